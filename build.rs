@@ -4,16 +4,16 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-const FOLDER: &str = "player/npm";
-const LIBRARY: &str = "player/npm/node_modules/hls.js/dist/hls.min.js";
+const PLAYER_NPM_FOLDER: &str = "player/npm";
+const HLS_JS_PATH: &str = "player/npm/node_modules/hls.js/dist/hls.min.js";
 
 fn main() {
-    println!("cargo::rerun-if-changed={FOLDER}/package-lock.json");
-    println!("cargo::rerun-if-changed={LIBRARY}");
-    if !Path::new(LIBRARY).exists() {
+    println!("cargo::rerun-if-changed={PLAYER_NPM_FOLDER}/package-lock.json");
+    println!("cargo::rerun-if-changed={HLS_JS_PATH}");
+    if !Path::new(HLS_JS_PATH).exists() {
         let installed = Command::new("npm")
             .args(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"])
-            .current_dir(FOLDER)
+            .current_dir(PLAYER_NPM_FOLDER)
             .status();
         if !installed.is_ok_and(|status| status.success()) {
             println!(
@@ -22,7 +22,7 @@ fn main() {
         }
     }
     // Empty where there is none: the player notices.
-    let library = fs::read(LIBRARY).unwrap_or_default();
+    let library = fs::read(HLS_JS_PATH).unwrap_or_default();
     let out = env::var_os("OUT_DIR").unwrap_or_default();
     if let Err(error) = fs::write(Path::new(&out).join("hls.min.js"), library) {
         println!("cargo::error=cannot write {}: {error}", out.display());

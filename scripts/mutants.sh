@@ -14,7 +14,7 @@ missed=0
 plan() {
     case $1 in
         session) echo "millstream-core crates/core/src/session/**/*.rs" ;;
-        guard) echo "millstream-core crates/core/src/session/guard.rs" ;;
+        guard) echo "millstream-core crates/core/src/session/dtls_filter.rs" ;;
         sdp) echo "millstream-core crates/core/src/sdp/**/*.rs" ;;
         access) echo "millstream src/access/**/*.rs" ;;
         limits) echo "millstream src/http/limits.rs" ;;

@@ -8,11 +8,11 @@ use std::time::SystemTime;
 use millstream_worker_runtime::sandbox;
 
 use crate::config::{Config, StreamConfig};
-use crate::gateway::parts::load_builtin_and_folder_pipelines;
+use crate::gateway::sources_and_credentials::load_builtin_and_folder_pipelines;
 use crate::http::server;
 use crate::http::tls;
-use crate::pipeline::process;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_process;
 use crate::shard::socket::{UDP_RECEIVE_BUFFER_BYTES, UDP_SEND_BUFFER_BYTES};
 
 pub mod ports;
@@ -85,7 +85,7 @@ const RECOMMENDED_OPEN_FILE_LIMIT: u64 = 16_384;
 const EARLIEST_PLAUSIBLE_UNIX_SECONDS: u64 = 1_767_225_600;
 
 /// Runs all checks, including those of ports and pipelines.
-pub async fn run_all_checks(config: &Config) -> Vec<Finding> {
+pub async fn run_all_doctor_checks(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         check_tcp_address_is_free("http.listen", config.http.listen),
         check_udp_address_is_free("webrtc.listen", config.webrtc.listen),
@@ -110,7 +110,7 @@ pub fn run_startup_checks(config: &Config) -> Vec<Finding> {
         check_landlock(sandbox::is_landlock_supported()),
     ];
     findings.extend(check_https(config));
-    findings.extend(check_publish_token(config));
+    findings.extend(check_publish_token_is_configured(config));
     findings
 }
 
@@ -277,7 +277,7 @@ fn check_https(config: &Config) -> Vec<Finding> {
     failures.collect()
 }
 
-fn check_publish_token(config: &Config) -> Option<Finding> {
+fn check_publish_token_is_configured(config: &Config) -> Option<Finding> {
     (!config.auth.is_publish_token_or_file_set()).then(|| {
         Finding::warning(
             "authorization: a new publish token is generated at each start",
@@ -290,7 +290,7 @@ async fn check_pipelines(config: &Config) -> Vec<Finding> {
     let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline_name).collect();
     let mut mistakes = Vec::new();
     let trials = load_builtin_and_folder_pipelines(config, &mut mistakes).trial_jobs();
-    let findings = match process::check_pipelines(&WorkerProgramsAndSlots::installed(), trials).await {
+    let findings = match worker_process::check_pipelines(&WorkerProgramsAndSlots::installed(), trials).await {
         Ok(findings) => findings,
         Err(error) => {
             let what = format!("pipelines: none can run: {error}");
@@ -309,7 +309,11 @@ async fn check_pipelines(config: &Config) -> Vec<Finding> {
     let found = findings.into_iter().map(|finding| match finding.failure {
         None => Finding::ok(format!("pipeline {}: ready", finding.name)),
         Some(failure) => {
-            let what = format!("pipeline {}: {}", finding.name, process::explain_failure(&failure));
+            let what = format!(
+                "pipeline {}: {}",
+                finding.name,
+                worker_process::explain_failure(&failure)
+            );
             match used.contains(&finding.name.as_str()) {
                 true => Finding::failure(
                     what,

@@ -14,15 +14,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
-use self::parts::SourcesAndCredentials;
+use self::sources_and_credentials::SourcesAndCredentials;
 use crate::access::AccessControl;
 use crate::config::{self, Config, ConfigError, ReloadMode, Secret};
 use crate::control::ControlPlane;
-use crate::control::packaging::GatewayStreamProvider;
-use crate::control::policy::ClientPolicy;
+use crate::control::client_settings::ClientSettings;
 use crate::control::reload::{ReloadReplySender, ReloadRequestSender, Reloaded};
 use crate::control::sessions::SessionTable;
-use crate::control::worker_limit::find_publisher_charged_for_transcode;
+use crate::control::stream_provider::GatewayStreamProvider;
+use crate::control::worker_limit::find_transcode_worker_owner;
 use crate::doctor::ports::{BindFailure, TransportProtocol};
 use crate::doctor::{self, FindingLevel};
 use crate::http::forwarded::TrustedProxies;
@@ -31,23 +31,23 @@ use crate::http::tls::{ReloadingCertificate, TlsError};
 use crate::http::{self, HttpState, api, server};
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
-use crate::pipeline::slots::WorkerSlots;
+use crate::pipeline::worker_slots::WorkerSlots;
 use crate::shard::{
     MediaPlane, MediaPlaneSettings, MediaPlaneStartError, SessionLimits, SessionState, discovery, socket, watchdog,
 };
 use crate::sources::fetch::registry::SourceRegistry;
 use crate::telemetry;
-use crate::transcode::{self, OwnerLookup};
+use crate::transcode::{self, WorkerOwnerLookup};
 use millstream_core::hub::name::StreamName;
 use millstream_core::session::identity::DtlsIdentity;
 use millstream_core::session::{CloseReason, CryptoSetupError};
 
 pub mod banner;
-pub mod check;
+pub mod config_check;
 pub mod health;
-pub mod parts;
 pub mod reload;
 pub mod run;
+pub mod sources_and_credentials;
 
 /// A running gateway.
 pub struct Gateway {
@@ -71,7 +71,7 @@ pub struct Gateway {
 
 /// Why the gateway did not start. Each text contains the configuration key to change.
 #[derive(Debug, Error)]
-pub enum GatewayError {
+pub enum GatewayStartError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]
@@ -84,7 +84,7 @@ pub enum GatewayError {
     DtlsIdentity(#[from] CryptoSetupError),
 }
 
-impl From<BindFailure> for GatewayError {
+impl From<BindFailure> for GatewayStartError {
     fn from(failure: BindFailure) -> Self {
         Self::Bind(Box::new(failure))
     }
@@ -100,8 +100,8 @@ impl Gateway {
     ///
     /// # Errors
     ///
-    /// A [`GatewayError`]; nothing keeps running.
-    pub async fn start(config: Config) -> Result<Self, GatewayError> {
+    /// A [`GatewayStartError`]; nothing keeps running.
+    pub async fn start(config: Config) -> Result<Self, GatewayStartError> {
         Self::start_with_worker_programs(config, WorkerProgramsAndSlots::installed()).await
     }
 
@@ -113,7 +113,7 @@ impl Gateway {
     pub async fn start_with_worker_programs(
         config: Config,
         mut programs: WorkerProgramsAndSlots,
-    ) -> Result<Self, GatewayError> {
+    ) -> Result<Self, GatewayStartError> {
         programs.slots = WorkerSlots::new(config.pipelines.worker_slot_limits());
         let parts = SourcesAndCredentials::build(&config, &programs)?;
         let identity = Arc::new(DtlsIdentity::generate()?);
@@ -130,7 +130,7 @@ impl Gateway {
         let (stop_http, stop) = watch::channel(false);
         let mut tasks = JoinSet::new();
         if let Some(server) = config.webrtc.announce_by_stun.clone() {
-            tasks.spawn(discovery::announce_public_address(media.clone(), server));
+            tasks.spawn(discovery::track_and_announce_public_address(media.clone(), server));
         }
         if let Some(listener) = tcp {
             tasks.spawn(serve_media_over_tcp(listener, &media, &config.limits, stop.clone()));
@@ -141,11 +141,11 @@ impl Gateway {
             unreachable!("a generated token consists of allowed characters");
         };
         tasks.spawn(report_dropped_log_lines());
-        tasks.spawn(return_free_memory());
+        tasks.spawn(release_free_memory_periodically());
         let (reloads, reload_requests) = mpsc::channel(1);
         let control = start_control_plane(&config, media.clone(), reloads, &programs.slots, &mut tasks);
         let transcoding = if config.pipelines.transcode {
-            let owners = charged_publisher_lookup(&control);
+            let owners = transcode_owner_lookup(&control);
             transcode::start_transcoding_service(parts.pipeline_library, programs.clone(), media, owners).await
         } else {
             None
@@ -165,7 +165,7 @@ impl Gateway {
             tls,
             health_router: http::out_of_descriptors_router(state.clone()),
         };
-        let server = tokio::spawn(server::serve(listener, router, options, stop));
+        let server = tokio::spawn(server::serve_listener(listener, router, options, stop));
         control.supervisor.reconcile(parts.configured_sources, false).await;
         log_doctor_findings(&config);
         log_config_warnings(&config);
@@ -221,11 +221,11 @@ impl Gateway {
     /// # Errors
     ///
     /// All mistakes in the configuration. Nothing has changed then.
-    pub async fn reload(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
+    pub async fn replace_config(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
         let parts = SourcesAndCredentials::build(&config, &self.programs)?;
         let differs = self.config.changed_keys_except_streams(&config);
         let affects_sources =
-            |key: &&config::Key| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
+            |key: &&config::ConfigKey| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
         let restarts_all = differs
             .iter()
             .any(|key| key.reload_mode == ReloadMode::Live && affects_sources(key));
@@ -250,7 +250,7 @@ impl Gateway {
             matches!(state, SessionState::Connecting | SessionState::Connected)
         });
         let sessions_ended = ended.count();
-        control.set_policy(ClientPolicy::new(&config));
+        control.set_client_settings(ClientSettings::new(&config));
         let reconciled = control
             .supervisor
             .reconcile(parts.configured_sources, restarts_all)
@@ -274,13 +274,13 @@ impl Gateway {
     }
 
     /// Rejects new sessions from now on. Existing ones continue.
-    pub fn drain(&self) {
+    pub fn start_draining(&self) {
         self.http_state.control.reject_new_sessions();
     }
 
     /// Rejects new sessions and ends all existing ones. The HTTP server ends last, so that clients still get responses.
     pub async fn stop(mut self) {
-        self.drain();
+        self.start_draining();
         self.http_state.control.supervisor.stop_all().await;
         if let Some(transcoding) = self.transcode_task.take() {
             transcoding.abort();
@@ -308,10 +308,10 @@ const DROPPED_LOG_LINES_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Logs how many lines were dropped, as soon as the queue has room.
 async fn report_dropped_log_lines() {
-    let mut reported = telemetry::dropped_line_count();
+    let mut reported = telemetry::dropped_log_line_count();
     loop {
         tokio::time::sleep(DROPPED_LOG_LINES_REPORT_INTERVAL).await;
-        let dropped = telemetry::dropped_line_count();
+        let dropped = telemetry::dropped_log_line_count();
         if dropped > reported {
             warn!(
                 lines = dropped - reported,
@@ -326,7 +326,7 @@ async fn report_dropped_log_lines() {
 const FREE_MEMORY_RETURN_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Gives memory that was freed back to the system, now and then. It takes some microseconds per MiB of free memory.
-async fn return_free_memory() {
+async fn release_free_memory_periodically() {
     loop {
         tokio::time::sleep(FREE_MEMORY_RETURN_INTERVAL).await;
         let _ = tokio::task::spawn_blocking(socket::return_free_memory).await;
@@ -357,12 +357,12 @@ fn log_config_warnings(config: &Config) {
 fn start_media_on_same_udp_and_tcp_port(
     config: &Config,
     identity: &Arc<DtlsIdentity>,
-) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
+) -> Result<(MediaPlane, Option<TcpListener>), GatewayStartError> {
     let mut attempts = if config.webrtc.listen.port() == 0 { 16 } else { 1 };
     loop {
         attempts -= 1;
         match try_start_media(config, identity) {
-            Err(GatewayError::Bind(failure)) if attempts > 0 && failure.is_in_use => {}
+            Err(GatewayStartError::Bind(failure)) if attempts > 0 && failure.is_in_use => {}
             started => return started,
         }
     }
@@ -373,10 +373,10 @@ fn try_start_media(
         webrtc: config, limits, ..
     }: &Config,
     identity: &Arc<DtlsIdentity>,
-) -> Result<(MediaPlane, Option<TcpListener>), GatewayError> {
+) -> Result<(MediaPlane, Option<TcpListener>), GatewayStartError> {
     let failed = |error: io::Error| {
         let failure = BindFailure::new("webrtc.listen", TransportProtocol::Tcp, config.listen, &error);
-        GatewayError::from(failure)
+        GatewayStartError::from(failure)
     };
     let bind = || server::bind_tokio_listener(config.listen).map_err(failed);
     let tcp = config.tcp.then(bind).transpose()?;
@@ -400,7 +400,7 @@ fn try_start_media(
         fatal_stall_timeout: watchdog::FATAL_STALL_TIMEOUT,
     };
     let started = match MediaPlane::start(settings(listen), identity.clone()) {
-        Err(MediaPlaneStartError::Bind { address, source }) => match server::ipv4_fallback(address) {
+        Err(MediaPlaneStartError::Bind { address, source }) => match server::ipv4_fallback_if_no_ipv6(address) {
             Some(address) => MediaPlane::start(settings(address), identity.clone()),
             None => Err(MediaPlaneStartError::Bind { address, source }),
         },
@@ -410,7 +410,7 @@ fn try_start_media(
         MediaPlaneStartError::Bind { address, source } => {
             BindFailure::new("webrtc.listen", TransportProtocol::Udp, address, &source).into()
         }
-        error => GatewayError::Media(error),
+        error => GatewayStartError::Media(error),
     })?;
     Ok((media, tcp))
 }
@@ -419,7 +419,7 @@ fn try_start_media(
 fn serve_media_over_tcp(
     listener: TcpListener,
     media: &MediaPlane,
-    limits: &config::Limits,
+    limits: &config::LimitsConfig,
     stop: watch::Receiver<bool>,
 ) -> impl Future<Output = ()> + use<> {
     media.enable_tcp_candidates();
@@ -434,7 +434,7 @@ fn serve_media_over_tcp(
     let limits = ListenerLimits::new(limits, TrustedProxies::default());
     // Media has no health checks: connections wait until there are descriptors again.
     let serve_reserved = None::<fn(TcpStream, SocketAddr) -> std::future::Ready<()>>;
-    server::accept_connections(listener, limits, |_| {}, stop, (serve, serve_reserved))
+    server::accept_and_serve_connections(listener, limits, |_| {}, stop, (serve, serve_reserved))
 }
 
 /// Makes the control plane, and starts the task that keeps its session table.
@@ -452,7 +452,7 @@ fn start_control_plane(
         media_plane: media.clone(),
         source_registry: sources.clone(),
     }));
-    let control = ControlPlane::new(media, sessions, sources, hls, ClientPolicy::new(config), reloads);
+    let control = ControlPlane::new(media, sessions, sources, hls, ClientSettings::new(config), reloads);
     let control = Arc::new(control.with_worker_slots(worker_slots.clone()));
     if let Some(forgotten) = forgotten {
         let control = control.clone();
@@ -462,9 +462,9 @@ fn start_control_plane(
 }
 
 /// Returns the function that tells for whom a stream is transcoded.
-fn charged_publisher_lookup(control: &Arc<ControlPlane>) -> OwnerLookup {
+fn transcode_owner_lookup(control: &Arc<ControlPlane>) -> WorkerOwnerLookup {
     let control = control.clone();
-    Arc::new(move |stream| find_publisher_charged_for_transcode(&control.sessions, control.media_plane.hub(), stream))
+    Arc::new(move |stream| find_transcode_worker_owner(&control.sessions, control.media_plane.hub(), stream))
 }
 
 /// Returns 128 random bits as 22 characters.

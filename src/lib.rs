@@ -44,7 +44,7 @@
 //! * What happens when a shard is slow? Its mailbox overflows, and it reads the missed packets from the ring
 //!   ([`millstream_core::outputs::whep::Viewer::handle_mailbox_overflow`]).
 //! * What happens when a shard hangs? [`shard::watchdog`].
-//! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::process::WorkerProcessError`]; it is
+//! * What happens when a worker crashes, hangs or exceeds its memory limit? [`pipeline::worker_process::WorkerProcessError`]; it is
 //!   restarted.
 //! * Which files use GStreamer? Those of `crates/worker`, a program of its own.
 //! * What closes a session? Every reason is a [`millstream_core::session::CloseReason`].
@@ -110,4 +110,4 @@ pub mod telemetry;
 pub mod transcode;
 
 pub use config::Config;
-pub use gateway::{Gateway, GatewayError};
+pub use gateway::{Gateway, GatewayStartError};

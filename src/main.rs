@@ -9,10 +9,10 @@ use clap::{Parser, Subcommand};
 use millstream::config::{ConfigError, Mistake};
 use millstream::doctor::{self, FindingLevel};
 use millstream::gateway::banner::banner;
-use millstream::gateway::reload::ConfigSource;
+use millstream::gateway::reload::ConfigLoader;
 use millstream::gateway::run::{self, Signals};
-use millstream::gateway::{check, health};
-use millstream::pipeline::process::DEMUXER_COMMAND;
+use millstream::gateway::{config_check, health};
+use millstream::pipeline::worker_process::DEMUXER_COMMAND;
 use millstream::{Config, Gateway, telemetry};
 
 /// WHIP/WHEP live-streaming gateway.
@@ -48,13 +48,13 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Command::Demuxer) = arguments.command {
-        return match millstream::pipeline::demuxer::run() {
+        return match millstream::pipeline::demuxer::run_demuxer_worker() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => print_error(&error.into()),
         };
     }
     millstream::shard::socket::limit_allocator_arenas();
-    match dispatch(&arguments) {
+    match load_config_and_run_command(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => print_error(&error),
     }
@@ -68,16 +68,18 @@ fn print_error(error: &anyhow::Error) -> ExitCode {
 /// How much higher the nice value of the threads of the control plane is than that of the process.
 const CONTROL_PLANE_NICE_INCREASE: i32 = 5;
 
-fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
+fn load_config_and_run_command(arguments: &Arguments) -> anyhow::Result<()> {
     let command = arguments.command.unwrap_or(Command::Serve { demo: false });
     let (mut config, mistakes) = Config::load_with_mistakes(arguments.config.as_deref(), std::env::vars_os());
     match command {
         // `check` reports mistakes itself. A gateway stays healthy when its file gets a mistake.
         Command::Check | Command::Health | Command::Demuxer => {}
-        Command::Doctor => ensure_no_mistakes(&mistakes, check::find_build_mistakes(&config))?,
-        Command::Serve { .. } => ensure_no_mistakes(
+        Command::Doctor => {
+            ensure_no_config_mistakes(&mistakes, config_check::find_source_and_credential_mistakes(&config))?
+        }
+        Command::Serve { .. } => ensure_no_config_mistakes(
             &mistakes,
-            check::find_build_and_certificate_mistakes(&config, &mistakes),
+            config_check::find_source_credential_certificate_mistakes(&config, &mistakes),
         )?,
     }
     // A thread inherits the value of the one that starts it.
@@ -92,21 +94,23 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
         builder.enable_all().build().context("cannot start the Tokio runtime")
     };
     match command {
-        Command::Check => Ok(runtime()?.block_on(check::check_loaded_config(&config, mistakes, print_stdout))?),
+        Command::Check => {
+            Ok(runtime()?.block_on(config_check::check_loaded_config(&config, mistakes, print_stdout))?)
+        }
         Command::Doctor => runtime()?.block_on(run_doctor(&config)),
         Command::Health => {
-            runtime()?.block_on(health::probe(&config))?;
+            runtime()?.block_on(health::probe_health(&config))?;
             print_stdout("healthy\n");
             Ok(())
         }
         Command::Serve { demo } => {
             if demo {
-                config.add_demo();
+                config.add_demo_stream_if_absent();
             }
-            let exports = telemetry::init(&config.log);
+            let exports = telemetry::init_telemetry(&config.log);
             let runtime = runtime()?;
-            let source = ConfigSource::new(arguments.config.clone(), demo);
-            let result = runtime.block_on(serve(config, source, demo));
+            let source = ConfigLoader::new(arguments.config.clone(), demo);
+            let result = runtime.block_on(run_gateway(config, source, demo));
             // Dropping the runtime would wait for a hanging shard, which `Gateway::stop` does not.
             runtime.shutdown_background();
             exports.flush_and_stop_with_logging();
@@ -117,7 +121,7 @@ fn dispatch(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 async fn run_doctor(config: &Config) -> anyhow::Result<()> {
-    let findings = doctor::run_all_checks(config).await;
+    let findings = doctor::run_all_doctor_checks(config).await;
     for finding in &findings {
         print_stdout(&format!("{finding}\n"));
     }
@@ -130,16 +134,16 @@ async fn run_doctor(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Fails if there are mistakes in the configuration, or in what it refers to.
-fn ensure_no_mistakes(mistakes: &[Mistake], more: Vec<Mistake>) -> Result<(), ConfigError> {
+fn ensure_no_config_mistakes(mistakes: &[Mistake], more: Vec<Mistake>) -> Result<(), ConfigError> {
     ConfigError::result_from_mistakes([mistakes, &more].concat())
 }
 
-async fn serve(config: Config, source: ConfigSource, has_demo: bool) -> anyhow::Result<()> {
+async fn run_gateway(config: Config, source: ConfigLoader, has_demo: bool) -> anyhow::Result<()> {
     // Before the ports are bound, so that no signal kills a gateway that is starting.
     let signals = Signals::new().context("cannot install signal handlers")?;
     let gateway = Gateway::start(config).await?;
     print_stdout(&banner(&gateway, has_demo));
-    run::run(gateway, source, signals).await;
+    run::run_gateway_until_signal(gateway, source, signals).await;
     Ok(())
 }
 

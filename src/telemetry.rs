@@ -1,6 +1,6 @@
 //! Log output, export by OTLP, and HTTP counters.
 
-mod queue;
+mod log_queue;
 
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +9,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use self::queue::LogQueue;
-pub use self::queue::{dropped_line_count, flush_and_stop_logging};
+use self::log_queue::LogQueue;
+pub use self::log_queue::{dropped_log_line_count, flush_and_stop_logging};
 use crate::config::{Log, LogFormat};
 
 /// Exports to a collector; see [`TelemetryExports::flush_and_stop_with_logging`].
@@ -37,12 +37,12 @@ pub const REQUEST_SPAN_TARGET: &str = "millstream::spans";
 
 /// Starts logging to standard error, and to a collector if one is configured. Only the first call in a process has an
 /// effect.
-pub fn init(log: &Log) -> TelemetryExports {
+pub fn init_telemetry(log: &Log) -> TelemetryExports {
     // The configuration has validated the directives. They may override the quietened target.
     let filter = |more: &str| EnvFilter::builder().parse_lossy(format!("{DTLS_LOG_DIRECTIVE},{}{more}", log.level));
     let queue = LogQueue::start(std::io::stderr());
     queue.install();
-    log_panics();
+    install_panic_logger();
     let layer = tracing_subscriber::fmt::layer()
         // Colours for terminals only, not for a log file or the journal.
         .with_ansi(std::io::stderr().is_terminal())
@@ -79,7 +79,7 @@ pub fn init(log: &Log) -> TelemetryExports {
 }
 
 /// Logs panics. The default hook would write to standard error and block if nobody reads it.
-fn log_panics() {
+fn install_panic_logger() {
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();
         let text = payload.downcast_ref::<&str>().copied();

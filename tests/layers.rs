@@ -206,7 +206,7 @@ const SHELLS: [&str; 11] = [
     "sources/hls/http.rs",
     "sources/hls/files.rs",
     "sources/hls/variant_resolver.rs",
-    "sources/hls/report.rs",
+    "sources/hls/left_out_report.rs",
     "outputs/hls/packaged_stream.rs",
     "outputs/hls/service.rs",
     "outputs/hls/packaging.rs",

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::hook::WebhookClient;
 use super::jwt::{JwtKey, JwtVerifier};
 use super::pattern::StreamNamePattern;
 use super::request::{Permissions, StaticToken};
-use crate::config::{Auth, Limits, Mistake, Secret, TokenConfig, read_environment_variable};
+use super::webhook::WebhookClient;
+use crate::config::{AuthConfig, LimitsConfig, Mistake, Secret, TokenConfig, read_environment_variable};
 
 /// The credentials that [`super::AccessControl`] is built from.
-pub struct Credentials {
+pub struct AuthCredentials {
     /// `None` if not configured; the caller then generates one.
     pub publish_token: Option<Secret>,
     pub(super) play_token: Option<Secret>,
@@ -21,13 +21,13 @@ pub struct Credentials {
     pub(super) accepts_query_token: bool,
 }
 
-impl Credentials {
+impl AuthCredentials {
     /// Reads the files and variables of the section; `limits` are those of requests to the webhook.
     ///
     /// # Errors
     ///
     /// All mistakes, by key.
-    pub fn read(auth: &Auth, limits: &Limits) -> Result<Self, Vec<Mistake>> {
+    pub fn read(auth: &AuthConfig, limits: &LimitsConfig) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let keys = read_jwt_keys(auth, &mut mistakes);
         let mut token = |key: &str, given: &Option<Secret>, file: Option<&Path>| match file {
@@ -72,7 +72,7 @@ impl Credentials {
     }
 }
 
-fn read_jwt_keys(auth: &Auth, mistakes: &mut Vec<Mistake>) -> Vec<JwtKey> {
+fn read_jwt_keys(auth: &AuthConfig, mistakes: &mut Vec<Mistake>) -> Vec<JwtKey> {
     let secret = auth.jwt_secret.as_ref();
     let mut keys: Vec<JwtKey> = secret
         .map(|secret| JwtKey::from_secret(secret.reveal()))
@@ -170,8 +170,10 @@ mod tests {
 
     use super::*;
 
-    fn problems(auth: &Auth) -> Vec<String> {
-        let mistakes = Credentials::read(auth, &Limits::default()).err().unwrap_or_default();
+    fn problems(auth: &AuthConfig) -> Vec<String> {
+        let mistakes = AuthCredentials::read(auth, &LimitsConfig::default())
+            .err()
+            .unwrap_or_default();
         mistakes.iter().map(ToString::to_string).collect()
     }
 
@@ -183,7 +185,7 @@ mod tests {
             publish: publish.iter().map(|text| (*text).to_owned()).collect(),
             ..TokenConfig::default()
         };
-        let auth = Auth {
+        let auth = AuthConfig {
             publish_token_file: Some("/nonexistent".into()),
             play_token_file: Some("/dev/null".into()),
             jwt_key_files: vec!["/dev/null".into()],
@@ -198,7 +200,7 @@ mod tests {
                     ..TokenConfig::default()
                 },
             ],
-            ..Auth::default()
+            ..AuthConfig::default()
         };
         let wanted = [
             "`auth.jwt_key_files[0]` refers to a file without a public key",

@@ -22,7 +22,7 @@ use tracing::warn;
 
 use super::pattern::StreamNamePattern;
 use super::request::{Denial, Permissions, VerifiedJwt, token_digest, wall_clock_now};
-use crate::config::Auth;
+use crate::config::AuthConfig;
 
 /// A key with its algorithm.
 #[derive(Clone)]
@@ -124,7 +124,7 @@ struct Claims {
 }
 
 impl Claims {
-    fn to_verified_jwt(&self, key: [u8; 32], set: Option<String>) -> VerifiedJwt {
+    fn to_jwt_after_verification(&self, key: [u8; 32], set: Option<String>) -> VerifiedJwt {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let audiences = match &self.aud {
             Some(Value::Array(many)) => many.iter().filter_map(text).collect(),
@@ -190,11 +190,11 @@ pub struct JwtVerifier {
 struct RemoteKeySet {
     url: String,
     client: reqwest::Client,
-    fetch_state: tokio::sync::Mutex<FetchState>,
+    fetch_state: tokio::sync::Mutex<FetchedKeySet>,
 }
 
 #[derive(Default)]
-struct FetchState {
+struct FetchedKeySet {
     keys: Vec<JwtKey>,
     fetched_at: Option<Instant>,
     attempted_at: Option<Instant>,
@@ -202,7 +202,7 @@ struct FetchState {
 
 impl JwtVerifier {
     /// Returns `None` if neither keys nor a key set URL are configured.
-    pub fn new(auth: &Auth, keys: Vec<JwtKey>) -> Option<Self> {
+    pub fn new(auth: &AuthConfig, keys: Vec<JwtKey>) -> Option<Self> {
         if keys.is_empty() && auth.jwks_url.is_none() {
             return None;
         }
@@ -236,7 +236,7 @@ impl JwtVerifier {
         if keys.is_empty()
             && let Some(set) = &self.remote_key_set
         {
-            keys = set.find_keys(header.alg, header.kid.as_deref()).await?;
+            keys = set.find_or_fetch_keys(header.alg, header.kid.as_deref()).await?;
             from = Some(&set.url);
         }
         let validation = self.validation(header.alg);
@@ -244,7 +244,7 @@ impl JwtVerifier {
         for key in keys {
             match jsonwebtoken::decode::<Claims>(token, &key.decoding_key, &validation) {
                 Ok(decoded) => {
-                    let verified = Arc::new(decoded.claims.to_verified_jwt(key.key_digest, from.cloned()));
+                    let verified = Arc::new(decoded.claims.to_jwt_after_verification(key.key_digest, from.cloned()));
                     // The library also accepts a list of issuers.
                     if !self.accepts_issuer_and_audience(&verified) {
                         continue;
@@ -336,7 +336,7 @@ fn matching_keys(keys: &[JwtKey], algorithm: Algorithm, id: Option<&str>) -> Vec
 impl RemoteKeySet {
     /// Returns the keys of the set that can have signed a token. The set is fetched again if it is old or has no such
     /// key.
-    async fn find_keys(&self, algorithm: Algorithm, id: Option<&str>) -> Result<Vec<JwtKey>, Denial> {
+    async fn find_or_fetch_keys(&self, algorithm: Algorithm, id: Option<&str>) -> Result<Vec<JwtKey>, Denial> {
         let mut state = self.fetch_state.lock().await;
         let is_old = state.fetched_at.is_none_or(|at| at.elapsed() >= JWK_SET_LIFETIME);
         let found = matching_keys(&state.keys, algorithm, id);
@@ -373,7 +373,7 @@ impl RemoteKeySet {
         let failed = |error: reqwest::Error| error.without_url().to_string();
         let request = self.client.get(&self.url).timeout(JWK_SET_FETCH_TIMEOUT);
         let response = request.send().await.and_then(reqwest::Response::error_for_status);
-        let text = read_limited_body(response.map_err(failed)?, MAX_JWK_SET_BYTES).await?;
+        let text = read_body_rejecting_oversize(response.map_err(failed)?, MAX_JWK_SET_BYTES).await?;
         let set = serde_json::from_slice(&text).map_err(|_| "the HTTP response is not a JWK set".to_owned())?;
         let keys = JwtKey::from_jwk_set(&set);
         if keys.is_empty() {
@@ -390,7 +390,10 @@ pub(super) fn http_client_without_redirects() -> reqwest::Client {
 }
 
 /// Reads a body of at most `most` bytes.
-pub(super) async fn read_limited_body(mut response: reqwest::Response, most: usize) -> Result<Vec<u8>, String> {
+pub(super) async fn read_body_rejecting_oversize(
+    mut response: reqwest::Response,
+    most: usize,
+) -> Result<Vec<u8>, String> {
     let mut text = Vec::new();
     loop {
         match response.chunk().await {

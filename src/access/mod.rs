@@ -10,19 +10,19 @@
 use crate::config::Secret;
 use millstream_core::hub::name::StreamName;
 
-mod admission;
 pub mod credentials;
-pub mod hook;
 pub mod jwt;
 pub mod pattern;
 mod request;
+pub mod webhook;
+mod webhook_admission;
 
-use self::credentials::Credentials;
-use self::hook::WebhookClient;
+use self::credentials::AuthCredentials;
 use self::jwt::JwtVerifier;
 use self::pattern::StreamNamePattern;
-pub use self::request::{AccessRequest, Action, Denial, Grant, Permissions, StaticToken};
+pub use self::request::{AccessAction, AccessRequest, Denial, Grant, Permissions, StaticToken};
 use self::request::{GrantBasis, token_digest};
+use self::webhook::WebhookClient;
 
 /// Decides about access.
 pub struct AccessControl {
@@ -38,14 +38,14 @@ pub struct AccessControl {
 
 impl AccessControl {
     /// Builds it from the configured credentials; `publish` is the token for publishing to all streams.
-    pub fn new(credentials: Credentials, publish: &Secret) -> Self {
+    pub fn new(credentials: AuthCredentials, publish: &Secret) -> Self {
         let all = || vec![StreamNamePattern::matching_all_streams()];
         let rights = |publish, api| Permissions {
             publish,
             play: all(),
             api,
         };
-        let Credentials {
+        let AuthCredentials {
             play_token: play,
             api_token: api,
             static_tokens: tokens,
@@ -99,7 +99,7 @@ impl AccessControl {
     ///
     /// A [`Denial`].
     pub async fn authorize(&self, request: AccessRequest<'_>) -> Result<Grant, Denial> {
-        if request.action == Action::Play && self.is_playback_open {
+        if request.action == AccessAction::Play && self.is_playback_open {
             return Ok(Grant::default());
         }
         let Some(token) = request.token else {
@@ -110,7 +110,7 @@ impl AccessControl {
             };
         };
         let mut denial = Denial::InvalidToken;
-        match self.check_static_tokens(token, request) {
+        match self.authorize_by_static_token(token, request) {
             Err(Denial::InvalidToken) => {}
             decided => return decided,
         }
@@ -118,7 +118,7 @@ impl AccessControl {
             && jwt::looks_like_jwt(token)
         {
             match verifier.verify(token).await {
-                Ok(signed) if signed.permissions.allow(request.action, request.stream) => {
+                Ok(signed) if signed.permissions.allows(request.action, request.stream) => {
                     return Ok(Grant {
                         expires_at: Some(signed.expires_at),
                         basis: GrantBasis::VerifiedJwt(signed),
@@ -136,15 +136,15 @@ impl AccessControl {
     }
 
     /// Whether a grant that was given by an earlier configuration is valid with this one; `stream` is `None` for the API.
-    pub fn still_grants(&self, grant: &Grant, action: Action, stream: Option<&StreamName>) -> bool {
-        if action == Action::Play && self.is_playback_open {
+    pub fn still_grants(&self, grant: &Grant, action: AccessAction, stream: Option<&StreamName>) -> bool {
+        if action == AccessAction::Play && self.is_playback_open {
             return true;
         }
         match &grant.basis {
             GrantBasis::OpenPlayback => false,
             GrantBasis::StaticToken(digest) => {
                 let mut tokens = self.static_tokens.iter().filter(|token| token.digest == *digest);
-                tokens.any(|token| token.permissions.allow(action, stream))
+                tokens.any(|token| token.permissions.allows(action, stream))
             }
             GrantBasis::VerifiedJwt(token) => self
                 .jwt_verifier
@@ -158,14 +158,14 @@ impl AccessControl {
     }
 
     /// Compares with all tokens, so that timing does not reveal which one matches.
-    fn check_static_tokens(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
+    fn authorize_by_static_token(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
         let digest = token_digest(given);
         let mut known = false;
         let mut allowed = false;
         for token in &self.static_tokens {
             let matches = token.has_digest(&digest);
             known |= matches;
-            allowed |= matches && token.permissions.allow(request.action, request.stream);
+            allowed |= matches && token.permissions.allows(request.action, request.stream);
         }
         match (allowed, known) {
             (true, _) => Ok(Grant {

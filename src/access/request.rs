@@ -13,14 +13,14 @@ use millstream_core::hub::name::StreamName;
 
 /// The action that a request needs permission for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
+pub enum AccessAction {
     Publish,
     Play,
     /// Use the control API and read the metrics.
     Api,
 }
 
-impl Action {
+impl AccessAction {
     /// Returns the name used in claims and in requests to the hook.
     pub fn name(self) -> &'static str {
         match self {
@@ -50,14 +50,14 @@ pub struct Permissions {
 
 impl Permissions {
     /// Whether they cover an action on a stream; `stream` is `None` for the API.
-    pub fn allow(&self, action: Action, stream: Option<&StreamName>) -> bool {
+    pub fn allows(&self, action: AccessAction, stream: Option<&StreamName>) -> bool {
         let any = |patterns: &[StreamNamePattern]| {
             stream.is_some_and(|stream| patterns.iter().any(|pattern| pattern.matches(stream.as_str())))
         };
         match action {
-            Action::Publish => any(&self.publish),
-            Action::Play => any(&self.play),
-            Action::Api => self.api,
+            AccessAction::Publish => any(&self.publish),
+            AccessAction::Play => any(&self.play),
+            AccessAction::Api => self.api,
         }
     }
 }
@@ -88,7 +88,7 @@ impl StaticToken {
 #[derive(Clone, Copy, Debug)]
 pub struct AccessRequest<'a> {
     pub token: Option<&'a str>,
-    pub action: Action,
+    pub action: AccessAction,
     /// `None` for the API.
     pub stream: Option<&'a StreamName>,
     pub address: Option<IpAddr>,

@@ -11,7 +11,7 @@ use super::mistake::{ConfigLocation, Mistake, MistakeKind};
 use super::syntax::{explain_syntax_error, is_unclosed_list_or_table_error};
 
 /// A parsed file. Parsing continues after a syntax error.
-pub(super) struct Document<'a> {
+pub(super) struct ConfigDocument<'a> {
     text: &'a str,
     path: &'a Path,
     /// Offset of the start of each line.
@@ -31,7 +31,7 @@ struct SyntaxError {
     affects_following_lines: bool,
 }
 
-impl<'a> Document<'a> {
+impl<'a> ConfigDocument<'a> {
     pub(super) fn parse(text: &'a str, path: &'a Path) -> Self {
         let (table, errors) = DeTable::parse_recoverable(text);
         let newlines = text.match_indices('\n').map(|(at, _)| at + 1);
@@ -202,7 +202,7 @@ impl<'a> Document<'a> {
             let line = self
                 .duplicate_key_mistakes
                 .get(index)
-                .and_then(|mistake| self.first_line_number(mistake));
+                .and_then(|mistake| self.first_occurrence_line_number(mistake));
             if let Some(Mistake {
                 kind: MistakeKind::Duplicate { first_line, .. },
                 ..
@@ -213,7 +213,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    fn first_line_number(&self, duplicate: &Mistake) -> Option<usize> {
+    fn first_occurrence_line_number(&self, duplicate: &Mistake) -> Option<usize> {
         let is_header = |line: &str| {
             let header = line
                 .trim_start()

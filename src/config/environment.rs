@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use super::mistake::{ConfigLocation, Hint, Mistake, MistakeKind, nearest_name};
-use super::section::{ENVIRONMENT_VARIABLE_PREFIX, Key, environment_variable_name};
+use super::section::{ConfigKey, ENVIRONMENT_VARIABLE_PREFIX, environment_variable_name};
 
 /// The variables that set keys, and mistakes in them.
 #[derive(Default)]
@@ -21,7 +21,7 @@ impl ConfigVariables {
     /// Reads the variables with our prefix. `keys` are all keys, `renamed` pairs of former and current paths.
     pub(super) fn read(
         environment: impl IntoIterator<Item = (OsString, OsString)>,
-        keys: &[&Key],
+        keys: &[&ConfigKey],
         renamed: &[(&str, &str)],
     ) -> Self {
         let mut variables = Self::default();
@@ -62,7 +62,7 @@ impl ConfigVariables {
     }
 }
 
-fn unknown_variable_mistake_kind(name: &str, keys: &[&Key]) -> MistakeKind {
+fn unknown_variable_mistake_kind(name: &str, keys: &[&ConfigKey]) -> MistakeKind {
     let names: Vec<String> = keys.iter().map(|key| environment_variable_name(key.path)).collect();
     let own = |name: &'_ str| {
         name.get(ENVIRONMENT_VARIABLE_PREFIX.len()..)

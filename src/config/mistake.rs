@@ -30,7 +30,7 @@ pub enum ConfigLocation {
 pub enum MistakeKind {
     /// The file is not TOML, or cannot be read.
     Syntax(String),
-    /// The key or table exists already; `first_line` is its first line, if known.
+    /// The key or table exists already; `first_line_of_error` is its first line, if known.
     Duplicate { is_table: bool, first_line: Option<usize> },
     /// No such `what` exists: a key, a section, an environment variable.
     UnknownName { what: &'static str, hint: Hint },
@@ -177,7 +177,9 @@ impl fmt::Display for Mistake {
         match &self.kind {
             MistakeKind::Syntax(problem) if key.is_empty() => f.write_str(problem),
             MistakeKind::Syntax(problem) => write!(f, "`{key}`: {problem}"),
-            MistakeKind::Duplicate { is_table, first_line } => write_duplicate(f, key, *is_table, *first_line),
+            MistakeKind::Duplicate { is_table, first_line } => {
+                write_duplicate_mistake_text(f, key, *is_table, *first_line)
+            }
             MistakeKind::UnknownName { what, hint } if key.is_empty() => write!(f, "unknown {what}{hint}"),
             MistakeKind::UnknownName { what, hint } => write!(f, "unknown {what} `{key}`{hint}"),
             MistakeKind::InvalidValue { shown, expected } => match shown {
@@ -190,7 +192,12 @@ impl fmt::Display for Mistake {
     }
 }
 
-fn write_duplicate(f: &mut fmt::Formatter<'_>, key: &str, is_table: bool, first_line: Option<usize>) -> fmt::Result {
+fn write_duplicate_mistake_text(
+    f: &mut fmt::Formatter<'_>,
+    key: &str,
+    is_table: bool,
+    first_line: Option<usize>,
+) -> fmt::Result {
     let what = if is_table { "table" } else { "key" };
     write!(f, "duplicate {what} `{key}`: ")?;
     if let Some(line) = first_line {
@@ -238,12 +245,12 @@ pub fn quoted_list(names: &[impl AsRef<str>], last: &str) -> String {
 
 /// Returns the name that `word` was probably meant to be; `None` if all are too different.
 pub fn nearest_name<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let word = normalize_name(word);
+    let word = normalize_name_for_comparison(word);
     let allowed = (word.chars().count() / 3).max(1);
     let distance = |name: &'a str| {
-        let known = normalize_name(name);
+        let known = normalize_name_for_comparison(name);
         // The start of a name, or a name with a suffix.
-        let is_start = word.len() >= MIN_PREFIX_BYTES && (known.starts_with(&word) || word.starts_with(&known));
+        let is_start = word.len() >= MIN_NAME_PREFIX_BYTES && (known.starts_with(&word) || word.starts_with(&known));
         let distance = if is_start {
             1
         } else {
@@ -256,10 +263,10 @@ pub fn nearest_name<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) ->
 }
 
 /// Minimum length of a prefix that counts as the name.
-const MIN_PREFIX_BYTES: usize = 4;
+const MIN_NAME_PREFIX_BYTES: usize = 4;
 
 /// Returns a name without case and separators: `corsOrigins`, `cors-origins` and `CORS__ORIGINS` are the same name.
-fn normalize_name(name: &str) -> String {
+fn normalize_name_for_comparison(name: &str) -> String {
     let is_part = |c: &char| c.is_alphanumeric() || *c == '.';
     name.chars().filter(is_part).flat_map(char::to_lowercase).collect()
 }

@@ -16,7 +16,7 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use self::document::Document;
+use self::document::ConfigDocument;
 use self::environment::ConfigVariables;
 use self::reader::ConfigReader;
 use self::renames::RENAMED_KEYS;
@@ -32,31 +32,34 @@ pub mod section;
 mod sections;
 mod streams;
 mod syntax;
-mod types;
-mod values;
+mod value_parsers;
+mod value_types;
 
-pub use self::auth::{Auth, TokenConfig};
+pub use self::auth::{AuthConfig, TokenConfig};
 pub use self::document::join_key_path;
 pub use self::environment::read_environment_variable;
 use self::mistake::KeyLocations;
 pub use self::mistake::{ConfigError, ConfigLocation, Mistake, MistakeKind};
 pub use self::secret::{Redacted, Secret};
-pub use self::section::{ConfigSection, Key, ReloadMode};
+pub use self::section::{ConfigKey, ConfigSection, ReloadMode};
 pub use self::sections::{
-    CorsOrigins, CounterOffer, Http, Ice, Limits, Log, LogFormat, Pipelines, Sources, TurnUser, WebRtc,
+    CorsOrigins, CounterOfferMode, HttpConfig, IceConfig, LimitsConfig, Log, LogFormat, PipelineWorkersConfig,
+    SourcesConfig, TurnUser, WebRtcConfig,
 };
-pub use self::streams::{HlsConfig, PipelineConfig, RtspConfig, RtspTransport, StreamConfig, StreamSource};
+pub use self::streams::{
+    HlsSourceConfig, PipelineSourceConfig, RtspConfig, RtspTransport, StreamConfig, StreamSourceConfig,
+};
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    pub http: Http,
-    pub webrtc: WebRtc,
-    pub ice: Ice,
-    pub auth: Auth,
-    pub limits: Limits,
-    pub pipelines: Pipelines,
-    pub sources: Sources,
+    pub http: HttpConfig,
+    pub webrtc: WebRtcConfig,
+    pub ice: IceConfig,
+    pub auth: AuthConfig,
+    pub limits: LimitsConfig,
+    pub pipelines: PipelineWorkersConfig,
+    pub sources: SourcesConfig,
     pub log: Log,
     /// Streams that the gateway pulls from cameras, HLS origins and pipelines.
     pub streams: Vec<StreamConfig>,
@@ -69,15 +72,15 @@ pub struct Config {
 pub const DEFAULT_CONFIG_FILE: &str = "millstream.toml";
 
 /// Returns all keys except those of streams, by section.
-pub fn all_keys_except_streams() -> Vec<&'static Key> {
+pub fn all_keys_except_streams() -> Vec<&'static ConfigKey> {
     let sections = [
-        Http::KEYS,
-        WebRtc::KEYS,
-        Ice::KEYS,
-        Auth::KEYS,
-        Limits::KEYS,
-        Pipelines::KEYS,
-        Sources::KEYS,
+        HttpConfig::KEYS,
+        WebRtcConfig::KEYS,
+        IceConfig::KEYS,
+        AuthConfig::KEYS,
+        LimitsConfig::KEYS,
+        PipelineWorkersConfig::KEYS,
+        SourcesConfig::KEYS,
         Log::KEYS,
     ];
     sections.into_iter().flatten().collect()
@@ -164,7 +167,7 @@ impl Config {
     ) -> (Self, Vec<Mistake>) {
         let keys = all_keys_except_streams();
         let variables = ConfigVariables::read(environment, &keys, RENAMED_KEYS);
-        let mut reader = ConfigReader::new(Document::parse(text, path), variables, RENAMED_KEYS, &keys);
+        let mut reader = ConfigReader::new(ConfigDocument::parse(text, path), variables, RENAMED_KEYS, &keys);
         let mut config = Self {
             http: reader.read_section(),
             webrtc: reader.read_section(),
@@ -185,7 +188,7 @@ impl Config {
     }
 
     /// Returns the keys whose values differ between two configurations, except those of streams.
-    pub fn changed_keys_except_streams(&self, other: &Self) -> Vec<&'static Key> {
+    pub fn changed_keys_except_streams(&self, other: &Self) -> Vec<&'static ConfigKey> {
         let sections = [
             self.http.differences(&other.http),
             self.webrtc.differences(&other.webrtc),
@@ -200,7 +203,7 @@ impl Config {
     }
 
     /// Adds the stream `demo`, unless a stream of that name is configured.
-    pub fn add_demo(&mut self) {
+    pub fn add_demo_stream_if_absent(&mut self) {
         let demo = StreamConfig::demo().filter(|demo| self.streams.iter().all(|stream| stream.name != demo.name));
         self.streams.extend(demo);
     }

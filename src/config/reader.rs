@@ -3,20 +3,20 @@
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::auth::{Auth, TokenConfig};
-use super::document::{Document, join_key_path, value_excerpt_unless_url_with_secret};
+use super::auth::{AuthConfig, TokenConfig};
+use super::document::{ConfigDocument, join_key_path, value_excerpt_unless_url_with_secret};
 use super::environment::ConfigVariables;
 use super::mistake::KeyLocations;
 use super::mistake::{ConfigLocation, Hint, Mistake, MistakeKind, nearest_name};
 use super::renames;
 use super::section::STREAMS_SECTION;
-use super::section::{ConfigSection, Key};
+use super::section::{ConfigKey, ConfigSection};
 
 /// Reads a configuration.
 pub(super) struct ConfigReader<'a> {
     /// All keys of the configuration, to suggest one for a misspelt one.
-    keys: &'a [&'static Key],
-    document: Document<'a>,
+    keys: &'a [&'static ConfigKey],
+    document: ConfigDocument<'a>,
     variables: ConfigVariables,
     mistakes: Vec<Mistake>,
     warnings: Vec<Mistake>,
@@ -39,10 +39,10 @@ const ALTERNATIVE_KEYS_SECOND_PREFERRED: [(&str, &str); 4] = [
 
 impl<'a> ConfigReader<'a> {
     pub(super) fn new(
-        mut document: Document<'a>,
+        mut document: ConfigDocument<'a>,
         mut variables: ConfigVariables,
         renamed: &[(&str, &str)],
-        keys: &'a [&'static Key],
+        keys: &'a [&'static ConfigKey],
     ) -> Self {
         let messages = renames::apply_renames(&mut document, &mut variables, renamed);
         let mut mistakes = std::mem::take(&mut variables.mistakes);
@@ -64,11 +64,11 @@ impl<'a> ConfigReader<'a> {
     }
 
     /// Reads the section `read_auth`, with its list of tokens.
-    pub(super) fn read_auth(&mut self) -> Auth {
-        let mut table = self.take_table(Auth::NAME);
+    pub(super) fn read_auth(&mut self) -> AuthConfig {
+        let mut table = self.take_table(AuthConfig::NAME);
         let tokens = table.remove("tokens").map(|tokens| self.read_tokens(tokens));
-        let auth = self.read_table_and_variables::<Auth>(table);
-        Auth {
+        let auth = self.read_table_and_variables::<AuthConfig>(table);
+        AuthConfig {
             tokens: tokens.unwrap_or_default(),
             ..auth
         }
@@ -204,7 +204,7 @@ impl<'a> ConfigReader<'a> {
                 );
                 continue;
             };
-            if let Err(expected) = try_parse_key::<S>(&name, &value) {
+            if let Err(expected) = validate_key_value::<S>(&name, &value) {
                 let shown = match value.get_ref() {
                     DeValue::String(text) if text.is_empty() => Some("\"\"".to_owned()),
                     _ if key.is_secret => None,
@@ -231,7 +231,7 @@ impl<'a> ConfigReader<'a> {
             };
             let name = Spanned::new(0..0, key.name.into());
             let value = Spanned::new(0..0, DeValue::String(text.clone().into()));
-            if let Err(mut expected) = try_parse_key::<S>(&name, &value) {
+            if let Err(mut expected) = validate_key_value::<S>(&name, &value) {
                 let is_shown = !key.is_secret || text.is_empty();
                 let shown = is_shown
                     .then(|| value_excerpt_unless_url_with_secret(&format!("{text:?}")))
@@ -286,7 +286,7 @@ impl<'a> ConfigReader<'a> {
 }
 
 /// Tries to read a single key.
-fn try_parse_key<'a, S: ConfigSection>(
+fn validate_key_value<'a, S: ConfigSection>(
     name: &Spanned<DeString<'a>>,
     value: &Spanned<DeValue<'a>>,
 ) -> Result<(), String> {
@@ -304,8 +304,8 @@ fn deserialize_section<S: ConfigSection>(table: DeTable<'_>) -> Option<S> {
 }
 
 /// Returns the problem of an unknown key. `own` are the keys of its table, `others` those of all sections.
-fn unknown_key_mistake_kind(name: &str, own: &[&str], others: &[&Key]) -> MistakeKind {
-    let same = |key: &&&Key| key.name == name;
+fn unknown_key_mistake_kind(name: &str, own: &[&str], others: &[&ConfigKey]) -> MistakeKind {
+    let same = |key: &&&ConfigKey| key.name == name;
     let elsewhere: Vec<String> = others.iter().filter(same).map(|key| key.path.to_owned()).collect();
     let hint = match nearest_name(name, own.iter().copied()) {
         Some(near) => Hint::SimilarNames(vec![near.to_owned()]),
@@ -322,7 +322,7 @@ fn unknown_key_mistake_kind(name: &str, own: &[&str], others: &[&Key]) -> Mistak
     MistakeKind::UnknownName { what: "key", hint }
 }
 
-fn unknown_section_mistake_kind(name: &str, keys: &[&Key]) -> MistakeKind {
+fn unknown_section_mistake_kind(name: &str, keys: &[&ConfigKey]) -> MistakeKind {
     let mut sections: Vec<&str> = keys.iter().filter_map(|key| key.path.split('.').next()).collect();
     sections.push(STREAMS_SECTION);
     sections.dedup();

@@ -3,7 +3,7 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::document::{Document, join_key_path};
+use super::document::{ConfigDocument, join_key_path};
 use super::environment::ConfigVariables;
 use super::mistake::{ConfigLocation, Mistake};
 use super::section::STREAMS_SECTION;
@@ -32,7 +32,7 @@ struct OldKeyUse {
 
 /// Renames keys with a former name, in the file and among the variables.
 pub(super) fn apply_renames(
-    document: &mut Document<'_>,
+    document: &mut ConfigDocument<'_>,
     variables: &mut ConfigVariables,
     renamed: &[(&str, &str)],
 ) -> RenamedKeyFindings {
@@ -169,8 +169,8 @@ mod tests {
         text: &'a str,
         variables: &[(&str, &str)],
         renamed: &[(&str, &str)],
-    ) -> (Document<'a>, ConfigVariables, Vec<String>, Vec<String>) {
-        let mut document = Document::parse(text, Path::new("test.toml"));
+    ) -> (ConfigDocument<'a>, ConfigVariables, Vec<String>, Vec<String>) {
+        let mut document = ConfigDocument::parse(text, Path::new("test.toml"));
         let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
         let mut variables = ConfigVariables::read(environment, &crate::config::all_keys_except_streams(), renamed);
         let messages = apply_renames(&mut document, &mut variables, renamed);

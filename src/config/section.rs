@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 
 /// The metadata of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct ConfigKey {
     /// `section.key`, as in messages and in the documentation.
     pub path: &'static str,
     /// The last part of the path.
@@ -28,7 +28,7 @@ pub enum ReloadMode {
     Restart,
 }
 
-impl Key {
+impl ConfigKey {
     pub(super) const fn new(path: &'static str, name: &'static str, reload: ReloadMode, doc: &'static str) -> Self {
         Self {
             path,
@@ -40,7 +40,7 @@ impl Key {
         }
     }
 
-    pub(super) const fn with_default(self, default: &'static str, is_secret: bool) -> Self {
+    pub(super) const fn with_default_and_secrecy(self, default: &'static str, is_secret: bool) -> Self {
         Self {
             default_text: default,
             is_secret,
@@ -79,10 +79,10 @@ pub trait ConfigSection: Default + DeserializeOwned {
     /// Path of the table; `*` stands for any name.
     const NAME: &'static str;
     /// All keys, in the order of the fields.
-    const KEYS: &'static [Key];
+    const KEYS: &'static [ConfigKey];
 
     /// Returns the keys whose values differ.
-    fn differences(&self, other: &Self) -> Vec<&'static Key>;
+    fn differences(&self, other: &Self) -> Vec<&'static ConfigKey>;
 }
 
 /// Declares a section. Each field is a key with its metadata:
@@ -125,17 +125,17 @@ macro_rules! section {
 
         impl $crate::config::section::ConfigSection for $name {
             const NAME: &'static str = $section;
-            const KEYS: &'static [$crate::config::section::Key] = &[$(
-                $crate::config::section::Key::new(
+            const KEYS: &'static [$crate::config::section::ConfigKey] = &[$(
+                $crate::config::section::ConfigKey::new(
                     concat!($section, ".", $key),
                     $key,
                     $crate::config::section::ReloadMode::$reload,
                     concat!($($doc),+),
                 )
-                .with_default($shown, section!(@is $($secret)?))
+                .with_default_and_secrecy($shown, section!(@is $($secret)?))
             ),+];
 
-            fn differences(&self, other: &Self) -> Vec<&'static $crate::config::section::Key> {
+            fn differences(&self, other: &Self) -> Vec<&'static $crate::config::section::ConfigKey> {
                 let differs = [$(self.$field != other.$field),+];
                 let keys = Self::KEYS.iter().zip(differs);
                 keys.filter_map(|(key, differs)| differs.then_some(key)).collect()

@@ -11,120 +11,120 @@ use super::mistake::{Mistake, MistakeKind, nearest_name};
 use super::reader::ConfigReader;
 use super::secret::Redacted;
 use super::section::{ConfigSection as _, STREAMS_SECTION, section};
-use super::values::{self, NamedVariants};
+use super::value_parsers::{self, NamedVariants};
 use millstream_core::hub::name::StreamName;
 
 /// A configured stream and its source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamConfig {
     pub name: StreamName,
-    pub source: StreamSource,
+    pub source: StreamSourceConfig,
 }
 
 /// The source of a configured stream.
 #[derive(Clone, Debug, PartialEq)]
-pub enum StreamSource {
+pub enum StreamSourceConfig {
     Rtsp(Box<RtspConfig>),
-    Hls(Box<HlsConfig>),
-    Pipeline(Box<PipelineConfig>),
+    Hls(Box<HlsSourceConfig>),
+    Pipeline(Box<PipelineSourceConfig>),
 }
 
 section! {
     /// A camera.
     pub struct RtspConfig("streams.*") {
         /// URL, `rtsp://[user:password@]host[:port]/path`.
-        #[key("rtsp", Live, "required", "values::redacted_string", secret)]
+        #[key("rtsp", Live, "required", "value_parsers::parse_redacted_string", secret)]
         pub rtsp: Redacted<String> = Redacted::default(),
 
         /// How RTP is sent: `tcp` within the RTSP connection, or `udp`.
-        #[key("transport", Live, "`tcp`", "values::named_variant")]
+        #[key("transport", Live, "`tcp`", "value_parsers::parse_named_variant")]
         pub transport: RtspTransport = RtspTransport::Tcp,
 
         /// User, unless the URL contains one.
-        #[key("username", Live, "none", "values::redacted_string", secret)]
+        #[key("username", Live, "none", "value_parsers::parse_redacted_string", secret)]
         pub username: Option<Redacted<String>> = None,
 
         /// Password of the user.
-        #[key("password", Live, "none", "values::redacted_string", secret)]
+        #[key("password", Live, "none", "value_parsers::parse_redacted_string", secret)]
         pub password: Option<Redacted<String>> = None,
 
         /// File that contains the password; read for each session.
-        #[key("password_file", Live, "none", "values::path")]
+        #[key("password_file", Live, "none", "value_parsers::parse_path")]
         pub password_file: Option<PathBuf> = None,
 
         /// Environment variable that contains the password.
-        #[key("password_env", Live, "none", "values::text")]
+        #[key("password_env", Live, "none", "value_parsers::parse_short_string")]
         pub password_env: Option<String> = None,
 
         /// Seconds without video after which the camera is considered frozen, 1 to 3600. By default three times the
         /// longest recent interval between frames, at least 5 and at most 90.
-        #[key("silence_timeout", Live, "automatic", "values::seconds::<1, 3_600, _, _>")]
+        #[key("silence_timeout", Live, "automatic", "value_parsers::parse_whole_seconds::<1, 3_600, _, _>")]
         pub silence_timeout: Option<Duration> = None,
 
         /// Workarounds for cameras that deviate from RTSP.
-        #[key("quirks", Live, "none", "values::table")]
+        #[key("quirks", Live, "none", "value_parsers::parse_redacted_table")]
         pub quirks: Redacted<toml::Table> = Redacted::default(),
 
         /// Run the source only while it has viewers.
-        #[key("on_demand", Live, "`false`", "values::flag")]
+        #[key("on_demand", Live, "`false`", "value_parsers::parse_bool")]
         pub on_demand: bool = false,
 
         /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand` only.
-        #[key("stop_after", Live, "`10`", "values::seconds::<1, 86_400, _, _>")]
+        #[key("stop_after", Live, "`10`", "value_parsers::parse_whole_seconds::<1, 86_400, _, _>")]
         pub stop_after: Option<Duration> = None,
     }
 }
 
 section! {
     /// An HLS playlist.
-    pub struct HlsConfig("streams.*") {
+    pub struct HlsSourceConfig("streams.*") {
         /// URL of the playlist, `http://` or `https://`.
-        #[key("hls", Live, "required", "values::redacted_string", secret)]
+        #[key("hls", Live, "required", "value_parsers::parse_redacted_string", secret)]
         pub hls: Redacted<String> = Redacted::default(),
 
         /// Maximum height of the selected variant in pixels, 16 to 8640.
-        #[key("max_height", Live, "any", "values::whole_number_as_some::<16, 8_640, _, _>")]
+        #[key("max_height", Live, "any", "value_parsers::parse_whole_number_as_some::<16, 8_640, _, _>")]
         pub max_height: Option<u32> = None,
 
         /// Maximum bandwidth of the selected variant in bit/s, 1000 to 1000000000.
-        #[key("max_bandwidth", Live, "any", "values::whole_number_as_some::<1_000, 1_000_000_000, _, _>")]
+        #[key("max_bandwidth", Live, "any", "value_parsers::parse_whole_number_as_some::<1_000, 1_000_000_000, _, _>")]
         pub max_bandwidth: Option<u64> = None,
 
         /// Restart a recorded stream at its end.
-        #[key("repeat", Live, "`true`", "values::flag")]
+        #[key("repeat", Live, "`true`", "value_parsers::parse_bool")]
         pub repeat: bool = true,
 
         /// HTTP headers of each request to the scheme, host and port of the URL, at most 16.
-        #[key("headers", Live, "none", "values::table", secret)]
+        #[key("headers", Live, "none", "value_parsers::parse_redacted_table", secret)]
         pub headers: Redacted<toml::Table> = Redacted::default(),
 
         /// Run the source only while it has viewers.
-        #[key("on_demand", Live, "`false`", "values::flag")]
+        #[key("on_demand", Live, "`false`", "value_parsers::parse_bool")]
         pub on_demand: bool = false,
 
         /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand` only.
-        #[key("stop_after", Live, "`10`", "values::seconds::<1, 86_400, _, _>")]
+        #[key("stop_after", Live, "`10`", "value_parsers::parse_whole_seconds::<1, 86_400, _, _>")]
         pub stop_after: Option<Duration> = None,
     }
 }
 
 section! {
     /// A pipeline.
-    pub struct PipelineConfig("streams.*") {
+    pub struct PipelineSourceConfig("streams.*") {
         /// Name of the pipeline.
-        #[key("pipeline", Live, "required", "values::text")]
+        #[key("pipeline", Live, "required", "value_parsers::parse_short_string")]
         pub pipeline: String = String::new(),
 
         /// Parameters of the pipeline.
-        #[key("params", Live, "none", "values::table", secret)]
+        #[key("params", Live, "none", "value_parsers::parse_redacted_table", secret)]
         pub params: Redacted<toml::Table> = Redacted::default(),
 
         /// Run the source only while it has viewers.
-        #[key("on_demand", Live, "`false`", "values::flag")]
+        #[key("on_demand", Live, "`false`", "value_parsers::parse_bool")]
         pub on_demand: bool = false,
 
         /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand` only.
-        #[key("stop_after", Live, "`10`", "values::seconds::<1, 86_400, _, _>")]
+        #[key("stop_after", Live, "`10`", "value_parsers::parse_whole_seconds::<1, 86_400, _, _>")]
         pub stop_after: Option<Duration> = None,
     }
 }
@@ -140,7 +140,7 @@ pub enum RtspTransport {
 }
 
 impl NamedVariants for RtspTransport {
-    const ALL: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
+    const NAMED_VARIANTS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
 }
 
 /// Default of `stop_after`.
@@ -164,26 +164,26 @@ impl StreamConfig {
     /// Returns the name of the pipeline, if the source is one.
     pub fn pipeline_name(&self) -> Option<&str> {
         match &self.source {
-            StreamSource::Pipeline(pipeline) => Some(&pipeline.pipeline),
-            StreamSource::Rtsp(_) | StreamSource::Hls(_) => None,
+            StreamSourceConfig::Pipeline(pipeline) => Some(&pipeline.pipeline),
+            StreamSourceConfig::Rtsp(_) | StreamSourceConfig::Hls(_) => None,
         }
     }
 
     /// Returns the stream `demo`: a test pattern that runs while it has viewers.
     pub(super) fn demo() -> Option<Self> {
-        let pipeline = PipelineConfig {
+        let pipeline = PipelineSourceConfig {
             pipeline: "test".to_owned(),
             on_demand: true,
-            ..PipelineConfig::default()
+            ..PipelineSourceConfig::default()
         };
         Some(Self {
             name: StreamName::parse(DEMO_STREAM_NAME).ok()?,
-            source: StreamSource::Pipeline(Box::new(pipeline)),
+            source: StreamSourceConfig::Pipeline(Box::new(pipeline)),
         })
     }
 }
 
-impl StreamSource {
+impl StreamSourceConfig {
     fn on_demand_settings(&self) -> (bool, Option<Duration>) {
         match self {
             Self::Rtsp(camera) => (camera.on_demand, camera.stop_after),
@@ -240,7 +240,7 @@ fn read_stream_source<'a>(
     path: &str,
     at: usize,
     table: DeTable<'a>,
-) -> Option<StreamSource> {
+) -> Option<StreamSourceConfig> {
     let given = SOURCE_KIND_KEYS.iter().filter_map(|key| table.get_key_value(*key));
     let given: Vec<(String, usize)> = given.map(|(key, _)| (key.to_string(), key.span().start)).collect();
     let kind = match given.as_slice() {
@@ -257,9 +257,9 @@ fn read_stream_source<'a>(
     };
     let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
     let source = match kind.as_str() {
-        "rtsp" => StreamSource::Rtsp(Box::new(reader.read_file_only_table(path, table))),
-        "hls" => StreamSource::Hls(Box::new(reader.read_file_only_table(path, table))),
-        _ => StreamSource::Pipeline(Box::new(reader.read_file_only_table(path, table))),
+        "rtsp" => StreamSourceConfig::Rtsp(Box::new(reader.read_file_only_table(path, table))),
+        "hls" => StreamSourceConfig::Hls(Box::new(reader.read_file_only_table(path, table))),
+        _ => StreamSourceConfig::Pipeline(Box::new(reader.read_file_only_table(path, table))),
     };
     if let Some(at) = stop_after
         && !source.on_demand_settings().0
@@ -278,7 +278,7 @@ fn read_stream_source<'a>(
 
 /// Adds the mistakes of a stream without a source. The likely reason is a misspelt key.
 fn add_missing_source_mistake(reader: &mut ConfigReader<'_>, path: &str, at: usize, table: &DeTable<'_>) {
-    let keys = [RtspConfig::KEYS, HlsConfig::KEYS, PipelineConfig::KEYS].concat();
+    let keys = [RtspConfig::KEYS, HlsSourceConfig::KEYS, PipelineSourceConfig::KEYS].concat();
     let own: Vec<&str> = keys.iter().map(|key| key.name).collect();
     let mut is_misspelt = false;
     for name in table.keys().filter(|name| !own.contains(&name.get_ref().as_ref())) {

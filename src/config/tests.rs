@@ -178,7 +178,7 @@ fn a_file_that_was_named_has_to_exist_and_to_be_toml() {
 #[test]
 fn the_reference_lists_every_key() {
     let reference = include_str!("../../docs/configuration.md");
-    let row = |key: &Key| {
+    let row = |key: &ConfigKey| {
         let reload = match key.reload_mode {
             ReloadMode::Live => "live",
             ReloadMode::Restart => "restart",
@@ -190,13 +190,13 @@ fn the_reference_lists_every_key() {
             key.description()
         )
     };
-    let inner = |key: &Key| format!("| `{}` | {} | {} |", key.name, key.default_text, key.description());
+    let inner = |key: &ConfigKey| format!("| `{}` | {} | {} |", key.name, key.default_text, key.description());
     let mut wanted: Vec<String> = all_keys_except_streams().into_iter().map(row).collect();
     for table in [
         TokenConfig::KEYS,
         RtspConfig::KEYS,
-        HlsConfig::KEYS,
-        PipelineConfig::KEYS,
+        HlsSourceConfig::KEYS,
+        PipelineSourceConfig::KEYS,
     ] {
         wanted.extend(table.iter().map(inner));
     }

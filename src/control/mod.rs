@@ -1,7 +1,7 @@
 //! The control plane: state and decisions outside of the media path, independent of HTTP.
 //!
 //! * [`sessions`]: all sessions with a URL, from the offer to their end.
-//! * [`policy`]: configured settings that apply to clients.
+//! * [`client_settings`]: configured settings that apply to clients.
 //! * [`reload`]: requests to reload the configuration.
 //! * [`worker_limit`]: for whom workers transcode, and whether a further one may run.
 //!
@@ -13,18 +13,18 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
-pub mod packaging;
-pub mod policy;
-pub mod record;
+pub mod client_settings;
 pub mod reload;
+pub mod session_record;
 pub mod sessions;
+pub mod stream_provider;
 pub mod worker_limit;
 
-use self::policy::ClientPolicy;
+use self::client_settings::ClientSettings;
 use self::reload::ReloadRequestSender;
 use self::sessions::SessionTable;
 use crate::outputs::hls::service::HlsService;
-use crate::pipeline::slots::WorkerSlots;
+use crate::pipeline::worker_slots::WorkerSlots;
 use crate::shard::MediaPlane;
 use crate::sources::fetch::registry::SourceRegistry;
 use crate::sources::fetch::supervisor::SourceSupervisor;
@@ -48,7 +48,7 @@ pub struct ControlPlane {
     pub hls_service: Arc<HlsService>,
     /// How many worker processes may run.
     pub worker_slots: WorkerSlots,
-    policy: RwLock<Arc<ClientPolicy>>,
+    client_settings: RwLock<Arc<ClientSettings>>,
     draining: AtomicBool,
 }
 
@@ -58,7 +58,7 @@ impl ControlPlane {
         sessions: SessionTable,
         sources: SourceRegistry,
         hls: Arc<HlsService>,
-        policy: ClientPolicy,
+        client_settings: ClientSettings,
         reloads: ReloadRequestSender,
     ) -> Self {
         Self {
@@ -70,7 +70,7 @@ impl ControlPlane {
             reload_request_sender: reloads,
             hls_service: hls,
             worker_slots: WorkerSlots::default(),
-            policy: RwLock::new(Arc::new(policy)),
+            client_settings: RwLock::new(Arc::new(client_settings)),
             draining: AtomicBool::new(false),
         }
     }
@@ -82,14 +82,17 @@ impl ControlPlane {
         self
     }
 
-    /// Returns the current client policy.
-    pub fn policy(&self) -> Arc<ClientPolicy> {
-        self.policy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the current client settings.
+    pub fn client_settings(&self) -> Arc<ClientSettings> {
+        self.client_settings
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
-    /// Replaces the client policy.
-    pub fn set_policy(&self, policy: ClientPolicy) {
-        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(policy);
+    /// Replaces the client settings.
+    pub fn set_client_settings(&self, client_settings: ClientSettings) {
+        *self.client_settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(client_settings);
     }
 
     /// Rejects new sessions from now on, because the gateway is stopping.

@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::record::{IceSession, SessionRecord};
+use super::session_record::{IceSession, SessionRecord};
 use crate::access::AccessControl;
 use crate::shard::{MediaPlane, SessionId, SessionPlacement, SessionState};
-use millstream_core::hub::changes::Topic;
-use millstream_core::hub::sparse::shrink_sparse_map;
+use millstream_core::hub::changes::ChangeTopic;
+use millstream_core::hub::shrink_sparse::shrink_sparse_map;
 use millstream_core::sdp::LocalDescription;
 use millstream_core::session::CloseReason;
 
@@ -25,7 +25,7 @@ const MAX_UNANSWERED_OFFERS: usize = 2_048;
 
 /// Interval at which expired offers and sessions that ended a minute ago are forgotten. They would otherwise be kept until
 /// the next client comes.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
+const REMOVE_EXPIRED_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum number of event streams of one session; more are rejected.
 const MAX_EVENT_STREAMS_PER_SESSION: usize = 4;
@@ -157,7 +157,7 @@ impl SessionTable {
         mut expiring: TokenExpiryReceiver,
     ) {
         let mut due: BinaryHeap<Reverse<(Instant, SessionId)>> = BinaryHeap::new();
-        let mut expiry = interval(EXPIRY_INTERVAL);
+        let mut expiry = interval(REMOVE_EXPIRED_INTERVAL);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let next = due.peek().map(|Reverse((at, _))| *at);
@@ -202,7 +202,10 @@ impl SessionTable {
         if !is_granted {
             self.media_plane.end_session(id, CloseReason::TokenRevoked);
         }
-        self.media_plane.hub().change_notifier().notify(&Topic::Session(id));
+        self.media_plane
+            .hub()
+            .change_notifier()
+            .notify(&ChangeTopic::Session(id));
         // The media plane may have forgotten the session before it was inserted.
         if self.media_plane.session_state(id) == SessionState::Unknown {
             self.remove_open_session(id);
@@ -215,7 +218,10 @@ impl SessionTable {
         entries.open_sessions.remove(&id);
         shrink_sparse_map(&mut entries.open_sessions);
         drop(entries);
-        self.media_plane.hub().change_notifier().notify(&Topic::Session(id));
+        self.media_plane
+            .hub()
+            .change_notifier()
+            .notify(&ChangeTopic::Session(id));
     }
 
     /// Marks an open session as deleted by its owner: from now on it is not running.
@@ -325,7 +331,7 @@ impl SessionTable {
         self.media_plane
             .hub()
             .change_notifier()
-            .notify(&Topic::Session(session));
+            .notify(&ChangeTopic::Session(session));
         reader
     }
 
@@ -351,7 +357,7 @@ impl SessionTable {
         self.media_plane
             .hub()
             .change_notifier()
-            .notify(&Topic::Session(session));
+            .notify(&ChangeTopic::Session(session));
         closed.unwrap_or(false)
     }
 

@@ -2,13 +2,13 @@
 
 use super::ControlPlane;
 use super::sessions::SessionTable;
-use crate::pipeline::slots::{NoWorkerSlot, WorkerOwner};
+use crate::pipeline::worker_slots::{NoWorkerSlot, WorkerOwner};
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::track_delivery::TranscodeTarget;
 
 /// Returns for whom a stream is transcoded: for its publisher, or for the configuration if it has none.
-pub fn find_publisher_charged_for_transcode(sessions: &SessionTable, hub: &Hub, stream: &StreamName) -> WorkerOwner {
+pub fn find_transcode_worker_owner(sessions: &SessionTable, hub: &Hub, stream: &StreamName) -> WorkerOwner {
     let source = hub
         .find_stream(stream)
         .and_then(|stream| stream.with_state(|state| state.source()));
@@ -31,20 +31,24 @@ impl ControlPlane {
         target: TranscodeTarget,
     ) -> Result<(), NoWorkerSlot> {
         // The transcoded stream itself says nothing: it exists as long as somebody waits for it.
-        if self.worker_slots.has_transcode(&stream.transcode_key(target)) {
+        if self
+            .worker_slots
+            .holds_slot_for_transcode(&stream.transcode_key(target))
+        {
             return Ok(());
         }
         self.worker_slots
-            .check_free_and_count_refusal(self.publisher_charged_for_transcode(stream))
+            .check_free_and_count_refusal(self.transcode_worker_owner(stream))
     }
 
     /// Returns whether a stream can be transcoded now, like [`Self::check_transcode_slot_and_count_refusal`]; a refusal is not counted.
     pub fn has_transcode_slot(&self, stream: &StreamName, target: TranscodeTarget) -> bool {
-        self.worker_slots.has_transcode(&stream.transcode_key(target))
-            || self.worker_slots.is_free(self.publisher_charged_for_transcode(stream))
+        self.worker_slots
+            .holds_slot_for_transcode(&stream.transcode_key(target))
+            || self.worker_slots.is_free(self.transcode_worker_owner(stream))
     }
 
-    fn publisher_charged_for_transcode(&self, stream: &StreamName) -> WorkerOwner {
-        find_publisher_charged_for_transcode(&self.sessions, self.media_plane.hub(), stream)
+    fn transcode_worker_owner(&self, stream: &StreamName) -> WorkerOwner {
+        find_transcode_worker_owner(&self.sessions, self.media_plane.hub(), stream)
     }
 }

@@ -123,7 +123,7 @@ const HTTP_LISTEN_KEY: &str = "http.listen";
 
 /// Binds a UDP port as the media plane does: `[::]` becomes `0.0.0.0` where the kernel has no IPv6.
 pub fn bind_udp_with_ipv4_fallback(address: SocketAddr) -> io::Result<UdpSocket> {
-    UdpSocket::bind(address).or_else(|error| match server::ipv4_fallback(address) {
+    UdpSocket::bind(address).or_else(|error| match server::ipv4_fallback_if_no_ipv6(address) {
         Some(address) => UdpSocket::bind(address),
         None => Err(error),
     })

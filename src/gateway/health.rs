@@ -25,7 +25,7 @@ const HEALTH_PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// # Errors
 ///
 /// A [`HealthError`] if no gateway answers there, or one that is not healthy.
-pub async fn probe(config: &Config) -> Result<(), HealthError> {
+pub async fn probe_health(config: &Config) -> Result<(), HealthError> {
     let listen = config.http.listen;
     let addresses: Vec<IpAddr> = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => vec![Ipv4Addr::LOCALHOST.into()],

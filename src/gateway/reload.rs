@@ -6,18 +6,18 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tracing::error;
 
-use super::{Gateway, check};
+use super::{Gateway, config_check};
 use crate::config::{self, Config, ConfigError};
 use crate::control::reload::ReloadReplySender;
 
 /// Where a gateway reads its configuration.
 #[derive(Clone, Debug)]
-pub struct ConfigSource {
+pub struct ConfigLoader {
     file: Option<PathBuf>,
     has_demo: bool,
 }
 
-impl ConfigSource {
+impl ConfigLoader {
     /// `watched_file` is `None` for [`config::DEFAULT_CONFIG_FILE`], if there is one; `has_demo` adds the stream `demo`.
     pub fn new(file: Option<PathBuf>, has_demo: bool) -> Self {
         Self { file, has_demo }
@@ -30,9 +30,11 @@ impl ConfigSource {
     /// All mistakes that a reload would find.
     pub fn load(&self) -> Result<Config, ConfigError> {
         let (mut config, mistakes) = Config::load_with_mistakes(self.file.as_deref(), std::env::vars_os());
-        ConfigError::result_from_mistakes([mistakes, check::find_build_mistakes(&config)].concat())?;
+        ConfigError::result_from_mistakes(
+            [mistakes, config_check::find_source_and_credential_mistakes(&config)].concat(),
+        )?;
         if self.has_demo {
-            config.add_demo();
+            config.add_demo_stream_if_absent();
         }
         Ok(config)
     }
@@ -55,14 +57,14 @@ pub enum ReloadTrigger {
 
 /// Waits for triggers and reloads the configuration.
 pub struct Reloader {
-    config_source: ConfigSource,
+    config_source: ConfigLoader,
     watched_file: WatchedFile,
     api_requests: Option<mpsc::Receiver<ReloadReplySender>>,
 }
 
 impl Reloader {
     /// Takes over the requests of the API.
-    pub fn new(gateway: &mut Gateway, source: ConfigSource) -> Self {
+    pub fn new(gateway: &mut Gateway, source: ConfigLoader) -> Self {
         Self {
             watched_file: WatchedFile::new(source.path_or_default()),
             api_requests: gateway.take_reload_request_receiver(),
@@ -87,7 +89,7 @@ impl Reloader {
     /// Reads the configuration and applies it to the gateway. If it has mistakes, they are logged and nothing changes.
     pub async fn reload(&self, gateway: &mut Gateway, trigger: ReloadTrigger) {
         let reloaded = match self.config_source.load() {
-            Ok(config) => gateway.reload(config).await,
+            Ok(config) => gateway.replace_config(config).await,
             Err(error) => Err(error),
         };
         if let Err(error) = &reloaded {
@@ -206,12 +208,12 @@ mod tests {
     #[test]
     fn a_configuration_is_loaded_with_the_demo_stream_or_with_all_its_mistakes() {
         let file = Scratch::new("source", "[log]\nlevel = \"debug\"\n");
-        let config = ConfigSource::new(Some(file.0.clone()), true).load().expect("valid");
+        let config = ConfigLoader::new(Some(file.0.clone()), true).load().expect("valid");
         let streams: Vec<&str> = config.streams.iter().map(|stream| stream.name.as_str()).collect();
         assert_eq!((config.log.level.as_str(), &streams[..]), ("debug", &["demo"][..]));
         let text = "[log]\nlevel = 1\n[auth]\npublish_token_file = \"/nonexistent\"\n";
         std::fs::write(&file.0, text).expect("written");
-        let error = ConfigSource::new(Some(file.0.clone()), false)
+        let error = ConfigLoader::new(Some(file.0.clone()), false)
             .load()
             .expect_err("mistakes");
         let keys: Vec<&str> = error.mistakes.iter().map(|mistake| mistake.key.as_str()).collect();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Gateway;
-use super::reload::{ConfigSource, ReloadTrigger, Reloader};
+use super::reload::{ConfigLoader, ReloadTrigger, Reloader};
 
 /// The signals that a gateway handles. From their creation on none of them kills the process.
 pub struct Signals {
@@ -35,7 +35,7 @@ impl Signals {
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs a gateway and reloads its configuration from `source`, until SIGTERM or SIGINT. Then stops the gateway.
-pub async fn run(mut gateway: Gateway, source: ConfigSource, mut signals: Signals) {
+pub async fn run_gateway_until_signal(mut gateway: Gateway, source: ConfigLoader, mut signals: Signals) {
     let drain = gateway.config.limits.drain;
     let mut reloader = Reloader::new(&mut gateway, source);
     let drains = loop {
@@ -48,7 +48,7 @@ pub async fn run(mut gateway: Gateway, source: ConfigSource, mut signals: Signal
         reloader.reload(&mut gateway, trigger).await;
     };
     if drains {
-        gateway.drain();
+        gateway.start_draining();
         let sessions_ended = async {
             while gateway.media_plane().session_count() > 0 {
                 tokio::time::sleep(DRAIN_CHECK_INTERVAL).await;

@@ -12,9 +12,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 
 use super::limits::PerAddressRateLimit;
 use super::problem::Problem;
-pub use crate::access::Action;
+pub use crate::access::AccessAction;
 use crate::access::{AccessControl, AccessRequest, Denial, Grant};
-use crate::config::Limits;
+use crate::config::LimitsConfig;
 use crate::telemetry::{HttpCounters, ReachedHttpLimit};
 use millstream_core::hub::name::StreamName;
 
@@ -34,7 +34,7 @@ pub struct Caller<'a> {
 }
 
 impl Authenticator {
-    pub fn new(access: AccessControl, limits: &Limits, counters: Arc<HttpCounters>) -> Self {
+    pub fn new(access: AccessControl, limits: &LimitsConfig, counters: Arc<HttpCounters>) -> Self {
         Self {
             access_control: RwLock::new(Arc::new(access)),
             wrong_token_rate_limit: PerAddressRateLimit::new(limits.failures_per_second, limits.failure_burst),
@@ -64,20 +64,20 @@ impl Authenticator {
     pub async fn authorize_request(
         &self,
         caller: Caller<'_>,
-        action: Action,
+        action: AccessAction,
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
         let access = self.access_control();
-        if action == Action::Play && access.is_playback_open() {
+        if action == AccessAction::Play && access.is_playback_open() {
             return Ok(Grant::default());
         }
-        let token = request_token(caller, access.accepts_query_token())?;
+        let token = token_from_request(caller, access.accepts_query_token())?;
         self.authorize(&access, caller, token.as_deref(), action, stream).await
     }
 
     /// Whether a grant for the API has not expired and is valid with the access rules in effect.
     pub fn still_grants_api(&self, grant: &Grant) -> bool {
-        !grant.is_expired() && self.access_control().still_grants(grant, Action::Api, None)
+        !grant.is_expired() && self.access_control().still_grants(grant, AccessAction::Api, None)
     }
 
     /// Like [`Self::authorize_request`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
@@ -88,9 +88,9 @@ impl Authenticator {
         if access.is_playback_open() {
             return Ok(Grant::default());
         }
-        let token = request_token(caller, true)?;
+        let token = token_from_request(caller, true)?;
         let token = token.or_else(|| cookie_token(caller.headers).map(Cow::Borrowed));
-        self.authorize(&access, caller, token.as_deref(), Action::Play, Some(stream))
+        self.authorize(&access, caller, token.as_deref(), AccessAction::Play, Some(stream))
             .await
     }
 
@@ -99,7 +99,7 @@ impl Authenticator {
         access: &AccessControl,
         caller: Caller<'_>,
         token: Option<&str>,
-        action: Action,
+        action: AccessAction,
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
         let now = monotonic_now();
@@ -141,7 +141,7 @@ fn too_many_wrong_tokens_problem(wait: Duration) -> Problem {
     Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failures", detail).with_retry_after(wait.as_secs() + 1)
 }
 
-fn denial_problem(denial: Denial, action: Action, stream: Option<&StreamName>) -> Problem {
+fn denial_problem(denial: Denial, action: AccessAction, stream: Option<&StreamName>) -> Problem {
     match denial {
         Denial::MissingToken => {
             let detail = format!("a bearer token is needed to {}", action.verb());
@@ -182,7 +182,7 @@ fn denial_problem(denial: Denial, action: Action, stream: Option<&StreamName>) -
 }
 
 /// Returns the token of a request. The header takes precedence over the query.
-fn request_token(caller: Caller<'_>, accepts_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
+fn token_from_request(caller: Caller<'_>, accepts_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
     if let Some(value) = caller.headers.get(header::AUTHORIZATION) {
         let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
         let token = parse_bearer_token(value)
@@ -190,7 +190,7 @@ fn request_token(caller: Caller<'_>, accepts_query: bool) -> Result<Option<Cow<'
         return Ok(Some(Cow::Borrowed(token)));
     }
     let query = caller.query.filter(|_| accepts_query);
-    Ok(query.and_then(query_token).map(Cow::Owned))
+    Ok(query.and_then(token_from_query).map(Cow::Owned))
 }
 
 /// Name of the cookie that holds a playback token.
@@ -225,7 +225,7 @@ fn parse_bearer_token(value: &HeaderValue) -> Option<&str> {
 }
 
 /// Returns the first `token` parameter of a query, unless it is empty.
-fn query_token(query: &str) -> Option<String> {
+fn token_from_query(query: &str) -> Option<String> {
     let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
     let (_, value) = parameters.find(|(name, _)| *name == "token")?;
     (!value.is_empty()).then(|| decode_percent_leniently(value))
@@ -264,18 +264,18 @@ fn monotonic_now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::credentials::Credentials;
-    use crate::config::{Auth, Secret};
+    use crate::access::credentials::AuthCredentials;
+    use crate::config::{AuthConfig, Secret};
 
     fn authenticator(play: Option<&str>) -> Authenticator {
-        let auth = Auth {
+        let auth = AuthConfig {
             play_token: play.and_then(Secret::new),
             api_token: Secret::new("api"),
             token_in_query: true,
-            ..Auth::default()
+            ..AuthConfig::default()
         };
-        let limits = Limits::default();
-        let credentials = Credentials::read(&auth, &limits).expect("no files");
+        let limits = LimitsConfig::default();
+        let credentials = AuthCredentials::read(&auth, &limits).expect("no files");
         let access = AccessControl::new(credentials, &Secret::new("pub").expect("valid"));
         Authenticator::new(access, &limits, Arc::default())
     }
@@ -284,12 +284,12 @@ mod tests {
         StreamName::parse("live").expect("a name")
     }
 
-    async fn status(authenticator: &Authenticator, action: Action, authorization: Option<&str>) -> u16 {
+    async fn status(authenticator: &Authenticator, action: AccessAction, authorization: Option<&str>) -> u16 {
         let mut headers = HeaderMap::new();
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("header"));
         }
-        let stream = (action != Action::Api).then(live);
+        let stream = (action != AccessAction::Api).then(live);
         let checked = authenticator
             .authorize_request(caller(&headers, None), action, stream.as_ref())
             .await;
@@ -306,7 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_opens_what_it_is_for_and_nothing_else() {
-        use Action::{Api, Play, Publish};
+        use AccessAction::{Api, Play, Publish};
         let authenticator = authenticator(Some("play"));
         for (action, authorization, expected) in [
             (Publish, Some("Bearer pub"), 200),
@@ -361,7 +361,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(header::COOKIE, HeaderValue::from_static("millstream-play=play"));
         let checked = authenticator
-            .authorize_request(caller(&headers, None), Action::Play, Some(&live()))
+            .authorize_request(caller(&headers, None), AccessAction::Play, Some(&live()))
             .await;
         assert!(checked.is_err());
     }
@@ -383,7 +383,7 @@ mod tests {
             ("Token=abc", None),
             ("", None),
         ] {
-            assert_eq!(query_token(query).as_deref(), token, "{query}");
+            assert_eq!(token_from_query(query).as_deref(), token, "{query}");
         }
     }
 
@@ -391,7 +391,7 @@ mod tests {
     async fn without_a_play_token_any_authorization_is_tolerated() {
         let authenticator = authenticator(None);
         for authorization in [None, Some("Bearer undefined"), Some("key"), Some("Basic eDp5")] {
-            assert_eq!(status(&authenticator, Action::Play, authorization).await, 200);
+            assert_eq!(status(&authenticator, AccessAction::Play, authorization).await, 200);
         }
     }
 
@@ -408,7 +408,7 @@ mod tests {
                 ..caller(&headers, None)
             };
             let checked = authenticator
-                .authorize_request(caller, Action::Play, Some(&live()))
+                .authorize_request(caller, AccessAction::Play, Some(&live()))
                 .await;
             checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
         };

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use hyper::body::{Frame, SizeHint};
 
-use super::alternate;
+use super::alternate_links;
 use super::auth::Authenticator;
 use super::cors;
 use super::problem::Problem;
@@ -26,7 +26,7 @@ use crate::outputs::hls::rendition::RenditionRole;
 use crate::outputs::hls::service::HlsRequestError;
 use crate::outputs::hls::viewers::HlsPlayerId;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::track_delivery::TranscodeTarget;
 
 /// A file of an HLS presentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +138,7 @@ pub async fn serve_hls_file(
     ];
     let mut response = (headers, body).into_response();
     if is_multivariant && let Some(codec) = control.hls_service.unsupported_video_codec(&stream) {
-        alternate::add_whep_link(&stream, codec, response.headers_mut());
+        alternate_links::add_whep_link(&stream, codec, response.headers_mut());
     }
     if !is_open {
         response.headers_mut().append(header::VARY, VARY_BY_CREDENTIALS);

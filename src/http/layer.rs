@@ -11,11 +11,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::problem::Problem;
-use super::response::no_store;
-use super::session_url::{LAYER_PATH_SUFFIX, viewer_session_from_uri};
-use super::{alternate, body, cors};
+use super::response::add_no_store_header;
+use super::session_url::{LAYER_PATH_SUFFIX, find_viewer_session};
+use super::{alternate_links, body, cors};
 use crate::control::ControlPlane;
-use crate::control::record::SessionRecord;
+use crate::control::session_record::SessionRecord;
 use crate::shard::{LayerSelection, SimulcastLayer};
 use millstream_core::media::Rid;
 
@@ -43,7 +43,10 @@ struct LayerSelectionRequest {
 }
 
 /// Handles `/session/{id}/layer`.
-pub async fn handle_layer(State(control): State<Arc<ControlPlane>>, request: Request) -> Result<Response, Problem> {
+pub async fn serve_layer_resource(
+    State(control): State<Arc<ControlPlane>>,
+    request: Request,
+) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::OPTIONS => {
@@ -52,17 +55,17 @@ pub async fn handle_layer(State(control): State<Arc<ControlPlane>>, request: Req
             Ok(response)
         }
         Method::GET | Method::HEAD => {
-            let (_, record) = viewer_session_from_uri(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
+            let (_, record) = find_viewer_session(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
             let mut response = Json(layers_json_by_section_index(
                 &record,
                 &simulcast_layers_of_session(&control, &record),
             ))
             .into_response();
-            alternate::add_hls_link_if_video_missing(&control, &record, response.headers_mut());
-            Ok(no_store(response))
+            alternate_links::add_hls_link_if_video_missing(&control, &record, response.headers_mut());
+            Ok(add_no_store_header(response))
         }
         Method::POST => {
-            let (session, record) = viewer_session_from_uri(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
+            let (session, record) = find_viewer_session(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
             if !body::has_content_type(&parts.headers, JSON_MEDIA_TYPE) {
                 let detail = format!("send the layer selection with `Content-Type: {JSON_MEDIA_TYPE}`");
                 return Err(Problem::new(
@@ -79,7 +82,7 @@ pub async fn handle_layer(State(control): State<Arc<ControlPlane>>, request: Req
             if !control.media_plane.select_layer(session, selection) {
                 return Err(Problem::unknown_session());
             }
-            Ok(no_store(StatusCode::OK.into_response()))
+            Ok(add_no_store_header(StatusCode::OK.into_response()))
         }
         _ => Err(Problem::method_not_allowed(ALLOW_HEADER_METHODS)),
     }

@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_so_many_connections_and_gets_them_back() {
+    fn connections_per_address_are_limited_and_released() {
         let limit = PerAddressConnectionLimit::new(2);
         let first = limit.acquire(parse_ip("192.0.2.1"));
         let second = limit.acquire(parse_ip("::ffff:192.0.2.1"));

@@ -15,7 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::session_url::{EVENTS_PATH_SUFFIX, LAYER_PATH_SUFFIX};
-use crate::control::policy::{IceServers, TurnAuth};
+use crate::control::client_settings::{IceServers, TurnAuth};
 use crate::control::sessions::SessionEventType;
 
 /// Adds one `Link` header line per server, because some clients split joined lines at the wrong commas. `name`

@@ -1,7 +1,7 @@
 //! `/metrics` in the Prometheus text format 0.0.4. Label values come from enums, except for stream names, whose number
 //! is limited.
 
-mod streams;
+mod stream_metrics;
 
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::api::sessions;
 use super::state::HttpState;
 use crate::control::ControlPlane;
-use crate::pipeline::process;
+use crate::pipeline::worker_process;
 use crate::sources::fetch::status::SourceState;
 use crate::telemetry;
 use millstream_core::shard::counters::Histogram;
@@ -18,7 +18,7 @@ use millstream_core::shard::counters::Histogram;
 const MAX_LISTED_STREAMS: usize = 1_000;
 
 /// Returns all metrics as text.
-pub fn render(state: &HttpState) -> String {
+pub fn render_metrics_text(state: &HttpState) -> String {
     let mut page = MetricsText::default();
     page.begin_family(
         "millstream_http_responses_total",
@@ -45,9 +45,9 @@ pub fn render(state: &HttpState) -> String {
         control.media_plane.session_count(),
     );
     write_session_admission_metrics(&mut page, control);
-    streams::write_stream_metrics(&mut page, control);
+    stream_metrics::write_stream_metrics(&mut page, control);
     write_source_metrics(&mut page, control);
-    write_media_metrics(&mut page, control);
+    write_transport_and_close_metrics(&mut page, control);
     write_viewer_feedback_and_delay_metrics(&mut page, control);
     write_load_and_resource_usage_metrics(&mut page, control);
     page.text
@@ -114,7 +114,7 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
         "Viewers whose path is too small for more than they are sent, by what is sent of the video: all frames (of a \
          lower simulcast layer), key_frames or none (audio only).",
     );
-    for (frames, count) in control.media_plane.path_limited_viewers_by_frame_selection() {
+    for (frames, count) in control.media_plane.path_limited_viewer_counts() {
         page.add_sample_with_label("video", sessions::frame_selection_label(frames), count);
     }
     page.add_histogram(
@@ -133,7 +133,7 @@ fn write_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.add_gauge(
         "millstream_workers",
         "Worker processes that run GStreamer pipelines.",
-        process::running_worker_count(),
+        worker_process::running_worker_count(),
     );
     page.add_gauge(
         "millstream_workers_max",
@@ -143,7 +143,7 @@ fn write_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.add_counter(
         "millstream_workers_refused_total",
         "Worker processes that were not started, and viewers that were rejected, because of a limit of worker processes.",
-        control.worker_slots.refusals(),
+        control.worker_slots.refusal_count(),
     );
 }
 
@@ -189,7 +189,7 @@ fn write_load_and_resource_usage_metrics(page: &mut MetricsText, control: &Contr
     page.add_counter(
         "millstream_log_lines_dropped_total",
         "Log lines that were dropped because standard error was not read in time.",
-        telemetry::dropped_line_count(),
+        telemetry::dropped_log_line_count(),
     );
     let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
     page.add_gauge("process_open_fds", "Open file descriptors of this process.", files);
@@ -228,7 +228,7 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
     }
 }
 
-fn write_media_metrics(page: &mut MetricsText, control: &ControlPlane) {
+fn write_transport_and_close_metrics(page: &mut MetricsText, control: &ControlPlane) {
     let counters = control.media_plane.counters();
     let sent = &counters.send_counters;
     for (name, help, counter) in [
@@ -277,7 +277,7 @@ fn write_media_metrics(page: &mut MetricsText, control: &ControlPlane) {
         "millstream_session_dropped_total",
         "Packets that sessions rejected, by reason; counted when a session ends.",
         counters
-            .ended_session_drops()
+            .packets_dropped_by_ended_sessions()
             .map(|(reason, count)| (reason.label(), count)),
     );
     page.add_counters_by_reason(

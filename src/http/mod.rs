@@ -15,36 +15,36 @@ use axum::middleware;
 use axum::response::Response;
 use axum::routing::{any, get};
 
-mod activity;
-pub mod alternate;
+pub mod alternate_links;
 pub mod api;
 pub mod auth;
 pub mod body;
 pub mod cors;
-pub mod endpoint;
-pub mod events;
 pub mod forwarded;
+pub mod health_and_metrics;
 pub mod hls;
+mod http2_idle;
 pub mod layer;
 pub mod limits;
 pub mod link_headers;
 pub mod metrics;
-pub mod operations;
 pub mod outer_middleware;
 pub mod pages;
 pub mod precondition;
 pub mod problem;
 mod request;
 mod reserved_descriptors;
-pub mod resource;
 mod response;
 mod response_timeout;
 pub mod server;
+pub mod session_events;
+pub mod session_resource;
 mod session_url;
 mod sse;
 mod state;
 pub mod tls;
 pub mod trickle_fragment;
+pub mod whip_whep;
 mod write_timeout;
 
 use self::problem::Problem;
@@ -53,17 +53,20 @@ pub use self::state::HttpState;
 /// Returns the router with all routes, including `extra_routes`.
 pub fn router(state: HttpState, extra_routes: Router) -> Router {
     pages::add_page_routes(Router::new())
-        .route("/whip/{*stream}", any(endpoint::whip))
-        .route("/whep/{*stream}", any(endpoint::whep))
+        .route("/whip/{*stream}", any(whip_whep::whip))
+        .route("/whep/{*stream}", any(whip_whep::whep))
         .route("/hls/{*path}", any(hls::serve_hls_file))
-        .route("/session/{id}", any(resource::handle_session))
-        .route("/session/{id}/layer", any(layer::handle_layer))
-        .route("/session/{id}/events", any(events::handle_events))
-        .route("/session/{id}/events/{stream}", any(events::handle_event_stream))
-        .route("/healthz", get(operations::healthz))
-        .route("/readyz", get(operations::readyz))
-        .route("/metrics", get(operations::metrics))
-        .fallback(pages::handle_unknown_path)
+        .route("/session/{id}", any(session_resource::serve_session_resource))
+        .route("/session/{id}/layer", any(layer::serve_layer_resource))
+        .route("/session/{id}/events", any(session_events::serve_events_resource))
+        .route(
+            "/session/{id}/events/{stream}",
+            any(session_events::serve_event_stream_resource),
+        )
+        .route("/healthz", get(health_and_metrics::healthz))
+        .route("/readyz", get(health_and_metrics::readyz))
+        .route("/metrics", get(health_and_metrics::metrics))
+        .fallback(pages::respond_to_unknown_path)
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
         .with_state(state.clone())
         .merge(extra_routes)
@@ -77,14 +80,14 @@ pub fn router(state: HttpState, extra_routes: Router) -> Router {
 /// response ends its connection.
 pub fn out_of_descriptors_router(state: HttpState) -> Router {
     Router::new()
-        .route("/healthz", get(operations::healthz))
-        .route("/readyz", get(operations::out_of_descriptors))
-        .fallback(operations::out_of_descriptors)
+        .route("/healthz", get(health_and_metrics::healthz))
+        .route("/readyz", get(health_and_metrics::out_of_descriptors))
+        .fallback(health_and_metrics::out_of_descriptors)
         .with_state(state)
-        .layer(middleware::from_fn(close_connection))
+        .layer(middleware::from_fn(add_connection_close_header))
 }
 
-async fn close_connection(request: Request, next: middleware::Next) -> Response {
+async fn add_connection_close_header(request: Request, next: middleware::Next) -> Response {
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -39,12 +39,12 @@ pub async fn outer_middleware(State(state): State<HttpState>, mut request: Reque
         url.path = path,
         http.response.status_code = Empty
     );
-    let mut response = match check_rate_of_state_changing_requests(&state, start, &method, client) {
+    let mut response = match limit_state_changing_request_rate(&state, start, &method, client) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => problem.into_response(),
     };
     cors::add_cors_headers(
-        &state.control.policy().cors_origins,
+        &state.control.client_settings().cors_origins,
         &cors_request,
         response.headers_mut(),
     );
@@ -78,7 +78,7 @@ fn loggable_path(uri: &Uri) -> String {
 }
 
 /// Limits the rate of requests that change state ("avalanche control", RFC 9725 §5).
-fn check_rate_of_state_changing_requests(
+fn limit_state_changing_request_rate(
     state: &HttpState,
     now: Instant,
     method: &Method,

@@ -10,7 +10,7 @@ use super::request::stream_name_from_path;
 use super::state::HttpState;
 
 /// An embedded file and the path it is served at.
-struct File {
+struct EmbeddedFile {
     path: &'static str,
     media_type: &'static str,
     content: &'static [u8],
@@ -23,7 +23,7 @@ const SVG_MEDIA_TYPE: &str = "image/svg+xml";
 
 macro_rules! file {
     ($path:literal, $media_type:expr) => {
-        File {
+        EmbeddedFile {
             path: concat!("/", $path),
             media_type: $media_type,
             content: include_bytes!(concat!("../../player/", $path)),
@@ -31,12 +31,12 @@ macro_rules! file {
     };
 }
 
-const EMBEDDED_FILES: &[File] = &[
+const EMBEDDED_FILES: &[EmbeddedFile] = &[
     file!("board.js", JAVASCRIPT_MEDIA_TYPE),
     file!("favicon.svg", SVG_MEDIA_TYPE),
     file!("hls.js", JAVASCRIPT_MEDIA_TYPE),
     // Copied from npm by build.rs.
-    File {
+    EmbeddedFile {
         path: "/hls.min.js",
         media_type: JAVASCRIPT_MEDIA_TYPE,
         content: include_bytes!(concat!(env!("OUT_DIR"), "/hls.min.js")),
@@ -58,10 +58,10 @@ const EMBEDDED_FILES: &[File] = &[
     file!("whip.js", JAVASCRIPT_MEDIA_TYPE),
 ];
 
-const INDEX_PAGE: File = file!("index.html", HTML_MEDIA_TYPE);
-const WATCH_PAGE: File = file!("watch.html", HTML_MEDIA_TYPE);
-const PUBLISH_PAGE: File = file!("publish.html", HTML_MEDIA_TYPE);
-const NOT_FOUND_PAGE: File = file!("not-found.html", HTML_MEDIA_TYPE);
+const INDEX_PAGE: EmbeddedFile = file!("index.html", HTML_MEDIA_TYPE);
+const WATCH_PAGE: EmbeddedFile = file!("watch.html", HTML_MEDIA_TYPE);
+const PUBLISH_PAGE: EmbeddedFile = file!("publish.html", HTML_MEDIA_TYPE);
+const NOT_FOUND_PAGE: EmbeddedFile = file!("not-found.html", HTML_MEDIA_TYPE);
 
 /// Only files of the gateway may be loaded and run, and only its own pages may frame a page.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
@@ -90,15 +90,15 @@ async fn serve_publish_page(uri: Uri, headers: HeaderMap) -> Response {
     respond_with_stream_page(&PUBLISH_PAGE, &uri, &headers)
 }
 
-fn respond_with_stream_page(page: &File, uri: &Uri, headers: &HeaderMap) -> Response {
+fn respond_with_stream_page(page: &EmbeddedFile, uri: &Uri, headers: &HeaderMap) -> Response {
     match stream_name_from_path(uri) {
         Ok(_) => respond_with_file(page),
-        Err(problem) => respond_with_problem(problem, headers),
+        Err(problem) => respond_with_problem_or_404_page(problem, headers),
     }
 }
 
 /// Handles unknown paths: 404 with the paths that exist.
-pub(super) async fn handle_unknown_path(uri: Uri, headers: HeaderMap) -> Response {
+pub(super) async fn respond_to_unknown_path(uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path().trim_end_matches('/');
     let detail = match path {
         "/whip" | "/whep" | "/watch" | "/publish" | "/hls" => {
@@ -108,11 +108,11 @@ pub(super) async fn handle_unknown_path(uri: Uri, headers: HeaderMap) -> Respons
               /watch/NAME, /whep/NAME or /hls/NAME/index.m3u8"
             .to_owned(),
     };
-    respond_with_problem(Problem::new(StatusCode::NOT_FOUND, "not_found", detail), &headers)
+    respond_with_problem_or_404_page(Problem::new(StatusCode::NOT_FOUND, "not_found", detail), &headers)
 }
 
 /// Responds with a page to browsers and with a problem document to other clients.
-fn respond_with_problem(problem: Problem, headers: &HeaderMap) -> Response {
+fn respond_with_problem_or_404_page(problem: Problem, headers: &HeaderMap) -> Response {
     let accepts = headers.get_all(header::ACCEPT).iter();
     let is_browser = accepts
         .flat_map(|value| value.to_str())
@@ -125,7 +125,7 @@ fn respond_with_problem(problem: Problem, headers: &HeaderMap) -> Response {
     response
 }
 
-fn respond_with_file(file: &File) -> Response {
+fn respond_with_file(file: &EmbeddedFile) -> Response {
     let mut response = (StatusCode::OK, file.content).into_response();
     let headers = response.headers_mut();
     for (name, value) in [

@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::pipeline::slots::NoWorkerSlot;
+use crate::pipeline::worker_slots::NoWorkerSlot;
 use crate::shard::SessionRefusal;
 use crate::shard::watchdog::StalledShard;
 use millstream_core::hub::name::StreamNameError;

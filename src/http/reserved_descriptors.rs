@@ -10,14 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::io::Errno;
 
 /// How many connections are served at a time while the process is out of descriptors.
-const RESERVED_DESCRIPTORS: usize = 8;
+const RESERVED_DESCRIPTOR_COUNT: usize = 8;
 
 /// The reserved descriptors.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ReservedDescriptors(Arc<Mutex<Vec<File>>>);
 
 impl ReservedDescriptors {
-    /// Reserves [`RESERVED_DESCRIPTORS`], or as many as there are.
+    /// Reserves [`RESERVED_DESCRIPTOR_COUNT`], or as many as there are.
     pub(super) fn new() -> Self {
         let reserved = Self::default();
         reserved.refill();
@@ -27,7 +27,7 @@ impl ReservedDescriptors {
     /// Reserves descriptors again that were released, as far as there are free ones.
     pub(super) fn refill(&self) {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while files.len() < RESERVED_DESCRIPTORS {
+        while files.len() < RESERVED_DESCRIPTOR_COUNT {
             let Ok(file) = File::open("/dev/null") else { return };
             files.push(file);
         }
@@ -41,6 +41,6 @@ impl ReservedDescriptors {
 }
 
 /// Whether an operation failed because the process or the host is out of descriptors.
-pub(super) fn is_out_of_descriptors(error: &io::Error) -> bool {
+pub(super) fn is_out_of_descriptors_error(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }

@@ -7,7 +7,7 @@ use axum::response::Response;
 pub(super) const ACCEPT_POST_HEADER_NAME: HeaderName = HeaderName::from_static("accept-post");
 
 /// Forbids caching of a response.
-pub(super) fn no_store(mut response: Response) -> Response {
+pub(super) fn add_no_store_header(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

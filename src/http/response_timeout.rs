@@ -14,7 +14,7 @@ use hyper::body::{Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::activity::OpenHttp2StreamGuard;
+use super::http2_idle::OpenHttp2StreamGuard;
 use crate::telemetry::{HttpCounters, ReachedHttpLimit};
 
 /// Size of the pieces that a body is sent in. At most one of them is queued for a client that does not read.
@@ -216,7 +216,7 @@ mod tests {
     async fn a_body_is_sent_in_copies_of_its_pieces() {
         use http_body_util::BodyExt as _;
         let bytes: Bytes = (0..100_000u32).map(|n| n as u8).collect::<Vec<_>>().into();
-        let stream = super::super::activity::OpenHttp2StreamCounter::default().register_http2_stream();
+        let stream = super::super::http2_idle::OpenHttp2StreamCounter::default().register_http2_stream();
         let mut body = Http2ResponseBody::new(Body::from(bytes.clone()), None, stream);
         assert_eq!(hyper::body::Body::size_hint(&body).exact(), Some(100_000));
         let mut sent = Vec::new();

@@ -24,14 +24,14 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use super::activity::OpenHttp2StreamCounter;
 use super::forwarded::TrustedProxies;
+use super::http2_idle::OpenHttp2StreamCounter;
 use super::limits::PerAddressConnectionLimit;
 use super::reserved_descriptors::{self, ReservedDescriptors};
 use super::response_timeout::{Http2ResponseBody, Http2StreamExecutor, ResponseObsoleteAfter};
 use super::tls::{self, ReloadingCertificate};
 use super::write_timeout::WriteTimeoutStream;
-use crate::config::Limits;
+use crate::config::LimitsConfig;
 use crate::telemetry::{HttpCounters, ReachedHttpLimit};
 
 /// Maximum time for receiving the headers of a request, including the idle time before them.
@@ -75,7 +75,7 @@ pub fn bind_tokio_listener(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Like [`bind_tokio_listener`], without a Tokio runtime.
 pub fn bind_std_listener(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    listen_tcp(address).or_else(|error| match ipv4_fallback(address) {
+    listen_tcp(address).or_else(|error| match ipv4_fallback_if_no_ipv6(address) {
         Some(address) => listen_tcp(address),
         None => Err(error),
     })
@@ -83,7 +83,7 @@ pub fn bind_std_listener(address: SocketAddr) -> io::Result<std::net::TcpListene
 
 /// Returns the address to use instead of `[::]` if the kernel has no IPv6. This is detected by binding another port of
 /// `[::]`, which fails too.
-pub fn ipv4_fallback(address: SocketAddr) -> Option<SocketAddr> {
+pub fn ipv4_fallback_if_no_ipv6(address: SocketAddr) -> Option<SocketAddr> {
     let is_any = address.ip() == Ipv6Addr::UNSPECIFIED;
     let is_missing = || std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).is_err();
     (is_any && is_missing()).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
@@ -105,7 +105,7 @@ fn listen_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 /// How connections are served.
 pub struct ServerOptions {
     pub limits: ListenerLimits,
-    /// See [`Limits::response_timeout`].
+    /// See [`LimitsConfig::response_timeout`].
     pub response_timeout: Duration,
     pub counters: Arc<HttpCounters>,
     pub tls: Option<Arc<ReloadingCertificate>>,
@@ -123,7 +123,7 @@ pub struct ListenerLimits {
 }
 
 impl ListenerLimits {
-    pub fn new(limits: &Limits, proxies: TrustedProxies) -> Self {
+    pub fn new(limits: &LimitsConfig, proxies: TrustedProxies) -> Self {
         Self {
             max_connections: limits.connections,
             max_connections_per_address: limits.connections_per_address,
@@ -133,7 +133,12 @@ impl ListenerLimits {
 }
 
 /// Serves until `stop` changes, then waits for running requests.
-pub async fn serve(listener: TcpListener, router: Router, options: ServerOptions, stop: watch::Receiver<bool>) {
+pub async fn serve_listener(
+    listener: TcpListener,
+    router: Router,
+    options: ServerOptions,
+    stop: watch::Receiver<bool>,
+) {
     let stopped = stop.clone();
     let ServerOptions {
         limits,
@@ -166,13 +171,13 @@ pub async fn serve(listener: TcpListener, router: Router, options: ServerOptions
         // Whatever does not fit into the socket's buffer is lost.
         let _ = stream.try_write(TOO_MANY_CONNECTIONS_RESPONSE);
     };
-    accept_connections(listener, limits, reject, stop, (serve, Some(serve_reserved))).await;
+    accept_and_serve_connections(listener, limits, reject, stop, (serve, Some(serve_reserved))).await;
 }
 
 /// Accepts connections within the limits until `stop` changes, then waits for the open ones. A connection above the
 /// limit of its address is passed to `reject` and closed. `serve_reserved` serves connections while the process is out of
 /// file descriptors; without it they wait.
-pub async fn accept_connections<F, R>(
+pub async fn accept_and_serve_connections<F, R>(
     listener: TcpListener,
     limits: ListenerLimits,
     reject: impl Fn(&TcpStream),
@@ -217,7 +222,7 @@ pub async fn accept_connections<F, R>(
             }
             Err(error) => {
                 debug!(%error, "cannot accept a TCP connection; the next attempt follows after a short delay");
-                let is_exhausted = reserved_descriptors::is_out_of_descriptors(&error);
+                let is_exhausted = reserved_descriptors::is_out_of_descriptors_error(&error);
                 let Some((descriptors, serve)) = reserved.as_ref().filter(|_| is_exhausted) else {
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                     continue;
@@ -282,7 +287,7 @@ async fn serve_https(
         }
         Ok(Err(_)) | Err(_) => return,
     }
-    let acceptor = TlsAcceptor::from(certificate.current_server_config());
+    let acceptor = TlsAcceptor::from(certificate.refresh_and_get_server_config());
     let stream = WriteTimeoutStream::new(stream, streams.unread_timeout);
     let stream = match timeout(REQUEST_HEADER_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -335,13 +340,13 @@ async fn serve_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     );
     tokio::select! {
         result = connection.as_mut() => return result,
-        () = activity.wait_until_idle(REQUEST_HEADER_TIMEOUT, HTTP2_IDLE_TIMEOUT) => debug!(%peer, "HTTP/2 connection closed: no open stream within the idle timeout"),
+        () = activity.wait_for_idle_timeout(REQUEST_HEADER_TIMEOUT, HTTP2_IDLE_TIMEOUT) => debug!(%peer, "HTTP/2 connection closed: no open stream within the idle timeout"),
         _ = stop.changed() => {}
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
         result = connection.as_mut() => result,
-        () = activity.wait_until_idle(IDLE_TIMEOUT_AFTER_GOAWAY, IDLE_TIMEOUT_AFTER_GOAWAY) => Ok(()),
+        () = activity.wait_for_idle_timeout(IDLE_TIMEOUT_AFTER_GOAWAY, IDLE_TIMEOUT_AFTER_GOAWAY) => Ok(()),
     }
 }
 

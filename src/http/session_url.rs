@@ -5,9 +5,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::problem::Problem;
-use crate::access::Action;
+use crate::access::AccessAction;
 use crate::control::ControlPlane;
-use crate::control::record::SessionRecord;
+use crate::control::session_record::SessionRecord;
 use crate::shard::SessionId;
 
 /// Path prefix of session URLs.
@@ -19,7 +19,7 @@ pub(super) const LAYER_PATH_SUFFIX: &str = "/layer";
 pub(super) const EVENTS_PATH_SUFFIX: &str = "/events";
 
 /// Returns the running viewer session of a URL that has the suffix `below`.
-pub(super) fn viewer_session_from_uri(
+pub(super) fn find_viewer_session(
     control: &ControlPlane,
     uri: &Uri,
     suffix: &'static str,
@@ -27,7 +27,7 @@ pub(super) fn viewer_session_from_uri(
     let path = uri.path().strip_suffix(suffix).ok_or_else(Problem::not_found)?;
     let session = session_id_from_path(path)?;
     let record = control.sessions.running_session_record(session);
-    let record = record.filter(|record| record.action == Action::Play);
+    let record = record.filter(|record| record.action == AccessAction::Play);
     Ok((session, record.ok_or_else(Problem::unknown_session)?))
 }
 

@@ -77,7 +77,7 @@ mod tests {
     use std::future::poll_fn;
     use std::sync::Arc;
 
-    use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, Topic};
+    use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, ChangeTopic};
     use tokio::time::Instant;
 
     use super::*;
@@ -115,7 +115,7 @@ mod tests {
             None,
         ];
         let mut body = SseBody::new(Scripted {
-            changes: changes.listen([Topic::Everything]),
+            changes: changes.listen([ChangeTopic::Everything]),
             events: events.into(),
             asked: 0,
         });
@@ -128,10 +128,10 @@ mod tests {
             (start.elapsed(), body.event_producer.asked),
             (SSE_KEEP_ALIVE_INTERVAL, 2)
         );
-        changes.notify(&Topic::Everything);
+        changes.notify(&ChangeTopic::Everything);
         assert_eq!(next(&mut body).await.as_deref(), Some(&b"second"[..]));
         assert_eq!(start.elapsed(), SSE_KEEP_ALIVE_INTERVAL);
-        changes.notify(&Topic::Everything);
+        changes.notify(&ChangeTopic::Everything);
         assert_eq!(next(&mut body).await, None);
         assert_eq!(
             (start.elapsed(), body.event_producer.asked),

@@ -119,7 +119,7 @@ impl ReloadingCertificate {
 
     /// Returns the TLS configuration for the next handshake. Reloads the files if they have changed. While the new
     /// files are not usable, for example because only one was replaced yet, the old certificate stays in use.
-    pub fn current_server_config(&self) -> Arc<ServerConfig> {
+    pub fn refresh_and_get_server_config(&self) -> Arc<ServerConfig> {
         let mut state = self.loaded_certificate.lock().unwrap_or_else(PoisonError::into_inner);
         if state.last_checked.elapsed() < FILE_CHECK_INTERVAL {
             return state.server_config.clone();

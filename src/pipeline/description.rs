@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::parameter::{Parameter, ParameterType, TargetHost, ValueError};
+use super::parameter::{ParameterType, ParameterValueError, PipelineParameter, TargetHost};
 use millstream_worker_runtime::wire::{InputTrack, PipelineJob};
 
 /// A pipeline, as described by its file.
@@ -20,7 +20,7 @@ pub struct PipelineDescription {
     /// conversion also has `appsrc name=video_in` or `appsrc name=audio_in`.
     pub launch: String,
     #[serde(default)]
-    pub params: BTreeMap<String, Parameter>,
+    pub params: BTreeMap<String, PipelineParameter>,
     /// Restart from the beginning at the end of the stream.
     #[serde(default, rename = "loop")]
     pub repeats: bool,
@@ -96,11 +96,11 @@ impl PipelineDescription {
                 message: error.message().to_owned(),
             }
         })?;
-        description.check()?;
+        description.validate()?;
         Ok(description)
     }
 
-    fn check(&self) -> Result<(), PipelineDescriptionError> {
+    fn validate(&self) -> Result<(), PipelineDescriptionError> {
         let invalid = |key: &str, problem: &str| {
             Err(PipelineDescriptionError::InvalidKey {
                 key: key.to_owned(),
@@ -150,7 +150,7 @@ impl PipelineDescription {
             // Whether a file or device exists depends on the host.
             let is_path = matches!(parameter.kind, ParameterType::File | ParameterType::Device);
             if let Some(default) = parameter.default.as_ref().filter(|_| !is_path)
-                && let Err(error) = parameter.check_value(default)
+                && let Err(error) = parameter.validated_value(default)
             {
                 return invalid(&format!("{key}.default"), &error.to_string());
             }
@@ -163,10 +163,10 @@ impl PipelineDescription {
         self.launch.contains("name=video_in") || self.launch.contains("name=audio_in")
     }
 
-    /// Returns a job for [`super::process::check_pipelines`]: parameters without a default are omitted.
+    /// Returns a job for [`super::worker_process::check_pipelines`]: parameters without a default are omitted.
     pub fn trial_job(&self) -> PipelineJob {
         let defaults = self.params.values().filter_map(|parameter| {
-            let value = parameter.check_value(parameter.default.as_ref()?).ok()?;
+            let value = parameter.validated_value(parameter.default.as_ref()?).ok()?;
             Some((parameter, value.text))
         });
         PipelineJob {
@@ -202,8 +202,8 @@ impl PipelineDescription {
         let (mut properties, mut hosts, mut files): (Vec<_>, Vec<_>, Vec<PathBuf>) = Default::default();
         for (name, parameter) in &self.params {
             let value = match values.get(name).or(parameter.default.as_ref()) {
-                Some(value) => parameter.check_value(value),
-                None if parameter.required => Err(ValueError::MissingValue),
+                Some(value) => parameter.validated_value(value),
+                None if parameter.required => Err(ParameterValueError::MissingValue),
                 None => continue,
             };
             match value {
@@ -242,5 +242,5 @@ pub enum ParameterError {
     #[error("the parameter is unknown; known parameters: {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
     UnknownParameter { known: Vec<String> },
     #[error(transparent)]
-    InvalidValue(#[from] ValueError),
+    InvalidValue(#[from] ParameterValueError),
 }

@@ -8,9 +8,9 @@
 //!
 //! * [`description`]: a file of `pipelines/`: a launch line with named sinks and sources, typed parameters, limits.
 //!   Values are set as element properties after the line was parsed; they are never inserted into its text.
-//! * [`process`]: the gateway's side of a worker: start, supervision, stop.
+//! * [`worker_process`]: the gateway's side of a worker: start, supervision, stop.
 //! * [`programs`]: where the programs of workers are.
-//! * [`slots`]: how many workers may run, and for whom.
+//! * [`worker_slots`]: how many workers may run, and for whom.
 //! * [`demuxer`]: the worker that demuxes HLS segments, without GStreamer.
 //! * [`packages`]: the Debian packages that provide GStreamer elements.
 //!
@@ -22,6 +22,6 @@ pub mod description;
 pub mod library;
 pub mod packages;
 pub mod parameter;
-pub mod process;
 pub mod programs;
-pub mod slots;
+pub mod worker_process;
+pub mod worker_slots;

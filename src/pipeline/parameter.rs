@@ -11,7 +11,7 @@ use url::{Host, Url};
 /// A parameter of a pipeline.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Parameter {
+pub struct PipelineParameter {
     #[serde(rename = "type")]
     pub kind: ParameterType,
     /// What it is for, in a sentence.
@@ -56,14 +56,14 @@ pub enum ParameterType {
 
 /// Why a value is invalid. The value itself is not included: it may be a secret.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum ValueError {
+pub enum ParameterValueError {
     #[error("the value must be {0}")]
     WrongType(&'static str),
     #[error("the value must be one of {}", .0.join(", "))]
     NotListed(Vec<String>),
     #[error("the value must be between {min} and {max}")]
     OutOfRange { min: String, max: String },
-    #[error("the value of the pipeline parameter is longer than {MAX_VALUE_BYTES} bytes")]
+    #[error("the value of the pipeline parameter is longer than {MAX_PARAMETER_VALUE_BYTES} bytes")]
     TooLong,
     #[error("the value must not contain control characters")]
     ControlCharacters,
@@ -140,19 +140,21 @@ fn percent_encoding_advice(characters: &[char]) -> String {
 }
 
 /// Longest text of a value, in bytes.
-const MAX_VALUE_BYTES: usize = 4_096;
+const MAX_PARAMETER_VALUE_BYTES: usize = 4_096;
 
-impl Parameter {
+impl PipelineParameter {
     /// Validates a value.
     ///
     /// # Errors
     ///
-    /// A [`ValueError`] that says what is allowed.
-    pub fn check_value(&self, value: &toml::Value) -> Result<ParameterValue, ValueError> {
+    /// A [`ParameterValueError`] that says what is allowed.
+    pub fn validated_value(&self, value: &toml::Value) -> Result<ParameterValue, ParameterValueError> {
         match self.kind {
             ParameterType::String | ParameterType::Secret => Ok(value_without_host_or_file(validated_text(value)?)),
             ParameterType::Integer => {
-                let number = value.as_integer().ok_or(ValueError::WrongType("a whole number"))?;
+                let number = value
+                    .as_integer()
+                    .ok_or(ParameterValueError::WrongType("a whole number"))?;
                 self.check_range(number as f64)?;
                 Ok(value_without_host_or_file(&number.to_string()))
             }
@@ -160,37 +162,37 @@ impl Parameter {
                 let number = value.as_float().or(value.as_integer().map(|number| number as f64));
                 let number = number
                     .filter(|n| n.is_finite())
-                    .ok_or(ValueError::WrongType("a number"))?;
+                    .ok_or(ParameterValueError::WrongType("a number"))?;
                 self.check_range(number)?;
                 Ok(value_without_host_or_file(&number.to_string()))
             }
             ParameterType::Boolean => {
-                let yes = value.as_bool().ok_or(ValueError::WrongType("true or false"))?;
+                let yes = value.as_bool().ok_or(ParameterValueError::WrongType("true or false"))?;
                 Ok(value_without_host_or_file(&yes.to_string()))
             }
             ParameterType::Enum => {
                 let text = value.as_str().filter(|text| self.values.iter().any(|v| v == text));
                 Ok(value_without_host_or_file(
-                    text.ok_or_else(|| ValueError::NotListed(self.values.clone()))?,
+                    text.ok_or_else(|| ParameterValueError::NotListed(self.values.clone()))?,
                 ))
             }
-            ParameterType::Url => self.check_url(validated_text(value)?),
+            ParameterType::Url => self.validated_url_value(validated_text(value)?),
             ParameterType::File => {
-                let path = absolute_path(validated_text(value)?).filter(|path| path.is_file());
-                Ok(file_value(path.ok_or(ValueError::FileNotFound)?))
+                let path = parse_absolute_path(validated_text(value)?).filter(|path| path.is_file());
+                Ok(file_value(path.ok_or(ParameterValueError::FileNotFound)?))
             }
             ParameterType::Device => {
-                let path = absolute_path(validated_text(value)?)
+                let path = parse_absolute_path(validated_text(value)?)
                     .filter(|path| path.starts_with("/dev") && sandbox::is_device(path));
-                Ok(file_value(path.ok_or(ValueError::DeviceNotFound)?))
+                Ok(file_value(path.ok_or(ParameterValueError::DeviceNotFound)?))
             }
         }
     }
 
-    fn check_range(&self, number: f64) -> Result<(), ValueError> {
+    fn check_range(&self, number: f64) -> Result<(), ParameterValueError> {
         if self.min.is_some_and(|min| number < min) || self.max.is_some_and(|max| number > max) {
             let shown = |bound: Option<f64>, none: &str| bound.map_or(none.to_owned(), |bound| bound.to_string());
-            return Err(ValueError::OutOfRange {
+            return Err(ParameterValueError::OutOfRange {
                 min: shown(self.min, "any number"),
                 max: shown(self.max, "any number"),
             });
@@ -198,8 +200,8 @@ impl Parameter {
         Ok(())
     }
 
-    fn check_url(&self, text: &str) -> Result<ParameterValue, ValueError> {
-        let wrong_scheme = || ValueError::WrongScheme(self.schemes.clone());
+    fn validated_url_value(&self, text: &str) -> Result<ParameterValue, ParameterValueError> {
+        let wrong_scheme = || ParameterValueError::WrongScheme(self.schemes.clone());
         let parsed = Url::parse(text).ok();
         if let Some(unescaped) = UnescapedCredentialsError::find(text, parsed.as_ref()) {
             return Err(unescaped.into());
@@ -216,7 +218,7 @@ impl Parameter {
                 Ok(address) => TargetHost::Address(address),
                 Err(_) => TargetHost::Name(name.to_owned()),
             },
-            _ => return Err(ValueError::MissingHost),
+            _ => return Err(ParameterValueError::MissingHost),
         };
         Ok(ParameterValue {
             host: Some(host),
@@ -225,13 +227,13 @@ impl Parameter {
     }
 }
 
-fn validated_text(value: &toml::Value) -> Result<&str, ValueError> {
-    let text = value.as_str().ok_or(ValueError::WrongType("a string"))?;
-    if text.len() > MAX_VALUE_BYTES {
-        return Err(ValueError::TooLong);
+fn validated_text(value: &toml::Value) -> Result<&str, ParameterValueError> {
+    let text = value.as_str().ok_or(ParameterValueError::WrongType("a string"))?;
+    if text.len() > MAX_PARAMETER_VALUE_BYTES {
+        return Err(ParameterValueError::TooLong);
     }
     if text.chars().any(char::is_control) {
-        return Err(ValueError::ControlCharacters);
+        return Err(ParameterValueError::ControlCharacters);
     }
     Ok(text)
 }
@@ -253,7 +255,7 @@ fn file_value(path: PathBuf) -> ParameterValue {
 }
 
 /// Returns `validated_text` as a path if it is absolute and has no `.` or `..` components.
-fn absolute_path(text: &str) -> Option<PathBuf> {
+fn parse_absolute_path(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let plain = path
         .components()

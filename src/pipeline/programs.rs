@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use super::slots::WorkerSlots;
+use super::worker_slots::WorkerSlots;
 
 /// Name of the program that runs pipelines.
 pub const PIPELINE_WORKER_PROGRAM: &str = "millstream-worker";

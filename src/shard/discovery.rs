@@ -21,7 +21,7 @@ const STUN_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_STUN_REQUESTS: u32 = 4;
 
 /// Discovers and announces the address until the gateway ends.
-pub async fn announce_public_address(media: MediaPlane, server: String) {
+pub async fn track_and_announce_public_address(media: MediaPlane, server: String) {
     let mut announced = None;
     let mut is_failure_logged = false;
     loop {

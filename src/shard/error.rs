@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use thiserror::Error;
 
-use millstream_core::hub::registry::ReachedLimit;
+use millstream_core::hub::session_registry::ReachedLimit;
 
 /// Why the media plane did not start.
 #[derive(Debug, Error)]

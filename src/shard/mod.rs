@@ -31,7 +31,7 @@ pub use self::addresses::host_addresses_with_loopback_last;
 use self::clock::now;
 pub use self::error::{MediaPlaneStartError, SessionRefusal};
 use self::runner::ShardRunner;
-use self::socket::{ShardSocket, Waker};
+use self::socket::{ShardSocket, ShardWaker};
 use self::tcp::TcpConnections;
 use self::watchdog::{ShardTicks, StalledShard, Watchdog};
 use crate::sources::fetch::attached::random_session_id;
@@ -39,12 +39,12 @@ use millstream_core::congestion::ladder::FrameSelection;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::registry::SessionRegistry;
-pub use millstream_core::hub::registry::{Requester, SessionLimits, SessionState};
+use millstream_core::hub::session_registry::SessionRegistry;
+pub use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionState};
 pub use millstream_core::hub::stream::{LayerSelection, SessionId, SimulcastLayer};
 use millstream_core::hub::stream::{ShardIndex, SourceRef};
 use millstream_core::hub::viewer_quality::ViewerQuality;
-pub use millstream_core::sdp::negotiated::TrackFormats;
+pub use millstream_core::sdp::negotiated::AudioVideoFormats;
 use millstream_core::sdp::negotiated::{
     AvailableTracks, Fingerprint, IceCredentials, NegotiatedPlayback, NegotiatedPublication,
 };
@@ -122,7 +122,7 @@ impl MediaPlane {
         .min(ufrag::MAX_SHARDS);
         let (sockets, address) = bind_sockets(settings.listen, shards)?;
         let wakers = (0..shards)
-            .map(|_| Waker::new())
+            .map(|_| ShardWaker::new())
             .collect::<io::Result<Vec<_>>>()
             .map_err(MediaPlaneStartError::ShardSetup)?;
         let mailboxes = wakers
@@ -295,7 +295,7 @@ impl MediaPlane {
 
     /// Returns the number of sessions that have not ended.
     pub fn session_count(&self) -> usize {
-        self.inner.shared.session_registry.live_count()
+        self.inner.shared.session_registry.open_session_count()
     }
 
     /// Returns the number of sessions that have neither connected nor ended.
@@ -438,7 +438,7 @@ impl MediaPlane {
     }
 
     /// Returns the number of viewers whose path is too small for more than they are sent, by what is sent of the video.
-    pub fn path_limited_viewers_by_frame_selection(&self) -> [(FrameSelection, usize); 3] {
+    pub fn path_limited_viewer_counts(&self) -> [(FrameSelection, usize); 3] {
         self.inner
             .shared
             .session_registry
@@ -539,8 +539,8 @@ impl FrameSink for MediaPlane {
         &self.inner.shared.hub
     }
 
-    fn publish_frames(&self, feed: &mut FrameSource) -> bool {
-        self.inner.shared.publish_frames(feed)
+    fn publish_frames_unless_displaced(&self, feed: &mut FrameSource) -> bool {
+        self.inner.shared.publish_frames_unless_displaced(feed)
     }
 
     fn request_key_frame_of_source(&self, source: SourceRef) {

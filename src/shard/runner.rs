@@ -11,7 +11,7 @@ use rand::RngCore as _;
 use tracing::{debug, error, info};
 
 use super::clock::now;
-use super::socket::{self, DatagramReceiver, DatagramSender, ShardSocket, Waker};
+use super::socket::{self, DatagramReceiver, DatagramSender, ShardSocket, ShardWaker};
 use super::tcp::{TcpConnections, UdpOrTcpSender};
 use super::watchdog::{self, ShardPhase, ShardTicks};
 use millstream_core::hub::mailbox::Mailbox;
@@ -24,7 +24,7 @@ use millstream_core::shard::{ShardCore, SharedState};
 pub(super) struct ShardRunner {
     pub(super) index: ShardIndex,
     pub(super) socket: Arc<ShardSocket>,
-    pub(super) waker: Waker,
+    pub(super) waker: ShardWaker,
     pub(super) shared: Arc<SharedState>,
     pub(super) shard_ticks: Arc<ShardTicks>,
 }

@@ -451,7 +451,7 @@ unsafe fn write_control_message<T>(
 }
 
 impl DatagramSink for DatagramSender {
-    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
+    fn send_gso_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
         let mut rest = runs;
         while !rest.is_empty() {
             if self.uses_segmentation_offload {
@@ -468,9 +468,9 @@ impl DatagramSink for DatagramSender {
 
 /// Wakes a shard from [`wait_for_datagram_or_wake_up`].
 #[derive(Clone, Debug)]
-pub struct Waker(Arc<OwnedFd>);
+pub struct ShardWaker(Arc<OwnedFd>);
 
-impl Waker {
+impl ShardWaker {
     /// Creates an eventfd.
     ///
     /// # Errors
@@ -508,7 +508,7 @@ pub fn thread_id() -> u32 {
 }
 
 /// Waits until a datagram arrives, the waker is used, or the timeout expires.
-pub fn wait_for_datagram_or_wake_up(socket: &ShardSocket, waker: &Waker, timeout: Option<Duration>) {
+pub fn wait_for_datagram_or_wake_up(socket: &ShardSocket, waker: &ShardWaker, timeout: Option<Duration>) {
     let interest = |fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
@@ -548,7 +548,7 @@ pub fn return_free_memory() {
 const PROCESSORS_PER_ARENA: usize = 4;
 
 /// Returns the number of arenas of the allocator on a machine.
-fn arenas_for(processors: usize) -> usize {
+fn allocator_arena_count(processors: usize) -> usize {
     processors.div_ceil(PROCESSORS_PER_ARENA).max(1)
 }
 
@@ -559,7 +559,7 @@ pub fn limit_allocator_arenas() {
     #[cfg(target_env = "gnu")]
     if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let arenas = arenas_for(processors).min(libc::c_int::MAX as usize) as libc::c_int;
+        let arenas = allocator_arena_count(processors).min(libc::c_int::MAX as usize) as libc::c_int;
         // SAFETY: it takes no pointer; the value is positive.
         unsafe {
             libc::mallopt(libc::M_ARENA_MAX, arenas);

@@ -33,9 +33,9 @@ use millstream_core::shard::message::{ShardMailbox, ShardMessage};
 use millstream_core::shard::tcp::{TcpCloseReason, TcpConnectionControl, is_tcp, mark_as_tcp};
 use millstream_core::shard::{SharedState, ufrag};
 
-pub mod queue;
+pub mod send_queue;
 
-use self::queue::DatagramQueue;
+use self::send_queue::DatagramQueue;
 
 /// Maximum length of a frame in bytes; peers send no datagrams longer than an MTU.
 pub const MAX_FRAMED_PACKET_BYTES: usize = 4_096;
@@ -71,7 +71,7 @@ fn close_reason_of(error: &io::Error) -> TcpCloseReason {
 
 /// State of a connection, set by the shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ConnectionState {
+enum TcpConnectionState {
     /// Nothing authentic has arrived on it yet.
     New,
     Authenticated,
@@ -82,7 +82,7 @@ enum ConnectionState {
 #[derive(Debug)]
 struct TcpConnection {
     send_queue: DatagramQueue,
-    state: watch::Sender<ConnectionState>,
+    state: watch::Sender<TcpConnectionState>,
 }
 
 /// The connections of peers to the TCP media port.
@@ -105,9 +105,9 @@ impl TcpConnections {
     fn insert_or_replace(&self, address: SocketAddr) -> Arc<TcpConnection> {
         let connection = Arc::new(TcpConnection {
             send_queue: DatagramQueue::default(),
-            state: watch::Sender::new(ConnectionState::New),
+            state: watch::Sender::new(TcpConnectionState::New),
         });
-        let mut connections = self.lock();
+        let mut connections = self.lock_connection_map();
         let former = connections.insert(address, connection.clone());
         self.count.store(connections.len(), Ordering::Release);
         drop(connections);
@@ -118,8 +118,8 @@ impl TcpConnections {
     }
 
     /// Removes a connection. Returns `false` if its address has another connection now.
-    fn remove(&self, address: SocketAddr, connection: &Arc<TcpConnection>) -> bool {
-        let mut connections = self.lock();
+    fn remove_if_current(&self, address: SocketAddr, connection: &Arc<TcpConnection>) -> bool {
+        let mut connections = self.lock_connection_map();
         let is_current = connections.get(&address).is_none_or(|now| Arc::ptr_eq(now, connection));
         if is_current {
             connections.remove(&address);
@@ -135,14 +135,14 @@ impl TcpConnections {
 
     /// Returns the number of bytes queued for all connections.
     pub fn queued_bytes(&self) -> usize {
-        let connections: Vec<_> = self.lock().values().cloned().collect();
+        let connections: Vec<_> = self.lock_connection_map().values().cloned().collect();
         connections
             .iter()
             .map(|connection| connection.send_queue.queued_bytes())
             .sum()
     }
 
-    fn send(&self, now: Instant, buffer: &[u8], run: &GsoRun, counters: &SendCounters) {
+    fn queue_datagrams_of_run(&self, now: Instant, buffer: &[u8], run: &GsoRun, counters: &SendCounters) {
         let datagrams = buffer.get(run.start..run.end).unwrap_or_default();
         let number = datagrams.len().div_ceil(run.segment_size.max(1)) as u64;
         let Some(connection) = self.find(run.destination.to) else {
@@ -158,10 +158,12 @@ impl TcpConnections {
 
     /// Returns the connection of an address. Takes no lock for a UDP address.
     fn find(&self, address: SocketAddr) -> Option<Arc<TcpConnection>> {
-        is_tcp(address).then(|| self.lock().get(&address).cloned()).flatten()
+        is_tcp(address)
+            .then(|| self.lock_connection_map().get(&address).cloned())
+            .flatten()
     }
 
-    fn lock(&self) -> RankedGuard<'_, HashMap<SocketAddr, Arc<TcpConnection>>> {
+    fn lock_connection_map(&self) -> RankedGuard<'_, HashMap<SocketAddr, Arc<TcpConnection>>> {
         self.connections.lock()
     }
 }
@@ -169,33 +171,34 @@ impl TcpConnections {
 impl TcpConnectionControl for TcpConnections {
     fn mark_authenticated(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
-            connection.transition(ConnectionState::New, ConnectionState::Authenticated);
+            connection.compare_and_set_state(TcpConnectionState::New, TcpConnectionState::Authenticated);
         }
     }
 
     fn close_for_no_session(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
-            connection.transition(
-                ConnectionState::New,
-                ConnectionState::Closing(TcpCloseReason::NoSession),
+            connection.compare_and_set_state(
+                TcpConnectionState::New,
+                TcpConnectionState::Closing(TcpCloseReason::NoSession),
             );
         }
     }
 
-    fn close(&self, address: SocketAddr) {
+    fn close_after_session_end(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
             connection.close(TcpCloseReason::SessionOver);
         }
     }
 
     fn queue_delay(&self, now: Instant, address: SocketAddr) -> Duration {
-        self.find(address)
-            .map_or(Duration::ZERO, |connection| connection.send_queue.delay(now))
+        self.find(address).map_or(Duration::ZERO, |connection| {
+            connection.send_queue.oldest_datagram_age(now)
+        })
     }
 }
 
 impl TcpConnection {
-    fn transition(&self, from: ConnectionState, to: ConnectionState) {
+    fn compare_and_set_state(&self, from: TcpConnectionState, to: TcpConnectionState) {
         self.state.send_if_modified(|state| {
             let is_due = *state == from;
             if is_due {
@@ -208,35 +211,35 @@ impl TcpConnection {
     /// Returns why the connection must be closed, if it must.
     fn close_reason(&self) -> Option<TcpCloseReason> {
         match *self.state.borrow() {
-            ConnectionState::Closing(reason) => Some(reason),
-            ConnectionState::New | ConnectionState::Authenticated => None,
+            TcpConnectionState::Closing(reason) => Some(reason),
+            TcpConnectionState::New | TcpConnectionState::Authenticated => None,
         }
     }
 
     /// Closes the connection for this reason. What is queued is still sent, if the peer reads.
     fn close(&self, reason: TcpCloseReason) {
         self.send_queue.close();
-        self.state.send_replace(ConnectionState::Closing(reason));
+        self.state.send_replace(TcpConnectionState::Closing(reason));
     }
 
     /// Waits until the connection must be closed: at `deadline` unless it is authenticated by then.
-    async fn wait_for_close(&self, deadline: tokio::time::Instant) -> TcpCloseReason {
+    async fn wait_until_close_due(&self, deadline: tokio::time::Instant) -> TcpCloseReason {
         let mut state = self.state.subscribe();
         loop {
             let current = *state.borrow_and_update();
             // The sender is in `self`, so the channel stays open.
             let changed = async { state.changed().await.is_ok() };
             match current {
-                ConnectionState::New => tokio::select! {
+                TcpConnectionState::New => tokio::select! {
                     _ = changed => {}
                     () = sleep_until(deadline) => return TcpCloseReason::Unauthenticated,
                 },
-                ConnectionState::Authenticated => _ = changed.await,
-                ConnectionState::Closing(reason @ TcpCloseReason::SessionOver) => {
+                TcpConnectionState::Authenticated => _ = changed.await,
+                TcpConnectionState::Closing(reason @ TcpCloseReason::SessionOver) => {
                     sleep(SESSION_END_FLUSH_TIMEOUT).await;
                     return reason;
                 }
-                ConnectionState::Closing(reason) => return reason,
+                TcpConnectionState::Closing(reason) => return reason,
             }
         }
     }
@@ -250,19 +253,19 @@ pub(super) struct UdpOrTcpSender {
 }
 
 impl DatagramSink for UdpOrTcpSender {
-    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
+    fn send_gso_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
         if self.tcp.count() == 0 && !runs.iter().any(|run| is_tcp(run.destination.to)) {
-            return self.udp.send_runs(buffer, runs);
+            return self.udp.send_gso_runs(buffer, runs);
         }
         let now = now();
         for runs in runs.chunk_by(|a, b| is_tcp(a.destination.to) == is_tcp(b.destination.to)) {
             match runs {
                 [first, ..] if is_tcp(first.destination.to) => {
                     for run in runs {
-                        self.tcp.send(now, buffer, run, &self.counters);
+                        self.tcp.queue_datagrams_of_run(now, buffer, run, &self.counters);
                     }
                 }
-                runs => self.udp.send_runs(buffer, runs),
+                runs => self.udp.send_gso_runs(buffer, runs),
             }
         }
     }
@@ -323,10 +326,10 @@ async fn run_connection(
             Ok(()) => connection.close_reason().unwrap_or(TcpCloseReason::SessionOver),
             Err(error) => close_reason_of(&error),
         },
-        ended = connection.wait_for_close(deadline) => ended,
+        ended = connection.wait_until_close_due(deadline) => ended,
     };
-    let was_authenticated = *connection.state.borrow() == ConnectionState::Authenticated;
-    if connections.remove(address, &connection) && was_authenticated {
+    let was_authenticated = *connection.state.borrow() == TcpConnectionState::Authenticated;
+    if connections.remove_if_current(address, &connection) && was_authenticated {
         // If the mailbox is full, the session ends by its timeout once the peer is silent.
         let _ = mailbox.push_control(ShardMessage::TcpDisconnected { from: address });
     }

@@ -23,9 +23,9 @@ use tracing::{debug, info, warn};
 
 use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::library::PipelineLibrary;
-use crate::pipeline::process::{self, WorkerProcess, WorkerProcessError};
 use crate::pipeline::programs::WorkerProgramsAndSlots;
-use crate::pipeline::slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::pipeline::worker_process::{self, WorkerProcess, WorkerProcessError};
+use crate::pipeline::worker_slots::{SlotKeptAcrossRestarts, WorkerOwner};
 use crate::sources::fetch::attached::{AttachedSource, random_session_id};
 use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{StopWorkerOnDrop, announced_track};
@@ -37,7 +37,7 @@ use millstream_core::hub::tap::{StreamTap, TapQueue};
 use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
 use millstream_core::media::depacketizer::{Depacketizer, Frame};
 use millstream_core::media::packet::TrackTime;
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::track_delivery::TranscodeTarget;
 use millstream_core::media::{Codec, Format, MediaKind};
 use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSink, FrameSource, NalFraming};
 use millstream_worker_runtime::wire::{InputTrack, MessageFromWorker, PipelineJob, TrackFormat, WireFrame};
@@ -61,7 +61,7 @@ const STALL_EXCUSING_INPUT_GAP: Duration = Duration::from_millis(500);
 const MIN_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Supported conversions, with the pipeline for each.
-const CONVERSIONS: [(Codec, TranscodeTarget, &str); 15] = [
+const TRANSCODE_PIPELINES: [(Codec, TranscodeTarget, &str); 15] = [
     (Codec::H264, TranscodeTarget::H264, "h264-to-baseline"),
     (Codec::H265, TranscodeTarget::H264, "h265-to-h264"),
     (Codec::Jpeg, TranscodeTarget::H264, "mjpeg-to-h264"),
@@ -80,14 +80,14 @@ const CONVERSIONS: [(Codec, TranscodeTarget, &str); 15] = [
 ];
 
 /// Tells for whom the worker of a stream runs, given the name of the original stream.
-pub type OwnerLookup = Arc<dyn Fn(&StreamName) -> WorkerOwner + Send + Sync>;
+pub type WorkerOwnerLookup = Arc<dyn Fn(&StreamName) -> WorkerOwner + Send + Sync>;
 
 /// Detects the supported conversions and starts the task that transcodes. Returns `None` if none is supported.
 pub async fn start_transcoding_service<P: FrameSink + Clone + 'static>(
     library: PipelineLibrary,
     programs: WorkerProgramsAndSlots,
     plane: P,
-    find_owner: OwnerLookup,
+    find_owner: WorkerOwnerLookup,
 ) -> Option<JoinHandle<()>> {
     let supported = detect_supported_conversions(&library, &programs).await;
     if supported.is_empty() {
@@ -124,13 +124,13 @@ async fn detect_supported_conversions(
     library: &PipelineLibrary,
     programs: &WorkerProgramsAndSlots,
 ) -> Vec<(Codec, TranscodeTarget)> {
-    let pipelines = CONVERSIONS
+    let pipelines = TRANSCODE_PIPELINES
         .iter()
         .filter_map(|(_, _, name)| Some((*name, library.get(name)?)));
     let trials = pipelines
         .map(|(name, description)| (name.to_owned(), description.trial_job()))
         .collect();
-    let findings = match process::check_pipelines(programs, trials).await {
+    let findings = match worker_process::check_pipelines(programs, trials).await {
         Ok(findings) => findings,
         Err(error) => {
             warn!(%error, "transcoding disabled: the check of the conversion pipelines failed");
@@ -138,7 +138,7 @@ async fn detect_supported_conversions(
         }
     };
     let mut supported = Vec::new();
-    for (codec, transcode, name) in CONVERSIONS {
+    for (codec, transcode, name) in TRANSCODE_PIPELINES {
         match findings
             .iter()
             .find(|finding| finding.name == name)
@@ -150,7 +150,7 @@ async fn detect_supported_conversions(
                     codec = codec.name(),
                     transcode = transcode.label(),
                     pipeline = name,
-                    problem = process::explain_failure(failure),
+                    problem = worker_process::explain_failure(failure),
                     "transcoding from this codec unavailable: its pipeline cannot run on this host"
                 );
             }
@@ -208,7 +208,7 @@ struct TranscodeJob {
     target: TranscodeTarget,
     pipeline_library: Arc<PipelineLibrary>,
     worker_programs: WorkerProgramsAndSlots,
-    find_owner: OwnerLookup,
+    find_owner: WorkerOwnerLookup,
     reservation: SlotKeptAcrossRestarts,
 }
 
@@ -240,7 +240,7 @@ impl TranscodeJob {
                 warn!(stream = %self.original_stream, transcode = self.target.label(), error, "transcoding worker failed; the gateway restarts it");
             }
             logged = Some(error);
-            let wait = backoff.delay_after_failure(rand::rng().next_u32());
+            let wait = backoff.next_delay_after_failure(rand::rng().next_u32());
             sleep(wait).await;
         }
     }
@@ -334,7 +334,7 @@ impl TranscodeJob {
             if clock_sent.is_none_or(|clock_sent| clock_sent.elapsed() >= CAPTURE_TIME_COPY_INTERVAL) {
                 clock_sent = conversion.copy_capture_time(&input, output).or(clock_sent);
             }
-            if !plane.publish_frames(output) {
+            if !plane.publish_frames_unless_displaced(output) {
                 // This job is the only source of the stream; another one is about to start.
                 return None;
             }
@@ -381,7 +381,7 @@ impl TranscodeJob {
     }
 
     fn build_worker_job(&self, format: Format) -> Option<(PipelineJob, WorkerLimits)> {
-        let (_, _, name) = CONVERSIONS
+        let (_, _, name) = TRANSCODE_PIPELINES
             .iter()
             .find(|(codec, transcode, _)| *codec == format.codec() && *transcode == self.target)?;
         let media = match format {
@@ -460,7 +460,7 @@ impl WorkerFrameConverter {
         }
         for frame in frames {
             self.last_input_at = now;
-            if let Some(frame) = self.wire_frame(frame)
+            if let Some(frame) = self.make_worker_frame(frame)
                 && !process.send_frame(frame)
             {
                 debug!("transcoding worker overloaded: frame dropped");
@@ -471,7 +471,7 @@ impl WorkerFrameConverter {
     }
 
     /// Converts a frame for the worker; `None` before time zero.
-    fn wire_frame(&mut self, frame: Frame) -> Option<WireFrame> {
+    fn make_worker_frame(&mut self, frame: Frame) -> Option<WireFrame> {
         // With B-frames, frames may be presented before the first one: leave room for them.
         let base = *self
             .worker_zero_time

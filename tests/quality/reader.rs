@@ -194,7 +194,7 @@ fn hostile_feedback_causes_neither_a_panic_nor_an_allocation() {
     let (mut rng, mut target, mut body) = (Rng::new(2), Target::new(), Vec::with_capacity(4_096));
     target.send(3);
     valid(&mut rng, 0, &mut body);
-    assert!(target.controller.on_feedback(target.now, &body, &target.flushes));
+    assert!(target.controller.on_twcc_feedback(target.now, &body, &target.flushes));
     let (mut read, mut allocated) = (0, 0);
     for _ in 0..rounds() {
         // Most of it near to what was sent, so that it is not refused at once.
@@ -209,7 +209,7 @@ fn hostile_feedback_causes_neither_a_panic_nor_an_allocation() {
         mutate(&mut rng, &mut body);
         let before = heap::allocations();
         target.send(rng.below(12));
-        read += u64::from(target.controller.on_feedback(target.now, &body, &target.flushes));
+        read += u64::from(target.controller.on_twcc_feedback(target.now, &body, &target.flushes));
         let _ = target.controller.may_send_video_now(target.now);
         allocated += heap::allocations() - before;
     }
@@ -238,13 +238,13 @@ fn a_feedback_that_claims_every_number_is_walked_as_far_as_packets_were_sent() {
     assert!(
         target
             .controller
-            .on_feedback(target.now, &claims(&target), &target.flushes)
+            .on_twcc_feedback(target.now, &claims(&target), &target.flushes)
     );
     target.send(40);
     assert!(
         target
             .controller
-            .on_feedback(target.now, &claims(&target), &target.flushes)
+            .on_twcc_feedback(target.now, &claims(&target), &target.flushes)
     );
     // What is sent after it was not acknowledged by it: its loss counts.
     target.send(40);
@@ -256,11 +256,11 @@ fn a_feedback_that_claims_every_number_is_walked_as_far_as_packets_were_sent() {
         0,
         &mut body,
     );
-    assert!(target.controller.on_feedback(target.now, &body, &target.flushes));
+    assert!(target.controller.on_twcc_feedback(target.now, &body, &target.flushes));
     assert!(
-        target.controller.loss_fraction() > Some(100),
+        target.controller.loss_per_256() > Some(100),
         "{:?}",
-        target.controller.loss_fraction()
+        target.controller.loss_per_256()
     );
 }
 
@@ -271,7 +271,7 @@ fn the_cost_of_a_viewer_is_printed() {
     let (mut target, mut body) = (Target::new(), Vec::new());
     target.send(15);
     valid(&mut Rng::new(3), 0, &mut body);
-    assert!(target.controller.on_feedback(target.now, &body, &target.flushes));
+    assert!(target.controller.on_twcc_feedback(target.now, &body, &target.flushes));
     let (mut sending, mut feeding, mut polling) = (Duration::MAX, Duration::MAX, Duration::MAX);
     for round in 0..20_i64 {
         let began = Instant::now();
@@ -295,7 +295,7 @@ fn the_cost_of_a_viewer_is_printed() {
             let arrivals: Vec<Option<i64>> = (0..count).map(arrival).collect();
             feedback::write(base, &arrivals, 0, &mut body);
             let began = Instant::now();
-            assert!(target.controller.on_feedback(target.now, &body, &target.flushes));
+            assert!(target.controller.on_twcc_feedback(target.now, &body, &target.flushes));
             fed += began.elapsed();
             let began = Instant::now();
             let _ = target.controller.poll(target.now, &target.ladder);

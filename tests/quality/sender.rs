@@ -400,7 +400,7 @@ impl Sender {
                 let ticks: Vec<Option<i64>> = arrivals.iter().map(|at| at.map(|at| at / 250)).collect();
                 crate::feedback::write(base, &ticks, self.feedbacks, &mut self.feedback);
                 self.feedbacks = self.feedbacks.wrapping_add(1);
-                assert!(controller.on_feedback(at, &self.feedback, flushes));
+                assert!(controller.on_twcc_feedback(at, &self.feedback, flushes));
             }
             Control::Gcc(baseline) => baseline.on_feedback(at, self.origin, base, arrivals),
         }

@@ -38,10 +38,10 @@ pub(crate) fn note(now: u64, viewers: &[Viewer], links: &[Link]) {
             viewer.sender.unsent(),
             controller.excess_delay().as_millis(),
             controller.received_bitrate().unwrap_or(0) / 1_000,
-            u32::from(controller.loss_fraction().unwrap_or(0)) * 100 / 256,
+            u32::from(controller.loss_per_256().unwrap_or(0)) * 100 / 256,
             viewer.sender.probed,
             if controller.is_competing() { "competes " } else { "" },
-            controller.last_decision_cause(),
+            controller.last_layer_decision_cause(),
         );
     }
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::registry::{Requester, SessionLimits, SessionRegistry};
+use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionRegistry};
 use millstream_core::hub::stream::{SessionId, ShardIndex};
 use millstream_core::media::Codec;
 use millstream_core::outputs::whep::Viewer;
@@ -41,18 +41,18 @@ const FRAME_BYTES: usize = 12_500;
 /// Frames between two key frames.
 const KEY_FRAME_INTERVAL: u64 = 60;
 
-const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 8189);
+const GATEWAY_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 8189);
 
 type Datagrams = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
 
 /// Records the datagrams of handshakes, and counts the others.
-struct Recorder {
+struct DatagramCountingSink {
     handshakes: Datagrams,
     media: Arc<AtomicU64>,
 }
 
-impl DatagramSink for Recorder {
-    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
+impl DatagramSink for DatagramCountingSink {
+    fn send_gso_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
         for run in runs {
             let bytes = &buffer[run.start..run.end];
             if matches!(bytes.first(), Some(128..=191)) {
@@ -67,7 +67,7 @@ impl DatagramSink for Recorder {
     }
 }
 
-struct Setup {
+struct ForwardingBench {
     shared: Arc<SharedState>,
     core: ShardCore,
     source: FrameSource,
@@ -78,19 +78,19 @@ struct Setup {
 fn main() {
     let handshakes = Datagrams::default();
     let media = Arc::new(AtomicU64::new(0));
-    let sink = Recorder {
+    let sink = DatagramCountingSink {
         handshakes: handshakes.clone(),
         media: media.clone(),
     };
-    let mut setup = Setup::new(sink);
-    setup.take_frame();
-    forward(&mut setup);
-    let mut peers: Vec<(SocketAddr, Peer)> = (0..VIEWERS).map(|index| setup.open(index)).collect();
+    let mut setup = ForwardingBench::new(sink);
+    setup.advance_and_queue_frames();
+    publish_and_forward_frames(&mut setup);
+    let mut peers: Vec<(SocketAddr, Peer)> = (0..VIEWERS).map(|index| setup.open_viewer_session(index)).collect();
     setup.connect(&mut peers, &handshakes);
     let before = media.load(Ordering::Relaxed);
     for _ in 0..FRAMES {
-        setup.take_frame();
-        forward(&mut setup);
+        setup.advance_and_queue_frames();
+        publish_and_forward_frames(&mut setup);
     }
     println!("viewers {VIEWERS}");
     println!("datagrams {}", media.load(Ordering::Relaxed) - before);
@@ -99,8 +99,8 @@ fn main() {
 
 /// The measured part: one tick, from the frames of a source to the datagrams of all viewers.
 #[inline(never)]
-fn forward(setup: &mut Setup) {
-    assert!(setup.shared.publish_frames(&mut setup.source));
+fn publish_and_forward_frames(setup: &mut ForwardingBench) {
+    assert!(setup.shared.publish_frames_unless_displaced(&mut setup.source));
     let mut messages = VecDeque::new();
     setup.shared.mailboxes[0].take_all(&mut messages);
     for message in messages {
@@ -109,8 +109,8 @@ fn forward(setup: &mut Setup) {
     setup.core.finish_tick(setup.now);
 }
 
-impl Setup {
-    fn new(sink: Recorder) -> Self {
+impl ForwardingBench {
+    fn new(sink: DatagramCountingSink) -> Self {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let limits = SessionLimits {
@@ -131,9 +131,15 @@ impl Setup {
             tcp_connections: Arc::new(()),
             wall_clock_origin: (now, Duration::from_secs(1_800_000_000)),
         });
-        let core = ShardCore::new(ShardIndex(0), shared.clone(), Outbox::new(Box::new(sink)), random(1));
+        let core = ShardCore::new(
+            ShardIndex(0),
+            shared.clone(),
+            Outbox::new(Box::new(sink)),
+            seeded_random_generator(1),
+        );
         let tracks = [Codec::H264.into(), Codec::Opus.into()];
-        let source = FrameSource::new(name(), SessionId([0xff; 16]), &tracks).expect("codecs that can be packetized");
+        let source =
+            FrameSource::new(stream_name(), SessionId([0xff; 16]), &tracks).expect("codecs that can be packetized");
         Self {
             shared,
             core,
@@ -144,7 +150,7 @@ impl Setup {
     }
 
     /// Lets a frame interval pass and takes the next frames.
-    fn take_frame(&mut self) {
+    fn advance_and_queue_frames(&mut self) {
         self.now += Duration::from_micros(33_333);
         let mut unit = Vec::new();
         let is_key_frame = self.frame.is_multiple_of(KEY_FRAME_INTERVAL);
@@ -167,25 +173,25 @@ impl Setup {
         self.frame += 1;
     }
 
-    fn open(&mut self, index: usize) -> (SocketAddr, Peer) {
+    fn open_viewer_session(&mut self, index: usize) -> (SocketAddr, Peer) {
         let identity = PeerIdentity::generate();
         let mut offer = OfferParameters::viewer(index as u64, identity.fingerprint(), &[VideoCodec::H264]);
         offer.transport_cc = std::env::args().any(|argument| argument == "feedback");
-        let mut random = random(index as u32 + 2);
+        let mut random = seeded_random_generator(index as u32 + 2);
         let local = ufrag::generate_ice_credentials(ShardIndex(0), &mut random);
         let parsed = Offer::parse(offer.whep().as_bytes()).expect("a good offer");
         let to_sign = LocalTransport {
             ice_credentials: &local,
             fingerprint: &self.shared.dtls_identity.fingerprint,
-            candidate_addresses: &[GATEWAY],
+            candidate_addresses: &[GATEWAY_ADDRESS],
             accepts_ice_tcp: false,
             viewer_congestion_control: true,
             viewer_playout_delay: true,
             sdp_session_id: 1,
         };
-        let stream = self.shared.hub.find_stream(name()).expect("attached");
+        let stream = self.shared.hub.find_stream(stream_name()).expect("attached");
         let available = stream.with_state(|state| state.tracks_offerable_to_viewers(|_| false));
-        let formats = sdp::formats_for_offer(&parsed, &available.expect("it has a source"));
+        let formats = sdp::formats_sent_to_offerer(&parsed, &available.expect("it has a source"));
         let (playback, answer) = sdp::answer_whep_offer(&parsed, &formats, &to_sign, &mut random).expect("playable");
         let mut id = [0; 16];
         id[..8].copy_from_slice(&(index as u64).to_be_bytes());
@@ -201,7 +207,7 @@ impl Setup {
         assert_eq!(opened, Ok(None));
         let opening = NewSession {
             session_id: session,
-            stream_name: name(),
+            stream_name: stream_name(),
             local_credentials: local,
             role: NegotiatedRole::Play(playback),
         };
@@ -213,7 +219,7 @@ impl Setup {
                 identity,
                 local: offer.credentials,
                 remote: Answer::parse(&answer.sdp).credentials(),
-                server: GATEWAY,
+                server: GATEWAY_ADDRESS,
                 role: DtlsRole::Client,
                 profiles: Profiles::CmThenGcm,
                 ice: IceStyle::BROWSER,
@@ -244,19 +250,19 @@ impl Setup {
             for (to, datagram) in std::mem::take(&mut *handshakes.lock().expect("not poisoned")) {
                 let found = peers.iter_mut().find(|(address, _)| *address == to);
                 let (_, peer) = found.expect("a peer at each address");
-                peer.handle_datagram(self.now, GATEWAY, &datagram);
+                peer.handle_datagram(self.now, GATEWAY_ADDRESS, &datagram);
             }
         }
         assert!(peers.iter().all(|(_, peer)| peer.is_connected()));
     }
 }
 
-fn name() -> StreamName {
+fn stream_name() -> StreamName {
     StreamName::parse("live").expect("a stream name")
 }
 
 /// Numbers that differ, and are the same in each run.
-fn random(seed: u32) -> Box<dyn FnMut() -> u32 + Send> {
+fn seeded_random_generator(seed: u32) -> Box<dyn FnMut() -> u32 + Send> {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     Box::new(move || {
         state ^= state << 13;

@@ -16,8 +16,8 @@ use channel::ToGatewaySender;
 use wire::{MessageFromWorker, PipelineJob, WorkerFailure};
 
 /// Enters the sandbox of a job; reports a failure to the gateway and returns `false`.
-pub fn enter_sandbox(job: &PipelineJob, gateway: &ToGatewaySender) -> bool {
-    match sandbox::enter(job) {
+pub fn enter_sandbox_or_report_failure(job: &PipelineJob, gateway: &ToGatewaySender) -> bool {
+    match sandbox::sandbox_this_process(job) {
         Ok(_) => true,
         Err(error) => {
             let failure = WorkerFailure::Stream(format!("the worker process cannot enter its sandbox: {error}"));

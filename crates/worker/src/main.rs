@@ -8,12 +8,12 @@ use std::process::ExitCode;
 
 use millstream_worker_runtime::channel::connect_to_gateway_and_lower_priority;
 use millstream_worker_runtime::wire::{MessageFromWorker, MessageToWorker};
-use millstream_worker_runtime::{enter_sandbox, not_started_by_gateway_error};
+use millstream_worker_runtime::{enter_sandbox_or_report_failure, not_started_by_gateway_error};
 
-mod addresses;
-mod cameras;
-mod check;
+mod address_restriction;
 mod pipeline;
+mod pipeline_check;
+mod rtspsrc_setup;
 
 fn main() -> ExitCode {
     match run() {
@@ -29,11 +29,11 @@ fn run() -> std::io::Result<()> {
     let (gateway, mut commands) = connect_to_gateway_and_lower_priority(c"millstream-gst")?;
     match commands.receive() {
         Some(MessageToWorker::CheckPipelines(jobs)) => {
-            gateway.send(&MessageFromWorker::CheckResults(check::check_pipelines(&jobs)));
+            gateway.send(&MessageFromWorker::CheckResults(pipeline_check::check_pipelines(&jobs)));
         }
         Some(MessageToWorker::RunPipeline(job)) => {
-            if enter_sandbox(&job, &gateway) {
-                pipeline::run(&job, &gateway, commands);
+            if enter_sandbox_or_report_failure(&job, &gateway) {
+                pipeline::run_pipeline_job(&job, &gateway, commands);
             }
         }
         _ => return Err(not_started_by_gateway_error()),

@@ -8,7 +8,7 @@ use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_app::{AppLeakyType, AppSink, AppSinkCallbacks, AppSrc};
 
-use crate::{addresses, cameras};
+use crate::{address_restriction, rtspsrc_setup};
 use millstream_core::media::MediaKind;
 use millstream_worker_runtime::channel::{FromGatewayReceiver, ToGatewaySender};
 use millstream_worker_runtime::wire::{
@@ -46,7 +46,7 @@ const HEARTBEAT_INTERVAL: gst::ClockTime = gst::ClockTime::from_mseconds(200);
 /// # Errors
 ///
 /// A [`WorkerFailure`] that names what is missing or wrong.
-pub(crate) fn build(job: &PipelineJob) -> Result<PreparedPipeline, WorkerFailure> {
+pub(crate) fn build_pipeline(job: &PipelineJob) -> Result<PreparedPipeline, WorkerFailure> {
     let mut context = gst::ParseContext::new();
     let parsed = gst::parse::launch_full(&job.launch, Some(&mut context), gst::ParseFlags::FATAL_ERRORS);
     let element = parsed.map_err(|error| match error.kind::<gst::ParseError>() {
@@ -66,7 +66,7 @@ pub(crate) fn build(job: &PipelineJob) -> Result<PreparedPipeline, WorkerFailure
             )));
         }
     }
-    cameras::install_rtspsrc_track_and_ssrc_handlers(&pipeline);
+    rtspsrc_setup::install_rtspsrc_track_and_ssrc_handlers(&pipeline);
     for (target, value) in &job.properties {
         set_property(&pipeline, target, value)?;
     }
@@ -163,10 +163,10 @@ fn find_appsinks(pipeline: &gst::Pipeline) -> Result<Vec<(MediaKind, AppSink)>, 
 }
 
 /// Runs until the gateway says stop, the stream ends, or something fails.
-pub(crate) fn run(job: &PipelineJob, gateway: &ToGatewaySender, commands: FromGatewayReceiver) {
+pub(crate) fn run_pipeline_job(job: &PipelineJob, gateway: &ToGatewaySender, commands: FromGatewayReceiver) {
     let result = gst::init()
         .map_err(|error| WorkerFailure::Stream(error.to_string()))
-        .and_then(|()| build(job))
+        .and_then(|()| build_pipeline(job))
         .and_then(|built| play_until_end(job, built, gateway, commands));
     match result {
         Ok(()) => gateway.send(&MessageFromWorker::Ended),
@@ -210,7 +210,7 @@ fn play_until_end(
     commands: FromGatewayReceiver,
 ) -> Result<(), WorkerFailure> {
     let pipeline = built.pipeline.clone();
-    addresses::restrict_addresses(&pipeline, job, gateway);
+    address_restriction::restrict_addresses(&pipeline, job, gateway);
     let timeline = Arc::new(LoopTimeline::default());
     for (index, (kind, sink)) in built.appsinks.iter().enumerate() {
         configure_appsink(index, *kind, sink, gateway, &timeline)?;

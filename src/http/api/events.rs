@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, Topic};
+use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, ChangeTopic};
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
@@ -41,7 +41,7 @@ impl EventLog {
             events.pop_front();
         }
         drop(kept);
-        self.changes.notify(&Topic::Everything);
+        self.changes.notify(&ChangeTopic::Everything);
     }
 
     /// Returns the events after the one with this id, and the id of the last one.
@@ -58,7 +58,11 @@ impl EventLog {
 pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc<EventLog>) {
     let mut previous_streams: BTreeMap<String, Value> = BTreeMap::new();
     let mut previous_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
-    let mut changes = control.media_plane.hub().change_notifier().listen([Topic::Everything]);
+    let mut changes = control
+        .media_plane
+        .hub()
+        .change_notifier()
+        .listen([ChangeTopic::Everything]);
     let mut logged = LoggedWarnings::default();
     loop {
         let mut now = BTreeMap::new();
@@ -116,7 +120,7 @@ pub type AccessCheck = Box<dyn Fn() -> bool + Send>;
 impl EventLogReader {
     /// Returns a body with the events after the one with this id.
     pub fn response_body(log: Arc<EventLog>, last: u64, is_granted: AccessCheck) -> Body {
-        let changes = log.changes.listen([Topic::Everything]);
+        let changes = log.changes.listen([ChangeTopic::Everything]);
         Body::new(SseBody::new(Self {
             log,
             is_access_granted: is_granted,

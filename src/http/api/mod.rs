@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 use utoipa::OpenApi;
 
 use self::events::{EventLog, EventLogReader};
-use self::sessions::{Page, Session, Sessions};
+use self::sessions::{Session, SessionListQuery, Sessions};
 use self::snapshot::SnapshotFormat;
 use self::streams::Stream;
 use crate::access::Grant;
 use crate::control::ControlPlane;
 use crate::control::reload::Reloaded;
-use crate::http::auth::Action;
+use crate::http::auth::AccessAction;
 use crate::http::auth::Authenticator;
 use crate::http::problem::Problem;
 use crate::http::request::caller;
@@ -96,7 +96,7 @@ async fn require_api_access(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     let grant = authenticator
-        .authorize_request(caller(&parts), Action::Api, None)
+        .authorize_request(caller(&parts), AccessAction::Api, None)
         .await?;
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(grant);
@@ -143,8 +143,8 @@ async fn one_stream(State(api): State<ApiState>, Path(stream): Path<String>) -> 
 }
 
 /// Running sessions, and those that ended within the last minute with the cause.
-#[utoipa::path(get, path = "/api/v1/sessions", params(Page), responses((status = 200, body = Sessions)))]
-async fn all_sessions(State(api): State<ApiState>, Query(page): Query<Page>) -> Json<Sessions> {
+#[utoipa::path(get, path = "/api/v1/sessions", params(SessionListQuery), responses((status = 200, body = Sessions)))]
+async fn all_sessions(State(api): State<ApiState>, Query(page): Query<SessionListQuery>) -> Json<Sessions> {
     Json(sessions::session_page(&api.control, &page))
 }
 

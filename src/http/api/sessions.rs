@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::access::Action;
+use crate::access::AccessAction;
 use crate::control::ControlPlane;
-use crate::control::record::SessionRecord;
+use crate::control::session_record::SessionRecord;
 use crate::shard::{SessionId, SessionState};
 use millstream_core::congestion::QualityLimitationReason;
 use millstream_core::congestion::ladder::FrameSelection;
@@ -96,7 +96,7 @@ pub fn frame_selection_label(frames: FrameSelection) -> &'static str {
 
 /// Query parameters of the list of sessions.
 #[derive(Debug, Deserialize, IntoParams)]
-pub struct Page {
+pub struct SessionListQuery {
     /// Maximum number of entries, 1 to 1000. Default: 100.
     pub limit: Option<usize>,
     /// Return the sessions after this id.
@@ -141,8 +141,8 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
     Some(Session {
         id: public_session_id(id),
         role: match record.action {
-            Action::Publish => "publisher",
-            Action::Play | Action::Api => "viewer",
+            AccessAction::Publish => "publisher",
+            AccessAction::Play | AccessAction::Api => "viewer",
         },
         stream: record.stream.to_string(),
         state,
@@ -158,7 +158,7 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
 }
 
 /// Returns one page of the sessions.
-pub fn session_page(control: &ControlPlane, page: &Page) -> Sessions {
+pub fn session_page(control: &ControlPlane, page: &SessionListQuery) -> Sessions {
     let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
     let fits = |session: &Session| {
         let is_later = page.after.as_ref().is_none_or(|after| session.id > *after);

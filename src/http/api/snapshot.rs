@@ -17,11 +17,11 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::control::ControlPlane;
 use crate::http::problem::Problem;
-use millstream_core::hub::changes::Topic;
+use millstream_core::hub::changes::ChangeTopic;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::tap::{StreamTap, TapQueue};
-use millstream_core::media::transcode::{self, TrackPlan, TranscodeTarget};
+use millstream_core::media::track_delivery::{self, TrackDelivery, TranscodeTarget};
 use millstream_core::media::{Format, MediaKind};
 
 /// Limits how many snapshots are made at the same time; others wait.
@@ -74,20 +74,22 @@ pub async fn take_snapshot(
     };
     let target = TranscodeTarget::Jpeg;
     let can_transcode = hub.can_transcode_codec_to(source.format.codec(), target);
-    let from = match transcode::plan_track(source, target, can_transcode, |track| track.format == Format::Jpeg) {
-        TrackPlan::Passthrough => StreamKey::from(name),
-        TrackPlan::Transcode(target) => {
+    let from = match track_delivery::choose_track_delivery(source, target, can_transcode, |track| {
+        track.format == Format::Jpeg
+    }) {
+        TrackDelivery::Passthrough => StreamKey::from(name),
+        TrackDelivery::Transcode(target) => {
             control.check_transcode_slot_and_count_refusal(name, target)?;
             name.transcode_key(target)
         }
-        TrackPlan::Unavailable(_) => {
+        TrackDelivery::Unavailable(_) => {
             let detail = "this host cannot make snapshots of this codec: `millstream doctor` lists what is missing";
             return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "no_snapshots", detail));
         }
     };
     let taking = async {
         let slot = SNAPSHOT_PERMITS.acquire().await.ok()?;
-        Some((newest_jpeg_frame(control, &from).await?, slot))
+        Some((wait_for_newest_jpeg_frame(control, &from).await?, slot))
     };
     let late = || {
         let detail = "the snapshot was not ready in time: it waits for other snapshots, a worker process and a key frame; try again";
@@ -139,13 +141,13 @@ fn jpeg_to_png(jpeg: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Waits for a frame of a JPEG stream and returns the newest one.
-async fn newest_jpeg_frame(control: &ControlPlane, key: &StreamKey) -> Option<Bytes> {
+async fn wait_for_newest_jpeg_frame(control: &ControlPlane, key: &StreamKey) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
     let hub = control.media_plane.hub();
     let tapped = StreamTap::open(hub, key, &tap);
-    let mut changes = hub.change_notifier().listen([Topic::Stream(key.name.clone())]);
+    let mut changes = hub.change_notifier().listen([ChangeTopic::Stream(key.name.clone())]);
     loop {
         let newest = tapped.stream.with_state(|state| {
             let is_jpeg = matches!(state.format(MediaKind::Video), Some(Format::Jpeg));

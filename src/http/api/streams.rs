@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::warnings::{self, SourceFacts, VideoFacts, Warning};
+use super::warnings::{self, SourceWarningInputs, VideoWarningInputs, Warning};
 use crate::sources::fetch::registry::{RegisteredSource, SourceRegistry};
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{ShardIndex, StreamState};
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::track_delivery::TranscodeTarget;
 use millstream_core::media::{Format, MediaKind};
 
 /// A stream.
@@ -183,7 +183,7 @@ pub fn describe_stream(
     let mut silence = None;
     if let Some(stream) = stream {
         stream.with_state(|state| {
-            silence = state.source_silence(monotonic_now());
+            silence = state.source_inactivity_duration(monotonic_now());
             shown.stalled = state.is_source_stalled(monotonic_now());
             shown.live = state.source().is_some();
             shown.viewers = state.viewer_count();
@@ -195,7 +195,7 @@ pub fn describe_stream(
                 shown.video = describe_video(state);
                 shown.audio = describe_audio(state);
                 shown.layers = describe_layers(state);
-                shown.warnings = warnings::source_warnings(source_facts(state, shown.hls_viewers));
+                shown.warnings = warnings::source_warnings(source_warning_inputs(state, shown.hls_viewers));
             }
         });
     }
@@ -204,13 +204,13 @@ pub fn describe_stream(
         let text = format!("No media has arrived from the publisher for {} s.", silence.as_secs());
         shown.warnings.push(Warning { code: "no_media", text });
     }
-    shown.warnings.extend(left_out_warnings(&shown));
+    shown.warnings.extend(left_out_media_warnings(&shown));
     Some(shown)
 }
 
 /// Names what of a source is left out, as far as it matters: audio if there is no other, variants that may be better, and
 /// segments that were missing recently.
-fn left_out_warnings(stream: &Stream) -> Vec<Warning> {
+fn left_out_media_warnings(stream: &Stream) -> Vec<Warning> {
     let Some(source) = stream.source.as_ref().filter(|_| stream.live) else {
         return Vec::new();
     };
@@ -255,10 +255,10 @@ fn left_out_warnings(stream: &Stream) -> Vec<Warning> {
     warnings
 }
 
-fn source_facts(state: &StreamState, hls_viewers: usize) -> SourceFacts {
+fn source_warning_inputs(state: &StreamState, hls_viewers: usize) -> SourceWarningInputs {
     let video = &state.video;
-    SourceFacts {
-        video: state.format(MediaKind::Video).map(|format| VideoFacts {
+    SourceWarningInputs {
+        video: state.format(MediaKind::Video).map(|format| VideoWarningInputs {
             codec: format.codec(),
             has_b_frames: video.has_b_frames(),
             key_frame_interval: video.key_frame_interval().map(|interval| interval.as_secs_f64()),

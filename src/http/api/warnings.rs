@@ -25,8 +25,8 @@ impl Serialize for Warning {
 
 /// What is known of the source of a live stream.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SourceFacts {
-    pub video: Option<VideoFacts>,
+pub struct SourceWarningInputs {
+    pub video: Option<VideoWarningInputs>,
     pub missing_video: Option<MissingPacketsOrKeyFrame>,
     pub missing_audio: Option<MissingPacketsOrKeyFrame>,
     /// Number of frames whose timestamps stood still.
@@ -38,7 +38,7 @@ pub struct SourceFacts {
 
 /// What is known of its video.
 #[derive(Clone, Copy, Debug)]
-pub struct VideoFacts {
+pub struct VideoWarningInputs {
     pub codec: Codec,
     pub has_b_frames: bool,
     /// Seconds between the last two key frames.
@@ -52,7 +52,7 @@ pub struct VideoFacts {
 const LONG_KEY_FRAME_INTERVAL_SECS: f64 = 4.5;
 
 /// Returns the warnings of a live stream.
-pub fn source_warnings(source: SourceFacts) -> Vec<Warning> {
+pub fn source_warnings(source: SourceWarningInputs) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let mut add = |code, text: String| warnings.push(Warning { code, text });
     match source.missing_video {
@@ -117,12 +117,15 @@ type StreamWarnings<'a> = (&'a str, &'a [Warning]);
 impl LoggedWarnings {
     /// Logs each warning of these streams, which are live, once until its source ends.
     pub fn log_new<'a>(&mut self, streams: impl Iterator<Item = StreamWarnings<'a>>) {
-        for (stream, warning) in self.take_new(streams) {
+        for (stream, warning) in self.mark_new_as_logged(streams) {
             warn!(stream, code = warning.code, "{}", warning.text);
         }
     }
 
-    fn take_new<'a>(&mut self, streams: impl Iterator<Item = StreamWarnings<'a>>) -> Vec<(&'a str, &'a Warning)> {
+    fn mark_new_as_logged<'a>(
+        &mut self,
+        streams: impl Iterator<Item = StreamWarnings<'a>>,
+    ) -> Vec<(&'a str, &'a Warning)> {
         let mut new = Vec::new();
         let mut logged = BTreeMap::new();
         for (stream, warnings) in streams {
@@ -140,21 +143,21 @@ impl LoggedWarnings {
 mod tests {
     use super::*;
 
-    const GOOD: VideoFacts = VideoFacts {
+    const GOOD: VideoWarningInputs = VideoWarningInputs {
         codec: Codec::H264,
         has_b_frames: false,
         key_frame_interval: Some(2.0),
         answers_key_frame_requests: false,
     };
 
-    fn codes(source: SourceFacts) -> Vec<&'static str> {
+    fn codes(source: SourceWarningInputs) -> Vec<&'static str> {
         source_warnings(source).iter().map(|warning| warning.code).collect()
     }
 
-    fn with(video: VideoFacts) -> SourceFacts {
-        SourceFacts {
+    fn with(video: VideoWarningInputs) -> SourceWarningInputs {
+        SourceWarningInputs {
             video: Some(video),
-            ..SourceFacts::default()
+            ..SourceWarningInputs::default()
         }
     }
 
@@ -162,24 +165,24 @@ mod tests {
     #[test]
     fn a_stream_without_a_fault_has_no_warning() {
         assert_eq!(codes(with(GOOD)), [""; 0]);
-        let vp8 = VideoFacts {
+        let vp8 = VideoWarningInputs {
             codec: Codec::Vp8,
             key_frame_interval: None,
             ..GOOD
         };
         assert_eq!(codes(with(vp8)), [""; 0]);
-        let browser = VideoFacts {
+        let browser = VideoWarningInputs {
             key_frame_interval: Some(60.0),
             answers_key_frame_requests: true,
             ..GOOD
         };
         assert_eq!(codes(with(browser)), [""; 0]);
-        assert_eq!(codes(SourceFacts::default()), [""; 0], "audio alone");
+        assert_eq!(codes(SourceWarningInputs::default()), [""; 0], "audio alone");
     }
 
     #[test]
     fn each_fault_has_its_warning() {
-        let missing = |missing_video, missing_audio| SourceFacts {
+        let missing = |missing_video, missing_audio| SourceWarningInputs {
             missing_video,
             missing_audio,
             ..with(GOOD)
@@ -196,33 +199,33 @@ mod tests {
             codes(missing(None, Some(MissingPacketsOrKeyFrame::Packets))),
             ["no_audio"]
         );
-        let slow = VideoFacts {
+        let slow = VideoWarningInputs {
             key_frame_interval: Some(8.3),
             ..GOOD
         };
         assert_eq!(codes(with(slow)), ["long_key_frame_interval"]);
-        let stuck = |video, audio| SourceFacts {
+        let stuck = |video, audio| SourceWarningInputs {
             video_frames_timed_by_arrival: video,
             audio_frames_timed_by_arrival: audio,
             ..with(GOOD)
         };
         assert_eq!(codes(stuck(7, 0)), ["video_timestamps"]);
         assert_eq!(codes(stuck(0, 7)), ["audio_timestamps"]);
-        let reordered = VideoFacts {
+        let reordered = VideoWarningInputs {
             has_b_frames: true,
             ..GOOD
         };
         assert_eq!(codes(with(reordered)), ["b_frames"]);
-        let h265 = VideoFacts {
+        let h265 = VideoWarningInputs {
             codec: Codec::H265,
             ..GOOD
         };
         assert_eq!(codes(with(h265)), ["h265"]);
-        let vp8 = VideoFacts {
+        let vp8 = VideoWarningInputs {
             codec: Codec::Vp8,
             ..GOOD
         };
-        let by_hls = SourceFacts {
+        let by_hls = SourceWarningInputs {
             hls_viewer_count: 1,
             ..with(vp8)
         };
@@ -231,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_warning_is_logged_once_for_each_source() {
-        let h265 = VideoFacts {
+        let h265 = VideoWarningInputs {
             codec: Codec::H265,
             ..GOOD
         };
@@ -239,7 +242,7 @@ mod tests {
         let mut logged = LoggedWarnings::default();
         let new = |logged: &mut LoggedWarnings, live| {
             let shown: &[StreamWarnings] = if live { &[("live", &warnings)] } else { &[] };
-            logged.take_new(shown.iter().copied()).len()
+            logged.mark_new_as_logged(shown.iter().copied()).len()
         };
         assert_eq!(new(&mut logged, true), 1);
         assert_eq!(new(&mut logged, true), 0);

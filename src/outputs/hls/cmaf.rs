@@ -152,7 +152,7 @@ fn sample_flags(key_frame: bool) -> SampleFlags {
 }
 
 /// Converts a frame to its form in MP4: NAL units with length prefixes.
-pub fn mp4_sample_bytes(codec: Codec, frame: &Bytes) -> Option<Bytes> {
+pub fn frame_to_mp4_sample(codec: Codec, frame: &Bytes) -> Option<Bytes> {
     if !matches!(codec, Codec::H264 | Codec::H265) {
         return Some(frame.clone());
     }

@@ -27,7 +27,7 @@ pub trait StreamProvider: Send + Sync {
     /// Sends a key frame request to a source, if it supports it.
     fn request_key_frame_of_source(&self, source: SourceRef);
     /// Starts an on-demand source; returns whether the stream is live.
-    fn ensure_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+    fn ensure_source_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 }
 
 /// A packaged stream.

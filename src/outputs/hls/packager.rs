@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::cmaf::{CodecConfig, mp4_sample_bytes};
-use super::rendition::{Msn, ROLE_COUNT, Rendition, RenditionRole, TimedFrame};
+use super::cmaf::{CodecConfig, frame_to_mp4_sample};
+use super::rendition::{Msn, RENDITION_ROLE_COUNT, Rendition, RenditionRole, TimedFrame};
 use millstream_core::hub::track::TrackFormatAndClock;
 use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
 use millstream_core::media::depacketizer::Frame;
@@ -14,24 +14,24 @@ use millstream_core::media::{Codec, Format, MediaKind};
 /// Packages the renditions of one stream.
 #[derive(Debug, Default)]
 pub struct Packager {
-    renditions: [Option<Rendition>; ROLE_COUNT],
+    renditions: [Option<Rendition>; RENDITION_ROLE_COUNT],
     /// Start of the current timeline; reset with each source.
     timeline_origin: Option<TimelineOrigin>,
     /// Total duration of the previous timelines.
     timeline_offset: Duration,
-    pending_frames: [Option<PendingFrame>; ROLE_COUNT],
+    pending_frames: [Option<PendingFrame>; RENDITION_ROLE_COUNT],
     /// Audio frames with their durations that wait for the video: its next segment boundary is not known yet.
-    queued_audio: [VecDeque<(PendingFrame, u32)>; ROLE_COUNT],
+    queued_audio: [VecDeque<(PendingFrame, u32)>; RENDITION_ROLE_COUNT],
     /// Lowest segment numbers that removed renditions have not used.
-    first_unused_msn: [Msn; ROLE_COUNT],
+    first_unused_msn: [Msn; RENDITION_ROLE_COUNT],
     /// The next segment starts a discontinuity.
-    needs_discontinuity: [bool; ROLE_COUNT],
-    video_info: [VideoInfo; ROLE_COUNT],
+    needs_discontinuity: [bool; RENDITION_ROLE_COUNT],
+    video_info: [ResolutionAndFrameRate; RENDITION_ROLE_COUNT],
 }
 
 /// Resolution and frame rate of a video rendition, for playlists.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct VideoInfo {
+pub struct ResolutionAndFrameRate {
     /// Width and height in pixels.
     pub resolution: Option<(u16, u16)>,
     /// Frames per second.
@@ -45,7 +45,7 @@ struct TimelineOrigin {
     /// Wall clock at that time, since 1970.
     wall_clock_time: Duration,
     /// Track timestamps at that time, by rendition; `None` until known.
-    track_times: [Option<TrackTime>; ROLE_COUNT],
+    track_times: [Option<TrackTime>; RENDITION_ROLE_COUNT],
 }
 
 /// A frame whose duration is known once the next one arrives.
@@ -117,7 +117,7 @@ fn fill_opus_pause(pending: PendingFrame, ticks: u32) -> Vec<(PendingFrame, u32)
 
 /// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct ClockReading {
+pub struct MonotonicAndWallTime {
     pub monotonic_time: Instant,
     /// Time since 1970.
     pub wall_clock_time: Duration,
@@ -126,24 +126,25 @@ pub struct ClockReading {
 impl Packager {
     /// Returns the rendition of a role, if it exists.
     pub fn rendition(&self, role: RenditionRole) -> Option<&Rendition> {
-        self.renditions[role_index(role)].as_ref()
+        self.renditions[rendition_role_index(role)].as_ref()
     }
 
     /// Returns resolution and frame rate of a video rendition.
-    pub fn video_info(&self, role: RenditionRole) -> VideoInfo {
-        self.video_info[role_index(role)]
+    pub fn resolution_and_frame_rate(&self, role: RenditionRole) -> ResolutionAndFrameRate {
+        self.video_info[rendition_role_index(role)]
     }
 
     /// Removes a rendition that is no longer needed.
     pub fn remove_rendition(&mut self, role: RenditionRole) {
-        let removed = self.renditions[role_index(role)].take();
+        let removed = self.renditions[rendition_role_index(role)].take();
         if let Some(removed) = removed.filter(|removed| removed.segments().len() > 0) {
-            self.first_unused_msn[role_index(role)] = self.first_unused_msn[role_index(role)].max(removed.next_msn());
+            self.first_unused_msn[rendition_role_index(role)] =
+                self.first_unused_msn[rendition_role_index(role)].max(removed.next_msn());
         }
-        self.pending_frames[role_index(role)] = None;
-        self.queued_audio[role_index(role)].clear();
+        self.pending_frames[rendition_role_index(role)] = None;
+        self.queued_audio[rendition_role_index(role)].clear();
         if let Some(origin) = &mut self.timeline_origin {
-            origin.track_times[role_index(role)] = None;
+            origin.track_times[rendition_role_index(role)] = None;
         }
     }
 
@@ -157,7 +158,7 @@ impl Packager {
             });
             self.timeline_offset = ends.max().unwrap_or(self.timeline_offset);
         }
-        self.needs_discontinuity = [true; ROLE_COUNT];
+        self.needs_discontinuity = [true; RENDITION_ROLE_COUNT];
     }
 
     /// Returns the last complete segment of a rendition if another rendition has not completed the corresponding
@@ -191,12 +192,12 @@ impl Packager {
 
     fn flush_pending_frames(&mut self) {
         for role in RenditionRole::ALL {
-            if let Some(pending) = self.pending_frames[role_index(role)].take() {
+            if let Some(pending) = self.pending_frames[rendition_role_index(role)].take() {
                 // The duration of the last frame is unknown; assume 1/30 s.
                 let ticks = pending.codec.clock_rate() / 30;
-                self.queued_audio[role_index(role)].push_back((pending, ticks));
+                self.queued_audio[rendition_role_index(role)].push_back((pending, ticks));
             }
-            while let Some((pending, ticks)) = self.queued_audio[role_index(role)].pop_front() {
+            while let Some((pending, ticks)) = self.queued_audio[rendition_role_index(role)].pop_front() {
                 self.append_to_rendition(role, pending, ticks);
             }
         }
@@ -209,9 +210,9 @@ impl Packager {
         track: &TrackFormatAndClock,
         role: RenditionRole,
         time: TrackTime,
-        moment: ClockReading,
+        moment: MonotonicAndWallTime,
     ) {
-        let ClockReading {
+        let MonotonicAndWallTime {
             monotonic_time: now,
             wall_clock_time: wall,
         } = moment;
@@ -222,8 +223,8 @@ impl Packager {
             .map(|current| ticks_to_duration(current.saturating_sub(time), rate));
         let at = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
         let wall = wall.saturating_sub(now.saturating_duration_since(at));
-        let mut times = [None; ROLE_COUNT];
-        times[role_index(role)] = Some(time);
+        let mut times = [None; RENDITION_ROLE_COUNT];
+        times[rendition_role_index(role)] = Some(time);
         self.timeline_origin = Some(TimelineOrigin {
             captured_at: at,
             wall_clock_time: wall,
@@ -238,7 +239,7 @@ impl Packager {
         role: RenditionRole,
         has_video: bool,
         frame: &Frame,
-        moment: ClockReading,
+        moment: MonotonicAndWallTime,
     ) -> bool {
         let kind = role.kind();
         if self.timeline_origin.is_none() {
@@ -253,13 +254,13 @@ impl Packager {
             return false;
         };
         let rate = frame.codec.clock_rate();
-        let begin = match origin.track_times[role_index(role)] {
+        let begin = match origin.track_times[rendition_role_index(role)] {
             Some(begin) => begin,
             None => {
                 let Some(begin) = track.clock.track_time_captured_at(origin.captured_at) else {
                     return false;
                 };
-                origin.track_times[role_index(role)] = Some(begin);
+                origin.track_times[rendition_role_index(role)] = Some(begin);
                 begin
             }
         };
@@ -268,7 +269,7 @@ impl Packager {
             return false;
         };
         let time = time + duration_to_ticks(self.timeline_offset, rate);
-        let Some(bytes) = mp4_sample_bytes(frame.codec, &frame.bytes) else {
+        let Some(bytes) = frame_to_mp4_sample(frame.codec, &frame.bytes) else {
             return false;
         };
         if kind == MediaKind::Video && frame.is_key_frame {
@@ -285,7 +286,7 @@ impl Packager {
             key_frame: frame.is_key_frame,
             bytes,
         };
-        let Some(pending) = self.pending_frames[role_index(role)].replace(next) else {
+        let Some(pending) = self.pending_frames[rendition_role_index(role)].replace(next) else {
             return false;
         };
         let frame_ticks = time.saturating_sub(pending.start_ticks);
@@ -297,7 +298,7 @@ impl Packager {
         match kind {
             MediaKind::Video => self.append_to_rendition(role, pending, ticks) | self.release_queued_audio(),
             MediaKind::Audio => {
-                self.queued_audio[role_index(role)].extend(fill_opus_pause(pending, ticks));
+                self.queued_audio[rendition_role_index(role)].extend(fill_opus_pause(pending, ticks));
                 self.release_queued_audio()
             }
         }
@@ -308,7 +309,7 @@ impl Packager {
         let mut updated = false;
         let video = self.video_position();
         for role in [RenditionRole::Audio, RenditionRole::AacAudio] {
-            let queued = &self.queued_audio[role_index(role)];
+            let queued = &self.queued_audio[rendition_role_index(role)];
             let newest = queued
                 .back()
                 .map_or(Duration::ZERO, |(pending, _)| pending.start_time());
@@ -317,8 +318,11 @@ impl Packager {
                 Some(_) | None => Duration::MAX,
             };
             let passed = |(pending, _): &(PendingFrame, u32)| pending.start_time() + AUDIO_ALIGN_TOLERANCE < until;
-            while self.queued_audio[role_index(role)].front().is_some_and(passed) {
-                let Some((pending, ticks)) = self.queued_audio[role_index(role)].pop_front() else {
+            while self.queued_audio[rendition_role_index(role)]
+                .front()
+                .is_some_and(passed)
+            {
+                let Some((pending, ticks)) = self.queued_audio[rendition_role_index(role)].pop_front() else {
                     break;
                 };
                 updated |= self.append_to_rendition(role, pending, ticks);
@@ -329,7 +333,7 @@ impl Packager {
 
     /// Position of the pending video frame on the timeline; all earlier ones are in the rendition.
     fn video_position(&self) -> Option<Duration> {
-        self.pending_frames[role_index(RenditionRole::Video)]
+        self.pending_frames[rendition_role_index(RenditionRole::Video)]
             .as_ref()
             .map(PendingFrame::start_time)
     }
@@ -338,7 +342,7 @@ impl Packager {
         let (Some(format), Some(resolution)) = (track.format, track.resolution) else {
             return;
         };
-        self.video_info[role_index(role)] = VideoInfo {
+        self.video_info[rendition_role_index(role)] = ResolutionAndFrameRate {
             resolution: Some(resolution),
             frame_rate: track.frame_rate,
         };
@@ -354,8 +358,8 @@ impl Packager {
         header: CodecConfig,
         wall: Duration,
     ) {
-        let discontinuity = &mut self.needs_discontinuity[role_index(role)];
-        let rendition = &mut self.renditions[role_index(role)];
+        let discontinuity = &mut self.needs_discontinuity[rendition_role_index(role)];
+        let rendition = &mut self.renditions[rendition_role_index(role)];
         match rendition {
             // Segments last at least one second, so a rendition that starts later gets higher numbers from the wall
             // clock.
@@ -374,12 +378,12 @@ impl Packager {
         };
         let begin = pending.start_time();
         let wall = origin.wall_clock_time + begin.saturating_sub(self.timeline_offset);
-        let discontinuity = self.needs_discontinuity[role_index(role)];
+        let discontinuity = self.needs_discontinuity[rendition_role_index(role)];
         let next_cut = self.next_audio_segment_start(role, begin);
         let number = self.corresponding_video_msn(role, begin);
         let video_is_ahead = self.video_position().is_some_and(|video| begin <= video);
         let kind = role.kind();
-        let Some(rendition) = &mut self.renditions[role_index(role)] else {
+        let Some(rendition) = &mut self.renditions[rendition_role_index(role)] else {
             return false;
         };
         let is_first = rendition.segments().len() == 0;
@@ -399,7 +403,7 @@ impl Packager {
         };
         if cuts {
             if is_first && let Some(number) = number {
-                let unused = self.first_unused_msn[role_index(role)];
+                let unused = self.first_unused_msn[rendition_role_index(role)];
                 if number + 1 == unused && video_is_ahead {
                     // A part of this segment was served before the rendition was removed. The next number is unused,
                     // and comes soon.
@@ -408,7 +412,7 @@ impl Packager {
                 rendition.set_first_msn(number.max(unused));
             }
             rendition.start_segment(begin, wall, discontinuity);
-            self.needs_discontinuity[role_index(role)] = false;
+            self.needs_discontinuity[rendition_role_index(role)] = false;
         } else if discontinuity {
             return false;
         }
@@ -446,7 +450,7 @@ impl Packager {
             return None;
         }
         let video = self.rendition(RenditionRole::Video)?;
-        let pending = self.pending_frames[role_index(RenditionRole::Video)].as_ref();
+        let pending = self.pending_frames[rendition_role_index(RenditionRole::Video)].as_ref();
         let next = pending.filter(|pending| pending.key_frame && video.may_cut_segment());
         let numbered = video.segments().map(|segment| (segment.start_time, segment.msn));
         let begun = numbered.chain(next.map(|pending| (pending.start_time(), video.next_msn())));
@@ -483,7 +487,7 @@ const AUDIO_ALIGN_TOLERANCE: Duration = Duration::from_millis(30);
 /// Layers respond to the same key frame request within this time.
 const LAYER_ALIGN_TOLERANCE: Duration = Duration::from_millis(150);
 
-fn role_index(role: RenditionRole) -> usize {
+fn rendition_role_index(role: RenditionRole) -> usize {
     match role {
         RenditionRole::Video => 0,
         RenditionRole::VideoLayer2 => 1,

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
 use super::packaged_stream::{PackagedStream, StreamProvider};
-use super::packager::{ClockReading, Packager};
+use super::packager::{MonotonicAndWallTime, Packager};
 use super::rendition::RenditionRole;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
@@ -19,7 +19,7 @@ use millstream_core::hub::reader::RingReader;
 use millstream_core::hub::stream::{SessionId, StreamState};
 use millstream_core::hub::tap::{StreamTap, TapQueue};
 use millstream_core::media::depacketizer::{Depacketizer, Frame};
-use millstream_core::media::transcode::{self, SourceTrack, TrackPlan, TranscodeTarget};
+use millstream_core::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
 use millstream_core::media::{Codec, Format, MediaKind};
 
 /// Maximum age of the last key frame before another one is requested. It is lower for the first segment, for which
@@ -298,12 +298,12 @@ fn aac_transcode_key(hub: &Hub, name: &StreamName, state: &StreamState) -> Optio
     let supports_video = !matches!(video, Some(Codec::Vp8 | Codec::Vp9 | Codec::Av1));
     let target = TranscodeTarget::Aac;
     let can_transcode = hub.can_transcode_codec_to(source.format.codec(), target);
-    let plan = transcode::plan_track(source, target, can_transcode, |track| {
+    let plan = track_delivery::choose_track_delivery(source, target, can_transcode, |track| {
         track.format.codec() == Codec::Aac
     });
     match plan {
-        TrackPlan::Transcode(target) if supports_video => Some(name.transcode_key(target)),
-        TrackPlan::Transcode(_) | TrackPlan::Passthrough | TrackPlan::Unavailable(_) => None,
+        TrackDelivery::Transcode(target) if supports_video => Some(name.transcode_key(target)),
+        TrackDelivery::Transcode(_) | TrackDelivery::Passthrough | TrackDelivery::Unavailable(_) => None,
     }
 }
 
@@ -311,15 +311,15 @@ fn aac_transcode_key(hub: &Hub, name: &StreamName, state: &StreamState) -> Optio
 fn playable_stream_key(hub: &Hub, name: &StreamName, state: &StreamState, kind: MediaKind) -> Option<StreamKey> {
     let source = state.source_format_and_b_frames(kind)?;
     let can_transcode = hub.can_transcode_codec_for_browsers(source.format.codec());
-    match transcode::plan_track(
+    match track_delivery::choose_track_delivery(
         source,
         TranscodeTarget::webrtc_target_for_kind(kind),
         can_transcode,
         is_playable_without_transcoding,
     ) {
-        TrackPlan::Passthrough => Some(name.into()),
-        TrackPlan::Transcode(target) => Some(name.transcode_key(target)),
-        TrackPlan::Unavailable(_) => None,
+        TrackDelivery::Passthrough => Some(name.into()),
+        TrackDelivery::Transcode(target) => Some(name.transcode_key(target)),
+        TrackDelivery::Unavailable(_) => None,
     }
 }
 
@@ -354,7 +354,7 @@ fn package_new_frames(
                 track.role,
                 has_video,
                 &frame,
-                ClockReading {
+                MonotonicAndWallTime {
                     monotonic_time: now,
                     wall_clock_time: wall,
                 },

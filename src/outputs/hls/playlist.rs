@@ -10,8 +10,8 @@ use hls_m3u8::types::{MediaType, StreamData, UFloat};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::packager::VideoInfo;
-use super::rendition::{Msn, Rendition, RenditionRole, Segment, window_len};
+use super::packager::ResolutionAndFrameRate;
+use super::rendition::{Msn, Rendition, RenditionRole, Segment, window_segment_count};
 
 /// Delivery directives of a media playlist request (§6.2.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,7 +33,7 @@ const PART_LISTING_TARGET_DURATIONS: u32 = 3;
 #[derive(Clone, Debug)]
 pub struct MultivariantRenditions<'a> {
     /// Best first.
-    pub video_layers: Vec<(&'a Rendition, VideoInfo)>,
+    pub video_layers: Vec<(&'a Rendition, ResolutionAndFrameRate)>,
     pub audio: Option<&'a Rendition>,
     /// Whether the audio is available as AAC too.
     pub has_aac_transcode: bool,
@@ -122,7 +122,7 @@ fn audio_group(role: RenditionRole, query: &str) -> Option<ExtXMedia<'static>> {
 }
 
 fn video_variant<'a>(
-    (video, info): (&Rendition, VideoInfo),
+    (video, info): (&Rendition, ResolutionAndFrameRate),
     audio: Option<VariantAudioRendition<'a>>,
     query: &str,
 ) -> Option<VariantStream<'a>> {
@@ -196,7 +196,7 @@ pub fn render_media_playlist(
         .iter()
         .filter(|segment| is_listed_as_complete(segment, unaligned_segment))
         .count();
-    let window = window_len(segments.iter().take(complete).copied(), MAX_LISTED_SEGMENTS);
+    let window = window_segment_count(segments.iter().take(complete).copied(), MAX_LISTED_SEGMENTS);
     let (unlisted, listed) = segments.split_at(complete - window);
     let first = listed.first().map_or(0, |segment| segment.msn);
     // Players reject a playlist without a complete segment. List a gap segment before the first one.
@@ -393,13 +393,20 @@ mod tests {
                 .map(|(index, length)| segment(index as u64, *length, true))
                 .collect()
         };
-        assert_eq!(window_len(segments(&[2_000; 20]).iter(), 6), 6);
-        assert_eq!(window_len(segments(&[2_000; 3]).iter(), 6), 3);
-        assert_eq!(window_len(segments(&[600, 1_400, 2_000].repeat(5)).iter(), 6), 9);
-        assert_eq!(window_len(segments(&[300; 20]).iter(), 6), 12, "it is bounded");
+        assert_eq!(window_segment_count(segments(&[2_000; 20]).iter(), 6), 6);
+        assert_eq!(window_segment_count(segments(&[2_000; 3]).iter(), 6), 3);
+        assert_eq!(
+            window_segment_count(segments(&[600, 1_400, 2_000].repeat(5)).iter(), 6),
+            9
+        );
+        assert_eq!(
+            window_segment_count(segments(&[300; 20]).iter(), 6),
+            12,
+            "it is bounded"
+        );
         let mut open = segments(&[2_000; 20]);
         open.push(segment(20, 100, false));
-        assert_eq!(window_len(open.iter(), 9), 9, "the open one counts");
+        assert_eq!(window_segment_count(open.iter(), 9), 9, "the open one counts");
     }
 
     #[test]

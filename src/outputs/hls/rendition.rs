@@ -14,7 +14,7 @@ use millstream_core::media::clock::ticks_to_duration;
 pub type Msn = u64;
 
 /// Number of roles.
-pub const ROLE_COUNT: usize = 5;
+pub const RENDITION_ROLE_COUNT: usize = 5;
 
 /// Role of a rendition in its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +31,7 @@ pub enum RenditionRole {
 
 impl RenditionRole {
     /// All roles.
-    pub const ALL: [Self; ROLE_COUNT] = [
+    pub const ALL: [Self; RENDITION_ROLE_COUNT] = [
         Self::Video,
         Self::VideoLayer2,
         Self::VideoLayer3,
@@ -127,7 +127,7 @@ const NOMINAL_PART_DURATION: Duration = Duration::from_millis(200);
 
 /// Parts in front of the one with which players start in the first segment. hls.js 1.7.4 that starts with the second part of
 /// a segment takes the segment for loaded at its end, and stalls until its parts are not listed any more.
-const MIN_PARTS_BEFORE_START_PART: u32 = 2;
+const MIN_PARTS_BEFORE_PLAYBACK_START: u32 = 2;
 
 /// Minimum duration of a segment: it ends at the first key frame after this time.
 const MIN_SEGMENT_DURATION: Duration = Duration::from_millis(1_000);
@@ -158,7 +158,7 @@ const MAX_SHORT_SEGMENT_DURATION: Duration = MIN_SEGMENT_DURATION.saturating_sub
 
 /// Returns how many of the newest segments are in a window of `max` segments. Those that are shorter than usual, such as
 /// before a frame that stays away, do not count: the window would become short. There are at most twice as many.
-pub fn window_len<'a>(segments: impl DoubleEndedIterator<Item = &'a Segment>, max: usize) -> usize {
+pub fn window_segment_count<'a>(segments: impl DoubleEndedIterator<Item = &'a Segment>, max: usize) -> usize {
     let mut counted = 0;
     let in_window = segments.rev().take(2 * max).take_while(|segment| {
         let is_short = segment.is_complete && segment.duration() < MAX_SHORT_SEGMENT_DURATION;
@@ -284,7 +284,7 @@ impl Rendition {
             has_oversized_part: false,
         });
         self.next_msn += 1;
-        self.evict();
+        self.evict_old_segments();
     }
 
     /// Adds a frame; the first one must be preceded by [`Self::start_segment`]. Returns whether a part was completed.
@@ -351,8 +351,8 @@ impl Rendition {
         true
     }
 
-    fn evict(&mut self) {
-        while self.segments.len() > window_len(self.segments.iter(), MAX_KEPT_COMPLETE_SEGMENTS + 1)
+    fn evict_old_segments(&mut self) {
+        while self.segments.len() > window_segment_count(self.segments.iter(), MAX_KEPT_COMPLETE_SEGMENTS + 1)
             || (self.total_bytes > MAX_RENDITION_BYTES && self.segments.len() > 1)
         {
             let Some(evicted) = self.segments.pop_front() else {
@@ -424,7 +424,7 @@ impl Rendition {
     pub fn is_ready_for_playback(&self) -> bool {
         let available: Duration = self.segments.iter().map(Segment::duration).sum();
         let has_complete = self.segments.front().is_some_and(|first| first.is_complete);
-        has_complete || available >= self.part_hold_back() + self.part_target() * MIN_PARTS_BEFORE_START_PART
+        has_complete || available >= self.part_hold_back() + self.part_target() * MIN_PARTS_BEFORE_PLAYBACK_START
     }
 
     /// Maximum duration of a segment in seconds (EXT-X-TARGETDURATION).

@@ -71,14 +71,14 @@ impl HlsService {
         self: &Arc<Self>,
         name: &StreamName,
     ) -> Result<Arc<PackagedStream>, HlsRequestError> {
-        if let Some(live) = self.lock().get(name) {
+        if let Some(live) = self.lock_packaged_streams().get(name) {
             *live.lock_last_request_at() = Instant::now();
             return Ok(live.clone());
         }
-        if !self.provider.ensure_started(name).await {
+        if !self.provider.ensure_source_started(name).await {
             return Err(HlsRequestError::NotLive);
         }
-        let mut streams = self.lock();
+        let mut streams = self.lock_packaged_streams();
         if streams.len() >= MAX_PACKAGED_STREAMS {
             return Err(HlsRequestError::Busy);
         }
@@ -100,12 +100,12 @@ impl HlsService {
 
     /// Number of streams that are being packaged.
     pub fn packaged_stream_count(&self) -> usize {
-        self.lock().len()
+        self.lock_packaged_streams().len()
     }
 
     /// Number of players that requested a playlist of the stream within the last twelve seconds.
     pub fn viewer_count(&self, name: &StreamName) -> usize {
-        let live = self.lock().get(name).cloned();
+        let live = self.lock_packaged_streams().get(name).cloned();
         live.map_or(0, |live| {
             live.lock_viewers().remove_inactive_and_count(Instant::now().into_std())
         })
@@ -118,7 +118,7 @@ impl HlsService {
 
     /// Removes a stream without recent requests; returns whether it is removed.
     pub(super) fn remove_if_unwatched(&self, name: &StreamName) -> bool {
-        let mut streams = self.lock();
+        let mut streams = self.lock_packaged_streams();
         let is_idle = streams.get(name).is_none_or(|live| {
             let idle = live.lock_last_request_at().elapsed() >= UNWATCHED_TIMEOUT;
             idle && live.content_version.receiver_count() == 0
@@ -190,7 +190,7 @@ impl HlsService {
             enough.then(|| {
                 let layers = RenditionRole::VIDEO_LAYERS.into_iter().filter_map(|role| {
                     let rendition = packager.rendition(role).filter(|found| has(Some(found)))?;
-                    Some((rendition, packager.video_info(role)))
+                    Some((rendition, packager.resolution_and_frame_rate(role)))
                 });
                 let variants = MultivariantRenditions {
                     video_layers: layers.collect(),
@@ -318,7 +318,7 @@ impl HlsService {
         .await?
     }
 
-    fn lock(&self) -> RankedGuard<'_, HashMap<StreamName, Arc<PackagedStream>>> {
+    fn lock_packaged_streams(&self) -> RankedGuard<'_, HashMap<StreamName, Arc<PackagedStream>>> {
         self.packaged_streams.lock()
     }
 }

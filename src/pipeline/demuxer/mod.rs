@@ -13,7 +13,7 @@ use millstream_worker_runtime::wire::{
     DemuxJob, LeftOutTracksAndSegments, MessageFromWorker, MessageToWorker, PipelineJob, SegmentChunk, TrackFormat,
     WireFrame, WorkerFailure,
 };
-use millstream_worker_runtime::{enter_sandbox, not_started_by_gateway_error};
+use millstream_worker_runtime::{enter_sandbox_or_report_failure, not_started_by_gateway_error};
 
 mod playout;
 
@@ -36,19 +36,19 @@ fn demuxer_sandbox_limits(job: DemuxJob) -> PipelineJob {
 const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum number of chunks queued between the threads: a segment is only requested when there is room for it.
-const CHUNK_QUEUE_LENGTH: usize = 4;
+const SEGMENT_CHUNK_QUEUE_LENGTH: usize = 4;
 
 /// Runs the worker: reads its job from the gateway, restricts itself, then demuxes until the job is done.
 ///
 /// # Errors
 ///
 /// An error if standard input is not the socket of a gateway.
-pub fn run() -> io::Result<()> {
+pub fn run_demuxer_worker() -> io::Result<()> {
     let (gateway, mut commands) = connect_to_gateway_and_lower_priority(c"millstream-hls")?;
     let Some(MessageToWorker::Demux(job)) = commands.receive() else {
         return Err(not_started_by_gateway_error());
     };
-    if enter_sandbox(&demuxer_sandbox_limits(job), &gateway) {
+    if enter_sandbox_or_report_failure(&demuxer_sandbox_limits(job), &gateway) {
         demux_hls_segments(job, &gateway, commands);
     }
     Ok(())
@@ -56,9 +56,9 @@ pub fn run() -> io::Result<()> {
 
 /// Runs until the gateway tells it to stop, the stream ends, or nothing can be played.
 fn demux_hls_segments(job: DemuxJob, gateway: &ToGatewaySender, commands: FromGatewayReceiver) {
-    let (sender, receiver) = sync_channel(CHUNK_QUEUE_LENGTH);
-    std::thread::spawn(move || receive_chunks(commands, &sender));
-    match play_out(job, gateway, &receiver) {
+    let (sender, receiver) = sync_channel(SEGMENT_CHUNK_QUEUE_LENGTH);
+    std::thread::spawn(move || forward_segment_chunks(commands, &sender));
+    match send_frames_when_due(job, gateway, &receiver) {
         Ok(()) => gateway.send(&MessageFromWorker::Ended),
         Err(error) => gateway.send(&MessageFromWorker::Failed(WorkerFailure::Stream(error.to_string()))),
     };
@@ -66,7 +66,7 @@ fn demux_hls_segments(job: DemuxJob, gateway: &ToGatewaySender, commands: FromGa
 
 /// Ends when the gateway is gone or says stop; the other thread sees it by the channel. Messages for workers of other
 /// kinds are ignored: they are not the end of the input.
-fn receive_chunks(mut commands: FromGatewayReceiver, chunk_sender: &SyncSender<SegmentChunk>) {
+fn forward_segment_chunks(mut commands: FromGatewayReceiver, chunk_sender: &SyncSender<SegmentChunk>) {
     while let Some(command) = commands.receive() {
         match command {
             MessageToWorker::SegmentChunk(piece) => {
@@ -85,7 +85,11 @@ fn receive_chunks(mut commands: FromGatewayReceiver, chunk_sender: &SyncSender<S
 }
 
 #[expect(clippy::disallowed_methods, reason = "the clock of the worker")]
-fn play_out(job: DemuxJob, gateway: &ToGatewaySender, chunks: &Receiver<SegmentChunk>) -> Result<(), PlayoutError> {
+fn send_frames_when_due(
+    job: DemuxJob,
+    gateway: &ToGatewaySender,
+    chunks: &Receiver<SegmentChunk>,
+) -> Result<(), PlayoutError> {
     let mut playout = Playout::new(job);
     let mut announced = AnnouncedTracks::default();
     let mut next_heartbeat = Instant::now();
@@ -205,9 +209,9 @@ mod tests {
         }
         ours.write_all(&bytes).expect("room");
         let commands = FromGatewayReceiver::new(theirs);
-        let (give, take) = sync_channel(CHUNK_QUEUE_LENGTH);
+        let (give, take) = sync_channel(SEGMENT_CHUNK_QUEUE_LENGTH);
         // Returns at the stop: the socket is still open.
-        receive_chunks(commands, &give);
+        forward_segment_chunks(commands, &give);
         drop(give);
         assert_eq!(take.iter().collect::<Vec<_>>(), [piece]);
     }

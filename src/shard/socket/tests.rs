@@ -8,7 +8,11 @@ fn exchange(listen: SocketAddr, from: SocketAddr, segmentation: bool) {
     let target = SocketAddr::new(from.ip(), port.local_addr().port());
     peer.send_to(b"hello", target).expect("sends");
     let mut receiver = DatagramReceiver::new();
-    wait_for_datagram_or_wake_up(&port, &Waker::new().expect("eventfd"), Some(Duration::from_secs(5)));
+    wait_for_datagram_or_wake_up(
+        &port,
+        &ShardWaker::new().expect("eventfd"),
+        Some(Duration::from_secs(5)),
+    );
     assert_eq!(receiver.receive(&port).expect("receives"), 1);
     let received = receiver.datagrams().next().expect("one");
     assert_eq!(
@@ -24,7 +28,7 @@ fn exchange(listen: SocketAddr, from: SocketAddr, segmentation: bool) {
     counters.gso_unavailable.store(!segmentation, Ordering::Relaxed);
     let mut sender = DatagramSender::new(port, counters.clone());
     let buffer: Vec<u8> = (0..250u8).collect();
-    sender.send_runs(
+    sender.send_gso_runs(
         &buffer,
         &[GsoRun {
             destination,
@@ -80,7 +84,7 @@ fn a_destination_that_the_kernel_refuses_does_not_stop_the_others() {
         end: 10,
         segment_size: 10,
     });
-    sender.send_runs(&[7; 10], &runs);
+    sender.send_gso_runs(&[7; 10], &runs);
     assert_eq!(peer.recv(&mut [0; 64]).expect("arrives"), 10);
     assert_eq!(counters.dropped_by_kernel.load(Ordering::Relaxed), 1);
 }
@@ -118,5 +122,5 @@ fn memory_between_allocations_that_live_on_is_given_back() {
 
 #[test]
 fn small_machines_have_one_arena_and_large_ones_one_for_four_processors() {
-    assert_eq!([1, 2, 4, 5, 16, 128].map(arenas_for), [1, 1, 1, 2, 4, 32]);
+    assert_eq!([1, 2, 4, 5, 16, 128].map(allocator_arena_count), [1, 1, 1, 2, 4, 32]);
 }

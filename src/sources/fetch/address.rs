@@ -78,8 +78,10 @@ impl AllowedNetworks {
         }
         match origin {
             // Cloud metadata services return credentials at link-local addresses.
-            AddressOrigin::Operator if is_not_server_address(address) => Err(AddressError::NotServerAddress(address)),
-            AddressOrigin::OriginServer if is_not_server_address(address) || !is_public(address) => {
+            AddressOrigin::Operator if cannot_be_server_address(address) => {
+                Err(AddressError::NotServerAddress(address))
+            }
+            AddressOrigin::OriginServer if cannot_be_server_address(address) || !is_public(address) => {
                 Err(AddressError::NotPublic(address))
             }
             AddressOrigin::Operator | AddressOrigin::OriginServer => Ok(()),
@@ -111,7 +113,7 @@ impl AllowedNetworks {
     }
 }
 
-fn is_not_server_address(address: IpAddr) -> bool {
+fn cannot_be_server_address(address: IpAddr) -> bool {
     let is_link_local = match address {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local(),

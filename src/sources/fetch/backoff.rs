@@ -24,7 +24,7 @@ const LOCKOUT_AVOIDANCE_DELAY: Duration = Duration::from_secs(60);
 impl Backoff {
     /// Returns the delay after another failure: 0.25, 0.5, 1 and then 1.5 s, plus up to a quarter of it so that many
     /// cameras behind one switch do not reconnect at once. `random` is uniformly distributed.
-    pub fn delay_after_failure(&mut self, random: u32) -> Duration {
+    pub fn next_delay_after_failure(&mut self, random: u32) -> Duration {
         let wait = FIRST_RETRY_DELAY * 2u32.pow(self.failure_count.min(5));
         self.failure_count = self.failure_count.saturating_add(1);
         self.credential_rejection_count = 0;
@@ -32,7 +32,7 @@ impl Backoff {
     }
 
     /// Returns the delay after the credentials were rejected.
-    pub fn delay_after_rejected_credentials(&mut self, random: u32) -> Duration {
+    pub fn next_delay_after_credential_rejection(&mut self, random: u32) -> Duration {
         self.credential_rejection_count = self.credential_rejection_count.saturating_add(1);
         add_jitter(
             if self.credential_rejection_count > QUICK_CREDENTIAL_RETRIES {
@@ -61,24 +61,26 @@ mod tests {
     #[test]
     fn waits_grow_to_their_longest_and_begin_again_after_success() {
         let mut backoff = Backoff::default();
-        let waits: Vec<u128> = (0..5).map(|_| backoff.delay_after_failure(0).as_millis()).collect();
+        let waits: Vec<u128> = (0..5)
+            .map(|_| backoff.next_delay_after_failure(0).as_millis())
+            .collect();
         assert_eq!(waits, [250, 500, 1000, 1500, 1500]);
-        assert_eq!(backoff.delay_after_failure(u32::MAX), Duration::from_millis(1875));
+        assert_eq!(backoff.next_delay_after_failure(u32::MAX), Duration::from_millis(1875));
         backoff.reset();
-        assert_eq!(backoff.delay_after_failure(0), Duration::from_millis(250));
+        assert_eq!(backoff.next_delay_after_failure(0), Duration::from_millis(250));
     }
 
     #[test]
     fn refused_credentials_are_not_tried_again_often() {
         let mut backoff = Backoff::default();
         let waits: Vec<u64> = (0..4)
-            .map(|_| backoff.delay_after_rejected_credentials(0).as_secs())
+            .map(|_| backoff.next_delay_after_credential_rejection(0).as_secs())
             .collect();
         assert_eq!(waits, [2, 2, 60, 60]);
         // Another failure resets the count of rejections.
-        backoff.delay_after_failure(0);
+        backoff.next_delay_after_failure(0);
         assert_eq!(
-            backoff.delay_after_rejected_credentials(u32::MAX),
+            backoff.next_delay_after_credential_rejection(u32::MAX),
             Duration::from_millis(2500)
         );
     }

@@ -8,8 +8,8 @@ use super::pipeline::PipelineSpec;
 use super::{SourceConfig, SourceKind};
 use crate::config::mistake::{Hint, nearest_name};
 use crate::config::{
-    HlsConfig, Mistake, MistakeKind, PipelineConfig, RtspConfig, StreamConfig, StreamSource, join_key_path,
-    read_environment_variable,
+    HlsSourceConfig, Mistake, MistakeKind, PipelineSourceConfig, RtspConfig, StreamConfig, StreamSourceConfig,
+    join_key_path, read_environment_variable,
 };
 use crate::pipeline::description::ParameterError;
 use crate::pipeline::library::PipelineLibrary;
@@ -42,13 +42,13 @@ impl SourceConfig {
     pub fn build(stream: &StreamConfig, context: SourceBuildContext<'_>) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         let kind = match &stream.source {
-            StreamSource::Rtsp(config) => {
+            StreamSourceConfig::Rtsp(config) => {
                 build_camera(config, context, &mut mistakes).map(|camera| SourceKind::Camera(camera.into()))
             }
-            StreamSource::Hls(config) => {
+            StreamSourceConfig::Hls(config) => {
                 build_hls_origin(config, context, &mut mistakes).map(|origin| SourceKind::Hls(origin.into()))
             }
-            StreamSource::Pipeline(config) => {
+            StreamSourceConfig::Pipeline(config) => {
                 build_pipeline_spec(config, context, &mut mistakes).map(|spec| SourceKind::Pipeline(spec.into()))
             }
         };
@@ -166,7 +166,7 @@ fn build_password_source(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Op
 }
 
 fn build_hls_origin(
-    config: &HlsConfig,
+    config: &HlsSourceConfig,
     context: SourceBuildContext<'_>,
     mistakes: &mut Vec<Mistake>,
 ) -> Option<HlsOrigin> {
@@ -236,7 +236,7 @@ fn parse_http_headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> Heade
 }
 
 fn build_pipeline_spec(
-    config: &PipelineConfig,
+    config: &PipelineSourceConfig,
     context: SourceBuildContext<'_>,
     mistakes: &mut Vec<Mistake>,
 ) -> Option<PipelineSpec> {

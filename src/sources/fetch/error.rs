@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::address::AddressError;
-use crate::pipeline::process::WorkerProcessError;
+use crate::pipeline::worker_process::WorkerProcessError;
 use crate::sources::hls::error::HlsError;
 use crate::sources::rtsp::camera::CameraError;
 

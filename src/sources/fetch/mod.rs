@@ -17,8 +17,8 @@ use self::status::SourceState;
 use super::hls::{self, HlsOrigin};
 use super::rtsp::camera::{Camera, CameraError};
 use super::rtsp::{self};
-use crate::pipeline::slots::SlotKeptAcrossRestarts;
-use millstream_core::hub::changes::Topic;
+use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
+use millstream_core::hub::changes::ChangeTopic;
 use millstream_core::hub::name::StreamName;
 use millstream_core::sources::frame_source::FrameSink;
 
@@ -117,7 +117,7 @@ pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: Sour
         };
         let wait = match &error {
             // It would start one worker after the other.
-            FetchError::Reopened if live_since.is_none() => backoff.delay_after_failure(rand::rng().next_u32()),
+            FetchError::Reopened if live_since.is_none() => backoff.next_delay_after_failure(rand::rng().next_u32()),
             error => retry_delay(error, &mut backoff, rand::rng().next_u32()),
         };
         if !matches!(
@@ -141,9 +141,9 @@ fn retry_delay(error: &FetchError, backoff: &mut Backoff, random: u32) -> Durati
     match error {
         FetchError::StreamOccupied => DEMAND_POLL_INTERVAL,
         FetchError::SwitchedToPipeline | FetchError::Reopened => Duration::ZERO,
-        FetchError::Camera(CameraError::CredentialsRejected) => backoff.delay_after_rejected_credentials(random),
+        FetchError::Camera(CameraError::CredentialsRejected) => backoff.next_delay_after_credential_rejection(random),
         FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Hls(_) | FetchError::Address(_) => {
-            backoff.delay_after_failure(random)
+            backoff.next_delay_after_failure(random)
         }
     }
 }
@@ -169,7 +169,10 @@ async fn wait_until_not_needed<P: FrameSink>(entry: &RegisteredSource, config: &
 }
 
 async fn wait_until_no_other_source<P: FrameSink>(plane: &P, stream: &StreamName) {
-    let mut changes = plane.hub().change_notifier().listen([Topic::Stream(stream.clone())]);
+    let mut changes = plane
+        .hub()
+        .change_notifier()
+        .listen([ChangeTopic::Stream(stream.clone())]);
     while has_other_source(plane, stream) {
         changes.changed().await;
     }

@@ -9,9 +9,9 @@ use super::attached::{AttachedSource, random_session_id};
 use super::error::FetchError;
 use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::parameter::TargetHost;
-use crate::pipeline::process::{WorkerProcess, WorkerProcessError};
 use crate::pipeline::programs::WorkerProgramsAndSlots;
-use crate::pipeline::slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
+use crate::pipeline::worker_slots::{SlotKeptAcrossRestarts, WorkerOwner};
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::clock::duration_to_ticks;
@@ -181,7 +181,7 @@ impl<'a, P: FrameSink> WorkerRelay<'a, P> {
             | MessageFromWorker::CheckResults(_)
             | MessageFromWorker::LeftOut(_) => {}
         }
-        if !self.pending_tracks.are_complete(now) {
+        if !self.pending_tracks.are_ready_to_publish(now) {
             return Ok(());
         }
         let attached = match &mut self.attached_source {
@@ -199,14 +199,17 @@ impl<'a, P: FrameSink> WorkerRelay<'a, P> {
                 &self.pending_tracks.track_formats,
             );
             if let Some(captured) = self.clock_origin.update_and_estimate_capture_time(arrived, &frame) {
-                let time = codec_time(&frame, &self.pending_tracks.track_formats);
+                let time = pts_in_clock_ticks(&frame, &self.pending_tracks.track_formats);
                 attached
                     .frame_source
                     .record_estimated_capture_time(frame.kind, time, captured);
             }
         }
         self.pending_tracks.buffered_bytes = 0;
-        if !self.media_plane.publish_frames(&mut attached.frame_source) {
+        if !self
+            .media_plane
+            .publish_frames_unless_displaced(&mut attached.frame_source)
+        {
             return Err(FetchError::StreamOccupied);
         }
         if attached.frame_source.take_key_frame_request() {
@@ -232,7 +235,7 @@ fn codec_name(media: &TrackFormat) -> &'static str {
 }
 
 fn feed_frame(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[TrackFormat]) {
-    let time = codec_time(frame, media);
+    let time = pts_in_clock_ticks(frame, media);
     let taken = match frame.kind {
         MediaKind::Video => feed.packetize_and_queue_video(now, time, &frame.bytes, NalFraming::AnnexB),
         MediaKind::Audio => feed.packetize_and_queue_audio(now, time, &frame.bytes),
@@ -243,7 +246,7 @@ fn feed_frame(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[
 }
 
 /// Returns the timestamp of a frame in units of its codec's clock rate.
-fn codec_time(frame: &WireFrame, media: &[TrackFormat]) -> u64 {
+fn pts_in_clock_ticks(frame: &WireFrame, media: &[TrackFormat]) -> u64 {
     let media = media.iter().find(|media| media.kind() == frame.kind);
     let rate = media
         .and_then(announced_track)
@@ -270,7 +273,7 @@ impl PendingTracks {
         }
     }
 
-    fn are_complete(&self, now: Instant) -> bool {
+    fn are_ready_to_publish(&self, now: Instant) -> bool {
         let has = |kind| self.track_formats.iter().any(|media| media.kind() == kind);
         let expected = self.expected.is_some_and(|expected| {
             (has(MediaKind::Video) || !expected.video) && (has(MediaKind::Audio) || !expected.audio)
@@ -358,9 +361,9 @@ mod tests {
             };
             tracks.track_formats.push(known);
             tracks.buffer_frame_if_room(begin, frame);
-            assert!(tracks.are_complete(begin + wanted));
+            assert!(tracks.are_ready_to_publish(begin + wanted));
             let before = wanted.checked_sub(Duration::from_millis(1));
-            assert!(!before.is_some_and(|before| tracks.are_complete(begin + before)));
+            assert!(!before.is_some_and(|before| tracks.are_ready_to_publish(begin + before)));
         }
     }
 }

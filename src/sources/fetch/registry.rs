@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::status::{SourceState, SourceStatus};
 use millstream_core::hub::Hub;
-use millstream_core::hub::changes::{ChangeNotifier, Topic};
+use millstream_core::hub::changes::{ChangeNotifier, ChangeTopic};
 use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
 use millstream_core::hub::name::StreamName;
 
@@ -50,12 +50,12 @@ const SOURCE_START_TIMEOUT: Duration = Duration::from_secs(8);
 impl SourceRegistry {
     /// Returns the entry of a stream.
     pub fn get(&self, stream: &StreamName) -> Option<Arc<RegisteredSource>> {
-        self.read().get(stream).cloned()
+        self.lock_for_reading().get(stream).cloned()
     }
 
     /// Returns all entries, sorted by name.
     pub fn all(&self) -> Vec<Arc<RegisteredSource>> {
-        self.read().values().cloned().collect()
+        self.lock_for_reading().values().cloned().collect()
     }
 
     /// Adds an entry, replacing the previous one of the stream.
@@ -76,7 +76,7 @@ impl SourceRegistry {
         }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<StreamName, Arc<RegisteredSource>>> {
+    fn lock_for_reading(&self) -> RwLockReadGuard<'_, BTreeMap<StreamName, Arc<RegisteredSource>>> {
         self.registered_sources.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -174,7 +174,7 @@ impl RegisteredSource {
     }
 
     fn wake_stream_listeners(&self) {
-        self.change_notifier.notify(&Topic::Stream(self.stream.clone()));
+        self.change_notifier.notify(&ChangeTopic::Stream(self.stream.clone()));
     }
 
     fn request_start(&self) {
@@ -196,7 +196,7 @@ impl RegisteredSource {
 
     /// Waits until the stream is requested or watched.
     pub(super) async fn wait_until_watched_or_requested(&self, hub: &Hub) {
-        let mut changes = hub.change_notifier().listen([Topic::Stream(self.stream.clone())]);
+        let mut changes = hub.change_notifier().listen([ChangeTopic::Stream(self.stream.clone())]);
         let is_watched = || {
             let stream = hub.find_stream(&self.stream);
             stream.is_some_and(|stream| stream.with_state(|state| state.is_watched()))

@@ -5,18 +5,18 @@ use std::time::SystemTime;
 use time::{Date, Month, Time};
 
 /// Parses a date, in the order of its fields or in another one. `None` if it lacks one, or if there is no such date.
-pub(super) fn parse(text: &str) -> Option<SystemTime> {
+pub(super) fn parse_cookie_date(text: &str) -> Option<SystemTime> {
     let (mut time, mut day, mut month, mut year) = (None, None, None, None);
-    for token in text.split(is_delimiter).filter(|token| !token.is_empty()) {
+    for token in text.split(is_date_delimiter).filter(|token| !token.is_empty()) {
         // Each field is the first token that looks like it.
         if time.is_none() && time_of_day(token).is_some() {
             time = time_of_day(token);
-        } else if day.is_none() && number(token, 1, 2).is_some() {
-            day = number(token, 1, 2);
-        } else if month.is_none() && month_of(token).is_some() {
-            month = month_of(token);
-        } else if year.is_none() && number(token, 2, 4).is_some() {
-            year = number(token, 2, 4);
+        } else if day.is_none() && parse_leading_number(token, 1, 2).is_some() {
+            day = parse_leading_number(token, 1, 2);
+        } else if month.is_none() && parse_month_name(token).is_some() {
+            month = parse_month_name(token);
+        } else if year.is_none() && parse_leading_number(token, 2, 4).is_some() {
+            year = parse_leading_number(token, 2, 4);
         }
     }
     let year = match year? {
@@ -31,12 +31,12 @@ pub(super) fn parse(text: &str) -> Option<SystemTime> {
     Some(date.with_time(time?).assume_utc().into())
 }
 
-fn is_delimiter(c: char) -> bool {
+fn is_date_delimiter(c: char) -> bool {
     matches!(c, '\t' | ' '..='/' | ';'..='@' | '['..='`' | '{'..='~')
 }
 
 /// The number at the start of a token, if it has this many digits.
-fn number(token: &str, least: usize, most: usize) -> Option<u32> {
+fn parse_leading_number(token: &str, least: usize, most: usize) -> Option<u32> {
     let digits = token.bytes().take_while(u8::is_ascii_digit).count();
     let number = token.get(..digits).filter(|_| (least..=most).contains(&digits))?;
     number.parse().ok()
@@ -45,11 +45,11 @@ fn number(token: &str, least: usize, most: usize) -> Option<u32> {
 /// Parses `hh:mm:ss`.
 fn time_of_day(token: &str) -> Option<Time> {
     let mut fields = token.splitn(3, ':');
-    let mut field = || u8::try_from(number(fields.next()?, 1, 2)?).ok();
+    let mut field = || u8::try_from(parse_leading_number(fields.next()?, 1, 2)?).ok();
     Time::from_hms(field()?, field()?, field()?).ok()
 }
 
-fn month_of(token: &str) -> Option<Month> {
+fn parse_month_name(token: &str) -> Option<Month> {
     const MONTHS: [&str; 12] = [
         "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec",
     ];
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     fn seconds(text: &str) -> Option<i64> {
-        let date = parse(text)?;
+        let date = parse_cookie_date(text)?;
         Some(match date.duration_since(SystemTime::UNIX_EPOCH) {
             Ok(since) => i64::try_from(since.as_secs()).expect("short"),
             Err(before) => -i64::try_from(before.duration().as_secs()).expect("short"),

@@ -116,7 +116,7 @@ impl Cookie {
                     max_age = Some(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()));
                 }
                 // One that cannot be read is ignored (§5.2.1).
-                "expires" => date = cookie_date::parse(value).or(date),
+                "expires" => date = cookie_date::parse_cookie_date(value).or(date),
                 _ => {}
             }
         }

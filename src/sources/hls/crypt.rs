@@ -5,7 +5,7 @@ use aws_lc_rs::iv::FixedLength;
 use bytes::Bytes;
 
 /// Decrypts a whole segment. Returns `None` if the key is wrong.
-pub(super) fn decrypt(key: &[u8; 16], iv: [u8; 16], segment: &[u8]) -> Option<Bytes> {
+pub(super) fn decrypt_aes_128_cbc(key: &[u8; 16], iv: [u8; 16], segment: &[u8]) -> Option<Bytes> {
     let key = UnboundCipherKey::new(&AES_128, key).ok()?;
     let key = PaddedBlockDecryptingKey::cbc_pkcs7(key).ok()?;
     let mut bytes = segment.to_vec();
@@ -30,12 +30,12 @@ mod tests {
         let key: [u8; 16] = std::array::from_fn(|index| index as u8);
         let encrypted = ENCRYPTED;
         assert_eq!(
-            decrypt(&key, default_iv(7), encrypted).as_deref(),
+            decrypt_aes_128_cbc(&key, default_iv(7), encrypted).as_deref(),
             Some(&b"sixteen bytes and more"[..])
         );
-        assert_eq!(decrypt(&[9; 16], default_iv(7), encrypted), None);
-        assert_eq!(decrypt(&key, default_iv(7), &encrypted[..20]), None);
-        assert_eq!(decrypt(&key, default_iv(7), &[]), None);
+        assert_eq!(decrypt_aes_128_cbc(&[9; 16], default_iv(7), encrypted), None);
+        assert_eq!(decrypt_aes_128_cbc(&key, default_iv(7), &encrypted[..20]), None);
+        assert_eq!(decrypt_aes_128_cbc(&key, default_iv(7), &[]), None);
     }
 
     const ENCRYPTED: &[u8] = &[

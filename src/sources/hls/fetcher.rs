@@ -14,9 +14,9 @@ use super::cursor::{CursorStep, PlaylistCursor};
 use super::error::{FileKind, HlsError};
 use super::files::{PLAYLIST_FETCH_LIMITS, checksum, fetch_file, parse_playlist};
 use super::http::{FetchLimits, HttpError};
-use super::playlist::{InitSection, MediaPlaylist, OriginSegment, Playlist, SegmentKey};
+use super::playlist::{InitSection, KeyUriAndIv, MediaPlaylist, OriginSegment, Playlist};
 use super::variant_resolver::VariantResolver;
-use crate::pipeline::process::ChunkSender;
+use crate::pipeline::worker_process::SegmentChunkSender;
 use crate::sources::rtsp::incompatibility::IgnoredInput;
 use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
 
@@ -28,7 +28,7 @@ pub(super) type SkippedSegments = Arc<Mutex<IgnoredInput>>;
 
 /// What a fetcher shares with the worker and with the other fetchers of its source.
 pub(super) struct FetcherSharedState {
-    pub(super) chunk_sender: ChunkSender,
+    pub(super) chunk_sender: SegmentChunkSender,
     /// A permit for each segment that the worker requested.
     pub(super) segment_permits: Arc<Semaphore>,
     pub(super) last_error: LastFetchError,
@@ -82,7 +82,7 @@ const KEY_FETCH_LIMITS: FetchLimits = FetchLimits {
 };
 
 /// Maximum number of bytes in one message to the worker.
-const MAX_CHUNK_BYTES: usize = 1 << 20;
+const MAX_SEGMENT_BYTES_PER_MESSAGE: usize = 1 << 20;
 
 /// Interval between attempts.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -330,8 +330,8 @@ impl RenditionFetcher {
         };
         permit.forget();
         let mut rest = bytes;
-        while rest.len() > MAX_CHUNK_BYTES {
-            let chunk = rest.split_to(MAX_CHUNK_BYTES);
+        while rest.len() > MAX_SEGMENT_BYTES_PER_MESSAGE {
+            let chunk = rest.split_to(MAX_SEGMENT_BYTES_PER_MESSAGE);
             if !self.send_chunk(ChunkRole::SegmentData, timeline, chunk).await {
                 return Ok(false);
             }
@@ -349,7 +349,7 @@ impl RenditionFetcher {
         self.links.chunk_sender.send(chunk).await
     }
 
-    async fn fetch_decryption_key(&mut self, key: &SegmentKey) -> Result<[u8; 16], HlsError> {
+    async fn fetch_decryption_key(&mut self, key: &KeyUriAndIv) -> Result<[u8; 16], HlsError> {
         let address = self.resolve_url(FileKind::Key, &key.uri)?;
         if let Some((known, key)) = &self.cached_decryption_key
             && *known == address
@@ -404,6 +404,6 @@ impl RenditionFetcher {
 fn decrypt_if_encrypted(bytes: Bytes, key: Option<([u8; 16], [u8; 16])>) -> Result<Bytes, HlsError> {
     match key {
         None => Ok(bytes),
-        Some((key, iv)) => crypt::decrypt(&key, iv, &bytes).ok_or(HlsError::UndecryptableSegment),
+        Some((key, iv)) => crypt::decrypt_aes_128_cbc(&key, iv, &bytes).ok_or(HlsError::UndecryptableSegment),
     }
 }

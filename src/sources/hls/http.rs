@@ -156,7 +156,7 @@ impl OriginClient {
     ) -> Result<(Url, Bytes), HttpError> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            self.address_guard.check_url(&url)?;
+            self.address_guard.check_scheme_and_ip_literal(&url)?;
             let mut request = self.http.get(url.clone()).headers(self.request_headers(&url));
             if let Some(ByteRange { begin, length }) = range {
                 let last = begin.saturating_add(length).saturating_sub(1);
@@ -309,10 +309,10 @@ struct AddressGuard {
 /// later, which only the gateway can reach (DNS rebinding), unless it has moved there: after a day without any public
 /// address the next resolution counts as the first one, as it would after a restart of the gateway.
 #[derive(Clone, Debug, Default)]
-pub struct FirstResolvedAsPublic(Arc<Mutex<ResolutionState>>);
+pub struct FirstResolvedAsPublic(Arc<Mutex<DnsResolutionState>>);
 
 #[derive(Debug, Default)]
-struct ResolutionState {
+struct DnsResolutionState {
     /// `None` while the name was never resolved to an address.
     was_public: Option<bool>,
     /// Since when a name that was public is resolved to addresses of which none is.
@@ -320,11 +320,16 @@ struct ResolutionState {
 }
 
 /// How long a name that was public refers to private addresses before they are accepted.
-const MOVED_AFTER: Duration = Duration::from_secs(24 * 3_600);
+const PRIVATE_ADDRESS_ACCEPTANCE_DELAY: Duration = Duration::from_secs(24 * 3_600);
 
 impl FirstResolvedAsPublic {
     /// Records a resolution. Returns whether the name may refer to public addresses only.
-    fn record(&self, now: Instant, found: &[SocketAddr], is_public: impl Fn(&SocketAddr) -> bool) -> bool {
+    fn record_and_must_be_public(
+        &self,
+        now: Instant,
+        found: &[SocketAddr],
+        is_public: impl Fn(&SocketAddr) -> bool,
+    ) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if found.is_empty() {
             return state.was_public.unwrap_or(false);
@@ -333,8 +338,8 @@ impl FirstResolvedAsPublic {
             state.private_since = None;
         } else if state.was_public == Some(true) {
             let since = *state.private_since.get_or_insert(now);
-            if now - since >= MOVED_AFTER {
-                *state = ResolutionState::default();
+            if now - since >= PRIVATE_ADDRESS_ACCEPTANCE_DELAY {
+                *state = DnsResolutionState::default();
             }
         }
         *state.was_public.get_or_insert_with(|| found.iter().all(is_public))
@@ -351,7 +356,7 @@ impl AddressGuard {
     }
 
     /// Checks the scheme, and the host if it is an IP address.
-    fn check_url(&self, url: &Url) -> Result<(), HttpError> {
+    fn check_scheme_and_ip_literal(&self, url: &Url) -> Result<(), HttpError> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(HttpError::UnsupportedScheme);
         }
@@ -382,7 +387,10 @@ impl AddressGuard {
                     .check_address(address.ip(), AddressOrigin::OriginServer);
                 checked.is_ok()
             };
-            if self.first_resolution.record(Instant::now(), found, is_public) {
+            if self
+                .first_resolution
+                .record_and_must_be_public(Instant::now(), found, is_public)
+            {
                 origin = AddressOrigin::OriginServer;
             }
         }
@@ -476,12 +484,12 @@ mod tests {
         let allowed = AllowedNetworks::default();
         let is_public = |found: &SocketAddr| allowed.check_address(found.ip(), AddressOrigin::OriginServer).is_ok();
         let resolution = FirstResolvedAsPublic::default();
-        assert!(!resolution.record(Instant::now(), &[], is_public));
+        assert!(!resolution.record_and_must_be_public(Instant::now(), &[], is_public));
         // What follows is the first resolution.
-        assert!(!resolution.record(Instant::now(), &socket_addresses(&["10.0.0.1"]), is_public));
+        assert!(!resolution.record_and_must_be_public(Instant::now(), &socket_addresses(&["10.0.0.1"]), is_public));
         let resolution = FirstResolvedAsPublic::default();
-        assert!(resolution.record(Instant::now(), &socket_addresses(&["93.184.216.34"]), is_public));
-        assert!(resolution.record(Instant::now(), &[], is_public));
+        assert!(resolution.record_and_must_be_public(Instant::now(), &socket_addresses(&["93.184.216.34"]), is_public));
+        assert!(resolution.record_and_must_be_public(Instant::now(), &[], is_public));
     }
 
     #[test]
@@ -504,7 +512,7 @@ mod tests {
             (50, &public, false),
         ] {
             assert_eq!(
-                resolution.record(hours(at), found, is_public),
+                resolution.record_and_must_be_public(hours(at), found, is_public),
                 expected,
                 "{at} h: {found:?}"
             );

@@ -26,14 +26,14 @@ use self::cursor::PlaylistCursor;
 use self::error::{FileKind, HlsError};
 use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegments};
 use self::http::{FirstResolvedAsPublic, HttpError, OriginClient};
-use self::report::LeftOutReport;
+use self::left_out_report::LeftOutReport;
 pub use self::variant_resolver::FailedVariants;
 use self::variant_resolver::VariantResolver;
 pub use self::variants::VariantLimits;
 use crate::pipeline::description::WorkerLimits;
-use crate::pipeline::process::{WorkerProcess, WorkerProcessError};
 use crate::pipeline::programs::WorkerProgramsAndSlots;
-use crate::pipeline::slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
+use crate::pipeline::worker_slots::{SlotKeptAcrossRestarts, WorkerOwner};
 use crate::sources::fetch::address::AllowedNetworks;
 use crate::sources::fetch::error::FetchError;
 use crate::sources::fetch::pipeline::{StopWorkerOnDrop, WorkerRelay};
@@ -50,8 +50,8 @@ pub mod error;
 mod fetcher;
 mod files;
 pub mod http;
+mod left_out_report;
 pub mod playlist;
-mod report;
 mod variant_resolver;
 mod variants;
 
@@ -89,7 +89,7 @@ const DEMUXER_LIMITS: WorkerLimits = WorkerLimits {
 };
 
 /// Returns what finds the media playlists of the source.
-fn new_resolver(origin: &HlsOrigin) -> Result<VariantResolver, HttpError> {
+fn new_variant_resolver(origin: &HlsOrigin) -> Result<VariantResolver, HttpError> {
     let client = OriginClient::new(
         &origin.playlist_url,
         origin.allowed_networks.clone(),
@@ -123,7 +123,7 @@ pub async fn play_hls_origin<P: FrameSink>(
     reservation: &SlotKeptAcrossRestarts,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let resolver = match new_resolver(origin) {
+    let resolver = match new_variant_resolver(origin) {
         Ok(resolver) => Arc::new(resolver),
         Err(error) => return to_playlist_hls_error(origin, error).into(),
     };
@@ -152,7 +152,7 @@ pub async fn play_hls_origin<P: FrameSink>(
     let mut fetching = tokio::task::JoinSet::new();
     for ((rendition_index, url), segment_permits) in (0u8..).zip(renditions).zip(&requested) {
         let links = FetcherSharedState {
-            chunk_sender: process.chunk_sender(),
+            chunk_sender: process.segment_chunk_sender(),
             segment_permits: segment_permits.clone(),
             last_error: last_error.clone(),
             skipped: skipped.clone(),
@@ -184,7 +184,7 @@ pub async fn play_hls_origin<P: FrameSink>(
             }
             Err(error) => {
                 let has_failed = last_error.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-                if !has_failed && is_standstill(&error) {
+                if !has_failed && is_no_frames_error(&error) {
                     resolver.mark_current_variant_failed();
                 }
                 return take_failure_cause(error, &last_error);
@@ -194,7 +194,7 @@ pub async fn play_hls_origin<P: FrameSink>(
 }
 
 /// Whether no frame came although nothing failed: the playlist stands still.
-fn is_standstill(error: &WorkerProcessError) -> bool {
+fn is_no_frames_error(error: &WorkerProcessError) -> bool {
     matches!(
         error,
         WorkerProcessError::Stalled(_) | WorkerProcessError::NoFirstFrame(_)

@@ -87,7 +87,7 @@ pub struct OriginSegment {
     pub byte_range: Option<ByteRange>,
     /// Shared by all segments that use it.
     pub init_section: Option<Arc<InitSection>>,
-    pub decryption_key: Option<Arc<SegmentKey>>,
+    pub decryption_key: Option<Arc<KeyUriAndIv>>,
     /// Its media is missing (EXT-X-GAP), or it cannot be fetched or decrypted.
     pub is_gap: bool,
     /// Parts of a recent segment (EXT-X-PART).
@@ -120,7 +120,7 @@ pub struct InitSection {
 
 /// How a segment is encrypted: AES-128 in CBC mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SegmentKey {
+pub struct KeyUriAndIv {
     pub uri: String,
     pub iv: Option<[u8; 16]>,
 }
@@ -182,7 +182,7 @@ struct ListedSegment<'a> {
     follows_discontinuity: bool,
     byte_range: Option<ByteRange>,
     init_section: Option<Arc<InitSection>>,
-    decryption_key: Option<Arc<SegmentKey>>,
+    decryption_key: Option<Arc<KeyUriAndIv>>,
     /// It is encrypted, and no supported key is listed.
     has_unsupported_encryption: bool,
     is_gap: bool,
@@ -244,10 +244,10 @@ impl<'a> PlaylistParser<'a> {
             "-X-PLAYLIST-TYPE" => self.media.is_vod = value == "VOD",
             "-X-ENDLIST" => self.media.has_ended = true,
             "-X-SERVER-CONTROL" => {
-                self.media.can_block_reload = attribute(value, "CAN-BLOCK-RELOAD").as_deref() == Some("YES")
+                self.media.can_block_reload = attribute_value(value, "CAN-BLOCK-RELOAD").as_deref() == Some("YES")
             }
             "-X-PART-INF" => {
-                self.media.part_target = attribute(value, "PART-TARGET")
+                self.media.part_target = attribute_value(value, "PART-TARGET")
                     .as_deref()
                     .and_then(parse_and_cap_duration)
             }
@@ -270,22 +270,22 @@ impl<'a> PlaylistParser<'a> {
     }
 
     fn parse_audio_rendition(&mut self, value: &str) {
-        if attribute(value, "TYPE").as_deref() == Some("AUDIO")
-            && let Some(group) = attribute(value, "GROUP-ID")
+        if attribute_value(value, "TYPE").as_deref() == Some("AUDIO")
+            && let Some(group) = attribute_value(value, "GROUP-ID")
             && self.multivariant.audio_renditions.len() < MAX_SEGMENTS
         {
             self.multivariant.audio_renditions.push(AudioRendition {
                 group_id: group,
-                uri: attribute(value, "URI"),
-                is_default: attribute(value, "DEFAULT").as_deref() == Some("YES"),
+                uri: attribute_value(value, "URI"),
+                is_default: attribute_value(value, "DEFAULT").as_deref() == Some("YES"),
             });
         }
     }
 
     /// Reads an EXT-X-KEY (RFC 8216 §4.3.2.4). Several may hold at once, for players that know different ones.
     fn parse_key_tag(&mut self, value: &str) {
-        let method = attribute(value, "METHOD").unwrap_or_default();
-        let format = attribute(value, "KEYFORMAT").filter(|format| format != "identity");
+        let method = attribute_value(value, "METHOD").unwrap_or_default();
+        let format = attribute_value(value, "KEYFORMAT").filter(|format| format != "identity");
         match (method.as_str(), format) {
             ("NONE", _) => {
                 (
@@ -315,12 +315,12 @@ impl<'a> PlaylistParser<'a> {
     }
 
     fn parse_part_tag(&mut self, value: &str) {
-        let Some(uri) = attribute(value, "URI").filter(|_| self.next_segment.parts.len() < MAX_PARTS_PER_SEGMENT)
+        let Some(uri) = attribute_value(value, "URI").filter(|_| self.next_segment.parts.len() < MAX_PARTS_PER_SEGMENT)
         else {
             return;
         };
-        let stated = attribute(value, "BYTERANGE").map(|text| parse_length_and_begin(&text));
-        let is_gap = attribute(value, "GAP").as_deref() == Some("YES") || stated == Some(None);
+        let stated = attribute_value(value, "BYTERANGE").map(|text| parse_length_and_begin(&text));
+        let is_gap = attribute_value(value, "GAP").as_deref() == Some("YES") || stated == Some(None);
         let found = stated.flatten().and_then(|(length, begin)| {
             let follows = self
                 .last_part_byte_range_end
@@ -335,7 +335,7 @@ impl<'a> PlaylistParser<'a> {
             is_gap: is_gap || stated.is_some() && found.is_none(),
             uri,
             byte_range: found,
-            is_independent: attribute(value, "INDEPENDENT").as_deref() == Some("YES"),
+            is_independent: attribute_value(value, "INDEPENDENT").as_deref() == Some("YES"),
         });
     }
 
@@ -468,7 +468,7 @@ fn parse_length_and_begin(text: &str) -> Option<(u64, Option<u64>)> {
 }
 
 fn parse_init_section(value: &str) -> Option<InitSection> {
-    let range = match attribute(value, "BYTERANGE") {
+    let range = match attribute_value(value, "BYTERANGE") {
         None => None,
         Some(text) => {
             let (length, begin) = parse_length_and_begin(&text)?;
@@ -479,41 +479,41 @@ fn parse_init_section(value: &str) -> Option<InitSection> {
         }
     };
     Some(InitSection {
-        uri: attribute(value, "URI")?,
+        uri: attribute_value(value, "URI")?,
         byte_range: range,
     })
 }
 
 /// Address and initialization vector of an AES-128 key; `None` if either is malformed.
-fn parse_key_uri_and_iv(value: &str) -> Option<SegmentKey> {
-    let iv = match attribute(value, "IV") {
+fn parse_key_uri_and_iv(value: &str) -> Option<KeyUriAndIv> {
+    let iv = match attribute_value(value, "IV") {
         None => None,
         Some(text) => {
             let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"))?;
             Some(u128::from_str_radix(digits, 16).ok()?.to_be_bytes())
         }
     };
-    Some(SegmentKey {
-        uri: attribute(value, "URI")?,
+    Some(KeyUriAndIv {
+        uri: attribute_value(value, "URI")?,
         iv,
     })
 }
 
 fn parse_variant(value: &str) -> Variant {
-    let height = attribute(value, "RESOLUTION").and_then(|size| size.split_once('x')?.1.parse().ok());
+    let height = attribute_value(value, "RESOLUTION").and_then(|size| size.split_once('x')?.1.parse().ok());
     Variant {
         uri: String::new(),
-        bandwidth: attribute(value, "BANDWIDTH")
+        bandwidth: attribute_value(value, "BANDWIDTH")
             .and_then(|bandwidth| bandwidth.parse().ok())
             .unwrap_or_default(),
         height,
-        codecs: attribute(value, "CODECS"),
-        audio_group_id: attribute(value, "AUDIO"),
+        codecs: attribute_value(value, "CODECS"),
+        audio_group_id: attribute_value(value, "AUDIO"),
     }
 }
 
 /// Returns the value of an attribute, without quotes (RFC 8216 §4.2).
-fn attribute(list: &str, name: &str) -> Option<String> {
+fn attribute_value(list: &str, name: &str) -> Option<String> {
     let mut rest = list;
     loop {
         let (key, after) = rest.split_once('=')?;

@@ -6,12 +6,12 @@ use bytes::Bytes;
 use retina::rtp::ReceivedPacket;
 
 use millstream_core::media::Codec;
+use millstream_core::media::aac_depacketizer::AacDepacketizer;
 use millstream_core::media::assembler::{FrameAssembler, RtpPacket};
 use millstream_core::media::codec::PayloadFraming;
 use millstream_core::media::depacketizer::Frame;
-use millstream_core::media::marker::PacketInfo;
-use millstream_core::media::mpeg4_audio::AacDepacketizer;
-use millstream_core::media::rtp_clock::RtpTimestampCorrector;
+use millstream_core::media::marker::RtpPacketMetadata;
+use millstream_core::media::timestamp_corrector::RtpTimestampCorrector;
 
 /// Assembles the frames of one track.
 pub(super) enum TrackFrameAssembler {
@@ -91,7 +91,7 @@ impl FrameTimestampCorrector {
     /// Returns the timestamp of the next frame.
     pub(super) fn correct(&mut self, time: u64, arrival: Instant) -> u64 {
         self.frame_count += 1;
-        self.corrector.correct(&PacketInfo {
+        self.corrector.correct(&RtpPacketMetadata {
             seq: self.frame_count,
             time,
             marker: true,
@@ -114,7 +114,7 @@ impl TrackFrameAssembler {
     pub(super) fn new(codec: Codec, parameter_sets: &[Bytes]) -> Self {
         let mut assembler = Box::new(FrameAssembler::new(codec));
         assembler.seed_parameter_sets(parameter_sets);
-        assembler.continue_after_gaps();
+        assembler.enable_continuing_after_gaps();
         Self::Generic { assembler, seq: 0 }
     }
 
@@ -189,7 +189,7 @@ impl TrackFrameAssembler {
         }
     }
 
-    /// Returns the corrected time of a timestamp in units of the RTP clock rate, which is `codec_time` in those of the codec,
+    /// Returns the corrected time of a timestamp in units of the RTP clock rate, which is `pts_in_clock_ticks` in those of the codec,
     /// and whether the result is in units of the codec. `None` while timestamps stand still.
     pub(super) fn corrected_time_of(&self, rtp_time: u64, codec_time: u64) -> Option<(u64, bool)> {
         match self {

@@ -111,7 +111,7 @@ pub enum CameraError {
 }
 
 /// RFC 2326 §3.2.
-const DEFAULT_PORT: u16 = 554;
+const DEFAULT_RTSP_PORT: u16 = 554;
 
 impl Camera {
     /// Parses the URL. Credentials in it are removed from it, and used unless others are given.
@@ -166,7 +166,7 @@ impl Camera {
     }
 
     pub(super) fn port(&self) -> u16 {
-        self.url.port().unwrap_or(DEFAULT_PORT)
+        self.url.port().unwrap_or(DEFAULT_RTSP_PORT)
     }
 
     /// Whether it is read through a relay: with credentials, or if that was found necessary.
@@ -263,14 +263,14 @@ impl CameraError {
             Some(status @ 300..=399) => Self::Redirected(status),
             _ => Self::StepFailed {
                 step,
-                text: first_line(error),
+                text: first_line_of_error(error),
             },
         }
     }
 }
 
 /// Returns the first line of an error: the rest describes the connection, and differs each time.
-pub(super) fn first_line(error: &retina::Error) -> String {
+pub(super) fn first_line_of_error(error: &retina::Error) -> String {
     let text = error.to_string();
     text.lines()
         .next()

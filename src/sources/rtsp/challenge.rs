@@ -10,13 +10,13 @@ use super::camera::Camera;
 use super::connect::open_unchecked_connection;
 
 /// Longest answer that is read, in bytes.
-const MAX_RESPONSE_BYTES: usize = 8 * 1024;
+const MAX_CHALLENGE_RESPONSE_BYTES: usize = 8 * 1024;
 
 const CHALLENGE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Asks the camera once without credentials, and returns whether its challenge offers `auth-int` (RFC 7616 §3.4.3) or
 /// says that the nonce is stale.
-pub(super) async fn offers_unusual_challenge(camera: &Camera) -> bool {
+pub(super) async fn probe_for_unusual_challenge(camera: &Camera) -> bool {
     let request = format!(
         "DESCRIBE {} RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: millstream\r\nAccept: application/sdp\r\n\r\n",
         camera.url
@@ -25,7 +25,7 @@ pub(super) async fn offers_unusual_challenge(camera: &Camera) -> bool {
         let mut connection = open_unchecked_connection(camera).await.ok()?;
         connection.write_all(request.as_bytes()).await.ok()?;
         let mut answer = Vec::new();
-        while !answer.windows(4).any(|end| end == b"\r\n\r\n") && answer.len() < MAX_RESPONSE_BYTES {
+        while !answer.windows(4).any(|end| end == b"\r\n\r\n") && answer.len() < MAX_CHALLENGE_RESPONSE_BYTES {
             if connection.read_buf(&mut answer).await.ok()? == 0 {
                 break;
             }

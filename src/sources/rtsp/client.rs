@@ -19,17 +19,17 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::assembler::{AssembledFrame, ReceivedRtpPacket};
-use super::camera::{Camera, CameraError, RtspStep, first_line, other_transport, to_retina_transport};
+use super::camera::{Camera, CameraError, RtspStep, first_line_of_error, other_transport, to_retina_transport};
 use super::challenge;
-use super::connect::test_connection;
+use super::connect::probe_tcp_connection;
 use super::incompatibility::{CameraIncompatibility, IgnoredInput};
+use super::packet_silence::PacketSilenceDetector;
 use super::relay::CameraRelayEndpoint;
 use super::retina_errors::{self, ErrorVerdict};
-use super::silence::PacketSilenceDetector;
 use super::tracks::{CameraTrack, TrackSelection, select_best_tracks};
 use crate::config::RtspTransport;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::clock::NtpClock;
+use millstream_core::media::clock::SenderNtpMapper;
 use millstream_core::media::{Codec, MediaKind};
 use millstream_core::sources::frame_source::{AnnouncedTrack, NalFraming};
 
@@ -41,7 +41,7 @@ pub(super) struct RtspClient {
     unsupported_tracks: Vec<String>,
     /// Whether a pipeline could convert the audio, which this session leaves out.
     lacks_convertible_audio: bool,
-    ntp_clock: NtpClock,
+    ntp_clock: SenderNtpMapper,
     /// Events that were read but not returned yet.
     ready_events: VecDeque<CameraEvent>,
     stream: StreamName,
@@ -61,7 +61,7 @@ enum RetinaMedia {
 /// A frame or a sender report of a camera.
 pub(super) enum CameraEvent {
     Frame(CameraFrame),
-    /// The media of this track with timestamp `codec_time` was captured `at`, on the clock that all tracks of the camera
+    /// The media of this track with timestamp `pts_in_clock_ticks` was captured `at`, on the clock that all tracks of the camera
     /// share (RFC 3550 §6.4.1).
     CaptureTime {
         kind: MediaKind,
@@ -99,7 +99,7 @@ const LENGTH_PREFIXED_FRAME_FORMAT: FrameFormat = FrameFormat {
 };
 
 /// Returns the first request to a camera, through a relay if the camera needs one.
-async fn prepare_describe_request(
+async fn start_relay_and_prepare_describe(
     camera: &Camera,
     uses_relay: bool,
 ) -> Result<impl Future<Output = Result<Session<Described>, retina::Error>> + use<>, CameraError> {
@@ -121,23 +121,27 @@ async fn prepare_describe_request(
 
 impl RtspClient {
     /// Connects, selects the tracks, and starts playing.
-    pub(super) async fn connect(camera: &Camera, stream: &StreamName) -> Result<Self, CameraError> {
-        test_connection(camera).await?;
-        match Self::connect_once(camera, stream, camera.uses_relay()).await {
+    pub(super) async fn connect_and_play(camera: &Camera, stream: &StreamName) -> Result<Self, CameraError> {
+        probe_tcp_connection(camera).await?;
+        match Self::connect_and_play_once(camera, stream, camera.uses_relay()).await {
             // The relay forwards no datagrams.
             Err(CameraError::UnsupportedTransport) if camera.uses_relay() => {
-                Self::connect_once(camera, stream, false).await
+                Self::connect_and_play_once(camera, stream, false).await
             }
             connected => connected,
         }
     }
 
-    async fn connect_once(camera: &Camera, stream: &StreamName, uses_relay: bool) -> Result<Self, CameraError> {
+    async fn connect_and_play_once(
+        camera: &Camera,
+        stream: &StreamName,
+        uses_relay: bool,
+    ) -> Result<Self, CameraError> {
         let has_credentials = camera.has_credentials();
-        let describing = prepare_describe_request(camera, uses_relay).await?;
+        let describing = start_relay_and_prepare_describe(camera, uses_relay).await?;
         let described = with_step_timeout(RtspStep::Describe, has_credentials, describing).await;
         let mut session = match described {
-            Err(CameraError::CredentialsRejected) if challenge::offers_unusual_challenge(camera).await => {
+            Err(CameraError::CredentialsRejected) if challenge::probe_for_unusual_challenge(camera).await => {
                 return Err(CameraError::Incompatible(CameraIncompatibility::UnusualAuthentication));
             }
             described => described?,
@@ -177,7 +181,7 @@ impl RtspClient {
             tracks,
             unsupported_tracks: left_out,
             lacks_convertible_audio,
-            ntp_clock: NtpClock::default(),
+            ntp_clock: SenderNtpMapper::default(),
             ready_events: VecDeque::new(),
             stream: stream.clone(),
             ignored_input: IgnoredInput::default(),
@@ -197,7 +201,7 @@ impl RtspClient {
     }
 
     /// Returns whether a pipeline could convert the audio, which this session leaves out.
-    pub(super) fn lacks_convertible_audio(&self) -> bool {
+    pub(super) fn leaves_out_convertible_audio(&self) -> bool {
         self.lacks_convertible_audio
     }
 
@@ -386,12 +390,12 @@ impl RtspClient {
 
     /// Passes over what can be passed over.
     fn on_retina_error(&mut self, error: &retina::Error) -> Result<(), CameraError> {
-        let line = first_line(error);
+        let line = first_line_of_error(error);
         self.consecutive_retina_errors += 1;
         if self.consecutive_retina_errors > MAX_CONSECUTIVE_RETINA_ERRORS {
             return Err(CameraError::from_retina(RtspStep::Receive, error, true));
         }
-        match retina_errors::classify_error(&line) {
+        match retina_errors::classify_retina_error(&line) {
             ErrorVerdict::Fatal(error) => return Err(error),
             ErrorVerdict::Ignore => {}
             ErrorVerdict::PacketRefused(refusal) => {

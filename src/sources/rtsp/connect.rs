@@ -13,7 +13,7 @@ use crate::pipeline::parameter::TargetHost;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Tests the TCP connection, because retina's errors do not distinguish a wrong address from a camera that is off.
-pub(super) async fn test_connection(camera: &Camera) -> Result<(), CameraError> {
+pub(super) async fn probe_tcp_connection(camera: &Camera) -> Result<(), CameraError> {
     open_unchecked_connection(camera).await.map(drop)
 }
 

@@ -51,7 +51,7 @@ const SIMILAR_SESSION_DURATION_FACTOR: f64 = 2.0;
 const SIMILAR_LONG_SESSION_DURATION_FACTOR: f64 = 1.1;
 
 /// Sessions that end earlier are not replaced in advance.
-const MIN_RENEWED_SESSION_DURATION: Duration = Duration::from_secs(2);
+const MIN_SESSION_DURATION_TO_RENEW: Duration = Duration::from_secs(2);
 
 /// Part of a session after which the next one is opened.
 const SESSION_RENEWAL_FRACTION: f64 = 0.7;
@@ -117,7 +117,7 @@ impl PipelineFallback {
     }
 
     /// Returns after which time a session whose audio is not converted is ended to try it again; `None` if it goes on.
-    pub(super) fn interrupt_for_audio_after(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn time_until_audio_retry(&self, now: Instant) -> Option<Duration> {
         let state = self.lock();
         let retry_at = state
             .audio_retry_at
@@ -162,7 +162,7 @@ impl PipelineFallback {
         let last = state.last_session_duration.replace(lasted);
         let shorter = last
             .map(|last| last.min(lasted))
-            .filter(|shorter| *shorter >= MIN_RENEWED_SESSION_DURATION);
+            .filter(|shorter| *shorter >= MIN_SESSION_DURATION_TO_RENEW);
         let factor = if is_short {
             SIMILAR_SESSION_DURATION_FACTOR
         } else {
@@ -268,18 +268,18 @@ mod tests {
         fallback.worker_programs.pipeline_worker = std::env::current_exe().expect("this program has a path");
         let mut now = tokio::time::Instant::now().into_std();
         assert!(fallback.can_convert_audio(now));
-        assert_eq!(fallback.interrupt_for_audio_after(now), None);
+        assert_eq!(fallback.time_until_audio_retry(now), None);
         let delays: Vec<u64> = (0..8).map(|_| fail_audio(&fallback, &mut now)).collect();
         assert_eq!(delays, [60, 120, 240, 480, 960, 1_920, 3_600, 3_600]);
         // Viewers who have video are not disturbed any more.
-        assert_eq!(fallback.interrupt_for_audio_after(now), None);
+        assert_eq!(fallback.time_until_audio_retry(now), None);
         // Once it worked, it is tried soon again.
         fallback.require_pipeline_or_relay(CameraIncompatibility::Audio);
         fallback.mark_worked();
         fallback.deactivate_if_never_worked(now);
         assert_eq!(fallback.reason(), Some(CameraIncompatibility::Audio));
         assert_eq!(fail_audio(&fallback, &mut now), 60);
-        assert_eq!(fallback.interrupt_for_audio_after(now - S), Some(S));
+        assert_eq!(fallback.time_until_audio_retry(now - S), Some(S));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::fetch::attached::{AttachedSource, random_session_id};
 use super::fetch::error::FetchError;
 use super::fetch::registry::RegisteredSource;
 use crate::config::RtspTransport;
-use crate::pipeline::slots::SlotKeptAcrossRestarts;
+use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
 use millstream_core::media::MediaKind;
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
 
@@ -32,12 +32,12 @@ mod client;
 mod connect;
 pub mod fallback;
 pub mod incompatibility;
+mod packet_silence;
 pub mod policies;
 mod relay;
 mod relay_messages;
 mod retina_errors;
 mod sdp;
-mod silence;
 mod tracks;
 
 /// Runs one session with the camera until it fails. `live` is called once the stream receives frames.
@@ -100,7 +100,7 @@ async fn play_by_client<P: FrameSink>(
     if let Err(error) = camera.allowed_networks.check_host_if_restricted(&camera.host()).await {
         return error.into();
     }
-    let mut client = match RtspClient::connect(camera, &entry.stream).await {
+    let mut client = match RtspClient::connect_and_play(camera, &entry.stream).await {
         Ok(client) => client,
         Err(error) => return error.into(),
     };
@@ -132,8 +132,11 @@ async fn play_by_client<P: FrameSink>(
 
 /// Waits until a session that leaves out audio has to end so that converting it is tried again, if ever.
 fn wait_for_audio_retry(camera: &Camera, client: &RtspClient) -> impl Future<Output = ()> + use<> {
-    let fallback = camera.fallback.as_ref().filter(|_| client.lacks_convertible_audio());
-    let after = fallback.and_then(|fallback| fallback.interrupt_for_audio_after(Instant::now().into_std()));
+    let fallback = camera
+        .fallback
+        .as_ref()
+        .filter(|_| client.leaves_out_convertible_audio());
+    let after = fallback.and_then(|fallback| fallback.time_until_audio_retry(Instant::now().into_std()));
     async move {
         match after {
             Some(after) => sleep(after).await,
@@ -165,7 +168,7 @@ async fn open_replacement_session(
         return std::future::pending().await;
     };
     sleep(after).await;
-    let Ok(mut client) = RtspClient::connect(camera, &entry.stream).await else {
+    let Ok(mut client) = RtspClient::connect_and_play(camera, &entry.stream).await else {
         return std::future::pending().await;
     };
     loop {
@@ -236,7 +239,7 @@ impl<P: FrameSink> CameraSession<'_, P> {
             if let Err(error) = taken {
                 debug!(%stream, %error, "frame of the RTSP camera dropped: it cannot be packetized");
             }
-            if !plane.publish_frames(feed) {
+            if !plane.publish_frames_unless_displaced(feed) {
                 return Err(FetchError::StreamOccupied);
             }
             if !playing && feed.is_attached() {

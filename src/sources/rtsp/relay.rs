@@ -19,14 +19,14 @@ use url::{Position, Url};
 
 use super::camera::{Camera, CameraError};
 use super::connect::open_unchecked_connection;
-use super::relay_messages::{RelayMessages, RelayTarget};
+use super::relay_messages::{RelayTarget, RtspMessageRelay};
 use crate::sources::fetch::address::AddressOrigin;
 
 /// Timeout of retina's connection: it connects at once.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum number of bytes that wait for the rest of a message.
-const MAX_BUFFERED_BYTES: usize = 512 * 1024;
+const MAX_INCOMPLETE_MESSAGE_BYTES: usize = 512 * 1024;
 
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -57,7 +57,7 @@ impl CameraRelayEndpoint {
             return Err(CameraError::Unreachable("its URL has no host".to_owned()));
         }
         let user_agent = format!("millstream-{:032x}", rand::rng().random::<u128>());
-        let messages = RelayMessages::new(RelayTarget {
+        let messages = RtspMessageRelay::new(RelayTarget {
             relay_authority: url[..Position::BeforePath].to_owned(),
             camera_authority: camera.url[..Position::BeforePath].to_owned(),
             credentials: credentials.map(|credentials| (credentials.username, credentials.password)),
@@ -68,7 +68,7 @@ impl CameraRelayEndpoint {
             let accepted = timeout(ACCEPT_TIMEOUT, listener.accept()).await;
             drop(listener);
             if let Ok(Ok((retina, _))) = accepted
-                && let Err(error) = forward(retina, camera_connection, messages).await
+                && let Err(error) = forward_until_closed(retina, camera_connection, messages).await
             {
                 debug!(%error, "RTSP relay ended");
             }
@@ -78,7 +78,11 @@ impl CameraRelayEndpoint {
 }
 
 /// Forwards until either side closes its connection or sends what is no RTSP.
-async fn forward(mut retina: TcpStream, mut camera: TcpStream, mut messages: RelayMessages) -> io::Result<()> {
+async fn forward_until_closed(
+    mut retina: TcpStream,
+    mut camera: TcpStream,
+    mut messages: RtspMessageRelay,
+) -> io::Result<()> {
     retina.set_nodelay(true)?;
     camera.set_nodelay(true)?;
     let mut from_retina = BytesMut::with_capacity(READ_BUFFER_BYTES);
@@ -88,12 +92,14 @@ async fn forward(mut retina: TcpStream, mut camera: TcpStream, mut messages: Rel
             read = retina.read_buf(&mut from_retina) => read?,
             read = camera.read_buf(&mut from_camera) => read?,
         };
-        let is_valid = messages.take_from_client(&mut from_retina) && messages.take_from_camera(&mut from_camera);
+        let is_valid =
+            messages.forward_client_items(&mut from_retina) && messages.forward_camera_items(&mut from_camera);
         camera.write_all(&messages.to_camera).await?;
         retina.write_all(&messages.to_client).await?;
         messages.to_camera.clear();
         messages.to_client.clear();
-        let is_bounded = from_retina.len() <= MAX_BUFFERED_BYTES && from_camera.len() <= MAX_BUFFERED_BYTES;
+        let is_bounded =
+            from_retina.len() <= MAX_INCOMPLETE_MESSAGE_BYTES && from_camera.len() <= MAX_INCOMPLETE_MESSAGE_BYTES;
         if read == 0 || !is_valid || !is_bounded {
             return Ok(());
         }

@@ -21,7 +21,7 @@ pub(super) struct RelayTarget {
 }
 
 /// The messages of one connection, in both directions.
-pub(super) struct RelayMessages {
+pub(super) struct RtspMessageRelay {
     target: RelayTarget,
     /// Bytes to send.
     pub(super) to_camera: Vec<u8>,
@@ -53,15 +53,15 @@ struct RelayedRequest {
 }
 
 /// Requests that wait for an answer at the same time, longest header, and longest body.
-const MAX_REQUESTS: usize = 16;
+const MAX_PENDING_REQUESTS: usize = 16;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 const MAX_BODY_BYTES: usize = 256 * 1024;
 
 /// A request is sent without credentials, with them, and with a fresh nonce.
-const MAX_ATTEMPTS: u32 = 3;
+const MAX_AUTHENTICATION_ATTEMPTS: u32 = 3;
 
 /// A message, or a frame of interleaved data.
-enum Item {
+enum InterleavedFrameOrMessage {
     Interleaved {
         channel: u8,
         data: Vec<u8>,
@@ -73,7 +73,7 @@ enum Item {
     },
 }
 
-impl RelayMessages {
+impl RtspMessageRelay {
     pub(super) fn new(target: RelayTarget) -> Self {
         Self {
             target,
@@ -89,12 +89,12 @@ impl RelayMessages {
     }
 
     /// Takes the complete items that the client sent. Returns whether the connection may go on.
-    pub(super) fn take_from_client(&mut self, buffer: &mut BytesMut) -> bool {
+    pub(super) fn forward_client_items(&mut self, buffer: &mut BytesMut) -> bool {
         loop {
             let (first, headers, body) = match take_next_item(buffer) {
                 Err(NotRtsp) => return false,
                 Ok(None) => return true,
-                Ok(Some(Item::Interleaved { channel, data })) => {
+                Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
                     let known = self
                         .channels
                         .iter()
@@ -103,9 +103,9 @@ impl RelayMessages {
                     push_interleaved(&mut self.to_camera, channel, &data);
                     continue;
                 }
-                Ok(Some(Item::Message { first, headers, body })) => (first, headers, body),
+                Ok(Some(InterleavedFrameOrMessage::Message { first, headers, body })) => (first, headers, body),
             };
-            if !self.is_client_known && header(&headers, "user-agent") != Some(&self.target.user_agent) {
+            if !self.is_client_known && find_header_value(&headers, "user-agent") != Some(&self.target.user_agent) {
                 return false;
             }
             self.is_client_known = true;
@@ -116,13 +116,15 @@ impl RelayMessages {
                     .collect();
                 self.to_camera.extend(format!("{first}\r\n{lines}\r\n").into_bytes());
                 self.to_camera.extend(body);
-            } else if self.requests.len() >= MAX_REQUESTS || !self.take_request(&first, &headers, body) {
+            } else if self.requests.len() >= MAX_PENDING_REQUESTS
+                || !self.rewrite_and_send_request(&first, &headers, body)
+            {
                 return false;
             }
         }
     }
 
-    fn take_request(&mut self, first: &str, headers: &[(String, String)], body: Vec<u8>) -> bool {
+    fn rewrite_and_send_request(&mut self, first: &str, headers: &[(String, String)], body: Vec<u8>) -> bool {
         let mut words = first.split_ascii_whitespace();
         let (Some(method), Some(uri)) = (words.next(), words.next()) else {
             return false;
@@ -138,13 +140,13 @@ impl RelayMessages {
         };
         let kept = headers.iter().filter(|(name, _)| !is_own(name));
         let request = RelayedRequest {
-            client_cseq: header(headers, "cseq").unwrap_or_default().to_owned(),
+            client_cseq: find_header_value(headers, "cseq").unwrap_or_default().to_owned(),
             cseq: 0,
             method: method.to_owned(),
             uri,
             header: kept.map(|(name, value)| format!("{name}: {value}\r\n")).collect(),
             body,
-            channel: header(headers, "transport").and_then(interleaved_channel),
+            channel: find_header_value(headers, "transport").and_then(interleaved_channel),
             attempts: 0,
             challenge_number: 0,
         };
@@ -184,18 +186,18 @@ impl RelayMessages {
     }
 
     /// Takes the complete items that the camera sent. Returns whether the connection may go on.
-    pub(super) fn take_from_camera(&mut self, buffer: &mut BytesMut) -> bool {
+    pub(super) fn forward_camera_items(&mut self, buffer: &mut BytesMut) -> bool {
         loop {
             let (first, headers, body) = match take_next_item(buffer) {
                 Err(NotRtsp) => return false,
                 Ok(None) => return true,
-                Ok(Some(Item::Interleaved { channel, data })) => {
+                Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
                     let known = self.channels.iter().find(|(camera, _)| *camera == channel);
                     let channel = known.map_or(channel, |(_, client_channel)| *client_channel);
                     push_interleaved(&mut self.to_client, channel, &data);
                     continue;
                 }
-                Ok(Some(Item::Message { first, headers, body })) => (first, headers, body),
+                Ok(Some(InterleavedFrameOrMessage::Message { first, headers, body })) => (first, headers, body),
             };
             let status = first
                 .strip_prefix("RTSP/")
@@ -210,18 +212,18 @@ impl RelayMessages {
                 self.to_client.extend(body);
                 continue;
             };
-            let cseq = header(&headers, "cseq").and_then(|text| text.parse::<u32>().ok());
+            let cseq = find_header_value(&headers, "cseq").and_then(|text| text.parse::<u32>().ok());
             let numbered = self.requests.iter().position(|request| Some(request.cseq) == cseq);
             let Some(request) = self.requests.remove(numbered.unwrap_or(0)) else {
                 continue;
             };
-            if !self.take_response(request, status, &headers, &body) {
+            if !self.forward_response_or_retry(request, status, &headers, &body) {
                 return false;
             }
         }
     }
 
-    fn take_response(
+    fn forward_response_or_retry(
         &mut self,
         request: RelayedRequest,
         status: u16,
@@ -245,14 +247,14 @@ impl RelayMessages {
             lines += &format!("{name}: {value}\r\n");
         }
         if is_setup {
-            let channel = self.assign_channel(request.channel.unwrap_or(0), header(headers, "transport"));
+            let channel = self.assign_channel(request.channel.unwrap_or(0), find_header_value(headers, "transport"));
             lines += &format!(
                 "Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{}\r\n",
                 channel.saturating_add(1)
             );
             lines += &format!(
                 "Session: {}\r\n",
-                normalize_session_header(header(headers, "session").unwrap_or("0"))
+                normalize_session_header(find_header_value(headers, "session").unwrap_or("0"))
             );
         }
         let reason = if status < 400 { "OK" } else { "Refused" };
@@ -265,7 +267,7 @@ impl RelayMessages {
     /// Returns whether a refused request is to be sent again, with the challenge of the refusal: if it had none that was
     /// given for it, or one that the camera calls stale.
     fn store_challenge_and_check_retry(&mut self, request: &RelayedRequest, headers: &[(String, String)]) -> bool {
-        if self.target.credentials.is_none() || request.attempts >= MAX_ATTEMPTS {
+        if self.target.credentials.is_none() || request.attempts >= MAX_AUTHENTICATION_ATTEMPTS {
             return false;
         }
         let challenges = headers
@@ -344,7 +346,7 @@ fn without_auth_int(challenge: &str) -> String {
     }
 }
 
-fn header<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
+fn find_header_value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
     let found = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
     found.map(|(_, value)| value.as_str())
 }
@@ -359,7 +361,7 @@ fn push_interleaved(out: &mut Vec<u8>, channel: u8, data: &[u8]) {
 struct NotRtsp;
 
 /// Removes the next item from the front of a buffer; `None` if it is not complete.
-fn take_next_item(buffer: &mut BytesMut) -> Result<Option<Item>, NotRtsp> {
+fn take_next_item(buffer: &mut BytesMut) -> Result<Option<InterleavedFrameOrMessage>, NotRtsp> {
     // Some servers send line ends between messages.
     while matches!(buffer.first(), Some(b'\r' | b'\n' | b' ' | 0)) {
         buffer.advance(1);
@@ -373,7 +375,7 @@ fn take_next_item(buffer: &mut BytesMut) -> Result<Option<Item>, NotRtsp> {
             return Ok(None);
         }
         buffer.advance(4);
-        return Ok(Some(Item::Interleaved {
+        return Ok(Some(InterleavedFrameOrMessage::Interleaved {
             channel,
             data: buffer.split_to(length).to_vec(),
         }));
@@ -405,7 +407,7 @@ fn take_next_item(buffer: &mut BytesMut) -> Result<Option<Item>, NotRtsp> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
         .collect();
-    let body_length = header(&headers, "content-length")
+    let body_length = find_header_value(&headers, "content-length")
         .and_then(|text| text.parse().ok())
         .unwrap_or(0);
     if body_length > MAX_BODY_BYTES {
@@ -416,15 +418,15 @@ fn take_next_item(buffer: &mut BytesMut) -> Result<Option<Item>, NotRtsp> {
     }
     buffer.advance(head_length);
     let body = buffer.split_to(body_length).to_vec();
-    Ok(Some(Item::Message { first, headers, body }))
+    Ok(Some(InterleavedFrameOrMessage::Message { first, headers, body }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn relay() -> RelayMessages {
-        RelayMessages::new(RelayTarget {
+    fn relay() -> RtspMessageRelay {
+        RtspMessageRelay::new(RelayTarget {
             relay_authority: "rtsp://127.0.0.1:9".to_owned(),
             camera_authority: "rtsp://cam:554".to_owned(),
             credentials: Some(("u".to_owned(), "p".to_owned())),
@@ -436,18 +438,18 @@ mod tests {
         String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()
     }
 
-    fn setup(relay: &mut RelayMessages, cseq: u32, channel: u8) -> String {
+    fn setup(relay: &mut RtspMessageRelay, cseq: u32, channel: u8) -> String {
         let next = channel + 1;
         let request = format!(
             "SETUP rtsp://127.0.0.1:9/a/t0 RTSP/1.0\r\nCSeq: {cseq}\r\nUser-Agent: secret\r\n\
              Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n\r\n"
         );
-        assert!(relay.take_from_client(&mut request.as_bytes().into()));
+        assert!(relay.forward_client_items(&mut request.as_bytes().into()));
         text(&mut relay.to_camera)
     }
 
-    fn answer(relay: &mut RelayMessages, answer: &str) -> String {
-        assert!(relay.take_from_camera(&mut answer.as_bytes().into()));
+    fn answer(relay: &mut RtspMessageRelay, answer: &str) -> String {
+        assert!(relay.forward_camera_items(&mut answer.as_bytes().into()));
         text(&mut relay.to_client)
     }
 
@@ -491,7 +493,7 @@ mod tests {
             answer(&mut relay, "\r\n$\u{8}\0\u{1}x$\u{9}\0\u{1}y"),
             "$\0\0\u{1}x$\u{1}\0\u{1}y"
         );
-        assert!(relay.take_from_client(&mut b"$\x01\0\x01r"[..].into()));
+        assert!(relay.forward_client_items(&mut b"$\x01\0\x01r"[..].into()));
         assert_eq!(text(&mut relay.to_camera), "$\u{9}\0\u{1}r");
     }
 
@@ -528,13 +530,13 @@ mod tests {
     #[test]
     fn only_the_gateway_is_relayed_and_only_rtsp() {
         let stranger = "OPTIONS rtsp://127.0.0.1:9/ RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: x\r\n\r\n";
-        assert!(!relay().take_from_client(&mut stranger.as_bytes().into()));
-        assert!(!relay().take_from_camera(&mut b"\xff\xfe"[..].into()));
+        assert!(!relay().forward_client_items(&mut stranger.as_bytes().into()));
+        assert!(!relay().forward_camera_items(&mut b"\xff\xfe"[..].into()));
         let endless = vec![b'A'; MAX_HEADER_BYTES + 1];
-        assert!(!relay().take_from_camera(&mut endless[..].into()));
+        assert!(!relay().forward_camera_items(&mut endless[..].into()));
         let huge = format!("RTSP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY_BYTES + 1);
-        assert!(!relay().take_from_camera(&mut huge.as_bytes().into()));
-        let request = "OPTIONS * RTSP/1.0\r\nUser-Agent: secret\r\n\r\n".repeat(MAX_REQUESTS + 1);
-        assert!(!relay().take_from_client(&mut request.as_bytes().into()));
+        assert!(!relay().forward_camera_items(&mut huge.as_bytes().into()));
+        let request = "OPTIONS * RTSP/1.0\r\nUser-Agent: secret\r\n\r\n".repeat(MAX_PENDING_REQUESTS + 1);
+        assert!(!relay().forward_client_items(&mut request.as_bytes().into()));
     }
 }

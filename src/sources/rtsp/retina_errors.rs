@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::camera::{CameraError, RtspStep, first_line};
+use super::camera::{CameraError, RtspStep, first_line_of_error};
 use super::incompatibility::CameraIncompatibility;
 
 /// What to do about an error while packets are received.
@@ -20,7 +20,7 @@ pub(super) enum ErrorVerdict {
     Fatal(CameraError),
 }
 
-pub(super) fn classify_error(line: &str) -> ErrorVerdict {
+pub(super) fn classify_retina_error(line: &str) -> ErrorVerdict {
     let failed = || {
         ErrorVerdict::Fatal(CameraError::StepFailed {
             step: RtspStep::Receive,
@@ -49,7 +49,7 @@ pub(super) fn classify_error(line: &str) -> ErrorVerdict {
 }
 
 /// Parts of retina's errors about the `Transport` and the session in an answer to SETUP.
-const UNCLEAR_CHANNELS: [&str; 5] = [
+const UNCLEAR_CHANNEL_ERROR_TEXTS: [&str; 5] = [
     "Transport header",
     "channel number",
     "adjacent channels",
@@ -59,9 +59,11 @@ const UNCLEAR_CHANNELS: [&str; 5] = [
 
 /// Returns what an error before the first packet means.
 pub(super) fn incompatibility_at(step: RtspStep, error: &retina::Error) -> Option<CameraIncompatibility> {
-    let line = first_line(error);
+    let line = first_line_of_error(error);
     match error.status_code() {
-        Some(200..=299) if step == RtspStep::Setup && UNCLEAR_CHANNELS.iter().any(|text| line.contains(text)) => {
+        Some(200..=299)
+            if step == RtspStep::Setup && UNCLEAR_CHANNEL_ERROR_TEXTS.iter().any(|text| line.contains(text)) =>
+        {
             Some(CameraIncompatibility::UnclearChannels)
         }
         // The camera agreed, but retina did not understand how.
@@ -138,7 +140,7 @@ mod tests {
                 ErrorVerdict::PacketRefused(CameraIncompatibility::SequenceNumberJumpsBack),
             ),
         ] {
-            assert_eq!(classify_error(line), wanted, "{line}");
+            assert_eq!(classify_retina_error(line), wanted, "{line}");
         }
         for line in [
             "Error reading from RTSP peer: Connection reset by peer (os error 104)",
@@ -146,7 +148,7 @@ mod tests {
         ] {
             assert!(
                 matches!(
-                    classify_error(line),
+                    classify_retina_error(line),
                     ErrorVerdict::Fatal(CameraError::StepFailed { .. })
                 ),
                 "{line}"
@@ -154,7 +156,7 @@ mod tests {
         }
         let keepalive = "Error reading from RTSP peer: Server failed to respond to keepalive 5 within 30s";
         assert_eq!(
-            classify_error(keepalive),
+            classify_retina_error(keepalive),
             ErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::KeepaliveUnanswered))
         );
     }

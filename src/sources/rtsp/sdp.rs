@@ -9,7 +9,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 
 use millstream_core::media::Codec;
-use millstream_core::media::mpeg4_audio::fmtp_parameter;
+use millstream_core::media::aac_depacketizer::fmtp_parameter;
 
 /// A media section of a session description.
 #[derive(Debug, Default, PartialEq, Eq)]

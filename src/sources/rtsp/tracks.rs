@@ -4,10 +4,10 @@ use bytes::Bytes;
 use retina::client::{Described, Session, Stream};
 
 use super::assembler::{FrameTimestampCorrector, TrackFrameAssembler};
+use super::packet_silence::PacketSilenceDetector;
 use super::retina_errors::PacketRejections;
 use super::sdp::{self, CameraMediaSection};
-use super::silence::PacketSilenceDetector;
-use millstream_core::media::mpeg4_audio::AacDepacketizer;
+use millstream_core::media::aac_depacketizer::AacDepacketizer;
 use millstream_core::media::{Codec, Format, MediaKind};
 use millstream_core::sources::frame_source::AnnouncedTrack;
 

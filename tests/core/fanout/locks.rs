@@ -109,7 +109,7 @@ pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
                 };
                 state.replace_source(source, &formats);
                 let packets = key_frame.iter().map(received);
-                IngestNumberingRewriter::with_track_timestamps().rewrite_packets(
+                IngestNumberingRewriter::with_track_timestamps().rewrite_packets_into_ring(
                     &mut state.video,
                     packets,
                     &mut Vec::new(),

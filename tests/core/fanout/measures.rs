@@ -98,7 +98,7 @@ fn measures_are_those_of_the_clients() {
     let mean = counters.connect_time.sum_seconds() / 12.0;
     assert!((0.02..2.0).contains(&mean), "{mean} s");
     assert_eq!(count(&reception.key_frame_request_count), 0, "nobody asked for one");
-    assert_eq!(shared.session_registry.live_count(), 12);
+    assert_eq!(shared.session_registry.open_session_count(), 12);
     let (mut nacked_of_streams, mut reports, mut resent) = (0, 0, 0);
     for (name, watching, encoding) in [("one", 6, 80.0), ("two", 4, 0.0)] {
         let stream = shared

@@ -22,7 +22,7 @@ mod world;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use millstream_core::hub::registry::SessionState;
+use millstream_core::hub::session_registry::SessionState;
 use millstream_core::media::MediaKind;
 use millstream_core::media::Ssrc;
 use millstream_core::media::rtcp;

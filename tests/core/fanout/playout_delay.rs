@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream_core::media::MediaKind;
-use millstream_core::media::rtp::Header;
+use millstream_core::media::rtp::ParsedRtpHeader;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
 use super::publisher::Publisher;
@@ -39,9 +39,9 @@ fn sent_delays(world: &mut World, viewer: usize, is_retransmitted: bool) -> (Vec
     } else {
         Some(track.ssrc)
     };
-    let headers: Vec<Header<'_>> = packets
+    let headers: Vec<ParsedRtpHeader<'_>> = packets
         .iter()
-        .map(|packet| Header::parse(packet).expect("RTP"))
+        .map(|packet| ParsedRtpHeader::parse(packet).expect("RTP"))
         .filter(|header| Some(header.ssrc) == wanted)
         .collect();
     let delays = headers.iter().filter_map(|header| {

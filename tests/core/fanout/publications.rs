@@ -10,8 +10,8 @@ use millstream_core::hub::track::MissingPacketsOrKeyFrame;
 use millstream_core::media::rtcp::{self, RtcpMessage};
 use millstream_core::media::{Format, MediaKind, Mid, Pt, Rid, Ssrc};
 use millstream_core::sdp::negotiated::{
-    DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication, RemoteTransport, RtcpFeedback,
-    RtpHeaderExtensionIds, TrackFormats,
+    AudioVideoFormats, DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication,
+    RemoteTransport, RtcpFeedback, RtpHeaderExtensionIds,
 };
 use millstream_core::sources::whip::Publisher;
 
@@ -480,14 +480,14 @@ fn a_publisher_that_takes_over_from_a_silent_one_is_not_stalled() {
         assert!(state.is_source_stalled(later));
         state.replace_source(
             successor,
-            &TrackFormats {
+            &AudioVideoFormats {
                 video: None,
                 audio: None,
             },
         );
-        let as_camera = state.source_silence(later);
+        let as_camera = state.source_inactivity_duration(later);
         state.expect_media_since(later);
-        (as_camera, state.source_silence(later))
+        (as_camera, state.source_inactivity_duration(later))
     });
     assert_eq!(as_camera, None, "a source that is no peer detects silence itself");
     assert_eq!(as_peer, Some(Duration::ZERO));

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::SessionId;
 use millstream_core::media::aac::AacConfig;
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::track_delivery::TranscodeTarget;
 use millstream_core::media::{Codec, Format, MediaKind};
 use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSource, NalFraming};
 

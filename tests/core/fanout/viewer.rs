@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use millstream_core::media::rtcp::{self, RtcpMessage};
-use millstream_core::media::rtp::{Header, extend_seq, extend_time};
+use millstream_core::media::rtp::{ParsedRtpHeader, extend_seq, extend_time};
 use millstream_core::media::{Format, MediaKind, Ssrc};
 use millstream_core::sdp::negotiated::OutgoingTrack;
 use millstream_core::session::feedback::TransportFeedbackGenerator;
@@ -150,7 +150,7 @@ impl Viewer {
     }
 
     pub(super) fn handle_rtp(&mut self, now: Instant, packet: &[u8]) {
-        let header = Header::parse(packet).expect("the gateway sends valid RTP");
+        let header = ParsedRtpHeader::parse(packet).expect("the gateway sends valid RTP");
         if let Some(packets) = &mut self.plain_packets {
             packets.push(packet.to_vec());
         }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::registry::{Requester, SessionLimits, SessionRegistry, SessionState};
+use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionRegistry, SessionState};
 use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
 use millstream_core::sdp::{self, LocalTransport, Offer};
 use millstream_core::session::CloseReason;
@@ -101,7 +101,7 @@ pub(super) enum Role {
 struct Recorder(Sent);
 
 impl DatagramSink for Recorder {
-    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
+    fn send_gso_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
         let mut sent = self.0.lock().expect("not poisoned");
         for run in runs {
             for datagram in buffer[run.start..run.end].chunks(run.segment_size) {
@@ -268,7 +268,7 @@ impl World {
                         state.tracks_offerable_to_viewers(|codec| hub.can_transcode_codec_for_browsers(codec))
                     })
                 });
-                let formats = sdp::formats_for_offer(&parsed, &available_formats.expect("somebody publishes"));
+                let formats = sdp::formats_sent_to_offerer(&parsed, &available_formats.expect("somebody publishes"));
                 let (playback, answer) =
                     sdp::answer_whep_offer(&parsed, &formats, &to_sign, &mut || self.rng.next_u32()).expect("playable");
                 viewer.tracks = playback.tracks.clone();
@@ -361,7 +361,10 @@ impl World {
 
     /// Puts on the line what a feed has taken, as the handle on the shards does.
     pub(super) fn feed(&mut self, feed: &mut FrameSource) {
-        assert!(self.shared.publish_frames(feed), "the stream has no other source");
+        assert!(
+            self.shared.publish_frames_unless_displaced(feed),
+            "the stream has no other source"
+        );
     }
 
     /// Hands a datagram to a shard, whoever sent it.

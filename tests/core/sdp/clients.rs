@@ -129,7 +129,7 @@ fn chromium_takes_every_answer() {
         };
         assert_eq!(chromium_takes(&offer, &answer), Ok(()), "{name}");
     }
-    let silent = millstream_core::sdp::negotiated::TrackFormats {
+    let silent = millstream_core::sdp::negotiated::AudioVideoFormats {
         audio: None,
         ..high_and_opus()
     };

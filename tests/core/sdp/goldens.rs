@@ -4,22 +4,22 @@
 use std::collections::BTreeSet;
 
 use millstream_core::media::Format;
-use millstream_core::sdp::negotiated::TrackFormats;
+use millstream_core::sdp::negotiated::AudioVideoFormats;
 
 use crate::sdp::invariants::{check_playback, check_publication};
 use crate::sdp::{
     FIREFOX_VIEWER_NO_H264, OPUS, all_recorded, data, h264, high_and_opus, is_viewer, play, publish, vp8_and_opus,
 };
 
-fn sources(offer: &str) -> Vec<(&'static str, TrackFormats)> {
+fn sources(offer: &str) -> Vec<(&'static str, AudioVideoFormats)> {
     if offer == FIREFOX_VIEWER_NO_H264 {
         return vec![("vp8-opus", vp8_and_opus())];
     }
-    let baseline = TrackFormats {
+    let baseline = AudioVideoFormats {
         video: Some(h264([0x42, 0xe0, 0x1f])),
         audio: Some(OPUS),
     };
-    let silent_av1 = TrackFormats {
+    let silent_av1 = AudioVideoFormats {
         video: Some(Format::Av1 { profile: 0 }),
         audio: None,
     };

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use millstream_core::media::{Format, ProfileLevelId};
 use millstream_core::sdp::negotiated::{
-    Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPlayback, NegotiatedPublication, TrackFormats,
+    AudioVideoFormats, Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPlayback, NegotiatedPublication,
 };
 use millstream_core::sdp::{LocalDescription, LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer};
 
@@ -67,7 +67,7 @@ pub(crate) fn publish(offer: &str) -> Result<(NegotiatedPublication, String), Of
 }
 
 /// Answers as WHEP does, with SSRCs 1001, 1002, ...
-pub(crate) fn play(offer: &str, source: TrackFormats) -> Result<(NegotiatedPlayback, String), OfferError> {
+pub(crate) fn play(offer: &str, source: AudioVideoFormats) -> Result<(NegotiatedPlayback, String), OfferError> {
     let offer = Offer::parse(offer.as_bytes())?;
     let mut last = 1000;
     let mut random = || {
@@ -87,8 +87,8 @@ pub(crate) fn h264(profile: [u8; 3]) -> Format {
 pub(crate) const OPUS: Format = Format::Opus { stereo: true };
 
 /// What OBS sends by default, whatever its offer says: High profile.
-pub(crate) fn high_and_opus() -> TrackFormats {
-    TrackFormats {
+pub(crate) fn high_and_opus() -> AudioVideoFormats {
+    AudioVideoFormats {
         video: Some(h264([0x64, 0x00, 0x1f])),
         audio: Some(OPUS),
     }
@@ -127,8 +127,8 @@ fn checked(answer: LocalDescription) -> String {
     answer.sdp
 }
 
-pub(crate) fn vp8_and_opus() -> TrackFormats {
-    TrackFormats {
+pub(crate) fn vp8_and_opus() -> AudioVideoFormats {
+    AudioVideoFormats {
         video: Some(Format::Vp8),
         audio: Some(OPUS),
     }

@@ -1,7 +1,7 @@
 //! Mutated offers: real ones, damaged by a seeded generator. Every answer satisfies the invariants.
 
 use millstream_core::sdp::Offer;
-use millstream_core::sdp::negotiated::TrackFormats;
+use millstream_core::sdp::negotiated::AudioVideoFormats;
 
 use crate::sdp::invariants::{check_playback, check_publication};
 use crate::sdp::{OPUS, Us, all_recorded, high_and_opus, play, publish, vp8_and_opus};
@@ -121,7 +121,7 @@ fn damaged_offers_are_refused_or_answered_soundly() {
             let source = match random.below(3) {
                 0 => high_and_opus(),
                 1 => vp8_and_opus(),
-                _ => TrackFormats {
+                _ => AudioVideoFormats {
                     video: None,
                     audio: Some(OPUS),
                 },

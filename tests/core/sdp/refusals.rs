@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
 use millstream_core::media::Format;
-use millstream_core::sdp::negotiated::TrackFormats;
+use millstream_core::sdp::negotiated::AudioVideoFormats;
 
 use crate::sdp::{OPUS, h264, play, publish};
 
@@ -276,15 +276,15 @@ fn refusals_are_true_and_good_offers_are_answered() {
     println!("seed {SEED:#x}");
     let mut random = StdRng::seed_from_u64(SEED);
     let sources = [
-        TrackFormats {
+        AudioVideoFormats {
             video: Some(h264([0x64, 0, 0x1f])),
             audio: Some(OPUS),
         },
-        TrackFormats {
+        AudioVideoFormats {
             video: Some(Format::Vp9 { profile: 2 }),
             audio: Some(Format::Pcmu),
         },
-        TrackFormats {
+        AudioVideoFormats {
             video: None,
             audio: Some(OPUS),
         },

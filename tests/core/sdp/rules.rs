@@ -3,7 +3,7 @@
 use millstream_core::media::{Codec, Format, MediaKind, Pt, Ssrc};
 use millstream_core::sdp::Offer;
 use millstream_core::sdp::answer_whep_offer;
-use millstream_core::sdp::negotiated::{DtlsRole, NegotiatedPlayback, OutgoingTrack, TrackFormats};
+use millstream_core::sdp::negotiated::{AudioVideoFormats, DtlsRole, NegotiatedPlayback, OutgoingTrack};
 
 use crate::sdp::description::Description;
 use crate::sdp::invariants::{check_playback, check_publication};
@@ -13,8 +13,8 @@ use crate::sdp::{
     OBS, OBS_SIMULCAST, OPUS, Us, edit, h264, high_and_opus, play, publish, recorded, vp8_and_opus,
 };
 
-fn video(format: Format) -> TrackFormats {
-    TrackFormats {
+fn video(format: Format) -> AudioVideoFormats {
+    AudioVideoFormats {
         video: Some(format),
         audio: None,
     }
@@ -143,7 +143,7 @@ fn opus_is_taken_with_and_without_its_channels_and_answered_as_it_was_offered() 
 #[test]
 fn every_section_of_an_answer_has_what_webrtcbin_looks_for() {
     let offer = recorded(GSTREAMER_VIEWER);
-    let audio = TrackFormats {
+    let audio = AudioVideoFormats {
         video: None,
         audio: Some(OPUS),
     };
@@ -197,7 +197,7 @@ fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     check_playback(&offer, &answer, &plan);
     assert!(answer.contains("m=audio 9 UDP/TLS/RTP/SAVPF 111 0 8\r\n"));
     assert!(answer.contains("a=group:BUNDLE 0 1\r\n"));
-    let error = play(&offer, TrackFormats::default()).unwrap_err();
+    let error = play(&offer, AudioVideoFormats::default()).unwrap_err();
     assert_eq!((error.http_status(), error.code()), (422, "nothing_playable"));
     // VP9 of a profile that no browser decodes.
     let deep = edit(&recorded(FIREFOX_VIEWER_NO_H264), "max-fs", "x");
@@ -282,7 +282,7 @@ fn the_tagged_section_gives_the_transport() {
     assert_eq!(plan.transport.remote_credentials.ufrag, "ptnA");
     // This viewer cannot decode the audio, but its section carries the transport: it is inactive, not rejected.
     let no_pcma = edit(&offer, "a=rtpmap:8 PCMA/8000", "a=rtpmap:8 L8/8000");
-    let source = TrackFormats {
+    let source = AudioVideoFormats {
         video: Some(Format::Vp8),
         audio: Some(Format::Pcma),
     };
@@ -294,7 +294,7 @@ fn the_tagged_section_gives_the_transport() {
         (1, "ptnA")
     );
     // Video without a source is refused where it carries nothing.
-    let radio = TrackFormats {
+    let radio = AudioVideoFormats {
         video: None,
         audio: Some(Format::Opus { stereo: true }),
     };
@@ -451,7 +451,7 @@ fn answers_to_publishers_request_stereo() {
 #[test]
 fn static_payload_types_need_no_rtpmap() {
     let offer = edit(&recorded(CHROMIUM_VIEWER), "a=rtpmap:0 PCMU/8000\r\n", "");
-    let source = TrackFormats {
+    let source = AudioVideoFormats {
         video: None,
         audio: Some(Format::Pcmu),
     };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream_core::session::guard::SessionDropReason;
+use millstream_core::session::dtls_filter::PacketDropReason;
 use millstream_core::session::{CloseReason, TransportEvent};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent, Profiles, SyntheticVideo, VideoConfig};
 
@@ -237,7 +237,7 @@ fn invariant_7_a_client_hello_of_a_stranger_is_dropped_and_the_real_handshake_co
         let sent = world.wire.len();
         world.inject(STRANGER, &hello);
         assert_eq!(world.wire.len(), sent, "nothing is answered");
-        assert_eq!(world.dropped(SessionDropReason::UnknownAddress), 1);
+        assert_eq!(world.dropped(PacketDropReason::UnknownAddress), 1);
         world.run(2 * SECOND);
         assert!(world.both_connected(), "injected after {} ms", 5 * steps);
         assert_eq!(world.session.remote_destination(), Some(world.peer_address));
@@ -256,7 +256,7 @@ fn invariant_7_without_the_password_nobody_is_answered() {
     stranger.peer.handle_timeout(stranger.now);
     let check = stranger.intercept().pop().expect("a check");
     world.inject(STRANGER, &check);
-    assert_eq!(world.dropped(SessionDropReason::InvalidConnectivityCheck), 1);
+    assert_eq!(world.dropped(PacketDropReason::InvalidConnectivityCheck), 1);
     // The peer's own check with any bit changed that its integrity covers; what follows is FINGERPRINT, which anybody
     // can compute.
     world.peer.handle_timeout(world.now);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream_core::session::CloseReason;
-use millstream_core::session::guard::{
-    MAX_EARLY_RECORDS, MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE, MAX_HANDSHAKE_RECORDS, SessionDropReason,
+use millstream_core::session::dtls_filter::{
+    MAX_EARLY_RECORDS, MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE, MAX_HANDSHAKE_RECORDS, PacketDropReason,
 };
 use millstream_test_support::{DtlsRole, LinkConfig, Profiles};
 use rand::rngs::StdRng;
@@ -43,7 +43,7 @@ fn invariant_7_forged_clear_text_ends_no_session_that_is_connected() {
             world.inject(PEER, &forged);
         }
         assert_eq!(world.wire.len(), sent, "nothing is answered");
-        assert_eq!(world.dropped(SessionDropReason::PlaintextDtlsRecord), 10_000);
+        assert_eq!(world.dropped(PacketDropReason::PlaintextDtlsRecord), 10_000);
         world.send_rtp(1);
         world.run(SECOND);
         assert_eq!((world.reason(), world.rtp()), (None, vec![rtp(1).into()]));
@@ -196,7 +196,7 @@ fn replayed_rtp_is_dropped_and_counted() {
         world.inject(PEER, packet);
     }
     assert_eq!(world.rtp(), (0..300).map(rtp).collect::<Vec<_>>());
-    assert_eq!(world.dropped(SessionDropReason::Replayed), 600);
+    assert_eq!(world.dropped(PacketDropReason::Replayed), 600);
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn replayed_rtcp_is_dropped_and_counted() {
         world.inject(PEER, compound);
     }
     assert_eq!(
-        (world.rtcp().len(), world.dropped(SessionDropReason::Replayed)),
+        (world.rtcp().len(), world.dropped(PacketDropReason::Replayed)),
         (50, 50)
     );
 }
@@ -229,7 +229,7 @@ fn replayed_rtcp_of_many_senders_is_dropped_and_counted() {
         for compound in compounds.iter().chain(&compounds) {
             world.inject(PEER, compound);
         }
-        let counts = (world.rtcp().len(), world.dropped(SessionDropReason::Replayed));
+        let counts = (world.rtcp().len(), world.dropped(PacketDropReason::Replayed));
         assert_eq!(counts, (100, 100), "{profiles:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream_core::session::guard::SessionDropReason;
+use millstream_core::session::dtls_filter::PacketDropReason;
 use millstream_core::session::{CloseReason, Session, TransportEvent};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent};
 
@@ -190,7 +190,7 @@ fn invariant_7_the_path_moves_with_a_nomination_and_media_goes_on() {
     let early = world.intercept().pop().expect("sealed");
     world.inject(ELSEWHERE, &early);
     assert_eq!(world.rtp().len(), received);
-    assert!(world.dropped(SessionDropReason::UnknownAddress) > 0);
+    assert!(world.dropped(PacketDropReason::UnknownAddress) > 0);
 
     // A check without nomination makes the address valid; media for the peer stays where it was.
     world.peer_address = ELSEWHERE;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use millstream_core::sdp::negotiated::{
     DtlsRole as OurRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport,
 };
-use millstream_core::session::guard::SessionDropReason;
+use millstream_core::session::dtls_filter::PacketDropReason;
 use millstream_core::session::identity::DtlsIdentity;
 use millstream_core::session::{CloseReason, DEFAULT_CONNECT_TIMEOUT, Session, TransportEvent};
 use millstream_test_support::{
@@ -233,7 +233,7 @@ impl World {
         compounds.collect()
     }
 
-    pub(super) fn dropped(&self, reason: SessionDropReason) -> u32 {
+    pub(super) fn dropped(&self, reason: PacketDropReason) -> u32 {
         self.session.drop_counts()[reason as usize]
     }
 

@@ -5,7 +5,7 @@ mod world;
 use std::time::Duration;
 
 use hls_m3u8::{MasterPlaylist, MediaPlaylist};
-use millstream::outputs::hls::packager::VideoInfo;
+use millstream::outputs::hls::packager::ResolutionAndFrameRate;
 use millstream::outputs::hls::playlist::{self, MultivariantRenditions};
 use millstream::outputs::hls::rendition::{Rendition, RenditionRole};
 use millstream_core::media::aac::AacConfig;
@@ -255,7 +255,7 @@ fn aac_of_any_rate_is_cut_too() {
 fn playlists_are_parsed_by_other_libraries() {
     let mut world = World::new(30, 60, OPUS.1.into());
     world.play(30, OPUS.0, 48_000);
-    let info = VideoInfo {
+    let info = ResolutionAndFrameRate {
         resolution: Some((64, 48)),
         frame_rate: 30.0,
     };

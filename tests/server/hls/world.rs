@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millstream::outputs::hls::packager::{ClockReading, Packager};
+use millstream::outputs::hls::packager::{MonotonicAndWallTime, Packager};
 use millstream::outputs::hls::rendition::{Rendition, RenditionRole};
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
@@ -157,7 +157,7 @@ impl World {
                     [RenditionRole::Video, RenditionRole::Audio][index],
                     true,
                     &frame,
-                    ClockReading {
+                    MonotonicAndWallTime {
                         monotonic_time: self.now,
                         wall_clock_time: wall,
                     },

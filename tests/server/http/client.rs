@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use millstream::shard::TrackFormats;
+use millstream::shard::AudioVideoFormats;
 use millstream::{Config, Gateway};
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
@@ -86,7 +86,7 @@ pub(super) fn make_live(gateway: &Gateway, stream: &str) {
         shard: ShardIndex(0),
         accepts_key_frame_requests: true,
     };
-    let formats = TrackFormats {
+    let formats = AudioVideoFormats {
         video: Some(Format::Vp8),
         audio: Some(Format::Opus { stereo: true }),
     };

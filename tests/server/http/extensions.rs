@@ -131,7 +131,7 @@ async fn a_session_that_cannot_carry_the_video_says_which_it_is_and_where_to_fin
     assert_eq!(alternates(&created), [""; 0]);
     let layer = Request::new("GET", &format!("{}/layer", created.location()));
     assert_eq!(alternates(&layer.send(&gateway).await), [""; 0]);
-    change(&gateway, |state| state.video.set_format(Some(h264)));
+    change(&gateway, |state| state.video.set_format_if_known(Some(h264)));
     let named = "</hls/live/index.m3u8>; rel=\"alternate\"; type=\"application/vnd.apple.mpegurl\"; video=\"H264\"";
     assert_eq!(alternates(&layer.send(&gateway).await), [named]);
     assert_eq!(alternates(&ask(without_h264).await), [named]);
@@ -200,13 +200,13 @@ async fn events_say_what_becomes_of_the_stream() {
         .expect("one m-line");
     assert_eq!(data[index], expected);
     change(&gateway, |state| {
-        state.detach_source(SessionId([7; 16]));
+        state.detach_source_if_current(SessionId([7; 16]));
     });
     let sent = events.until("event: inactive\ndata: {}\n\n").await;
     assert!(!sent.contains("event: active"), "{sent}");
     make_live(&gateway, "live");
     events.until("event: active\ndata: {}\n\n").await;
-    gateway.drain();
+    gateway.start_draining();
     events.until("event: reconnect\ndata: {}\n\n").await;
     // Dropped by its owner.
     assert_eq!(Request::new("DELETE", &stream).send(&gateway).await.status, 200);
@@ -331,7 +331,7 @@ async fn an_event_stream_has_one_reader() {
     for mut replaced in readers {
         replaced.ends().await;
     }
-    gateway.drain();
+    gateway.start_draining();
     last.until("event: reconnect").await;
     gateway.stop().await;
 }

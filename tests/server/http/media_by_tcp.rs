@@ -146,7 +146,7 @@ impl Stream {
             let now = now();
             feed.packetize_and_queue_video(now, number * 3_000, &unit.into(), NalFraming::AnnexB)
                 .expect("a frame");
-            media.publish_frames(&mut feed);
+            media.publish_frames_unless_displaced(&mut feed);
             sleep(Duration::from_millis(33)).await;
         }
     }

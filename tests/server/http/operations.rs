@@ -385,7 +385,7 @@ async fn the_api_asks_for_a_reload_and_says_what_became_of_it() {
     ];
     let environment = environment.map(|(k, v)| (k.to_owned(), v.to_owned()));
     let config = millstream::Config::parse("", "test.toml".as_ref(), environment).expect("valid");
-    let reloaded = gateway.reload(config).await.expect("valid");
+    let reloaded = gateway.replace_config(config).await.expect("valid");
     assert_eq!(reloaded.sessions_ended, 1, "the viewer's token is no longer in force");
     answer.send(Ok(reloaded)).expect("awaited");
     let report = json(&asked.await.expect("runs"));

@@ -341,7 +341,7 @@ async fn a_full_and_a_stopping_gateway_say_503_and_when_to_come_back() {
 
     let draining = gateway(&[]).await;
     let running = Request::publish("/whip/live", OBS).send(&draining).await.location();
-    draining.drain();
+    draining.start_draining();
     for endpoint in ["/whip/live", "/whep/live"] {
         let reply = Request::publish(endpoint, OBS).send(&draining).await;
         assert_eq!(

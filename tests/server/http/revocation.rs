@@ -14,7 +14,7 @@ async fn reload(gateway: &mut Gateway, text: &str) -> usize {
     let environment = [("MILLSTREAM_AUTH__PUBLISH_TOKEN".to_owned(), PUBLISH.to_owned())];
     let config = Config::parse(text, "test.toml".as_ref(), environment);
     let config = config.unwrap_or_else(|error| panic!("{error}"));
-    gateway.reload(config).await.expect("valid").sessions_ended
+    gateway.replace_config(config).await.expect("valid").sessions_ended
 }
 
 /// Waits until so many sessions are open; fails before half-open ones time out.

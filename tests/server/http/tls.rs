@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use millstream::{Config, Gateway, GatewayError};
+use millstream::{Config, Gateway, GatewayStartError};
 use millstream_test_support::tls::make_certificate;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -173,7 +173,7 @@ async fn files_that_cannot_be_used_are_named() {
         (both(&cert, &old), "does not belong"),
     ] {
         let mut config = Config::parse(&text, "test.toml".as_ref(), []).expect("parses");
-        let mistakes = millstream::gateway::check::find_build_and_certificate_mistakes(&config, &[]);
+        let mistakes = millstream::gateway::config_check::find_source_credential_certificate_mistakes(&config, &[]);
         let messages: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
         assert_eq!(messages.len(), 1, "{messages:?}");
         assert!(
@@ -183,7 +183,7 @@ async fn files_that_cannot_be_used_are_named() {
         config.http.listen = ([127, 0, 0, 1], 0).into();
         config.webrtc.listen = ([127, 0, 0, 1], 0).into();
         let error = match Gateway::start(config).await {
-            Err(error @ GatewayError::Tls(_)) => error.to_string(),
+            Err(error @ GatewayStartError::Tls(_)) => error.to_string(),
             Err(error) => panic!("{text}: {error}"),
             Ok(_) => panic!("{text}: it starts"),
         };

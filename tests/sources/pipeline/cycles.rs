@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use millstream::pipeline::library::PipelineLibrary;
-use millstream::pipeline::process::WorkerProcess;
-use millstream::pipeline::slots::{WorkerOwner, WorkerSlots};
+use millstream::pipeline::worker_process::WorkerProcess;
+use millstream::pipeline::worker_slots::{WorkerOwner, WorkerSlots};
 use millstream_worker_runtime::wire::MessageFromWorker;
 
 use crate::pipeline::programs;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use millstream::Gateway;
 use millstream::config::Config;
-use millstream::gateway::parts::SourcesAndCredentials;
+use millstream::gateway::sources_and_credentials::SourcesAndCredentials;
 use millstream::pipeline::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
-use millstream::pipeline::slots::WorkerSlots;
+use millstream::pipeline::worker_slots::WorkerSlots;
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::{Codec, Format};

@@ -44,7 +44,7 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
         };
         match config(&text) {
             Ok(config) => {
-                let reloaded = gateway.reload(config).await.expect("valid");
+                let reloaded = gateway.replace_config(config).await.expect("valid");
                 assert_eq!(reloaded.changed, ["auth.play_token"]);
                 restarted += reloaded.restarted.len();
                 assert!(!reloaded.restarted.contains(&"steady".to_owned()), "{reloaded:?}");
@@ -77,7 +77,10 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
 
     // A stream that is no longer configured ends, one that is new begins.
     let swapped = text(1).replace("streams.steady", "streams.new");
-    let reloaded = gateway.reload(config(&swapped).expect("valid")).await.expect("valid");
+    let reloaded = gateway
+        .replace_config(config(&swapped).expect("valid"))
+        .await
+        .expect("valid");
     assert_eq!(
         (reloaded.started.as_slice(), reloaded.stopped.len()),
         (&["new".to_owned()][..], 1)

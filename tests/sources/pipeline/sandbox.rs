@@ -82,7 +82,7 @@ fn without_network() {
     let address = listener.local_addr().expect("it is bound");
     let folder = Folder::new("sandbox");
     let (declared, other) = (folder.write("declared", "x"), folder.write("other", "x"));
-    let restriction = sandbox::enter(&job(false, vec![declared.clone()])).expect("limits itself");
+    let restriction = sandbox::sandbox_this_process(&job(false, vec![declared.clone()])).expect("limits itself");
     assert!(is_refused(TcpStream::connect(address)), "connects");
     assert!(is_refused(UdpSocket::bind("127.0.0.1:0")), "binds");
     assert_limited();
@@ -129,7 +129,7 @@ fn without_network() {
 fn with_network() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    sandbox::enter(&job(true, Vec::new())).expect("limits itself");
+    sandbox::sandbox_this_process(&job(true, Vec::new())).expect("limits itself");
     assert!(TcpStream::connect(address).is_ok());
     assert_limited();
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::pipeline::library::PipelineLibrary;
-use millstream::pipeline::process::{self, WorkerProcess};
-use millstream::pipeline::slots::{WorkerOwner, WorkerSlots};
+use millstream::pipeline::worker_process::{self, WorkerProcess};
+use millstream::pipeline::worker_slots::{WorkerOwner, WorkerSlots};
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::Codec;
 use millstream_worker_runtime::wire::{InputTrack, MessageFromWorker, TrackFormat, WireFrame};
@@ -66,7 +66,7 @@ pub(super) fn film(folder: &Folder, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_them_can_be_built_here() {
-    let findings = process::check_pipelines(&programs(), PipelineLibrary::shipped().trial_jobs()).await;
+    let findings = worker_process::check_pipelines(&programs(), PipelineLibrary::shipped().trial_jobs()).await;
     for finding in findings.expect("it tells") {
         assert_eq!(finding.failure, None, "{}", finding.name);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millstream::http::api::streams;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{ShardIndex, StreamState};
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::track_delivery::TranscodeTarget;
 use millstream_core::media::{Codec, Format};
 
 use crate::pipeline::{Folder, PATIENCE, gateway, plays, workers};
@@ -99,7 +99,7 @@ async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
                 shard: ShardIndex::NONE,
                 accepts_key_frame_requests: false,
             },
-            &millstream_core::sdp::negotiated::TrackFormats {
+            &millstream_core::sdp::negotiated::AudioVideoFormats {
                 video: Some(Format::Vp8),
                 audio: None,
             },
@@ -110,7 +110,7 @@ async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
     hub.update_stream_and_remove_if_unused(&transcoded, one_less);
     hub.update_stream_and_remove_if_unused(&home, |state| {
         one_less(state);
-        state.detach_source(millstream_core::hub::stream::SessionId([9; 16]));
+        state.detach_source_if_current(millstream_core::hub::stream::SessionId([9; 16]));
     });
     until("the end", || hub.streams().is_empty().then_some(())).await;
     gateway.stop().await;

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use millstream::Gateway;
 use millstream::pipeline::library::PipelineLibrary;
-use millstream::pipeline::process;
 use millstream::pipeline::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
+use millstream::pipeline::worker_process;
 
 use crate::pipeline::{Folder, config, programs, trouble};
 
@@ -33,7 +33,7 @@ async fn check_error(pipeline: PathBuf) -> String {
         pipeline_worker: pipeline,
         ..programs()
     };
-    let error = process::check_pipelines(&programs, PipelineLibrary::shipped().trial_jobs())
+    let error = worker_process::check_pipelines(&programs, PipelineLibrary::shipped().trial_jobs())
         .await
         .err();
     error.map(|error| error.to_string()).unwrap_or_default()

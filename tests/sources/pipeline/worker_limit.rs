@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::ShardIndex;
-use millstream_core::media::transcode::TranscodeTarget;
+use millstream_core::media::track_delivery::TranscodeTarget;
 
 use crate::pipeline::{Folder, PATIENCE, gateway, plays, workers};
 

@@ -1,7 +1,7 @@
 //! Chooses what a viewer is sent: down at once by what arrives, up by what a probe has shown.
 
 use super::ladder::{FrameSelection, MAX_RUNGS, QualityLadder};
-use super::prober::{ProbePlan, ProbeResult};
+use super::prober::{ProbeParameters, ProbeResult};
 
 /// The choice for one viewer. Times are in microseconds.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub(super) enum StepUpMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StepUpAction {
     /// Probe the path at this rate.
-    Probe(ProbePlan),
+    Probe(ProbeParameters),
     Switch(LayerSwitchTarget),
 }
 
@@ -102,13 +102,13 @@ const MIN_PROBE_CREDIT_BYTES_FOR_NEXT_RUNG: i32 = -60_000;
 const MAX_EXCESS_DELAY_FOR_STEP_UP_US: i32 = 20_000;
 
 /// After a step down the next one waits, unless less arrives.
-const STEP_DOWN_HOLD_US: u64 = 700_000;
+const HOLD_AFTER_STEP_DOWN_US: u64 = 700_000;
 const HOLD_OVERRIDE_PERCENT_OF_BITRATE_AT_STEP_DOWN: u64 = 85;
 
 /// The first frame of a lower layer leaves at the rate received within this time after the switch; before it little
 /// does.
-const FIRST_FRAME_BEGIN_AFTER_STEP_DOWN_US: u64 = 70_000;
-const FIRST_FRAME_END_AFTER_STEP_DOWN_US: u64 = 170_000;
+const FIRST_FRAME_BEGIN_AFTER_SWITCH_US: u64 = 70_000;
+const FIRST_FRAME_END_AFTER_SWITCH_US: u64 = 170_000;
 const PACING_PERCENT_OF_RECEIVED_BITRATE_BEFORE_FIRST_FRAME: u64 = 30;
 
 /// After it this share of what was received at a step down is sent, while the step holds, in percent.
@@ -137,8 +137,8 @@ const MAX_PROBED_STEP_UP_PAUSE_US: u64 = 8_000_000;
 
 /// The same if the step itself failed, which a viewer sees.
 const MAX_FAILED_STEP_UP_PAUSE_US: u64 = 30_000_000;
-const FIRST_LOST_PROBE_PAUSE_US: u64 = 8_000_000;
-const MAX_LOST_PROBE_PAUSE_US: u64 = 120_000_000;
+const FIRST_LOSSY_PROBE_PAUSE_US: u64 = 8_000_000;
+const MAX_LOSSY_PROBE_PAUSE_US: u64 = 120_000_000;
 const FIRST_UNPROBED_STEP_UP_PAUSE_US: u64 = 10_000_000;
 const MAX_UNPROBED_STEP_UP_PAUSE_US: u64 = 300_000_000;
 
@@ -182,7 +182,7 @@ impl LayerAllocator {
             )
         });
         let rung = fitting.filter(|fitting| *fitting > lowest).unwrap_or(lowest);
-        self.choose_rung(ladder, rung, false)
+        self.set_target_rung(ladder, rung, false)
     }
 
     /// Chooses again if the chosen rung is gone or not usable: the next one below, or else the lowest.
@@ -196,7 +196,7 @@ impl LayerAllocator {
         let rung = ladder
             .next_usable_index_below(index)
             .or_else(|| ladder.lowest_usable_full_video_index())?;
-        self.choose_rung(ladder, rung, false)
+        self.set_target_rung(ladder, rung, false)
     }
 
     /// What was chosen is being sent. A step up is on trial from now on.
@@ -256,9 +256,9 @@ impl LayerAllocator {
         }
         self.last_step_down_at = now;
         self.bitrate_at_step_down = path.received_bitrate.unwrap_or(0);
-        self.step_down_hold_until = now + STEP_DOWN_HOLD_US;
+        self.step_down_hold_until = now + HOLD_AFTER_STEP_DOWN_US;
         let stop = path.excess_delay > STOP_OLD_LAYER_EXCESS_DELAY_US || current >= rung + 2;
-        let switch = self.choose_rung(ladder, rung, stop);
+        let switch = self.set_target_rung(ladder, rung, stop);
         self.is_limited_by_overload = true;
         switch
     }
@@ -278,7 +278,7 @@ impl LayerAllocator {
         let (layer, frames) = self.target_choice?;
         let pause = self.step_up_pauses_by_rung.get(top);
         let is_free = !self.is_limited_by_overload && pause.is_none_or(|pause| now >= pause.until);
-        (is_free && ladder.index_of(layer, frames)? < top).then(|| self.choose_rung(ladder, top, false))?
+        (is_free && ladder.index_of(layer, frames)? < top).then(|| self.set_target_rung(ladder, top, false))?
     }
 
     /// The rate to send at while a step down holds: what was received for the key frame that the viewer waits for, and
@@ -290,8 +290,8 @@ impl LayerAllocator {
         let began = self.current_choice_began_at.max(self.last_step_down_at);
         let percent = match now.saturating_sub(began) {
             // The queue may be full.
-            0..FIRST_FRAME_BEGIN_AFTER_STEP_DOWN_US => PACING_PERCENT_OF_RECEIVED_BITRATE_BEFORE_FIRST_FRAME,
-            FIRST_FRAME_BEGIN_AFTER_STEP_DOWN_US..FIRST_FRAME_END_AFTER_STEP_DOWN_US => 100,
+            0..FIRST_FRAME_BEGIN_AFTER_SWITCH_US => PACING_PERCENT_OF_RECEIVED_BITRATE_BEFORE_FIRST_FRAME,
+            FIRST_FRAME_BEGIN_AFTER_SWITCH_US..FIRST_FRAME_END_AFTER_SWITCH_US => 100,
             _ => PACING_PERCENT_OF_RECEIVED_BITRATE_WHILE_DRAINING,
         };
         Some(percent_of(self.bitrate_at_step_down, percent))
@@ -320,7 +320,7 @@ impl LayerAllocator {
         if self.target_choice == self.current_choice || self.current_choice.is_none() {
             return None;
         }
-        let switch = self.choose_rung(ladder, current, false);
+        let switch = self.set_target_rung(ladder, current, false);
         self.is_limited_by_overload |= current + 1 < ladder.rungs().len();
         switch
     }
@@ -390,7 +390,7 @@ impl LayerAllocator {
                 })?;
                 let rung = ladder.get(goal)?;
                 self.probe_goal = Some((rung.layer, rung.frames));
-                Some(StepUpAction::Probe(ProbePlan {
+                Some(StepUpAction::Probe(ProbeParameters {
                     probe_bitrate: percent_of(ladder.wire_bitrate_with_audio(goal), PROBE_BITRATE_PERCENT_OF_COST),
                     is_for_top_rung: Some(goal) == ladder.top_usable_index(),
                     allows_sustained_probe: can_probe_sustained(&goal),
@@ -410,7 +410,7 @@ impl LayerAllocator {
                 };
                 let next = goals.next().filter(is_free)?;
                 let is_allowed = limit.is_none_or(|limit| ladder.wire_bitrate_with_audio(next) <= limit);
-                (is_calm && is_allowed).then(|| self.choose_rung(ladder, next, false).map(StepUpAction::Switch))?
+                (is_calm && is_allowed).then(|| self.set_target_rung(ladder, next, false).map(StepUpAction::Switch))?
             }
         }
     }
@@ -442,14 +442,14 @@ impl LayerAllocator {
     ) -> Option<LayerSwitchTarget> {
         let goal = self.probe_goal.take()?;
         if result == ProbeResult::Passed {
-            return self.choose_rung(ladder, ladder.index_of(goal.0, goal.1)?, false);
+            return self.set_target_rung(ladder, ladder.index_of(goal.0, goal.1)?, false);
         }
         let (first, longest) = match result {
             ProbeResult::PacketTrainFailed => (
                 FIRST_PROBED_STEP_UP_PAUSE_US,
                 MAX_STEP_UP_PAUSE_AFTER_FAILED_PACKET_TRAIN_US,
             ),
-            ProbeResult::SustainedProbeLost => (FIRST_LOST_PROBE_PAUSE_US, MAX_LOST_PROBE_PAUSE_US),
+            ProbeResult::SustainedProbeLost => (FIRST_LOSSY_PROBE_PAUSE_US, MAX_LOSSY_PROBE_PAUSE_US),
             _ => (FIRST_PROBED_STEP_UP_PAUSE_US, MAX_PROBED_STEP_UP_PAUSE_US),
         };
         self.begin_pause(now, ladder.index_of(goal.0, goal.1)?, first, longest);
@@ -482,7 +482,7 @@ impl LayerAllocator {
         pause.until = now + 7 * eighth + 2 * eighth * random / 65_536;
     }
 
-    fn choose_rung(&mut self, ladder: &QualityLadder, rung: usize, stop: bool) -> Option<LayerSwitchTarget> {
+    fn set_target_rung(&mut self, ladder: &QualityLadder, rung: usize, stop: bool) -> Option<LayerSwitchTarget> {
         let rung = ladder.get(rung)?;
         let choice = (rung.layer, rung.frames);
         self.target_choice = Some(choice);
@@ -714,9 +714,9 @@ mod tests {
         allocator.on_layer_switch_begun(SECOND, 0, FrameSelection::All, StepUpMode::ProbeFirst);
         let rate = |after: u64| allocator.pacing_bitrate_limit_after_step_down(SECOND + after);
         assert_eq!(rate(0), Some(300_000));
-        assert_eq!(rate(FIRST_FRAME_BEGIN_AFTER_STEP_DOWN_US), Some(1_000_000));
-        assert_eq!(rate(FIRST_FRAME_END_AFTER_STEP_DOWN_US), Some(550_000));
-        assert_eq!(rate(STEP_DOWN_HOLD_US), None);
+        assert_eq!(rate(FIRST_FRAME_BEGIN_AFTER_SWITCH_US), Some(1_000_000));
+        assert_eq!(rate(FIRST_FRAME_END_AFTER_SWITCH_US), Some(550_000));
+        assert_eq!(rate(HOLD_AFTER_STEP_DOWN_US), None);
     }
 
     #[test]

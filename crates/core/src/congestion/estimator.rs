@@ -3,7 +3,7 @@
 use super::delay::{DelayEstimator, DelaySample, SelfInflictedQueue};
 use super::feedback::{PacketStatus, RECEIVE_DELTA_UNIT_US, REFERENCE_TIME_UNIT_US, TransportFeedback};
 use super::overload::{OverloadDetector, OverloadReason, OverloadSignals, OverloadThresholds};
-use super::rate::{LossWindow, ReceivedBitrateMeter};
+use super::received_bitrate_and_loss::{LossWindow, ReceivedBitrateMeter};
 use super::sent::{Burst, FeedbackCoverage, FlushTimes, PacketFeedbackChange, SentLog};
 
 /// The estimator of a viewer that sends feedback; made with its first.
@@ -18,7 +18,7 @@ pub(super) struct TwccEstimator {
     self_inflicted_queue: SelfInflictedQueue,
     /// Number after the last burst that is in `own`.
     self_inflicted_queue_end: u16,
-    clock: ReferenceClock,
+    clock: ReferenceTimeUnwrapper,
     /// Least age of the newest packet that a feedback covers, in the current and in the previous period.
     min_acknowledgement_age_by_period: [u64; 2],
     period_began: u64,
@@ -61,7 +61,7 @@ pub(super) struct AcknowledgedBurstPart {
 /// Feedback that begins further before what is remembered is not read: skipping it costs time.
 const MAX_FORGOTTEN_PACKETS_SKIPPED: u16 = 1_024;
 
-const MIN_ACKNOWLEDGEMENT_AGE_PERIOD_US: u64 = 10_000_000;
+const BASE_ACKNOWLEDGEMENT_AGE_PERIOD_US: u64 = 10_000_000;
 
 /// What feedback has shown counts for nothing if nothing was sent for this long.
 const IDLE_TIME_US: u64 = 1_000_000;
@@ -87,7 +87,7 @@ impl TwccEstimator {
             overload_detector: OverloadDetector::default(),
             self_inflicted_queue: SelfInflictedQueue::default(),
             self_inflicted_queue_end: next,
-            clock: ReferenceClock::default(),
+            clock: ReferenceTimeUnwrapper::default(),
             min_acknowledgement_age_by_period: [u64::MAX; 2],
             period_began: now,
             last_feedback_at: now,
@@ -125,7 +125,7 @@ impl TwccEstimator {
     }
 
     /// What the path carries, as far as a rising queue shows that it carries less than it did.
-    pub(super) fn min_received_or_queued_bitrate(&self) -> Option<u32> {
+    pub(super) fn min_recent_received_bitrate(&self) -> Option<u32> {
         let received = self.received_bitrate?;
         Some(self.queued_bitrate.map_or(received, |queued| received.min(queued)))
     }
@@ -140,8 +140,8 @@ impl TwccEstimator {
             .is_high(self.delay.recent_min_excess_delay() >= MIN_QUEUE_FOR_LOW_LOSS_THRESHOLD_US)
     }
 
-    pub(super) fn loss_fraction(&self) -> u8 {
-        self.loss_window.fraction()
+    pub(super) fn loss_per_256(&self) -> u8 {
+        self.loss_window.loss_per_256()
     }
 
     /// There is overload although less cannot be sent.
@@ -199,7 +199,7 @@ impl TwccEstimator {
         }
         self.loss_window.advance(now);
         let reference = self.clock.unwrap_to_micros(feedback.reference_time);
-        let mut walk: Option<BurstReader> = None;
+        let mut walk: Option<BurstFeedbackCollector> = None;
         let is_sent = |status: &PacketStatus| status.transport_sequence_number.wrapping_sub(first) < len;
         for status in feedback
             .packets()
@@ -210,7 +210,7 @@ impl TwccEstimator {
                 .as_ref()
                 .is_none_or(|walk| !walk.contains_number(status.transport_sequence_number))
             {
-                if let Some(fragment) = walk.take().and_then(BurstReader::finish) {
+                if let Some(fragment) = walk.take().and_then(BurstFeedbackCollector::finish) {
                     covered(&fragment);
                 }
                 walk = self.open_burst_and_update_own_queue(
@@ -220,13 +220,13 @@ impl TwccEstimator {
                 );
             }
             let Some(walk) = &mut walk else { continue };
-            self.judge_packet_status(status, reference, walk, assumed.overload_thresholds);
+            self.record_packet_status(status, reference, walk, assumed.overload_thresholds);
         }
-        if let Some(fragment) = walk.and_then(BurstReader::finish) {
+        if let Some(fragment) = walk.and_then(BurstFeedbackCollector::finish) {
             covered(&fragment);
         }
         self.received_bitrate = self.received_bitrate_meter.bits_per_second();
-        let overload = self.check_overload(now, flushes, assumed);
+        let overload = self.update_overload_detector(now, flushes, assumed);
         let is_rising = overload == Some(OverloadReason::RisingDelay);
         self.queued_bitrate = is_rising
             .then(|| self.received_bitrate_meter.short_window_bits_per_second())
@@ -234,16 +234,16 @@ impl TwccEstimator {
         overload
     }
 
-    fn judge_packet_status(
+    fn record_packet_status(
         &mut self,
         status: PacketStatus,
         reference: i64,
-        walk: &mut BurstReader,
+        walk: &mut BurstFeedbackCollector,
         thresholds: OverloadThresholds,
     ) {
         let judgement = self
             .coverage
-            .judge_packet(status.transport_sequence_number, status.received);
+            .record_packet_feedback(status.transport_sequence_number, status.received);
         match judgement {
             PacketFeedbackChange::NewlyReceived => self.loss_window.record_packet(false),
             PacketFeedbackChange::NewlyLost => {
@@ -290,9 +290,9 @@ impl TwccEstimator {
         number: u16,
         flushes: &FlushTimes,
         capacity: u32,
-    ) -> Option<BurstReader> {
-        let age = self.log.age_of(number)?;
-        let burst = self.log.by_age(age)?;
+    ) -> Option<BurstFeedbackCollector> {
+        let age = self.log.burst_index_from_newest(number)?;
+        let burst = self.log.nth_newest_burst(age)?;
         let mut own = 0;
         // Distance that is not in the queue yet; a wrapped one means that the burst is in it.
         let ahead = burst
@@ -300,9 +300,15 @@ impl TwccEstimator {
             .wrapping_add(burst.packet_count)
             .wrapping_sub(self.self_inflicted_queue_end);
         if ahead > 0 && ahead < u16::MAX / 2 {
-            let oldest = self.log.age_of(self.self_inflicted_queue_end).unwrap_or(age).max(age);
+            let oldest = self
+                .log
+                .burst_index_from_newest(self.self_inflicted_queue_end)
+                .unwrap_or(age)
+                .max(age);
             for age in (age..=oldest).rev() {
-                let Some(passed) = self.log.by_age(age) else { continue };
+                let Some(passed) = self.log.nth_newest_burst(age) else {
+                    continue;
+                };
                 if let Some(sent) = flushes.flush_time_of_batch(passed.first_batch_low_bits) {
                     own = self
                         .self_inflicted_queue
@@ -311,7 +317,7 @@ impl TwccEstimator {
                 self.self_inflicted_queue_end = passed.first_sequence_number.wrapping_add(passed.packet_count);
             }
         }
-        Some(BurstReader {
+        Some(BurstFeedbackCollector {
             burst,
             sent_at: flushes.flush_time_of_batch(burst.first_batch_low_bits),
             self_inflicted_delay: own,
@@ -324,22 +330,29 @@ impl TwccEstimator {
         })
     }
 
-    fn check_overload(&mut self, now: u64, flushes: &FlushTimes, assumed: PathAssumptions) -> Option<OverloadReason> {
+    fn update_overload_detector(
+        &mut self,
+        now: u64,
+        flushes: &FlushTimes,
+        assumed: PathAssumptions,
+    ) -> Option<OverloadReason> {
         let gap = now.saturating_sub(self.last_feedback_at);
         self.last_feedback_at = now;
         self.smoothed_feedback_interval = ((self.smoothed_feedback_interval * 7 + gap) / 8)
             .clamp(FEEDBACK_INTERVAL_BOUNDS_US.0, FEEDBACK_INTERVAL_BOUNDS_US.1);
         let age_of = |burst: Burst| Some(now.saturating_sub(flushes.flush_time_of_batch(burst.first_batch_low_bits)?));
-        let newest = self.log.age_of(self.coverage.covered_end_number().wrapping_sub(1));
-        if now.saturating_sub(self.period_began) >= MIN_ACKNOWLEDGEMENT_AGE_PERIOD_US {
+        let newest = self
+            .log
+            .burst_index_from_newest(self.coverage.covered_end_number().wrapping_sub(1));
+        if now.saturating_sub(self.period_began) >= BASE_ACKNOWLEDGEMENT_AGE_PERIOD_US {
             self.min_acknowledgement_age_by_period = [u64::MAX, self.min_acknowledgement_age_by_period[0]];
             self.period_began = now;
         }
-        if let Some(age) = newest.and_then(|age| self.log.by_age(age)).and_then(age_of) {
+        if let Some(age) = newest.and_then(|age| self.log.nth_newest_burst(age)).and_then(age_of) {
             self.min_acknowledgement_age_by_period[0] = self.min_acknowledgement_age_by_period[0].min(age);
         }
         // The oldest burst of which nothing is covered.
-        let oldest = newest.and_then(|age| self.log.by_age(age.checked_sub(1)?));
+        let oldest = newest.and_then(|age| self.log.nth_newest_burst(age.checked_sub(1)?));
         let youngest = self.min_acknowledgement_age_by_period[0].min(self.min_acknowledgement_age_by_period[1]);
         let own = oldest.and_then(|burst| {
             Some(self.self_inflicted_queue.queuing_delay_at(
@@ -359,18 +372,19 @@ impl TwccEstimator {
             feedback_overdue_by: overdue,
             is_excess_rising: self.delay.has_consecutive_rising_bursts(),
             is_lossy: self.is_lossy(),
-            loss_fraction: self.loss_window.fraction(),
+            loss_fraction: self.loss_window.loss_per_256(),
             recent_delay: self.delay.recent_min_delay_without_own_queue(),
             long_term_base: self.delay.long_term_base(),
             is_draining: u64::from(self.received_bitrate.unwrap_or(0)) * 100
                 > u64::from(assumed.sent_bitrate) * MIN_DRAINING_RECEIVED_PERCENT_OF_SENT,
         };
-        self.overload_detector.check(now, signals, assumed.overload_thresholds)
+        self.overload_detector
+            .detect_overload(now, signals, assumed.overload_thresholds)
     }
 }
 
 /// The burst that is being read.
-struct BurstReader {
+struct BurstFeedbackCollector {
     burst: Burst,
     /// When it was sent; `None` if that is forgotten.
     sent_at: Option<u64>,
@@ -385,7 +399,7 @@ struct BurstReader {
     excess_delay: Option<i32>,
 }
 
-impl BurstReader {
+impl BurstFeedbackCollector {
     fn contains_number(&self, number: u16) -> bool {
         number.wrapping_sub(self.burst.first_sequence_number) < self.burst.packet_count
     }
@@ -412,19 +426,19 @@ impl BurstReader {
 
 /// Unwraps the reference time, which wraps after 12 days.
 #[derive(Debug, Default)]
-struct ReferenceClock {
+struct ReferenceTimeUnwrapper {
     last_wrapped_and_unwrapped: Option<(u32, i64)>,
 }
 
-const REFERENCE_BITS: u32 = 24;
+const REFERENCE_TIME_BITS: u32 = 24;
 
-impl ReferenceClock {
+impl ReferenceTimeUnwrapper {
     /// Returns microseconds on the clock of the receiver.
     fn unwrap_to_micros(&mut self, reference: u32) -> i64 {
         let (before, total) = self
             .last_wrapped_and_unwrapped
             .unwrap_or((reference, i64::from(reference)));
-        let unused = 32 - REFERENCE_BITS;
+        let unused = 32 - REFERENCE_TIME_BITS;
         let step = (reference.wrapping_sub(before) << unused).cast_signed() >> unused;
         let total = total + i64::from(step);
         self.last_wrapped_and_unwrapped = Some((reference, total));
@@ -438,7 +452,7 @@ mod tests {
 
     #[test]
     fn the_reference_time_wraps_in_both_directions() {
-        let mut clock = ReferenceClock::default();
+        let mut clock = ReferenceTimeUnwrapper::default();
         let seconds = |reference: i64| reference * REFERENCE_TIME_UNIT_US;
         assert_eq!(clock.unwrap_to_micros(0xff_fffe), seconds(0xff_fffe));
         assert_eq!(clock.unwrap_to_micros(1), seconds(0x100_0001));

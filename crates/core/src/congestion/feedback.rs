@@ -43,7 +43,7 @@ impl<'a> TransportFeedback<'a> {
         let count = u16::from_be_bytes([c0, c1]);
         let (mut at, mut left, mut delta_bytes) = (0, count, 0);
         while left > 0 {
-            let chunk = Chunk::read(rest.get(at..)?)?;
+            let chunk = PacketStatusChunk::read(rest.get(at..)?)?;
             let covered = chunk.symbols_left.min(left);
             delta_bytes += chunk.delta_bytes_of_first(covered);
             left -= covered;
@@ -65,7 +65,7 @@ impl<'a> TransportFeedback<'a> {
             next_sequence_number: self.base_sequence_number,
             left: self.packet_status_count,
             ticks: 0,
-            chunk: Chunk::EMPTY,
+            chunk: PacketStatusChunk::EMPTY,
             chunks: self.chunks,
             deltas: self.deltas,
         }
@@ -78,7 +78,7 @@ pub struct PacketStatuses<'a> {
     next_sequence_number: u16,
     left: u16,
     ticks: i64,
-    chunk: Chunk,
+    chunk: PacketStatusChunk,
     chunks: &'a [u8],
     deltas: &'a [u8],
 }
@@ -92,10 +92,10 @@ impl Iterator for PacketStatuses<'_> {
             return None;
         }
         while self.chunk.symbols_left == 0 {
-            self.chunk = Chunk::read(self.chunks)?;
+            self.chunk = PacketStatusChunk::read(self.chunks)?;
             self.chunks = self.chunks.get(2..)?;
         }
-        let symbol = self.chunk.take();
+        let symbol = self.chunk.take_symbol();
         let delta = match symbol {
             SMALL_DELTA => {
                 let (delta, rest) = self.deltas.split_first()?;
@@ -127,7 +127,7 @@ const LARGE_DELTA: u16 = 2;
 
 /// The symbols of a packet chunk that were not taken yet (§3.1.2).
 #[derive(Clone, Copy, Debug)]
-struct Chunk {
+struct PacketStatusChunk {
     symbols_left: u16,
     /// A run repeats one symbol; a vector has its next symbol in the highest bits.
     symbol_bits: u16,
@@ -135,7 +135,7 @@ struct Chunk {
     bits_per_symbol: u8,
 }
 
-impl Chunk {
+impl PacketStatusChunk {
     const EMPTY: Self = Self {
         symbols_left: 0,
         symbol_bits: 0,
@@ -157,7 +157,7 @@ impl Chunk {
     }
 
     #[inline]
-    fn take(&mut self) -> u16 {
+    fn take_symbol(&mut self) -> u16 {
         self.symbols_left -= 1;
         let symbol = match self.bits_per_symbol {
             0 => self.symbol_bits,
@@ -180,7 +180,7 @@ impl Chunk {
         match self.bits_per_symbol {
             0 => usize::from(len) * bytes(self.symbol_bits),
             1 => (self.symbol_bits & !(0xffff_u32 >> len) as u16).count_ones() as usize,
-            _ => (0..len).map(|_| bytes(self.take())).sum(),
+            _ => (0..len).map(|_| bytes(self.take_symbol())).sum(),
         }
     }
 }

@@ -35,7 +35,7 @@ pub struct QualityLadder {
 /// Three degraded ones of the lowest layer, and five layers.
 pub const MAX_RUNGS: usize = 8;
 
-const EMPTY: QualityRung = QualityRung {
+const EMPTY_RUNG: QualityRung = QualityRung {
     layer: 0,
     frames: FrameSelection::AudioOnly,
     payload_bitrate: 0,
@@ -46,7 +46,7 @@ impl QualityLadder {
     /// `audio_bitrate` is in bits per second.
     pub fn new(audio: u32) -> Self {
         Self {
-            rungs: [EMPTY; MAX_RUNGS],
+            rungs: [EMPTY_RUNG; MAX_RUNGS],
             len: 0,
             audio_bitrate: audio,
         }
@@ -171,7 +171,7 @@ mod tests {
         ladder.rungs[3].usable = false;
         assert_eq!(ladder.next_usable_index_below(4), Some(2));
         assert_eq!(ladder.highest_fitting_or_lowest_index_below(4, 1_200_000), Some(2));
-        (0..9).for_each(|_| ladder.push(EMPTY));
+        (0..9).for_each(|_| ladder.push(EMPTY_RUNG));
         assert_eq!(ladder.rungs().len(), MAX_RUNGS);
     }
 }

@@ -74,12 +74,12 @@ pub mod ladder;
 pub mod overload;
 pub mod pacer;
 mod pacing;
+mod path_status;
 mod prober;
 mod quality;
-mod rate;
+mod received_bitrate_and_loss;
 mod reports;
 pub mod sent;
-mod status;
 mod switch;
 
 use std::time::{Duration, Instant};
@@ -94,9 +94,9 @@ use overload::{
 use pacer::{MIN_PACING_BITRATE, Pacer};
 pub use prober::ProbeResult;
 use prober::{ProbeInputs, Prober};
-pub use quality::{DecisionCause, DeliveredQuality, QualityLimitationReason};
+pub use quality::{DeliveredQuality, LayerDecisionCause, QualityLimitationReason};
+use reports::NonTwccEvaluator;
 pub use reports::ReceiverReportSummary;
-use reports::ReportEvaluator;
 use sent::{FlushTimes, micros_since_origin};
 pub use switch::{NewLayerStartPoint, choose_new_layer_start_point};
 
@@ -105,7 +105,7 @@ pub use switch::{NewLayerStartPoint, choose_new_layer_start_point};
 pub struct CongestionController {
     origin: Instant,
     estimator: Option<Box<TwccEstimator>>,
-    report_evaluator: ReportEvaluator,
+    report_evaluator: NonTwccEvaluator,
     prober: Prober,
     allocator: LayerAllocator,
     pacer: Pacer,
@@ -141,7 +141,7 @@ pub struct CongestionController {
     /// A probe lost packets without a queue: the path drops bursts.
     is_policed: bool,
     last_reported_quality: Option<DeliveredQuality>,
-    last_decision: Option<DecisionCause>,
+    last_decision: Option<LayerDecisionCause>,
 }
 
 /// What the caller must do.
@@ -193,7 +193,7 @@ impl CongestionController {
         Self {
             origin,
             estimator: None,
-            report_evaluator: ReportEvaluator::default(),
+            report_evaluator: NonTwccEvaluator::default(),
             prober: Prober::new(),
             allocator: LayerAllocator::new(random),
             pacer: Pacer::new(now),
@@ -243,7 +243,7 @@ impl CongestionController {
 
     /// The layers have other numbers from now on: what is known of the path stays, and the next choice is what costs about
     /// as much as what is sent, if that `is_measured`.
-    pub fn restart_layers(&mut self, now: Instant, is_measured: bool) {
+    pub fn reset_layer_allocation(&mut self, now: Instant, is_measured: bool) {
         self.prober.cancel(micros_since_origin(self.origin, now));
         self.allocator = LayerAllocator::new(u32::from(self.next_transport_sequence_number) << 16 | 1);
         if !self.expects_no_feedback() && is_measured {
@@ -254,7 +254,7 @@ impl CongestionController {
     }
 
     /// Evaluates the body of a transport-wide feedback packet (type 205, format 15). Returns whether it could be read.
-    pub fn on_feedback(&mut self, now: Instant, body: &[u8], flushes: &FlushTimes) -> bool {
+    pub fn on_twcc_feedback(&mut self, now: Instant, body: &[u8], flushes: &FlushTimes) -> bool {
         let now = micros_since_origin(self.origin, now);
         let Some(feedback) = TransportFeedback::parse(body) else {
             return false;
@@ -309,7 +309,7 @@ impl CongestionController {
     pub fn on_remb(&mut self, now: Instant, bits_per_second: u32) {
         let now = micros_since_origin(self.origin, now);
         self.report_evaluator.on_remb(now, bits_per_second);
-        if !self.has_recent_twcc_feedback(now) && self.sent_wire_bitrate > bits_per_second {
+        if !self.is_twcc_feedback_usable_at(now) && self.sent_wire_bitrate > bits_per_second {
             self.pending_overload = Some(OverloadReason::RembExceeded);
         }
     }
@@ -323,7 +323,7 @@ impl CongestionController {
     }
 
     fn note_overload_without_twcc(&mut self, now: u64, is_overload: bool) {
-        if is_overload && !self.has_recent_twcc_feedback(now) {
+        if is_overload && !self.is_twcc_feedback_usable_at(now) {
             self.pending_overload = Some(OverloadReason::ReceiverReportOrTcpQueue);
         }
     }
@@ -393,7 +393,7 @@ impl CongestionController {
             return None;
         }
         let overload = self.pending_overload.take()?;
-        self.last_decision = Some(DecisionCause::Overload(overload));
+        self.last_decision = Some(LayerDecisionCause::Overload(overload));
         let is_fast = matches!(overload, OverloadReason::RisingDelay | OverloadReason::OverdueFeedback);
         if is_fast
             && self
@@ -409,7 +409,7 @@ impl CongestionController {
         if is_slight
             && !self
                 .slight_overload
-                .start_or_check_wait(now, || self.allocator.next_random())
+                .is_due_or_start_wait(now, || self.allocator.next_random())
         {
             return None;
         }
@@ -418,7 +418,7 @@ impl CongestionController {
         let switch = self.allocator.step_down_on_overload(now, ladder, conditions, is_probed);
         let is_at_bottom = switch.is_none() && self.allocator.is_settled_on_lowest_rung(now, ladder);
         if is_at_bottom {
-            self.report_evaluator.on_bottom();
+            self.report_evaluator.on_overload_at_lowest_rung();
         }
         if let Some(estimator) = &mut self.estimator {
             match switch {
@@ -436,7 +436,7 @@ impl CongestionController {
             .estimator
             .as_ref()
             .map_or(0, |estimator| estimator.tolerated_cross_traffic_delay());
-        let rate = self.prober.rate()?;
+        let rate = self.prober.active_probe_bitrate()?;
         if self.step_up_mode(now) != StepUpMode::ProbeFirst {
             self.prober.cancel(now);
             self.allocator.forget_probe_goal();
@@ -446,7 +446,7 @@ impl CongestionController {
             .prober
             .poll(now, self.next_transport_sequence_number, path, tolerated)?;
         self.pending_overload = None;
-        self.last_decision = Some(DecisionCause::Probe(result));
+        self.last_decision = Some(LayerDecisionCause::Probe(result));
         if matches!(result, ProbeResult::Passed | ProbeResult::SustainedProbeLost) {
             self.is_policed = result == ProbeResult::SustainedProbeLost;
         }
@@ -474,7 +474,7 @@ impl CongestionController {
             && !self.allocator.is_on_trial(now)
             && !self.prober.is_active();
         let bitrate = self.start_bitrate_for_same_rung().max(self.probe_proven_bitrate);
-        (is_calm && self.sent_wire_bitrate > 0 && self.has_recent_twcc_feedback(now)).then_some(bitrate)
+        (is_calm && self.sent_wire_bitrate > 0 && self.is_twcc_feedback_usable_at(now)).then_some(bitrate)
     }
 
     /// The capacity, in bits per second, of which what is sent now is the share that a first choice may cost.
@@ -550,14 +550,19 @@ impl CongestionController {
         self.pacer.set_evenly_paced(sends_no_other_frames);
         // Video goes along with a probe, but for key frames alone: they would fill the queue of a path that is too small, and
         // the audio with them.
-        let pace = pace.max(self.prober.rate().filter(|_| !sends_no_other_frames).unwrap_or(0));
+        let pace = pace.max(
+            self.prober
+                .active_probe_bitrate()
+                .filter(|_| !sends_no_other_frames)
+                .unwrap_or(0),
+        );
         // After a step down the queue has to drain.
         let drained = self.allocator.pacing_bitrate_limit_after_step_down(now);
         self.pacing_bitrate = drained.map_or(pace, |drained| pace.min(drained.max(MIN_PACING_BITRATE)));
     }
 
     fn step_up_mode(&self, now: u64) -> StepUpMode {
-        match self.has_recent_twcc_feedback(now) {
+        match self.is_twcc_feedback_usable_at(now) {
             true => match self
                 .estimator
                 .as_ref()
@@ -580,11 +585,11 @@ impl CongestionController {
     }
 
     fn layer_choice_inputs(&self, now: u64) -> LayerChoiceInputs {
-        let estimator = self.estimator.as_ref().filter(|_| self.has_recent_twcc_feedback(now));
+        let estimator = self.estimator.as_ref().filter(|_| self.is_twcc_feedback_usable_at(now));
         let limit = self.report_evaluator.remb_bitrate(now).filter(|_| estimator.is_none());
         LayerChoiceInputs {
             received_bitrate: estimator
-                .and_then(|estimator| estimator.min_received_or_queued_bitrate())
+                .and_then(|estimator| estimator.min_recent_received_bitrate())
                 .or(limit),
             excess_delay: estimator.map_or(0, |estimator| {
                 estimator.excess_delay() - estimator.tolerated_cross_traffic_delay()
@@ -612,7 +617,7 @@ impl CongestionController {
     fn assumed_capacity_bitrate(&self) -> u32 {
         let assumed = u64::from(self.sent_wire_bitrate) * ASSUMED_CAPACITY_PERCENT_OF_SENT / 100;
         let assumed = u32::try_from(assumed).unwrap_or(u32::MAX);
-        match self.prober.rate() {
+        match self.prober.active_probe_bitrate() {
             Some(rate) => rate,
             None => assumed.max(self.probe_proven_bitrate).max(MIN_ASSUMED_CAPACITY_BITRATE),
         }
@@ -725,7 +730,7 @@ mod tests {
         let feed = |viewer: &mut Viewer, base: u16| {
             let [high, low] = base.to_be_bytes();
             let body = [0, 0, 0, 1, 0, 0, 0, 2, high, low, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0];
-            assert!(viewer.controller.on_feedback(viewer.now, &body, &flushes));
+            assert!(viewer.controller.on_twcc_feedback(viewer.now, &body, &flushes));
         };
         let next = viewer.controller.peek_next_transport_sequence_number();
         feed(&mut viewer, next);
@@ -733,7 +738,7 @@ mod tests {
             viewer.now += 10 * MS;
             viewer.controller.on_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
             feed(&mut viewer, next.wrapping_add(number.min(99)));
-            let is_recent = viewer.controller.is_twcc_feedback_recent(viewer.now);
+            let is_recent = viewer.controller.is_twcc_feedback_usable(viewer.now);
             assert_eq!(is_recent, number < 200, "{number}");
         }
     }
@@ -768,7 +773,7 @@ mod tests {
             let [high, low] = viewer.controller.peek_next_transport_sequence_number().to_be_bytes();
             viewer.controller.on_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
             let body = [0, 0, 0, 1, 0, 0, 0, 2, high, low, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0];
-            assert!(viewer.controller.on_feedback(viewer.now, &body, &flushes));
+            assert!(viewer.controller.on_twcc_feedback(viewer.now, &body, &flushes));
             // It panics at a probe.
             viewer.apply_actions();
             has_stepped_up |= viewer.layer == Some(1);

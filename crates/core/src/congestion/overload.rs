@@ -45,7 +45,7 @@ pub(super) fn is_slight_overload(received: u32, sent: u32) -> bool {
 
 impl SlightOverload {
     /// Slight overload was found. Returns whether it was there some time ago too; `random` is below 65,536.
-    pub(super) fn start_or_check_wait(&mut self, now: u64, random: impl FnOnce() -> u64) -> bool {
+    pub(super) fn is_due_or_start_wait(&mut self, now: u64, random: impl FnOnce() -> u64) -> bool {
         if now > self.due_at + SLIGHT_OVERLOAD_EXPIRY_US {
             self.due_at = now + MAX_SLIGHT_OVERLOAD_WAIT_US * random() / 65_536;
         }
@@ -162,7 +162,7 @@ const MAX_LOW_QUEUE_DELAY_US: i64 = 30_000;
 const MIN_LOW_QUEUE_TIME_US: u64 = 3_000_000;
 
 /// Clocks drift by 100 ppm at most: the base is taken for this much longer.
-const MAX_DRIFT_DIVISOR: u64 = 10_000;
+const MAX_CLOCK_DRIFT_PPM: u64 = 10_000;
 
 /// 2 % in 1/65536: a flow that takes no more than its share of a full queue loses less.
 const OVERLOAD_LOSS_IN_COMPETITION_PER_65536: u32 = 1_311;
@@ -245,7 +245,7 @@ impl OverloadDetector {
             return;
         };
         competition.base = competition.base.min(recent_delay);
-        let drift = ((now - competition.since) / MAX_DRIFT_DIVISOR).cast_signed();
+        let drift = ((now - competition.since) / MAX_CLOCK_DRIFT_PPM).cast_signed();
         if recent_delay - competition.base - drift >= MAX_LOW_QUEUE_DELAY_US {
             competition.queue_low_since = None;
         } else if now >= *competition.queue_low_since.get_or_insert(now) + MIN_LOW_QUEUE_TIME_US {
@@ -254,13 +254,13 @@ impl OverloadDetector {
     }
 
     /// Applies the rules.
-    pub(super) fn check(
+    pub(super) fn detect_overload(
         &mut self,
         now: u64,
         signals: OverloadSignals,
         thresholds: OverloadThresholds,
     ) -> Option<OverloadReason> {
-        self.judge_step_down(now, signals);
+        self.detect_competition_after_step_down(now, signals);
         self.watch_competition(now, signals.recent_delay);
         let tolerated = self.tolerated_cross_traffic_delay();
         if signals.excess_delay > thresholds.standing_excess.saturating_add(tolerated) {
@@ -290,7 +290,7 @@ impl OverloadDetector {
 
     /// If we send less, and the queue is as long as before and does not drain, it is the queue of others (RFC 8867
     /// §5.6).
-    fn judge_step_down(&mut self, now: u64, signals: OverloadSignals) {
+    fn detect_competition_after_step_down(&mut self, now: u64, signals: OverloadSignals) {
         let Some(step) = &mut self.last_step_down else {
             return;
         };
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn each_rule_alone_finds_overload() {
-        let check = |signals| OverloadDetector::default().check(0, signals, OverloadThresholds::FOR_TOP_RUNG);
+        let check = |signals| OverloadDetector::default().detect_overload(0, signals, OverloadThresholds::FOR_TOP_RUNG);
         let calm = OverloadSignals::default();
         assert_eq!(check(calm), None);
         assert_eq!(
@@ -357,11 +357,11 @@ mod tests {
         assert!(is_slight_overload(750, 1_000));
         assert!(!is_slight_overload(749, 1_000));
         let mut slight = SlightOverload::default();
-        assert!(!slight.start_or_check_wait(10_000 * MS, || 32_768));
-        assert!(!slight.start_or_check_wait(10_249 * MS, || 0));
-        assert!(slight.start_or_check_wait(10_250 * MS, || 0));
+        assert!(!slight.is_due_or_start_wait(10_000 * MS, || 32_768));
+        assert!(!slight.is_due_or_start_wait(10_249 * MS, || 0));
+        assert!(slight.is_due_or_start_wait(10_250 * MS, || 0));
         assert!(
-            !slight.start_or_check_wait(10_651 * MS, || 32_768),
+            !slight.is_due_or_start_wait(10_651 * MS, || 32_768),
             "it was gone for a while"
         );
     }
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn a_queue_counts_when_it_stands_for_some_time() {
         let mut rules = OverloadDetector::default();
-        let mut check = |at, delay| rules.check(at * MS, excess(delay), OverloadThresholds::FOR_TOP_RUNG);
+        let mut check = |at, delay| rules.detect_overload(at * MS, excess(delay), OverloadThresholds::FOR_TOP_RUNG);
         assert_eq!(check(0, 60), None);
         assert_eq!(check(599, 60), None);
         assert_eq!(check(600, 60), Some(OverloadReason::StandingQueue));
@@ -381,7 +381,7 @@ mod tests {
     fn a_rung_on_trial_yields_before_one_that_is_held_and_that_before_a_lower_one() {
         let first = |thresholds: OverloadThresholds| {
             let mut rules = OverloadDetector::default();
-            (0..3_000).find(|at| rules.check(at * MS, excess(100), thresholds).is_some())
+            (0..3_000).find(|at| rules.detect_overload(at * MS, excess(100), thresholds).is_some())
         };
         assert_eq!(first(OverloadThresholds::ON_TRIAL), Some(400));
         assert_eq!(first(OverloadThresholds::FOR_TOP_RUNG), Some(600));
@@ -403,7 +403,10 @@ mod tests {
         rules.on_step_down(0, 200_000);
         for at in [500, 1_000] {
             assert_eq!(rules.competition_since(), None);
-            assert_eq!(rules.check(at * MS, queue(190), OverloadThresholds::FOR_TOP_RUNG), None);
+            assert_eq!(
+                rules.detect_overload(at * MS, queue(190), OverloadThresholds::FOR_TOP_RUNG),
+                None
+            );
         }
         assert_eq!(rules.competition_since(), Some(1_000 * MS));
         rules
@@ -413,7 +416,7 @@ mod tests {
     fn the_queue_of_others_is_tolerated_until_it_is_gone() {
         let mut rules = competing();
         let mut check = |at: u64, delay| {
-            let overload = rules.check(at * MS, queue(delay), OverloadThresholds::FOR_TOP_RUNG);
+            let overload = rules.detect_overload(at * MS, queue(delay), OverloadThresholds::FOR_TOP_RUNG);
             (overload, rules.competition_since().is_some())
         };
         for at in 2..60 {
@@ -438,7 +441,7 @@ mod tests {
         rules.restart_loss_smoothing(2_000 * MS);
         let mut first = |from: u64, until: u64, fraction| {
             (from..until).find(|at| {
-                let overload = rules.check(at * MS, lossy(fraction), OverloadThresholds::FOR_TOP_RUNG);
+                let overload = rules.detect_overload(at * MS, lossy(fraction), OverloadThresholds::FOR_TOP_RUNG);
                 overload == Some(OverloadReason::Loss)
             })
         };
@@ -453,7 +456,7 @@ mod tests {
             let mut rules = OverloadDetector::default();
             rules.on_step_down(0, 200_000);
             for (at, signals) in [500, 1_000, 1_500].into_iter().zip(signals) {
-                rules.check(at * MS, signals, OverloadThresholds::FOR_TOP_RUNG);
+                rules.detect_overload(at * MS, signals, OverloadThresholds::FOR_TOP_RUNG);
             }
             rules.competition_since().is_some()
         };

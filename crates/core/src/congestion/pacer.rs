@@ -20,11 +20,11 @@ pub const BASE_CREDIT_CAP_BYTES: i32 = 14_000;
 const EVEN_CREDIT_CAP_BYTES: i32 = 2_500;
 
 /// Largest credit of faster layers as a part of a second at the pacing rate: an ordinary frame of 30 per second.
-const CREDITS_PER_SECOND: u32 = 75;
+const CREDIT_CAP_RATE_DIVISOR: u32 = 75;
 
 /// After so long without video, in units of [`REFILL_UNIT_US`], no queue is left: the frame that comes then may leave at
 /// once. It is the first one of a source that returns, and the path is known.
-const IDLE_TIME: u32 = 10_000;
+const IDLE_TIME_REFILL_UNITS: u32 = 10_000;
 
 /// Credit after an idle time, in milliseconds at the pacing rate: 175 ms at the rate of the layer.
 const IDLE_CREDIT_MS: u32 = 70;
@@ -74,7 +74,7 @@ impl Pacer {
 
     /// Refills at this rate in bits per second; returns whether a packet may leave now.
     #[inline]
-    pub(super) fn refill_and_check(&mut self, now: u64, rate: u32) -> bool {
+    pub(super) fn refill_and_has_credit(&mut self, now: u64, rate: u32) -> bool {
         let now = (now / REFILL_UNIT_US) as u32;
         let idle = now.wrapping_sub(self.last_refill);
         let elapsed = u64::from(idle).min(1_000_000 / REFILL_UNIT_US);
@@ -82,12 +82,12 @@ impl Pacer {
         let earned = u64::from(rate) * elapsed / (8_000_000 / REFILL_UNIT_US);
         let earned = i32::try_from(earned).unwrap_or(i32::MAX);
         let cap = |bytes: u32| i32::try_from(bytes).unwrap_or(i32::MAX).max(BASE_CREDIT_CAP_BYTES);
-        let ordinary = cap(rate / 8 / CREDITS_PER_SECOND);
+        let ordinary = cap(rate / 8 / CREDIT_CAP_RATE_DIVISOR);
         let after_idle = cap(rate / 8_000 * IDLE_CREDIT_MS);
         let refilled = self.credit_bytes.saturating_add(earned);
         self.credit_bytes = if self.is_evenly_paced {
             refilled.min(EVEN_CREDIT_CAP_BYTES)
-        } else if idle >= IDLE_TIME {
+        } else if idle >= IDLE_TIME_REFILL_UNITS {
             refilled.min(after_idle)
         } else {
             // What an idle time has given stays until it is spent, unless the rate falls.
@@ -126,7 +126,7 @@ mod tests {
         let mut pacer = Pacer::new(0);
         let slice = |index: u64| {
             let mut packets = 0;
-            while pacer.refill_and_check(index * PACING_INTERVAL_US, rate) {
+            while pacer.refill_and_has_credit(index * PACING_INTERVAL_US, rate) {
                 pacer.spend(1_200);
                 packets += 1;
             }
@@ -152,7 +152,7 @@ mod tests {
         let sent: Vec<u32> = (1..=200_u64)
             .map(|slice| {
                 let mut packets = 0;
-                while pacer.refill_and_check(slice * PACING_INTERVAL_US, 480_000) {
+                while pacer.refill_and_has_credit(slice * PACING_INTERVAL_US, 480_000) {
                     pacer.spend(1_200);
                     packets += 1;
                 }
@@ -181,7 +181,7 @@ mod tests {
         let mut pacer = Pacer::new(0);
         let leaves_at_once = |pacer: &mut Pacer, now: u64| {
             let mut packets = 0;
-            while pacer.refill_and_check(now, rate) {
+            while pacer.refill_and_has_credit(now, rate) {
                 pacer.spend(1_200);
                 packets += 1;
             }
@@ -207,19 +207,19 @@ mod tests {
         let wrap = u64::from(u32::MAX) * REFILL_UNIT_US;
         let mut pacer = Pacer::new(wrap - 1_000);
         (0..100).for_each(|_| pacer.spend(60_000));
-        assert!(!pacer.refill_and_check(wrap, 1_500_000));
-        assert!(pacer.refill_and_check(wrap + 1_000_000, 1_500_000));
+        assert!(!pacer.refill_and_has_credit(wrap, 1_500_000));
+        assert!(pacer.refill_and_has_credit(wrap + 1_000_000, 1_500_000));
         assert!(pacer.credit_bytes <= BASE_CREDIT_CAP_BYTES);
     }
 
     #[test]
     fn what_an_idle_time_has_given_does_not_outlive_the_rate() {
         let mut pacer = Pacer::new(0);
-        assert!(pacer.refill_and_check(3_000_000, 20_000_000));
+        assert!(pacer.refill_and_has_credit(3_000_000, 20_000_000));
         assert_eq!(pacer.available_bytes(), 175_000);
-        assert!(pacer.refill_and_check(3_005_000, 20_000_000));
+        assert!(pacer.refill_and_has_credit(3_005_000, 20_000_000));
         assert_eq!(pacer.available_bytes(), 175_000, "until it is spent");
-        assert!(pacer.refill_and_check(3_010_000, 1_500_000));
+        assert!(pacer.refill_and_has_credit(3_010_000, 1_500_000));
         assert_eq!(pacer.available_bytes(), BASE_CREDIT_CAP_BYTES.cast_unsigned());
     }
 }

@@ -7,7 +7,7 @@ use super::pacer::PACING_INTERVAL_US;
 /// The probe of one viewer. Times are in microseconds, rates in bits per second.
 #[derive(Debug)]
 pub(super) struct Prober {
-    phase: Phase,
+    phase: ProbePhase,
     rate: u32,
     bounds: ExcessDelayBounds,
     min_packet_train_percent: u64,
@@ -34,7 +34,7 @@ pub(super) struct Prober {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum ProbePhase {
     Idle,
     SendingPacketTrain,
     /// The train was sent; its feedback has not come.
@@ -45,7 +45,7 @@ enum Phase {
 
 /// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ProbePlan {
+pub(super) struct ProbeParameters {
     /// Bits per second.
     pub(super) probe_bitrate: u32,
     /// It is for the best rung.
@@ -124,10 +124,10 @@ const MIN_CONSECUTIVE_LATE_BURSTS: u8 = 3;
 const MAX_PROBE_LOSS_PERCENT: u32 = 15;
 
 /// The same of its second half: a policer lets a burst pass before it drops.
-const MAX_PROBE_TAIL_LOSS_PERCENT: u32 = 20;
+const MAX_SECOND_HALF_LOSS_PERCENT: u32 = 20;
 
 /// Lost packets of the second half that end the probe before its end.
-const MIN_LATE_LOST_PACKETS: u32 = 8;
+const MIN_SECOND_HALF_LOST_PACKETS: u32 = 8;
 
 /// A train with this share arrived unhindered, in percent.
 const MIN_PACKET_TRAIN_BITRATE_PERCENT_WITHOUT_CREDIT: u64 = 90;
@@ -153,7 +153,7 @@ const MIN_PROBE_BYTES_PER_SEND: u32 = 600;
 impl Prober {
     pub(super) fn new() -> Self {
         Self {
-            phase: Phase::Idle,
+            phase: ProbePhase::Idle,
             rate: 0,
             bounds: ExcessDelayBounds::FOR_TOP_RUNG,
             min_packet_train_percent: MIN_PACKET_TRAIN_BITRATE_PERCENT,
@@ -174,11 +174,11 @@ impl Prober {
     }
 
     pub(super) fn is_active(&self) -> bool {
-        self.phase != Phase::Idle
+        self.phase != ProbePhase::Idle
     }
 
     /// The rate that is being probed, if any.
-    pub(super) fn rate(&self) -> Option<u32> {
+    pub(super) fn active_probe_bitrate(&self) -> Option<u32> {
         self.is_active().then_some(self.rate)
     }
 
@@ -193,7 +193,7 @@ impl Prober {
     }
 
     /// Begins a probe; `next` is the number of the next packet.
-    pub(super) fn start_with_packet_train(&mut self, now: u64, plan: ProbePlan, next: u16) {
+    pub(super) fn start_with_packet_train(&mut self, now: u64, plan: ProbeParameters, next: u16) {
         self.rate = plan.probe_bitrate;
         self.min_packet_train_percent = match (plan.allows_sustained_probe, plan.has_failed_before) {
             (false, _) => MIN_PACKET_TRAIN_BITRATE_PERCENT_WITHOUT_CREDIT,
@@ -205,10 +205,10 @@ impl Prober {
         } else {
             ExcessDelayBounds::FOR_LOWER_RUNGS
         };
-        self.begin(Phase::SendingPacketTrain, now, next);
+        self.begin_phase(ProbePhase::SendingPacketTrain, now, next);
     }
 
-    fn begin(&mut self, phase: Phase, now: u64, next: u16) {
+    fn begin_phase(&mut self, phase: ProbePhase, now: u64, next: u16) {
         self.phase = phase;
         self.phase_began_at = now;
         self.phase_sequence_numbers = (next, next);
@@ -230,7 +230,7 @@ impl Prober {
     /// Ends the probe without a result.
     pub(super) fn cancel(&mut self, now: u64) {
         if self.is_active() {
-            self.phase = Phase::Idle;
+            self.phase = ProbePhase::Idle;
             self.last_probe_ended_at = now;
         }
     }
@@ -243,10 +243,13 @@ impl Prober {
             self.sustained_probe_credit_bytes = (self.sustained_probe_credit_bytes
                 + signed * PROBE_CREDIT_PERCENT_OF_SENT / 100)
                 .min(MAX_PROBE_CREDIT_BYTES);
-        } else if self.phase == Phase::SendingSustainedProbe {
+        } else if self.phase == ProbePhase::SendingSustainedProbe {
             self.sustained_probe_credit_bytes = self.sustained_probe_credit_bytes.saturating_sub(signed);
         }
-        if matches!(self.phase, Phase::SendingPacketTrain | Phase::SendingSustainedProbe) {
+        if matches!(
+            self.phase,
+            ProbePhase::SendingPacketTrain | ProbePhase::SendingSustainedProbe
+        ) {
             self.sent_packet_count = self.sent_packet_count.saturating_add(1);
             self.sent_bytes += bytes;
             self.phase_sequence_numbers.1 = number.wrapping_add(1);
@@ -270,7 +273,7 @@ impl Prober {
         }
         self.lost = self.lost.saturating_add(fragment.lost);
         self.received_bytes = self.received_bytes.saturating_add(fragment.received_bytes);
-        if self.phase == Phase::SendingSustainedProbe || self.phase == Phase::AwaitingSustainedProbeFeedback {
+        if self.phase == ProbePhase::SendingSustainedProbe || self.phase == ProbePhase::AwaitingSustainedProbeFeedback {
             if let Some(excess) = fragment.excess_delay {
                 self.late_burst_count = if excess - tolerated > self.bounds.late_burst_excess_delay {
                     self.late_burst_count + 1
@@ -297,40 +300,40 @@ impl Prober {
         let is_bad = path.is_overloaded
             || path.excess_delay > self.bounds.abort_excess_delay
             || self.late_burst_count >= MIN_CONSECUTIVE_LATE_BURSTS;
-        let has_late_loss = self.has_late_loss(MIN_LATE_LOST_PACKETS);
+        let has_late_loss = self.has_high_second_half_loss(MIN_SECOND_HALF_LOST_PACKETS);
         match self.phase {
-            Phase::Idle => None,
-            Phase::SendingPacketTrain | Phase::AwaitingPacketTrainFeedback if path.is_overloaded => {
-                self.end(now, ProbeResult::PacketTrainFailed)
+            ProbePhase::Idle => None,
+            ProbePhase::SendingPacketTrain | ProbePhase::AwaitingPacketTrainFeedback if path.is_overloaded => {
+                self.end_probe_with_result(now, ProbeResult::PacketTrainFailed)
             }
-            Phase::SendingPacketTrain
+            ProbePhase::SendingPacketTrain
                 if elapsed >= MIN_PACKET_TRAIN_DURATION_US && self.sent_packet_count >= MIN_PACKET_TRAIN_PACKETS =>
             {
-                self.phase = Phase::AwaitingPacketTrainFeedback;
+                self.phase = ProbePhase::AwaitingPacketTrainFeedback;
                 self.phase_began_at = now;
                 None
             }
-            Phase::SendingPacketTrain if elapsed >= PACKET_TRAIN_SEND_TIMEOUT_US => {
-                self.end(now, ProbeResult::PacketTrainFailed)
+            ProbePhase::SendingPacketTrain if elapsed >= PACKET_TRAIN_SEND_TIMEOUT_US => {
+                self.end_probe_with_result(now, ProbeResult::PacketTrainFailed)
             }
-            Phase::AwaitingPacketTrainFeedback if is_covered && self.has_packet_train_passed() => {
-                self.begin(Phase::SendingSustainedProbe, now, next);
+            ProbePhase::AwaitingPacketTrainFeedback if is_covered && self.has_packet_train_passed() => {
+                self.begin_phase(ProbePhase::SendingSustainedProbe, now, next);
                 None
             }
-            Phase::AwaitingPacketTrainFeedback if is_covered || elapsed >= PROBE_FEEDBACK_TIMEOUT_US => {
-                self.end(now, ProbeResult::PacketTrainFailed)
+            ProbePhase::AwaitingPacketTrainFeedback if is_covered || elapsed >= PROBE_FEEDBACK_TIMEOUT_US => {
+                self.end_probe_with_result(now, ProbeResult::PacketTrainFailed)
             }
-            Phase::SendingSustainedProbe | Phase::AwaitingSustainedProbeFeedback if is_bad => {
-                self.end(now, ProbeResult::SustainedProbeFailed)
+            ProbePhase::SendingSustainedProbe | ProbePhase::AwaitingSustainedProbeFeedback if is_bad => {
+                self.end_probe_with_result(now, ProbeResult::SustainedProbeFailed)
             }
-            Phase::SendingSustainedProbe | Phase::AwaitingSustainedProbeFeedback if has_late_loss => {
-                self.end(now, ProbeResult::SustainedProbeLost)
+            ProbePhase::SendingSustainedProbe | ProbePhase::AwaitingSustainedProbeFeedback if has_late_loss => {
+                self.end_probe_with_result(now, ProbeResult::SustainedProbeLost)
             }
-            Phase::SendingSustainedProbe if elapsed >= SUSTAINED_PROBE_DURATION_US => {
-                self.phase = Phase::AwaitingSustainedProbeFeedback;
+            ProbePhase::SendingSustainedProbe if elapsed >= SUSTAINED_PROBE_DURATION_US => {
+                self.phase = ProbePhase::AwaitingSustainedProbeFeedback;
                 None
             }
-            Phase::AwaitingSustainedProbeFeedback
+            ProbePhase::AwaitingSustainedProbeFeedback
                 if is_covered || elapsed >= SUSTAINED_PROBE_DURATION_US + PROBE_FEEDBACK_TIMEOUT_US =>
             {
                 let is_short = self
@@ -339,14 +342,14 @@ impl Prober {
                 let has_arrived =
                     u32::from(self.lost) * 100 <= u32::from(self.sent_packet_count) * MAX_PROBE_LOSS_PERCENT;
                 let passed = is_covered && is_short && has_arrived && !path.is_lossy;
-                let result = if is_short && self.has_late_loss(1) {
+                let result = if is_short && self.has_high_second_half_loss(1) {
                     ProbeResult::SustainedProbeLost
                 } else if passed {
                     ProbeResult::Passed
                 } else {
                     ProbeResult::SustainedProbeFailed
                 };
-                self.end(now, result)
+                self.end_probe_with_result(now, result)
             }
             _ => None,
         }
@@ -355,8 +358,10 @@ impl Prober {
     /// Returns the bytes of probes that are due now.
     pub(super) fn due_probe_bytes(&self, now: u64) -> Option<u32> {
         let elapsed = match self.phase {
-            Phase::SendingPacketTrain => now.saturating_sub(self.phase_began_at),
-            Phase::SendingSustainedProbe => now.saturating_sub(self.phase_began_at).min(SUSTAINED_PROBE_DURATION_US),
+            ProbePhase::SendingPacketTrain => now.saturating_sub(self.phase_began_at),
+            ProbePhase::SendingSustainedProbe => {
+                now.saturating_sub(self.phase_began_at).min(SUSTAINED_PROBE_DURATION_US)
+            }
             _ => return None,
         };
         let planned = u64::from(self.rate) * (elapsed + PACING_INTERVAL_US) / 8_000_000;
@@ -369,18 +374,18 @@ impl Prober {
     /// When [`Self::due_probe_bytes`] and [`Self::poll`] must be called.
     pub(super) fn next_poll_at(&self, now: u64) -> Option<u64> {
         match self.phase {
-            Phase::Idle => None,
-            Phase::SendingPacketTrain | Phase::SendingSustainedProbe => Some(now + PACING_INTERVAL_US),
-            Phase::AwaitingPacketTrainFeedback | Phase::AwaitingSustainedProbeFeedback => {
+            ProbePhase::Idle => None,
+            ProbePhase::SendingPacketTrain | ProbePhase::SendingSustainedProbe => Some(now + PACING_INTERVAL_US),
+            ProbePhase::AwaitingPacketTrainFeedback | ProbePhase::AwaitingSustainedProbeFeedback => {
                 Some(self.phase_began_at + SUSTAINED_PROBE_DURATION_US + PROBE_FEEDBACK_TIMEOUT_US)
             }
         }
     }
 
     /// Whether too much of the second half was lost, and at least this many packets.
-    fn has_late_loss(&self, least: u32) -> bool {
+    fn has_high_second_half_loss(&self, least: u32) -> bool {
         let (lost, arrived) = self.late_lost_and_arrived;
-        lost >= least && lost * 100 > (lost + arrived) * MAX_PROBE_TAIL_LOSS_PERCENT
+        lost >= least && lost * 100 > (lost + arrived) * MAX_SECOND_HALF_LOSS_PERCENT
     }
 
     fn has_packet_train_passed(&self) -> bool {
@@ -395,7 +400,7 @@ impl Prober {
         is_enough && bits * 100_000_000 >= least
     }
 
-    fn end(&mut self, now: u64, result: ProbeResult) -> Option<ProbeResult> {
+    fn end_probe_with_result(&mut self, now: u64, result: ProbeResult) -> Option<ProbeResult> {
         self.cancel(now);
         Some(result)
     }
@@ -407,7 +412,7 @@ mod tests {
 
     const RATE: u32 = 3_000_000;
 
-    const PLAN: ProbePlan = ProbePlan {
+    const PLAN: ProbeParameters = ProbeParameters {
         probe_bitrate: RATE,
         is_for_top_rung: true,
         allows_sustained_probe: true,
@@ -518,7 +523,7 @@ mod tests {
         let run = |lost_from: u64, lost_until: u64| {
             let mut prober = Prober::new();
             prober.start_with_packet_train(0, PLAN, 0);
-            prober.begin(Phase::SendingSustainedProbe, 0, 0);
+            prober.begin_phase(ProbePhase::SendingSustainedProbe, 0, 0);
             for slice in 0..50_u16 {
                 let sent_at = u64::from(slice) * PACING_INTERVAL_US;
                 prober.on_sent(slice, 1_200, true);
@@ -585,7 +590,7 @@ mod tests {
             prober.remaining_sustained_probe_credit_bytes() > 0,
             "a train is not counted"
         );
-        prober.begin(Phase::SendingSustainedProbe, 0, 100);
+        prober.begin_phase(ProbePhase::SendingSustainedProbe, 0, 100);
         (100..200).for_each(|number| prober.on_sent(number, 1_200, true));
         assert!(prober.remaining_sustained_probe_credit_bytes() < 0);
         (200..1_000).for_each(|number| prober.on_sent(number, 1_200, false));

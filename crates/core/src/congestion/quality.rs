@@ -22,7 +22,7 @@ pub enum QualityLimitationReason {
 
 /// What the layer was last decided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DecisionCause {
+pub enum LayerDecisionCause {
     /// The step down, or its omission, that this overload led to.
     Overload(OverloadReason),
     Probe(ProbeResult),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Reports of one viewer. Times are in microseconds.
 #[derive(Debug, Default)]
-pub(super) struct ReportEvaluator {
+pub(super) struct NonTwccEvaluator {
     /// Consecutive reports with high loss.
     consecutive_lossy_reports: u8,
     /// Least round-trip time in the current and in the previous period.
@@ -41,7 +41,7 @@ const MIN_CONSECUTIVE_LOSSY_REPORTS: u8 = 2;
 const MAX_RTT_GROWTH_US: u32 = 200_000;
 
 /// The base is the minimum of one to two of these: a path that has become longer is overload for no longer.
-const MIN_RTT_PERIOD_US: u64 = 15_000_000;
+const BASE_RTT_PERIOD_US: u64 = 15_000_000;
 
 /// Queued time of a TCP connection that is too long.
 const MAX_TCP_QUEUE_DELAY: Duration = Duration::from_millis(300);
@@ -49,11 +49,11 @@ const MAX_TCP_QUEUE_DELAY: Duration = Duration::from_millis(300);
 /// An estimate of the viewer is forgotten after this time.
 const REMB_LIFETIME_US: u64 = 5_000_000;
 
-impl ReportEvaluator {
+impl NonTwccEvaluator {
     /// Returns whether the report shows overload.
     pub(super) fn on_receiver_report(&mut self, now: u64, report: ReceiverReportSummary) -> bool {
         let lost = report.fraction_lost.saturating_sub(report.publisher_fraction_lost);
-        let is_late = report.rtt.is_some_and(|rtt| self.record_rtt_and_check_late(now, rtt));
+        let is_late = report.rtt.is_some_and(|rtt| self.record_rtt_and_has_grown(now, rtt));
         self.consecutive_lossy_reports = if lost > HIGH_FRACTION_LOST {
             self.consecutive_lossy_reports.saturating_add(1)
         } else {
@@ -64,10 +64,10 @@ impl ReportEvaluator {
     }
 
     /// Records a round-trip time. Returns whether it has grown by a queue.
-    fn record_rtt_and_check_late(&mut self, now: u64, rtt: Duration) -> bool {
+    fn record_rtt_and_has_grown(&mut self, now: u64, rtt: Duration) -> bool {
         let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         self.last_rtt_micros = Some(rtt);
-        if now.saturating_sub(self.rtt_period_began_at) >= MIN_RTT_PERIOD_US {
+        if now.saturating_sub(self.rtt_period_began_at) >= BASE_RTT_PERIOD_US {
             self.min_rtt_by_period = [None, self.min_rtt_by_period[0]];
             self.rtt_period_began_at = now;
         }
@@ -78,7 +78,7 @@ impl ReportEvaluator {
     }
 
     /// There is overload although less cannot be sent: if the round-trip time has grown, it is not by our queue.
-    pub(super) fn on_bottom(&mut self) {
+    pub(super) fn on_overload_at_lowest_rung(&mut self) {
         self.min_rtt_by_period = [self.last_rtt_micros, None];
     }
 
@@ -125,10 +125,10 @@ mod tests {
 
     #[test]
     fn two_lossy_reports_are_overload_and_the_publishers_loss_is_not_counted() {
-        let mut reports = ReportEvaluator::default();
+        let mut reports = NonTwccEvaluator::default();
         assert!(!reports.on_receiver_report(0, report(15, 0, 40)));
         assert!(reports.on_receiver_report(SECOND, report(15, 0, 40)));
-        let mut reports = ReportEvaluator::default();
+        let mut reports = NonTwccEvaluator::default();
         for second in 0..10 {
             assert!(!reports.on_receiver_report(second * SECOND, report(15, 14, 40)));
         }
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_round_trip_that_grew_is_overload() {
-        let mut reports = ReportEvaluator::default();
+        let mut reports = NonTwccEvaluator::default();
         assert!(!reports.on_receiver_report(0, report(0, 0, 40)));
         assert!(!reports.on_receiver_report(SECOND, report(0, 0, 240)));
         assert!(reports.on_receiver_report(2 * SECOND, report(0, 0, 241)));
@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn a_report_without_a_round_trip_time_is_no_base() {
-        let mut reports = ReportEvaluator::default();
+        let mut reports = NonTwccEvaluator::default();
         let first = ReceiverReportSummary {
             rtt: None,
             ..report(0, 0, 0)
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_path_that_has_become_longer_is_the_base_after_half_a_minute_or_at_the_bottom() {
-        let mut reports = ReportEvaluator::default();
+        let mut reports = NonTwccEvaluator::default();
         for second in 0..20 {
             assert!(!reports.on_receiver_report(second * SECOND, report(0, 0, 40)));
         }
@@ -166,13 +166,13 @@ mod tests {
         assert_eq!(late.collect::<Vec<_>>(), (20..45).collect::<Vec<_>>());
         assert_eq!(reports.calm_since(), Some(45 * SECOND));
         assert!(reports.on_receiver_report(100 * SECOND, report(0, 0, 501)));
-        reports.on_bottom();
+        reports.on_overload_at_lowest_rung();
         assert!(!reports.on_receiver_report(101 * SECOND, report(0, 0, 501)));
     }
 
     #[test]
     fn a_long_tcp_queue_is_overload() {
-        let mut reports = ReportEvaluator::default();
+        let mut reports = NonTwccEvaluator::default();
         assert!(!reports.on_tcp_queue_delay(0, Duration::from_millis(20)));
         assert_eq!(reports.calm_since(), Some(0));
         assert!(!reports.on_tcp_queue_delay(SECOND, Duration::from_millis(200)));
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn the_viewers_estimate_is_forgotten() {
-        let mut reports = ReportEvaluator::default();
+        let mut reports = NonTwccEvaluator::default();
         reports.on_remb(0, 800_000);
         assert_eq!(reports.remb_bitrate(4 * SECOND), Some(800_000));
         assert_eq!(reports.remb_bitrate(5 * SECOND), None);

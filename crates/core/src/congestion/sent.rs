@@ -140,7 +140,7 @@ impl SentLog {
     }
 
     /// Returns the burst that is `age` bursts older than the newest.
-    pub(super) fn by_age(&self, age: usize) -> Option<Burst> {
+    pub(super) fn nth_newest_burst(&self, age: usize) -> Option<Burst> {
         if age >= self.len {
             return None;
         }
@@ -151,7 +151,10 @@ impl SentLog {
 
     /// Number of packets between the oldest burst and the end of the newest, and the number of the first.
     pub(super) fn oldest_sequence_number_and_packet_count(&self) -> Option<(u16, u16)> {
-        let (oldest, newest) = (self.by_age(self.len.checked_sub(1)?)?, self.by_age(0)?);
+        let (oldest, newest) = (
+            self.nth_newest_burst(self.len.checked_sub(1)?)?,
+            self.nth_newest_burst(0)?,
+        );
         let end = newest.first_sequence_number.wrapping_add(newest.packet_count);
         Some((
             oldest.first_sequence_number,
@@ -160,7 +163,7 @@ impl SentLog {
     }
 
     /// Returns the age in bursts of the burst with this packet.
-    pub(super) fn age_of(&self, number: u16) -> Option<usize> {
+    pub(super) fn burst_index_from_newest(&self, number: u16) -> Option<usize> {
         let (first, len) = self.oldest_sequence_number_and_packet_count()?;
         let offset = number.wrapping_sub(first);
         if offset >= len {
@@ -171,7 +174,7 @@ impl SentLog {
         while low < high {
             let middle = usize::midpoint(low, high);
             let begin = self
-                .by_age(self.len - 1 - middle)?
+                .nth_newest_burst(self.len - 1 - middle)?
                 .first_sequence_number
                 .wrapping_sub(first);
             if begin <= offset {
@@ -189,14 +192,14 @@ impl SentLog {
 pub(super) struct FeedbackCoverage {
     /// Number after the highest one that was covered.
     covered_end_number: u16,
-    covered: [u64; WORDS],
-    acknowledged: [u64; WORDS],
+    covered: [u64; BITMAP_WORD_COUNT],
+    acknowledged: [u64; BITMAP_WORD_COUNT],
 }
 
-const WORDS: usize = 4;
+const BITMAP_WORD_COUNT: usize = 4;
 
 /// Numbers below the highest covered one whose state is kept.
-const TRACKED_NUMBERS: u16 = 64 * WORDS as u16;
+const TRACKED_NUMBERS: u16 = 64 * BITMAP_WORD_COUNT as u16;
 
 /// What a feedback tells of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,8 +219,8 @@ impl FeedbackCoverage {
     pub(super) fn new(first: u16) -> Self {
         Self {
             covered_end_number: first,
-            covered: [u64::MAX; WORDS],
-            acknowledged: [u64::MAX; WORDS],
+            covered: [u64::MAX; BITMAP_WORD_COUNT],
+            acknowledged: [u64::MAX; BITMAP_WORD_COUNT],
         }
     }
 
@@ -227,7 +230,7 @@ impl FeedbackCoverage {
     }
 
     #[inline]
-    pub(super) fn judge_packet(&mut self, number: u16, received: bool) -> PacketFeedbackChange {
+    pub(super) fn record_packet_feedback(&mut self, number: u16, received: bool) -> PacketFeedbackChange {
         let (word, bit) = bitmap_position(number);
         let ahead = number.wrapping_sub(self.covered_end_number);
         if ahead < u16::MAX / 2 {
@@ -294,12 +297,12 @@ mod tests {
         for burst in 72..200_u16 {
             for packet in 0..7 {
                 let number = 65_000_u16.wrapping_add(burst * 7 + packet);
-                assert_eq!(log.age_of(number), Some(usize::from(199 - burst)));
+                assert_eq!(log.burst_index_from_newest(number), Some(usize::from(199 - burst)));
             }
         }
-        assert_eq!(log.age_of(first.wrapping_sub(1)), None);
-        assert_eq!(log.age_of(first.wrapping_add(len)), None);
-        assert_eq!(SentLog::new().age_of(0), None);
+        assert_eq!(log.burst_index_from_newest(first.wrapping_sub(1)), None);
+        assert_eq!(log.burst_index_from_newest(first.wrapping_add(len)), None);
+        assert_eq!(SentLog::new().burst_index_from_newest(0), None);
     }
 
     #[test]
@@ -309,7 +312,7 @@ mod tests {
             log.push(at, 1, number, 100);
         }
         let counts: Vec<u16> = (0..3)
-            .filter_map(|age| log.by_age(age))
+            .filter_map(|age| log.nth_newest_burst(age))
             .map(|b| b.packet_count)
             .collect();
         assert_eq!(counts, [1, 2, 2]);
@@ -319,28 +322,55 @@ mod tests {
     fn what_was_acknowledged_stays_so_and_late_packets_are_no_loss() {
         let mut coverage = FeedbackCoverage::new(65_530);
         assert_eq!(
-            coverage.judge_packet(65_529, true),
+            coverage.record_packet_feedback(65_529, true),
             PacketFeedbackChange::NothingNew,
             "before the first"
         );
-        assert_eq!(coverage.judge_packet(65_530, true), PacketFeedbackChange::NewlyReceived);
-        assert_eq!(coverage.judge_packet(65_531, false), PacketFeedbackChange::NewlyLost);
-        assert_eq!(coverage.judge_packet(65_530, false), PacketFeedbackChange::NothingNew);
         assert_eq!(
-            coverage.judge_packet(65_531, true),
+            coverage.record_packet_feedback(65_530, true),
+            PacketFeedbackChange::NewlyReceived
+        );
+        assert_eq!(
+            coverage.record_packet_feedback(65_531, false),
+            PacketFeedbackChange::NewlyLost
+        );
+        assert_eq!(
+            coverage.record_packet_feedback(65_530, false),
+            PacketFeedbackChange::NothingNew
+        );
+        assert_eq!(
+            coverage.record_packet_feedback(65_531, true),
             PacketFeedbackChange::ReceivedAfterLost
         );
-        assert_eq!(coverage.judge_packet(65_531, true), PacketFeedbackChange::NothingNew);
+        assert_eq!(
+            coverage.record_packet_feedback(65_531, true),
+            PacketFeedbackChange::NothingNew
+        );
         // Feedback was lost in between: its numbers are judged when they are covered.
-        assert_eq!(coverage.judge_packet(20, true), PacketFeedbackChange::NewlyReceived);
-        assert_eq!(coverage.judge_packet(10, false), PacketFeedbackChange::NewlyLost);
-        assert_eq!(coverage.judge_packet(11, true), PacketFeedbackChange::NewlyReceived);
+        assert_eq!(
+            coverage.record_packet_feedback(20, true),
+            PacketFeedbackChange::NewlyReceived
+        );
+        assert_eq!(
+            coverage.record_packet_feedback(10, false),
+            PacketFeedbackChange::NewlyLost
+        );
+        assert_eq!(
+            coverage.record_packet_feedback(11, true),
+            PacketFeedbackChange::NewlyReceived
+        );
         assert_eq!(coverage.covered_end_number(), 21);
         // A jump over everything.
-        assert_eq!(coverage.judge_packet(5_000, true), PacketFeedbackChange::NewlyReceived);
-        assert_eq!(coverage.judge_packet(4_999, true), PacketFeedbackChange::NewlyReceived);
         assert_eq!(
-            coverage.judge_packet(4_000, true),
+            coverage.record_packet_feedback(5_000, true),
+            PacketFeedbackChange::NewlyReceived
+        );
+        assert_eq!(
+            coverage.record_packet_feedback(4_999, true),
+            PacketFeedbackChange::NewlyReceived
+        );
+        assert_eq!(
+            coverage.record_packet_feedback(4_000, true),
             PacketFeedbackChange::NothingNew,
             "too old"
         );

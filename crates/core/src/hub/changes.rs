@@ -16,7 +16,7 @@ use super::name::StreamName;
 
 /// What a listener waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Topic {
+pub enum ChangeTopic {
     /// Source, formats and layers of a stream and of its variants; its first viewer and its last one.
     Stream(StreamName),
     /// Connection and end of a session.
@@ -34,7 +34,7 @@ pub struct ChangeNotifier {
 #[derive(Debug, Default)]
 struct ChangeListeners {
     by_id: HashMap<u64, ListenerState>,
-    by_topic: HashMap<Topic, HashSet<u64>>,
+    by_topic: HashMap<ChangeTopic, HashSet<u64>>,
     last_listener_id: u64,
 }
 
@@ -54,8 +54,8 @@ impl Default for ChangeNotifier {
 
 impl ChangeNotifier {
     /// Returns a listener for changes from now on: read the state once after this call.
-    pub fn listen(self: &Arc<Self>, topics: impl IntoIterator<Item = Topic>) -> ChangeListener {
-        let topics: Vec<Topic> = topics.into_iter().collect();
+    pub fn listen(self: &Arc<Self>, topics: impl IntoIterator<Item = ChangeTopic>) -> ChangeListener {
+        let topics: Vec<ChangeTopic> = topics.into_iter().collect();
         let mut listeners = self.listeners.lock();
         listeners.last_listener_id += 1;
         let id = listeners.last_listener_id;
@@ -71,12 +71,12 @@ impl ChangeNotifier {
         }
     }
 
-    /// Wakes the listeners of a topic, and those of [`Topic::Everything`].
-    pub fn notify(&self, topic: &Topic) {
+    /// Wakes the listeners of a topic, and those of [`ChangeTopic::Everything`].
+    pub fn notify(&self, topic: &ChangeTopic) {
         let mut listeners = self.listeners.lock();
         let mut wakers = listeners.mark_topic_changed_and_take_wakers(topic);
-        if *topic != Topic::Everything {
-            wakers.extend(listeners.mark_topic_changed_and_take_wakers(&Topic::Everything));
+        if *topic != ChangeTopic::Everything {
+            wakers.extend(listeners.mark_topic_changed_and_take_wakers(&ChangeTopic::Everything));
         }
         drop(listeners);
         wakers.into_iter().for_each(Waker::wake);
@@ -93,7 +93,7 @@ impl ChangeNotifier {
 }
 
 impl ChangeListeners {
-    fn mark_topic_changed_and_take_wakers(&mut self, topic: &Topic) -> Vec<Waker> {
+    fn mark_topic_changed_and_take_wakers(&mut self, topic: &ChangeTopic) -> Vec<Waker> {
         let Some(ids) = self.by_topic.get(topic) else {
             return Vec::new();
         };
@@ -115,7 +115,7 @@ impl ListenerState {
 #[derive(Debug)]
 pub struct ChangeListener {
     change_notifier: Arc<ChangeNotifier>,
-    topics: Vec<Topic>,
+    topics: Vec<ChangeTopic>,
     id: u64,
 }
 
@@ -173,8 +173,8 @@ mod tests {
         }
     }
 
-    fn stream(name: &str) -> Topic {
-        Topic::Stream(StreamName::parse(name).expect("a name"))
+    fn stream(name: &str) -> ChangeTopic {
+        ChangeTopic::Stream(StreamName::parse(name).expect("a name"))
     }
 
     #[test]
@@ -182,13 +182,13 @@ mod tests {
         let (changes, count) = (Arc::new(ChangeNotifier::default()), Arc::new(Count::default()));
         let waker = Waker::from(count.clone());
         let mut context = Context::from_waker(&waker);
-        let mut listener = changes.listen([stream("a"), Topic::Session(SessionId([1; 16]))]);
+        let mut listener = changes.listen([stream("a"), ChangeTopic::Session(SessionId([1; 16]))]);
         assert!(listener.poll_changed(&mut context).is_pending());
         for (topic, woken) in [
             (stream("b"), 0),
-            (Topic::Session(SessionId([2; 16])), 0),
-            (Topic::Everything, 0),
-            (Topic::Session(SessionId([1; 16])), 1),
+            (ChangeTopic::Session(SessionId([2; 16])), 0),
+            (ChangeTopic::Everything, 0),
+            (ChangeTopic::Session(SessionId([1; 16])), 1),
             (stream("a"), 1),
         ] {
             changes.notify(&topic);
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn a_change_before_the_first_poll_is_not_lost() {
         let changes = Arc::new(ChangeNotifier::default());
-        let mut listener = changes.listen([Topic::Everything]);
+        let mut listener = changes.listen([ChangeTopic::Everything]);
         changes.notify(&stream("a"));
         assert!(
             listener
@@ -216,7 +216,7 @@ mod tests {
     fn a_dropped_listener_leaves_nothing() {
         let changes = Arc::new(ChangeNotifier::default());
         for _ in 0..100 {
-            drop(changes.listen([stream("a"), Topic::Everything]));
+            drop(changes.listen([stream("a"), ChangeTopic::Everything]));
         }
         let listeners = changes.listeners.lock();
         assert!(listeners.by_id.is_empty() && listeners.by_topic.is_empty());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::media::Rid;
-use crate::media::transcode::TranscodeTarget;
+use crate::media::track_delivery::TranscodeTarget;
 
 /// One to four segments of `[A-Za-z0-9_.~-]`, joined by `/`, at most 128 characters in all; no segment is `.` or `..`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_frame_that_is_proven_late_begins_at_its_parameter_sets() {
+    fn a_key_frame_identified_late_begins_at_its_parameter_sets() {
         let (mut ring, t) = (PacketRing::default(), Instant::now());
         insert_packet(&mut ring, t, 9, 1, false);
         // Parameter sets alone do not identify a key frame; the start of the slice is lost.

@@ -36,7 +36,7 @@ pub struct ReceivedPacket {
 
 /// A sender report of the source.
 #[derive(Clone, Copy, Debug)]
-pub struct CaptureReport {
+pub struct CaptureTimeReport {
     pub numbering_epoch: u32,
     /// Extended RTP timestamp of the source.
     pub timestamp: u64,
@@ -148,7 +148,7 @@ impl IngestNumberingRewriter {
 
     /// Handles a sender report. The timestamps of a source that stood still, such as those of muted audio, are moved forward to
     /// where its reports have them, so that its tracks stay synchronized. Arrivals must agree: some senders report nonsense.
-    pub(crate) fn realign_timestamps_and_record_capture_time(&mut self, track: &mut Track, report: CaptureReport) {
+    pub(crate) fn realign_timestamps_and_record_capture_time(&mut self, track: &mut Track, report: CaptureTimeReport) {
         let Some(mut time) = self.to_track_time(report.numbering_epoch, report.timestamp) else {
             return;
         };
@@ -186,7 +186,7 @@ impl IngestNumberingRewriter {
     }
 
     /// Rewrites all packets of one tick and inserts them into the ring; appends the new ones to `out`.
-    pub fn rewrite_packets(
+    pub fn rewrite_packets_into_ring(
         &mut self,
         track: &mut Track,
         packets: impl Iterator<Item = ReceivedPacket>,
@@ -202,14 +202,19 @@ impl IngestNumberingRewriter {
                 insert_packets_by_frame_and_update_track(track, std::mem::take(&mut rewritten), out);
                 self.restart(packet.numbering_epoch);
             }
-            self.process_packet(track, packet, &mut rewritten);
+            self.rewrite_or_buffer_packet(track, packet, &mut rewritten);
         }
         insert_packets_by_frame_and_update_track(track, rewritten, out);
     }
 
-    fn process_packet(&mut self, track: &mut Track, packet: ReceivedPacket, rewritten: &mut Vec<RewrittenPacket>) {
+    fn rewrite_or_buffer_packet(
+        &mut self,
+        track: &mut Track,
+        packet: ReceivedPacket,
+        rewritten: &mut Vec<RewrittenPacket>,
+    ) {
         if packet.payload.is_empty() {
-            return self.process_empty_packet(packet, rewritten);
+            return self.rewrite_or_buffer_empty_packet(packet, rewritten);
         }
         if self.newest_packet.is_none_or(|newest| packet.seq > newest.seq) {
             self.newest_packet = Some(NewestPacket {
@@ -247,7 +252,7 @@ impl IngestNumberingRewriter {
     }
 
     /// A packet without payload is a probe of its sender, or has nothing that a viewer can use. It leaves no gap.
-    fn process_empty_packet(&mut self, packet: ReceivedPacket, rewritten: &mut Vec<RewrittenPacket>) {
+    fn rewrite_or_buffer_empty_packet(&mut self, packet: ReceivedPacket, rewritten: &mut Vec<RewrittenPacket>) {
         if let Some(newest) = &mut self.newest_packet {
             newest.seq = newest.seq.max(packet.seq);
         }
@@ -289,7 +294,9 @@ impl IngestNumberingRewriter {
                 .wrapping_sub(first.timestamp)
         };
         if first.codec == Codec::Vp8 {
-            self.vp8_offset = track.vp8_counter_tracker.counter_offset_for(&first.payload);
+            self.vp8_offset = track
+                .vp8_counter_tracker
+                .counter_offset_for_first_payload(&first.payload);
         }
         self.state = RewriterState::Running;
         self.set_lag_reference_to_newest_packet();
@@ -314,7 +321,7 @@ impl IngestNumberingRewriter {
         let time = packet.timestamp.wrapping_add(self.timestamp_offset);
         let mut seq = packet.seq.wrapping_add(shift);
         if packet.codec == Codec::Vp8 {
-            packet.payload = self.vp8_offset.apply(packet.payload);
+            packet.payload = self.vp8_offset.rewrite_payload_counters(packet.payload);
         }
         let mut inserted = std::mem::take(&mut packet.parameter_sets_to_insert);
         if !inserted.is_empty() && is_late {
@@ -448,7 +455,7 @@ mod tests {
         packet: ReceivedPacket,
     ) -> Vec<(u64, u64)> {
         let mut out = Vec::new();
-        intake.rewrite_packets(track, std::iter::once(packet), &mut out);
+        intake.rewrite_packets_into_ring(track, std::iter::once(packet), &mut out);
         out.iter().map(|p| (p.packet.seq, p.packet.time)).collect()
     }
 

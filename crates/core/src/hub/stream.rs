@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::changes::{ChangeNotifier, Topic};
+use super::changes::{ChangeNotifier, ChangeTopic};
 pub use super::id::{SessionId, ShardIndex, StreamId};
 use super::lock::{LockRank, RankedMutex};
 use super::name::StreamKey;
 use super::tap_queue::{TapList, TapQueue};
 use super::track::Track;
 use super::traffic::StreamTransportStats;
-use crate::media::transcode::SourceTrack;
+use crate::media::track_delivery::SourceTrack;
 use crate::media::{Codec, Format, MediaKind, Rid};
-use crate::sdp::negotiated::{AvailableTrack, AvailableTracks, TrackFormats};
+use crate::sdp::negotiated::{AudioVideoFormats, AvailableTrack, AvailableTracks};
 
 /// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NONE`]: it detects a
 /// takeover by itself and polls for key frame requests.
@@ -83,7 +83,7 @@ pub struct Stream {
 pub(crate) const SOURCE_STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The layers of a source appear one after another, within this time after its first key frame.
-const LAYER_APPEARANCE_TIME: Duration = Duration::from_millis(300);
+const MAX_LAYER_APPEARANCE_DELAY: Duration = Duration::from_millis(300);
 
 /// State of a stream.
 #[derive(Debug)]
@@ -98,7 +98,7 @@ pub struct StreamState {
     pub negotiated_layer_count: usize,
     /// The layers changed since the last batch.
     layers_changed: bool,
-    /// Something changed of which listeners are notified; see [`Topic::Stream`].
+    /// Something changed of which listeners are notified; see [`ChangeTopic::Stream`].
     has_unnotified_change: bool,
     source: Option<SourceRef>,
     /// Since when media of the source is expected, if it is a peer: when its transport was up.
@@ -147,7 +147,7 @@ impl Stream {
         let changed = std::mem::take(&mut state.has_unnotified_change);
         drop(state);
         if changed {
-            self.change_notifier.notify(&Topic::Stream(self.key.name.clone()));
+            self.change_notifier.notify(&ChangeTopic::Stream(self.key.name.clone()));
         }
         result
     }
@@ -156,7 +156,7 @@ impl Stream {
 impl StreamState {
     /// Makes this session the source; new viewers start with its first key frame. Returns the previous source, which
     /// the caller must close.
-    pub fn replace_source(&mut self, source: SourceRef, formats: &TrackFormats) -> Option<SourceRef> {
+    pub fn replace_source(&mut self, source: SourceRef, formats: &AudioVideoFormats) -> Option<SourceRef> {
         self.has_unnotified_change = true;
         self.responds_to_key_frame_requests = false;
         self.media_expected_since = None;
@@ -171,7 +171,7 @@ impl StreamState {
     }
 
     /// Detaches the source if it is this session. Returns whether it was.
-    pub fn detach_source(&mut self, session: SessionId) -> bool {
+    pub fn detach_source_if_current(&mut self, session: SessionId) -> bool {
         let is_source = self.is_source_session(session);
         if is_source {
             self.has_unnotified_change = true;
@@ -191,14 +191,14 @@ impl StreamState {
         self.source
     }
 
-    /// Expects media of the source from now on: see [`Self::source_silence`].
+    /// Expects media of the source from now on: see [`Self::source_inactivity_duration`].
     pub fn expect_media_since(&mut self, now: Instant) {
         self.media_expected_since = Some(now);
     }
 
     /// For how long nothing has arrived from the source, if that is a peer: since its last packet, or since its transport
     /// was up. `None` for other sources, which detect silence themselves: a camera may send a frame every ten seconds.
-    pub fn source_silence(&self, now: Instant) -> Option<Duration> {
+    pub fn source_inactivity_duration(&self, now: Instant) -> Option<Duration> {
         let expected_since = self.source.and(self.media_expected_since)?;
         let newest = [&self.video, &self.audio].map(|track| track.ring().newest_track_time_and_arrival());
         let arrivals = newest.into_iter().flatten().map(|(_, arrival)| arrival);
@@ -210,13 +210,13 @@ impl StreamState {
 
     /// Whether the source is stalled: nothing has arrived for [`SOURCE_STALL_TIMEOUT`].
     pub fn is_source_stalled(&self, now: Instant) -> bool {
-        self.source_silence(now)
+        self.source_inactivity_duration(now)
             .is_some_and(|silence| silence >= SOURCE_STALL_TIMEOUT)
     }
 
     /// Formats of the current source; `None` without a source.
-    pub fn formats(&self) -> Option<TrackFormats> {
-        self.source.map(|_| TrackFormats {
+    pub fn formats(&self) -> Option<AudioVideoFormats> {
+        self.source.map(|_| AudioVideoFormats {
             video: self.video.format(),
             audio: self.audio.format(),
         })
@@ -240,7 +240,7 @@ impl StreamState {
             }
             Some(first) => {
                 let active = self.layers.iter().filter(|layer| layer.active).count();
-                let is_new = now.saturating_duration_since(first) < LAYER_APPEARANCE_TIME;
+                let is_new = now.saturating_duration_since(first) < MAX_LAYER_APPEARANCE_DELAY;
                 is_new && active < self.negotiated_layer_count
             }
         }
@@ -269,7 +269,7 @@ impl StreamState {
     }
 
     /// What the source says of itself has changed, if it is still this one.
-    pub(crate) fn update_source(&mut self, source: SourceRef) {
+    pub(crate) fn update_source_if_current(&mut self, source: SourceRef) {
         if self.is_source_session(source.session_id) {
             self.source = Some(source);
             self.has_unnotified_change = true;

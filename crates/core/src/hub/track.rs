@@ -66,9 +66,9 @@ struct TimestampBFrameDetector {
     has_b_frames: bool,
 }
 
-/// Number of backward timestamp steps within [`REORDER_WINDOW_FRAMES`] frames that indicates B-frames, not a clock correction.
+/// Number of backward timestamp steps within [`B_FRAME_DETECTION_WINDOW_FRAMES`] frames that indicates B-frames, not a clock correction.
 const MIN_BACKWARD_STEPS: u32 = 2;
-const REORDER_WINDOW_FRAMES: u32 = 64;
+const B_FRAME_DETECTION_WINDOW_FRAMES: u32 = 64;
 
 /// First timestamp of a track, so that subtraction cannot underflow.
 const FIRST_TRACK_TIME: TrackTime = 1 << 32;
@@ -183,7 +183,7 @@ impl Track {
     }
 
     /// Updates the format from the bitstream.
-    pub fn set_format(&mut self, format: Option<Format>) {
+    pub fn set_format_if_known(&mut self, format: Option<Format>) {
         if format.is_some() && format != self.format {
             self.format = format;
             self.format_changed = true;
@@ -280,7 +280,7 @@ impl Track {
             return;
         }
         self.b_frame_detector.window_frame_count += 1;
-        if self.b_frame_detector.window_frame_count > REORDER_WINDOW_FRAMES {
+        if self.b_frame_detector.window_frame_count > B_FRAME_DETECTION_WINDOW_FRAMES {
             (
                 self.b_frame_detector.window_frame_count,
                 self.b_frame_detector.backward_step_count,

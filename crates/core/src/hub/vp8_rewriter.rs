@@ -23,8 +23,8 @@ struct Vp8Counters {
 
 impl Vp8CounterTracker {
     /// Returns the offset for a source with this first payload: its first frame follows the last one of the track.
-    pub(crate) fn counter_offset_for(&self, first: &[u8]) -> Vp8CounterOffset {
-        let (Some(last), Some(first)) = (self.last_sent, read_counters(first)) else {
+    pub(crate) fn counter_offset_for_first_payload(&self, first: &[u8]) -> Vp8CounterOffset {
+        let (Some(last), Some(first)) = (self.last_sent, parse_vp8_counters(first)) else {
             return Vp8CounterOffset::default();
         };
         Vp8CounterOffset(Vp8Counters {
@@ -35,17 +35,17 @@ impl Vp8CounterTracker {
 
     /// Records the newest payload of the track, after rewriting.
     pub(crate) fn record_newest_payload(&mut self, payload: &[u8]) {
-        self.last_sent = read_counters(payload).or(self.last_sent);
+        self.last_sent = parse_vp8_counters(payload).or(self.last_sent);
     }
 }
 
 impl Vp8CounterOffset {
     /// Rewrites the counters of a payload. The payload is copied only if the offset is not zero.
-    pub(crate) fn apply(self, payload: Bytes) -> Bytes {
+    pub(crate) fn rewrite_payload_counters(self, payload: Bytes) -> Bytes {
         if self == Self::default() {
             return payload;
         }
-        let (Some(own), Some(descriptor)) = (read_counters(&payload), Vp8Descriptor::parse(&payload)) else {
+        let (Some(own), Some(descriptor)) = (parse_vp8_counters(&payload), Vp8Descriptor::parse(&payload)) else {
             return payload;
         };
         let mut moved = payload.to_vec();
@@ -55,7 +55,7 @@ impl Vp8CounterOffset {
     }
 }
 
-fn read_counters(payload: &[u8]) -> Option<Vp8Counters> {
+fn parse_vp8_counters(payload: &[u8]) -> Option<Vp8Counters> {
     let descriptor = Vp8Descriptor::parse(payload)?;
     Some(Vp8Counters {
         picture_id: descriptor.picture_id?.value(),
@@ -75,11 +75,14 @@ mod tests {
     #[test]
     fn the_counters_continue_across_sources() {
         let mut rewriter = Vp8CounterTracker::default();
-        assert_eq!(rewriter.counter_offset_for(&payload(5, 5)), Vp8CounterOffset::default());
+        assert_eq!(
+            rewriter.counter_offset_for_first_payload(&payload(5, 5)),
+            Vp8CounterOffset::default()
+        );
         rewriter.record_newest_payload(&payload(0x7fff, 255));
-        let shift = rewriter.counter_offset_for(&payload(100, 7));
-        assert_eq!(shift.apply(payload(100, 7)), payload(0, 0));
-        assert_eq!(shift.apply(payload(103, 9)), payload(3, 2));
+        let shift = rewriter.counter_offset_for_first_payload(&payload(100, 7));
+        assert_eq!(shift.rewrite_payload_counters(payload(100, 7)), payload(0, 0));
+        assert_eq!(shift.rewrite_payload_counters(payload(103, 9)), payload(3, 2));
     }
 
     #[test]
@@ -87,6 +90,11 @@ mod tests {
         let mut rewriter = Vp8CounterTracker::default();
         rewriter.record_newest_payload(&payload(9, 9));
         let plain = Bytes::from_static(&[0x10, 0xaa]);
-        assert_eq!(rewriter.counter_offset_for(&plain).apply(plain.clone()), plain);
+        assert_eq!(
+            rewriter
+                .counter_offset_for_first_payload(&plain)
+                .rewrite_payload_counters(plain.clone()),
+            plain
+        );
     }
 }

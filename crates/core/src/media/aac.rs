@@ -55,7 +55,7 @@ impl AacConfig {
     }
 
     /// Returns the configuration of AAC-LC; `None` for a rate without an index, or more than seven channels.
-    pub(crate) fn low_complexity(rate: u32, channels: u8) -> Option<Self> {
+    pub(crate) fn new_low_complexity(rate: u32, channels: u8) -> Option<Self> {
         let index = u8::try_from(SAMPLE_RATES.iter().position(|known| *known == rate)?).ok()?;
         let channels = (1..=7).contains(&channels).then_some(channels)?;
         Self::parse(&[2 << 3 | index >> 1, (index & 1) << 7 | channels << 3])

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use super::codec::{PayloadFraming, PayloadInspector, classify_payload};
 use super::depacketizer::{Depacketizer, Frame};
 use super::discard::PayloadDiscardCounts;
-use super::marker::{PacketInfo, RtpMarkerCorrector};
+use super::marker::{RtpMarkerCorrector, RtpPacketMetadata};
 use super::packet::Packet;
-use super::rtp_clock::RtpTimestampCorrector;
+use super::timestamp_corrector::RtpTimestampCorrector;
 use super::{Codec, Format, MediaKind};
 
 /// One received RTP packet.
@@ -57,9 +57,9 @@ impl FrameAssembler {
         }
     }
 
-    /// After lost packets, drops only the frames that lack them: see [`Depacketizer::continue_after_gaps`].
-    pub fn continue_after_gaps(&mut self) {
-        self.depacketizer.continue_after_gaps();
+    /// After lost packets, drops only the frames that lack them: see [`Depacketizer::enable_continuing_after_gaps`].
+    pub fn enable_continuing_after_gaps(&mut self) {
+        self.depacketizer.enable_continuing_after_gaps();
     }
 
     /// Stores parameter sets that were signalled separately, such as in an SDP: NAL units without start code. They are put
@@ -84,7 +84,7 @@ impl FrameAssembler {
                 return;
             }
         };
-        let received = PacketInfo {
+        let received = RtpPacketMetadata {
             seq: packet.seq,
             time: packet.timestamp,
             marker: packet.marker,
@@ -110,7 +110,7 @@ impl FrameAssembler {
                 payload,
             };
             self.next_seq += 1;
-            let mark = PacketInfo {
+            let mark = RtpPacketMetadata {
                 seq: track_packet.seq,
                 time,
                 marker,
@@ -139,7 +139,7 @@ impl FrameAssembler {
         let mut released = Vec::new();
         self.marker_corrector.flush_and_restart_numbering(&mut released);
         self.depacketize_with_corrected_markers(released, out);
-        self.timestamp_corrector.restart();
+        self.timestamp_corrector.restart_numbering();
         self.payload_inspector.on_timestamp_discontinuity();
         self.depacketizer.reset();
         self.newest_seq = None;
@@ -172,7 +172,7 @@ impl FrameAssembler {
         odd
     }
 
-    fn correct_marker_and_depacketize(&mut self, mark: PacketInfo, packet: Packet, out: &mut Vec<Frame>) {
+    fn correct_marker_and_depacketize(&mut self, mark: RtpPacketMetadata, packet: Packet, out: &mut Vec<Frame>) {
         if self.codec.kind() == MediaKind::Audio {
             self.depacketizer.push_packet(&packet, out);
             return;
@@ -233,7 +233,7 @@ mod tests {
         }
 
         /// Timestamp and NAL units of the frames, the last one included.
-        fn frames(&mut self) -> Vec<(u64, Vec<Vec<u8>>)> {
+        fn flush_and_take_frames(&mut self) -> Vec<(u64, Vec<Vec<u8>>)> {
             let late = self.start + super::super::marker::MARKER_HOLD_TIME;
             self.assembler.handle_timeout(late, &mut self.frames);
             let nals = |frame: &Frame| split_annex_b(&frame.bytes).expect("start codes");
@@ -253,7 +253,7 @@ mod tests {
         for (goes_on, wanted) in [(false, &[0, 1][..]), (true, &[0, 1, 3, 5])] {
             let mut camera = TestCamera::new(Codec::H264);
             if goes_on {
-                camera.assembler.continue_after_gaps();
+                camera.assembler.enable_continuing_after_gaps();
             }
             for nal in [SPS, PPS[0], IDR] {
                 camera.send_packet(0, nal == IDR, nal);
@@ -266,7 +266,7 @@ mod tests {
             camera.seq += 1;
             camera.send_packet(4, true, &[0x7c, 0x41, 1]);
             camera.send_packet(5, true, P_SLICE);
-            let times: Vec<u64> = camera.frames().iter().map(|(time, _)| *time).collect();
+            let times: Vec<u64> = camera.flush_and_take_frames().iter().map(|(time, _)| *time).collect();
             assert_eq!(times, wanted);
         }
     }
@@ -282,13 +282,13 @@ mod tests {
             }
             let whole = to_owned_nals(&[SPS, PPS[0], IDR, NON_FIRST_IDR_SLICE]);
             // Without any marker only the next frame ends the last one.
-            let frames = camera.frames();
+            let frames = camera.flush_and_take_frames();
             assert_eq!(frames[..2], [(0, whole.clone()), (3_000, whole)]);
         }
     }
 
     #[test]
-    fn odd_payloads_are_counted_and_cost_no_frame() {
+    fn unusable_payloads_are_counted_and_cost_no_frame() {
         let odd: [(&[u8], PayloadDiscardReason); 8] = [
             (&[], PayloadDiscardReason::EmptyPayload),
             (&[0x00, 9], PayloadDiscardReason::UndefinedNalType),
@@ -312,7 +312,7 @@ mod tests {
                 (3_000, to_owned_nals(&[P_SLICE])),
                 (6_000, to_owned_nals(&[P_SLICE])),
             ];
-            assert_eq!(camera.frames(), expected, "{payload:x?}");
+            assert_eq!(camera.flush_and_take_frames(), expected, "{payload:x?}");
             assert_eq!(camera.assembler.discard_counts().count_of(reason), 5, "{payload:x?}");
         }
     }
@@ -328,7 +328,7 @@ mod tests {
         camera.send_packet(6_000, false, PPS[1]);
         camera.send_packet(6_000, true, IDR);
         camera.send_packet(9_000, true, P_SLICE);
-        let frames = camera.frames();
+        let frames = camera.flush_and_take_frames();
         assert_eq!(frames[0], (0, to_owned_nals(&[SPS, PPS[0], PPS[1], IDR])));
         assert_eq!(frames[2], (6_000, to_owned_nals(&[PPS[1], SPS, PPS[0], PPS[1], IDR])));
     }
@@ -342,7 +342,7 @@ mod tests {
             camera.send_packet(time + 10, true, IDR);
             camera.send_packet(time + 3_000, true, P_SLICE);
         }
-        let frames = camera.frames();
+        let frames = camera.flush_and_take_frames();
         assert_eq!(
             frames.iter().map(|frame| frame.0).collect::<Vec<_>>(),
             [10, 3_000, 6_010, 9_000]
@@ -363,7 +363,7 @@ mod tests {
         camera.send_packet(900_000, true, P_SLICE);
         camera.send_packet(903_000, true, IDR);
         camera.send_packet(906_000, true, P_SLICE);
-        let times: Vec<u64> = camera.frames().iter().map(|frame| frame.0).collect();
+        let times: Vec<u64> = camera.flush_and_take_frames().iter().map(|frame| frame.0).collect();
         assert_eq!(times, [0, 903_000, 906_000]);
     }
 

@@ -152,11 +152,11 @@ pub fn ticks_to_duration(ticks: u64, rate: u32) -> Duration {
 
 /// Maps the NTP timestamps of a publisher's sender reports to instants. Shared by all tracks of a source.
 #[derive(Debug, Default)]
-pub struct NtpClock {
+pub struct SenderNtpMapper {
     reference: Option<(u64, Instant)>,
 }
 
-impl NtpClock {
+impl SenderNtpMapper {
     /// Returns the instant of a 64-bit NTP timestamp (32 fraction bits) in a report that arrived at `now`; `None` without a
     /// wall clock (zero), or with one that stands still.
     ///
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn reports_of_two_tracks_agree_whatever_their_packets_did() {
-        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
         let (mut video, mut audio) = (TrackClock::new(90_000), TrackClock::new(48_000));
         video.on_packet(0, t + Duration::from_millis(300));
         audio.on_packet(0, t);
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_reordered_report_keeps_its_time() {
-        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
         let ms = Duration::from_millis;
         let written = |at: u64| (1_000 << 32) + (at << 32) / 1_000;
         for (at, arrives, expected) in [
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_changed_wall_clock_resets_the_mapping() {
-        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
         assert_eq!(ntp.update_and_convert_to_instant(5_000 << 32, t), Some(t));
         assert_eq!(
             ntp.update_and_convert_to_instant(1_000 << 32, t + Duration::from_secs(1)),
@@ -303,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_wall_clock_that_is_absent_or_stands_still_says_nothing() {
-        let (mut ntp, t) = (NtpClock::default(), Instant::now());
+        let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
         assert_eq!(ntp.update_and_convert_to_instant(0, t), None);
         assert_eq!(ntp.update_and_convert_to_instant(7 << 32, t), Some(t));
         let together = t + Duration::from_millis(5);

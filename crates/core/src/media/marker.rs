@@ -19,11 +19,11 @@ pub(crate) const MARKER_HOLD_TIME: Duration = Duration::from_millis(20);
 const MARKER_HOLD_TIME_IF_MORE_SLICES_EXPECTED: Duration = Duration::from_millis(200);
 
 /// Number of frames that end right before a sender is believed.
-const MIN_CORRECT_FRAME_ENDS: u8 = 2;
+const CORRECT_FRAMES_TO_TRUST_MARKERS: u8 = 2;
 
 /// Frames in a row without any marker after which a sender is taken for one that sets none. A single one may be
 /// parameter sets with a timestamp of their own.
-const MIN_UNMARKED_FRAMES: u8 = 2;
+const FRAMES_TO_INFER_NO_MARKERS: u8 = 2;
 
 /// Frames in a row that end right with one marker, after which a wrong one before is forgiven.
 const FRAMES_TO_FORGIVE_EARLY_MARKER: u8 = 64;
@@ -36,7 +36,7 @@ const MAX_TRACKED_FRAME_ENDS: usize = 8;
 
 /// One packet, as far as relevant here.
 #[derive(Clone, Copy, Debug)]
-pub struct PacketInfo {
+pub struct RtpPacketMetadata {
     /// Extended sequence number.
     pub seq: u64,
     /// RTP timestamp.
@@ -50,7 +50,7 @@ pub struct PacketInfo {
 /// Sets the markers of one RTP stream. `T` is what belongs to a packet.
 #[derive(Debug)]
 pub(crate) struct RtpMarkerCorrector<T> {
-    /// Number of frames that ended right so far, up to [`MIN_CORRECT_FRAME_ENDS`].
+    /// Number of frames that ended right so far, up to [`CORRECT_FRAMES_TO_TRUST_MARKERS`].
     correct_frame_end_count: u8,
     /// A marker was followed by more of the same frame.
     sender_sets_early_markers: bool,
@@ -63,7 +63,7 @@ pub(crate) struct RtpMarkerCorrector<T> {
     /// Packets with picture data and marker in the frame before the newest one.
     marked_packet_count_in_previous_frame: u32,
     /// The held packet, and packets without payload after it.
-    held_packets: VecDeque<(PacketInfo, T)>,
+    held_packets: VecDeque<(RtpPacketMetadata, T)>,
     /// Timestamp and last sequence number of recent frames; only while packets are held.
     frame_ends: VecDeque<(u64, u64)>,
 }
@@ -94,7 +94,7 @@ impl<T> RtpMarkerCorrector<T> {
     pub(crate) fn new(codec: Codec) -> Self {
         let is_nal = matches!(codec, Codec::H264 | Codec::H265);
         Self {
-            correct_frame_end_count: if is_nal { 0 } else { MIN_CORRECT_FRAME_ENDS },
+            correct_frame_end_count: if is_nal { 0 } else { CORRECT_FRAMES_TO_TRUST_MARKERS },
             sender_sets_early_markers: false,
             correct_frames_in_row: 0,
             unmarked_frames_in_row: 0,
@@ -106,7 +106,7 @@ impl<T> RtpMarkerCorrector<T> {
     }
 
     /// Processes a packet; appends the packets whose marker is known now, with their marker.
-    pub(crate) fn push(&mut self, mark: PacketInfo, item: T, out: &mut Vec<(T, bool)>) {
+    pub(crate) fn push(&mut self, mark: RtpPacketMetadata, item: T, out: &mut Vec<(T, bool)>) {
         let Some(part) = mark.payload_info else {
             return self.push_without_payload(mark, item, out);
         };
@@ -150,7 +150,7 @@ impl<T> RtpMarkerCorrector<T> {
                 && self
                     .newest_packet
                     .is_some_and(|n| n.has_slice && !n.continues_in_next_packet);
-            let marker = |mark: &PacketInfo| mark.marker || ends;
+            let marker = |mark: &RtpPacketMetadata| mark.marker || ends;
             out.extend(self.held_packets.drain(..).map(|(mark, item)| {
                 let marker = mark.payload_info.is_some() && marker(&mark);
                 (item, marker)
@@ -189,7 +189,7 @@ impl<T> RtpMarkerCorrector<T> {
         self.frame_ends.clear();
     }
 
-    fn push_without_payload(&mut self, mark: PacketInfo, item: T, out: &mut Vec<(T, bool)>) {
+    fn push_without_payload(&mut self, mark: RtpPacketMetadata, item: T, out: &mut Vec<(T, bool)>) {
         if let Some(newest) = &mut self.newest_packet
             && mark.seq == newest.seq + 1
         {
@@ -211,14 +211,14 @@ impl<T> RtpMarkerCorrector<T> {
     }
 
     fn is_sender_trusted(&self) -> bool {
-        self.correct_frame_end_count >= MIN_CORRECT_FRAME_ENDS
+        self.correct_frame_end_count >= CORRECT_FRAMES_TO_TRUST_MARKERS
     }
 
     fn sender_sets_no_markers(&self) -> bool {
-        self.unmarked_frames_in_row >= MIN_UNMARKED_FRAMES
+        self.unmarked_frames_in_row >= FRAMES_TO_INFER_NO_MARKERS
     }
 
-    fn must_hold(&self, mark: PacketInfo, part: PayloadFraming) -> bool {
+    fn must_hold(&self, mark: RtpPacketMetadata, part: PayloadFraming) -> bool {
         let may_end = mark.marker || !part.continues_in_next_packet;
         may_end
             && (!self.is_sender_trusted()
@@ -227,7 +227,7 @@ impl<T> RtpMarkerCorrector<T> {
     }
 
     /// Compares the marker of the previous packet with the start of the next one.
-    fn record_previous_marker_correctness(&mut self, next: PacketInfo, part: PayloadFraming) {
+    fn record_previous_marker_correctness(&mut self, next: RtpPacketMetadata, part: PayloadFraming) {
         let Some(previous) = self.newest_packet.filter(|previous| previous.seq + 1 == next.seq) else {
             return;
         };
@@ -239,7 +239,7 @@ impl<T> RtpMarkerCorrector<T> {
             }
             (true, false) => {}
             (false, true) => {
-                self.correct_frame_end_count = (self.correct_frame_end_count + 1).min(MIN_CORRECT_FRAME_ENDS);
+                self.correct_frame_end_count = (self.correct_frame_end_count + 1).min(CORRECT_FRAMES_TO_TRUST_MARKERS);
                 self.correct_frames_in_row = if previous.marked_packet_count_in_frame <= 1 {
                     self.correct_frames_in_row.saturating_add(1)
                 } else {
@@ -256,7 +256,12 @@ impl<T> RtpMarkerCorrector<T> {
     }
 
     /// Releases the held packet: the next one tells whether its frame goes on.
-    fn release_held_given_next_packet(&mut self, next: PacketInfo, part: PayloadFraming, out: &mut Vec<(T, bool)>) {
+    fn release_held_given_next_packet(
+        &mut self,
+        next: RtpPacketMetadata,
+        part: PayloadFraming,
+        out: &mut Vec<(T, bool)>,
+    ) {
         let Some(previous) = self.newest_packet else { return };
         let is_next = previous.seq + 1 == next.seq;
         let is_same = previous.time == next.time;
@@ -273,14 +278,14 @@ impl<T> RtpMarkerCorrector<T> {
     }
 
     /// Whether a late packet is the last of its frame, as far as known.
-    fn marker_of_late_packet(&self, mark: PacketInfo, newest: NewestPayloadPacket) -> bool {
+    fn marker_of_late_packet(&self, mark: RtpPacketMetadata, newest: NewestPayloadPacket) -> bool {
         let trusts = self.is_sender_trusted() && !self.sender_sets_early_markers;
         let last = self.frame_ends.iter().rev().find(|(time, _)| *time == mark.time);
         let is_last = last.map_or(newest.time != mark.time, |(_, last)| *last < mark.seq);
         mark.marker && (trusts || is_last)
     }
 
-    fn record_last_seq_of_frame(&mut self, mark: PacketInfo) {
+    fn record_last_seq_of_frame(&mut self, mark: RtpPacketMetadata) {
         if self.is_sender_trusted() && !self.sender_sets_early_markers {
             return;
         }
@@ -302,21 +307,21 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
-    const SLICE_PAYLOAD_INFO: PayloadFraming = PayloadFraming {
+    const LATER_SLICE_FRAMING: PayloadFraming = PayloadFraming {
         starts_picture: false,
         precedes_picture: false,
         has_slice: true,
         continues_in_next_packet: false,
     };
 
-    struct Sender {
+    struct SimulatedRtpSender {
         filter: RtpMarkerCorrector<u64>,
         start: Instant,
         seq: u64,
         out: Vec<(u64, bool)>,
     }
 
-    impl Sender {
+    impl SimulatedRtpSender {
         fn new() -> Self {
             Self {
                 filter: RtpMarkerCorrector::new(Codec::H264),
@@ -331,7 +336,7 @@ mod tests {
         }
 
         fn send_at(&mut self, arrival: Instant, time: u64, marker: bool, part: Option<PayloadFraming>) {
-            let mark = PacketInfo {
+            let mark = RtpPacketMetadata {
                 seq: self.seq,
                 time,
                 marker,
@@ -354,7 +359,7 @@ mod tests {
 
     #[test]
     fn markers_of_every_slice_become_one_for_each_frame() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..5 {
             sender.send(frame * 40, true, Some(PayloadFraming::default()));
             for slice in 0..4 {
@@ -364,7 +369,7 @@ mod tests {
                     true,
                     Some(PayloadFraming {
                         starts_picture,
-                        ..SLICE_PAYLOAD_INFO
+                        ..LATER_SLICE_FRAMING
                     }),
                 );
             }
@@ -380,10 +385,10 @@ mod tests {
 
     #[test]
     fn frames_without_any_marker_get_theirs() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..5 {
             for _ in 0..3 {
-                sender.send(frame * 40, false, Some(SLICE_PAYLOAD_INFO));
+                sender.send(frame * 40, false, Some(LATER_SLICE_FRAMING));
             }
         }
         sender
@@ -397,10 +402,10 @@ mod tests {
 
     #[test]
     fn a_sender_that_proved_right_is_not_held() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..3 {
-            sender.send(frame * 40, false, Some(SLICE_PAYLOAD_INFO));
-            sender.send(frame * 40, true, Some(SLICE_PAYLOAD_INFO));
+            sender.send(frame * 40, false, Some(LATER_SLICE_FRAMING));
+            sender.send(frame * 40, true, Some(LATER_SLICE_FRAMING));
         }
         assert_eq!(sender.take_released_count_and_marked_seqs(), (6, vec![1, 3, 5]));
         assert_eq!(sender.filter.poll_timeout(), None);
@@ -408,8 +413,8 @@ mod tests {
 
     #[test]
     fn a_lone_frame_is_released_in_time() {
-        let mut sender = Sender::new();
-        sender.send(0, true, Some(SLICE_PAYLOAD_INFO));
+        let mut sender = SimulatedRtpSender::new();
+        sender.send(0, true, Some(LATER_SLICE_FRAMING));
         assert_eq!(sender.take_released_count_and_marked_seqs().0, 0);
         assert_eq!(sender.filter.poll_timeout(), Some(sender.start + MARKER_HOLD_TIME));
         sender
@@ -420,14 +425,14 @@ mod tests {
 
     #[test]
     fn slices_that_come_slowly_are_waited_for() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..5 {
             for slice in 0..3 {
                 let at = sender.start + (frame * 120 + slice * 40) as u32 * MS;
                 sender.filter.handle_timeout(at, &mut sender.out);
                 let part = PayloadFraming {
                     starts_picture: slice == 0,
-                    ..SLICE_PAYLOAD_INFO
+                    ..LATER_SLICE_FRAMING
                 };
                 sender.send_at(at, frame * 120, true, Some(part));
             }
@@ -442,12 +447,12 @@ mod tests {
 
     #[test]
     fn one_wrong_marker_is_forgiven_after_many_right_ones() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..80 {
             if frame == 3 {
-                sender.send(frame * 40, true, Some(SLICE_PAYLOAD_INFO));
+                sender.send(frame * 40, true, Some(LATER_SLICE_FRAMING));
             }
-            sender.send(frame * 40, true, Some(SLICE_PAYLOAD_INFO));
+            sender.send(frame * 40, true, Some(LATER_SLICE_FRAMING));
             let is_held = sender.filter.poll_timeout().is_some();
             assert_eq!(is_held, frame < 2 || (4..68).contains(&frame) || frame == 3, "{frame}");
         }
@@ -455,9 +460,9 @@ mod tests {
 
     #[test]
     fn packets_without_payload_are_no_part_of_a_frame() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..4 {
-            sender.send(frame * 40, true, Some(SLICE_PAYLOAD_INFO));
+            sender.send(frame * 40, true, Some(LATER_SLICE_FRAMING));
             sender.send(frame * 40, false, None);
             sender.send(frame * 40, false, None);
         }
@@ -467,10 +472,10 @@ mod tests {
 
     #[test]
     fn parameter_sets_with_their_own_time_are_no_frame() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..4 {
             sender.send(frame * 40, false, Some(PayloadFraming::default()));
-            sender.send(frame * 40 + 1, true, Some(SLICE_PAYLOAD_INFO));
+            sender.send(frame * 40 + 1, true, Some(LATER_SLICE_FRAMING));
         }
         assert_eq!(sender.take_released_count_and_marked_seqs(), (8, vec![1, 3, 5, 7]));
     }
@@ -479,9 +484,9 @@ mod tests {
     fn two_pictures_with_one_time_keep_their_markers() {
         let first = PayloadFraming {
             starts_picture: true,
-            ..SLICE_PAYLOAD_INFO
+            ..LATER_SLICE_FRAMING
         };
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..4 {
             sender.send(frame / 2 * 40, true, Some(first));
         }
@@ -491,16 +496,16 @@ mod tests {
 
     #[test]
     fn a_late_slice_ends_a_frame_only_if_it_is_the_last() {
-        let mut sender = Sender::new();
+        let mut sender = SimulatedRtpSender::new();
         for frame in 0..3 {
-            (0..4).for_each(|_| sender.send(frame * 40, true, Some(SLICE_PAYLOAD_INFO)));
+            (0..4).for_each(|_| sender.send(frame * 40, true, Some(LATER_SLICE_FRAMING)));
         }
         sender.seq += 1;
-        sender.send(120, true, Some(SLICE_PAYLOAD_INFO));
-        sender.send(160, true, Some(SLICE_PAYLOAD_INFO));
+        sender.send(120, true, Some(LATER_SLICE_FRAMING));
+        sender.send(160, true, Some(LATER_SLICE_FRAMING));
         sender.take_released_count_and_marked_seqs();
         sender.seq = 112;
-        sender.send(120, true, Some(SLICE_PAYLOAD_INFO));
+        sender.send(120, true, Some(LATER_SLICE_FRAMING));
         assert_eq!(
             sender.take_released_count_and_marked_seqs(),
             (1, vec![]),

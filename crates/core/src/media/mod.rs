@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub mod aac;
+pub mod aac_depacketizer;
 pub mod assembler;
 pub mod clock;
 pub mod codec;
@@ -12,13 +13,12 @@ pub mod depacketizer;
 pub mod discard;
 pub mod jpeg;
 pub mod marker;
-pub mod mpeg4_audio;
 pub mod packet;
 pub mod packetizer;
 pub mod rtcp;
 pub mod rtp;
-pub mod rtp_clock;
-pub mod transcode;
+pub mod timestamp_corrector;
+pub mod track_delivery;
 
 /// Synchronisation source of an RTP stream (RFC 3550 §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,7 @@ impl fmt::Display for MediaKind {
 /// Supported codecs. The parameters that decide about compatibility are in [`Format`].
 ///
 /// AAC and JPEG come from cameras and pipelines and are stored as whole frames. WebRTC supports neither, so viewers get
-/// a transcoded stream, see [`transcode`].
+/// a track_deliveryd stream, see [`track_delivery`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
     H264,

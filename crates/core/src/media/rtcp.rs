@@ -70,7 +70,7 @@ pub fn parse_compound_until_malformed(mut bytes: &[u8]) -> Vec<RtcpMessage> {
         let (Some(body), true) = (rest.get(..length), first >> 6 == 2) else {
             break;
         };
-        if let Some(mut message) = parse_packet(first & 0x1f, packet_type, body) {
+        if let Some(mut message) = parse_rtcp_packet(first & 0x1f, packet_type, body) {
             if let RtcpMessage::Nack { seqs, .. } = &mut message {
                 seqs.truncate(left);
                 left -= seqs.len();
@@ -82,7 +82,7 @@ pub fn parse_compound_until_malformed(mut bytes: &[u8]) -> Vec<RtcpMessage> {
     messages
 }
 
-fn parse_packet(count: u8, packet_type: u8, body: &[u8]) -> Option<RtcpMessage> {
+fn parse_rtcp_packet(count: u8, packet_type: u8, body: &[u8]) -> Option<RtcpMessage> {
     match (packet_type, count) {
         (SR, _) => {
             let ntp = u64::from(read_u32(body, 4)?) << 32 | u64::from(read_u32(body, 8)?);
@@ -198,13 +198,13 @@ pub struct SenderInfo {
 
 /// Appends a sender report without report blocks and the required SDES CNAME (RFC 3550 §6.1).
 pub fn write_sender_report_with_cname(out: &mut Vec<u8>, info: &SenderInfo, cname: &str) {
-    write_header(out, 0, SR, 6);
+    write_rtcp_header(out, 0, SR, 6);
     write_u32(out, info.ssrc.0);
     out.extend_from_slice(&info.ntp_time.to_be_bytes());
     write_u32(out, info.rtp_time);
     write_u32(out, info.packet_count);
     write_u32(out, info.octet_count);
-    write_cname(out, info.ssrc, cname);
+    write_sdes_cname(out, info.ssrc, cname);
 }
 
 /// Reception statistics of one incoming stream for a receiver report.
@@ -225,7 +225,7 @@ pub struct ReceiverReportStats {
 /// Appends a receiver report and the required SDES CNAME.
 pub fn write_receiver_report_with_cname(out: &mut Vec<u8>, from: Ssrc, blocks: &[ReceiverReportStats], cname: &str) {
     let count = blocks.len().min(31) as u8;
-    write_header(out, count, RR, 1 + 6 * u16::from(count));
+    write_rtcp_header(out, count, RR, 1 + 6 * u16::from(count));
     write_u32(out, from.0);
     for block in blocks.iter().take(usize::from(count)) {
         write_u32(out, block.media_ssrc.0);
@@ -238,7 +238,7 @@ pub fn write_receiver_report_with_cname(out: &mut Vec<u8>, from: Ssrc, blocks: &
         write_u32(out, block.last_sr);
         write_u32(out, block.delay_since_last_sr);
     }
-    write_cname(out, from, cname);
+    write_sdes_cname(out, from, cname);
 }
 
 /// Appends a generic NACK for `seqs`, which must be in ascending order (modulo wrap). Writes nothing if it is empty.
@@ -255,7 +255,7 @@ pub fn write_nack(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, seqs: &[u16]) {
     if pairs.is_empty() {
         return;
     }
-    write_header(out, FMT_NACK, RTPFB, 2 + pairs.len() as u16);
+    write_rtcp_header(out, FMT_NACK, RTPFB, 2 + pairs.len() as u16);
     write_u32(out, from.0);
     write_u32(out, media.0);
     for (pid, mask) in pairs {
@@ -266,14 +266,14 @@ pub fn write_nack(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, seqs: &[u16]) {
 
 /// Appends a picture loss indication (RFC 4585 §6.3.1).
 pub fn write_pli(out: &mut Vec<u8>, from: Ssrc, media: Ssrc) {
-    write_header(out, FMT_PLI, PSFB, 2);
+    write_rtcp_header(out, FMT_PLI, PSFB, 2);
     write_u32(out, from.0);
     write_u32(out, media.0);
 }
 
 /// Appends a full intra request (RFC 5104 §4.3.1). `seq` differs from that of the request before.
 pub fn write_fir(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, seq: u8) {
-    write_header(out, FMT_FIR, PSFB, 4);
+    write_rtcp_header(out, FMT_FIR, PSFB, 4);
     write_u32(out, from.0);
     write_u32(out, 0);
     write_u32(out, media.0);
@@ -284,7 +284,7 @@ pub fn write_fir(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, seq: u8) {
 pub fn write_remb(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, bitrate: u64) {
     let exponent = (64 - bitrate.leading_zeros()).saturating_sub(18);
     let mantissa = (bitrate >> exponent) as u32;
-    write_header(out, FMT_AFB, PSFB, 5);
+    write_rtcp_header(out, FMT_AFB, PSFB, 5);
     write_u32(out, from.0);
     write_u32(out, 0);
     out.extend_from_slice(b"REMB");
@@ -292,11 +292,11 @@ pub fn write_remb(out: &mut Vec<u8>, from: Ssrc, media: Ssrc, bitrate: u64) {
     write_u32(out, media.0);
 }
 
-fn write_cname(out: &mut Vec<u8>, ssrc: Ssrc, cname: &str) {
+fn write_sdes_cname(out: &mut Vec<u8>, ssrc: Ssrc, cname: &str) {
     let text = cname.as_bytes().get(..cname.len().min(255)).unwrap_or_default();
     // SSRC, item header and text, one or more null octets up to a word boundary.
     let words = 1 + (2 + text.len()) / 4 + 1;
-    write_header(out, 1, SDES, words as u16);
+    write_rtcp_header(out, 1, SDES, words as u16);
     write_u32(out, ssrc.0);
     out.extend_from_slice(&[1, text.len() as u8]);
     out.extend_from_slice(text);
@@ -304,7 +304,7 @@ fn write_cname(out: &mut Vec<u8>, ssrc: Ssrc, cname: &str) {
     out.resize(out.len() + padding, 0);
 }
 
-fn write_header(out: &mut Vec<u8>, count: u8, packet_type: u8, words: u16) {
+fn write_rtcp_header(out: &mut Vec<u8>, count: u8, packet_type: u8, words: u16) {
     out.extend_from_slice(&[0x80 | count, packet_type]);
     out.extend_from_slice(&words.to_be_bytes());
 }
@@ -405,7 +405,7 @@ mod tests {
         let mut bytes = Vec::new();
         write_pli(&mut bytes, Ssrc(1), Ssrc(2));
         for body in [[7; 16].as_slice(), &[9; 20]] {
-            write_header(&mut bytes, FMT_TRANSPORT_CC, RTPFB, body.len() as u16 / 4);
+            write_rtcp_header(&mut bytes, FMT_TRANSPORT_CC, RTPFB, body.len() as u16 / 4);
             bytes.extend_from_slice(body);
             write_nack(&mut bytes, Ssrc(1), Ssrc(2), &[3]);
         }

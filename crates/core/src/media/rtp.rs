@@ -34,18 +34,18 @@ pub enum RtpError {
 /// |                       extension elements                      |
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header<'a> {
+pub struct ParsedRtpHeader<'a> {
     pub pt: Pt,
     pub marker: bool,
     pub seq: u16,
     /// RTP timestamp, in units of the codec's clock rate.
     pub time: u32,
     pub ssrc: Ssrc,
-    extensions: Extensions<'a>,
+    extensions: HeaderExtensionElements<'a>,
     payload_range: Range<usize>,
 }
 
-impl<'a> Header<'a> {
+impl<'a> ParsedRtpHeader<'a> {
     /// Parses the header of a decrypted packet. Extension elements are parsed lazily.
     ///
     /// # Errors
@@ -74,13 +74,13 @@ impl<'a> Header<'a> {
             return Err(RtpError::UnsupportedVersion(first >> 6));
         }
         let mut start = FIXED_HEADER_LEN + 4 * usize::from(first & 0x0f);
-        let mut extensions = Extensions::NONE;
+        let mut extensions = HeaderExtensionElements::NONE;
         if first & 0x10 != 0 {
             let rest = packet.get(start..).ok_or(too_short)?;
             let (&[p0, p1, l0, l1], rest) = rest.split_first_chunk::<4>().ok_or(too_short)?;
             let length = 4 * usize::from(u16::from_be_bytes([l0, l1]));
             let elements = rest.get(..length).ok_or(too_short)?;
-            extensions = Extensions::new(u16::from_be_bytes([p0, p1]), elements);
+            extensions = HeaderExtensionElements::new(u16::from_be_bytes([p0, p1]), elements);
             start += 4 + length;
         }
         if start > packet.len() {
@@ -103,7 +103,7 @@ impl<'a> Header<'a> {
     }
 
     /// Iterates over the header extension elements in order.
-    pub fn extensions(&self) -> Extensions<'a> {
+    pub fn extensions(&self) -> HeaderExtensionElements<'a> {
         self.extensions.clone()
     }
 
@@ -127,7 +127,7 @@ fn padding_len(body: &[u8]) -> Result<usize, RtpError> {
 
 /// Iterator over the ID and data of header extension elements. Stops at the first truncated element.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Extensions<'a> {
+pub struct HeaderExtensionElements<'a> {
     form: ExtensionForm,
     remaining: &'a [u8],
 }
@@ -140,8 +140,8 @@ enum ExtensionForm {
     TwoByte,
 }
 
-impl<'a> Extensions<'a> {
-    const NONE: Extensions<'static> = Extensions {
+impl<'a> HeaderExtensionElements<'a> {
+    const NONE: HeaderExtensionElements<'static> = HeaderExtensionElements {
         form: ExtensionForm::OneByte,
         remaining: &[],
     };
@@ -189,7 +189,7 @@ impl<'a> Extensions<'a> {
     }
 }
 
-impl<'a> Iterator for Extensions<'a> {
+impl<'a> Iterator for HeaderExtensionElements<'a> {
     type Item = (u8, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn fixed_fields_are_read_and_csrcs_are_skipped() {
         let bytes = packet(0x82, &[1, 1, 1, 1, 2, 2, 2, 2, 9, 8, 7]);
-        let header = Header::parse(&bytes).expect("valid");
+        let header = ParsedRtpHeader::parse(&bytes).expect("valid");
         assert_eq!((header.pt, header.marker), (Pt(96), true));
         assert_eq!((header.seq, header.time), (0x1234, 0x0102_0304));
         assert_eq!(header.ssrc, Ssrc(0x0a0b_0c0d));
@@ -324,7 +324,7 @@ mod tests {
     fn one_byte_extensions_are_found_between_padding() {
         let elements = [0xbe, 0xde, 0, 3, 0x10, b'0', 0, 0, 0x32, 1, 2, 3, 0x51, 7, 8, 0, 0xff];
         let bytes = packet(0x90, &elements);
-        let header = Header::parse(&bytes).expect("valid");
+        let header = ParsedRtpHeader::parse(&bytes).expect("valid");
         let found: Vec<_> = header.extensions().collect();
         assert_eq!(found, [(1, &b"0"[..]), (3, &[1, 2, 3]), (5, &[7, 8])]);
         assert_eq!(header.extension(3), Some(&[1, 2, 3][..]));
@@ -335,7 +335,7 @@ mod tests {
     fn two_byte_extensions_may_be_empty() {
         let elements = [0x10, 0x03, 0, 2, 200, 0, 0, 16, 2, 5, 6, 0];
         let bytes = packet(0x90, &elements);
-        let header = Header::parse(&bytes).expect("valid");
+        let header = ParsedRtpHeader::parse(&bytes).expect("valid");
         let found: Vec<_> = header.extensions().collect();
         assert_eq!(found, [(200, &[][..]), (16, &[5, 6])]);
         assert_eq!(header.payload_range(), 24..24);
@@ -347,24 +347,24 @@ mod tests {
             let mut rest = vec![0xbe, 0xde, 0, 1];
             rest.extend_from_slice(&elements);
             let bytes = packet(0x90, &rest);
-            let header = Header::parse(&bytes).expect("the header itself is valid");
+            let header = ParsedRtpHeader::parse(&bytes).expect("the header itself is valid");
             assert_eq!(header.extensions().count(), 0, "{elements:?}");
         }
         let bytes = packet(0x90, &[0x12, 0x34, 0, 1, 0x10, 7, 0, 0]);
-        assert_eq!(Header::parse(&bytes).expect("valid").extensions().count(), 0);
+        assert_eq!(ParsedRtpHeader::parse(&bytes).expect("valid").extensions().count(), 0);
     }
 
     #[test]
     fn padding_is_removed_and_may_be_everything() {
         let bytes = packet(0xa0, &[9, 9, 0, 0, 3]);
-        assert_eq!(Header::parse(&bytes).expect("valid").payload_range(), 12..14);
+        assert_eq!(ParsedRtpHeader::parse(&bytes).expect("valid").payload_range(), 12..14);
         let bytes = packet(0xa0, &[0, 0, 0, 0, 5]);
-        assert_eq!(Header::parse(&bytes).expect("valid").payload_range(), 12..12);
+        assert_eq!(ParsedRtpHeader::parse(&bytes).expect("valid").payload_range(), 12..12);
     }
 
     #[test]
     fn malformed_packets_are_rejected() {
-        let rejected = |first, rest: &[u8]| Header::parse(&packet(first, rest)).expect_err("rejected");
+        let rejected = |first, rest: &[u8]| ParsedRtpHeader::parse(&packet(first, rest)).expect_err("rejected");
         assert_eq!(
             rejected(0xa0, &[9, 3]),
             RtpError::InvalidPadding { padding: 3, body: 2 }
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(rejected(0x81, &[1, 2, 3]), RtpError::TooShort(15));
         assert_eq!(rejected(0x90, &[0xbe, 0xde, 0]), RtpError::TooShort(15));
         assert_eq!(rejected(0x90, &[0xbe, 0xde, 0, 1, 1]), RtpError::TooShort(17));
-        assert_eq!(Header::parse(&FIXED[..11]), Err(RtpError::TooShort(11)));
+        assert_eq!(ParsedRtpHeader::parse(&FIXED[..11]), Err(RtpError::TooShort(11)));
     }
 
     #[test]
@@ -392,7 +392,7 @@ mod tests {
             if let Some(first) = bytes.first_mut() {
                 *first = 0x80 | (*first & 0x33);
             }
-            if let Ok(header) = Header::parse(&bytes) {
+            if let Ok(header) = ParsedRtpHeader::parse(&bytes) {
                 assert!(bytes.get(header.payload_range()).is_some());
                 assert!(header.extensions().map(|(_, data)| data.len()).sum::<usize>() < 64);
             }

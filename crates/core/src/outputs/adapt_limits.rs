@@ -13,7 +13,7 @@ pub(super) struct FeedbackLimiter {
 }
 
 /// Time between two evaluations on average. Receivers give feedback each 20 to 250 ms.
-const EVALUATION_INTERVAL: Duration = Duration::from_millis(5);
+const MIN_FEEDBACK_EVALUATION_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Evaluations at once: one feedback covers as many packets as fit into a datagram, so several may come together.
 const MAX_EVALUATIONS_AT_ONCE: u32 = 8;
@@ -21,17 +21,17 @@ const MAX_EVALUATIONS_AT_ONCE: u32 = 8;
 impl FeedbackLimiter {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            credit: EVALUATION_INTERVAL * MAX_EVALUATIONS_AT_ONCE,
+            credit: MIN_FEEDBACK_EVALUATION_INTERVAL * MAX_EVALUATIONS_AT_ONCE,
             refilled_at: now,
         }
     }
 
     /// Takes one evaluation, if there is one.
-    pub(super) fn take(&mut self, now: Instant) -> bool {
+    pub(super) fn try_admit_feedback(&mut self, now: Instant) -> bool {
         let saved = self.credit + now.saturating_duration_since(self.refilled_at);
         self.refilled_at = now;
-        let saved = saved.min(EVALUATION_INTERVAL * MAX_EVALUATIONS_AT_ONCE);
-        let rest = saved.checked_sub(EVALUATION_INTERVAL);
+        let saved = saved.min(MIN_FEEDBACK_EVALUATION_INTERVAL * MAX_EVALUATIONS_AT_ONCE);
+        let rest = saved.checked_sub(MIN_FEEDBACK_EVALUATION_INTERVAL);
         self.credit = rest.unwrap_or(saved);
         rest.is_some()
     }
@@ -72,13 +72,13 @@ mod tests {
         let start = Instant::now();
         let mut limiter = FeedbackLimiter::new(start);
         // Four in each of 100 datagrams per millisecond, for a second.
-        let flood = (0..400_000_u32).filter(|index| limiter.take(start + MS * (index / 400)));
+        let flood = (0..400_000_u32).filter(|index| limiter.try_admit_feedback(start + MS * (index / 400)));
         assert_eq!(flood.count(), 207);
         let mut limiter = FeedbackLimiter::new(start);
-        assert!((0..1_000).all(|index| limiter.take(start + 20 * MS * index)));
+        assert!((0..1_000).all(|index| limiter.try_admit_feedback(start + 20 * MS * index)));
         let mut limiter = FeedbackLimiter::new(start);
         let together = |index: u32| start + 50 * MS * (index / 8);
-        assert!((0..1_000).all(|index| limiter.take(together(index))));
+        assert!((0..1_000).all(|index| limiter.try_admit_feedback(together(index))));
     }
 
     #[test]

@@ -66,7 +66,7 @@ const MIN_QUEUE_DELAY_TO_SLOW_BURST: Duration = Duration::from_millis(60);
 
 impl BurstRate {
     /// The rate of a burst that begins.
-    pub(super) fn start(now: Instant, controller: &CongestionController) -> Self {
+    pub(super) fn initial(now: Instant, controller: &CongestionController) -> Self {
         let pacing = controller.pacing_bitrate();
         let halves = match controller.is_path_full(now) {
             true => 2,
@@ -127,7 +127,7 @@ const MAX_LAYERS: usize = 5;
 const UNMEASURED_BITRATE: u32 = 8_000_000;
 
 /// With less than this share of what the lowest layer needs, in percent, for [`STARVATION_TIME`], parts of it are left out.
-const STARVED_PERCENT: u64 = 80;
+const STARVED_BELOW_PERCENT: u64 = 80;
 const STARVATION_TIME: Duration = Duration::from_millis(600);
 
 impl ViewerAdaptation {
@@ -159,7 +159,7 @@ impl ViewerAdaptation {
     /// Handles the viewer's own estimate in bits per second. Returns whether it counts.
     pub(super) fn on_remb(&mut self, now: Instant, bitrate: u64) -> bool {
         if self.accepts_remb {
-            self.controller.on_remb(now, saturate(bitrate));
+            self.controller.on_remb(now, saturate_bitrate_to_u32(bitrate));
         }
         self.accepts_remb
     }
@@ -206,14 +206,24 @@ impl ViewerAdaptation {
     }
 
     /// Whether the viewer stays with what it is sent: no layer can be chosen as long as none or not all are there.
-    pub(super) fn keeps_layer(&self, now: Instant, selection: &LayerSelection, stream: &StreamState) -> bool {
+    pub(super) fn must_keep_current_layer(
+        &self,
+        now: Instant,
+        selection: &LayerSelection,
+        stream: &StreamState,
+    ) -> bool {
         let is_chosen = self.uses_transport_cc && !matches!(selection, LayerSelection::Named(_));
         is_chosen && (stream.source().is_none() || stream.are_layers_appearing(now))
     }
 
     /// A key frame of the stream itself has come: it carries the best layer that is there. Returns whether the viewer waits
     /// until one is chosen.
-    pub(super) fn awaits_choice_at_key_frame(&self, now: Instant, selection: &LayerSelection, stream: &Stream) -> bool {
+    pub(super) fn must_hold_key_frame_for_choice(
+        &self,
+        now: Instant,
+        selection: &LayerSelection,
+        stream: &Stream,
+    ) -> bool {
         let is_chosen = !matches!(selection, LayerSelection::Named(_));
         is_chosen && (self.choice.is_none() || stream.with_state(move |state| state.are_layers_appearing(now)))
     }
@@ -243,7 +253,7 @@ impl ViewerAdaptation {
     pub(super) fn update_layers_and_build_ladder(&mut self, now: Instant, inputs: &LadderInputs) -> QualityLadder {
         self.renumber_layers_and_reset_choice(now, &inputs.layers);
         let audio = if inputs.has_audio {
-            saturate(inputs.audio_bitrate)
+            saturate_bitrate_to_u32(inputs.audio_bitrate)
         } else {
             0
         };
@@ -296,7 +306,7 @@ impl ViewerAdaptation {
             // Without feedback no rate is compared with anything.
             let is_measured = peak > 0 || index == lowest_active || !self.uses_transport_cc;
             let bitrate = if peak == 0 { UNMEASURED_BITRATE } else { peak };
-            if selects(&inputs.selection, layer) {
+            if selection_allows_layer(&inputs.selection, layer) {
                 rungs.push(rung(index, bitrate, layer.active && is_measured));
             }
         }
@@ -325,7 +335,7 @@ impl ViewerAdaptation {
             let peak = self.choice.and_then(|choice| self.peaks.get(usize::from(choice.layer)));
             let is_measured = peak.is_some_and(|peak| peak.highest() > 0);
             self.peaks = [PeakBitrate::default(); MAX_LAYERS];
-            self.controller.restart_layers(now, is_measured);
+            self.controller.reset_layer_allocation(now, is_measured);
             self.choice = None;
         }
     }
@@ -335,7 +345,7 @@ impl ViewerAdaptation {
         let rid = self.rid_of(lowest.layer);
         let layer = inputs.layers.iter().find(|layer| Some(&layer.rid) == rid);
         let measured = layer.map_or(inputs.video_bitrate, |layer| layer.measured_bitrate);
-        saturate(measured).min(lowest.payload_bitrate)
+        saturate_bitrate_to_u32(measured).min(lowest.payload_bitrate)
     }
 
     /// Whether the path shows that it takes less than it is sent.
@@ -343,8 +353,8 @@ impl ViewerAdaptation {
         self.controller.excess_delay() > MIN_STARVED_EXCESS_DELAY
             || self
                 .controller
-                .loss_fraction()
-                .is_some_and(|loss| loss > MIN_STARVED_LOSS)
+                .loss_per_256()
+                .is_some_and(|loss| loss > MIN_STARVED_FRACTION_LOST)
     }
 
     /// Returns the last ladder if it is new enough: what a viewer lacks whose path is too small is looked at each time.
@@ -362,12 +372,12 @@ impl ViewerAdaptation {
         let needed = u64::from(needed);
         let is_lowest = self.choice.is_some_and(|choice| choice.layer == lowest.layer) && self.has_begun;
         let is_short = match self.controller.received_bitrate() {
-            Some(arrives) => u64::from(arrives) * 100 < needed * STARVED_PERCENT,
+            Some(arrives) => u64::from(arrives) * 100 < needed * STARVED_BELOW_PERCENT,
             // So little arrives that no rate can be measured.
             None => self
                 .controller
-                .loss_fraction()
-                .is_some_and(|loss| loss > MIN_LOSS_WITHOUT_RATE),
+                .loss_per_256()
+                .is_some_and(|loss| loss > MIN_FRACTION_LOST_WITHOUT_RATE),
         };
         self.starved_since =
             (is_lowest && is_short && self.is_path_congested()).then(|| self.starved_since.unwrap_or(now));
@@ -380,10 +390,10 @@ impl ViewerAdaptation {
 
 /// A source that sends little is not starvation: the path shows it by a queue, or by loss in 1/256.
 const MIN_STARVED_EXCESS_DELAY: Duration = Duration::from_millis(60);
-const MIN_STARVED_LOSS: u8 = 25;
+const MIN_STARVED_FRACTION_LOST: u8 = 25;
 
 /// Loss in 1/256 with which a rate that cannot be measured is less than what is needed.
-const MIN_LOSS_WITHOUT_RATE: u8 = 128;
+const MIN_FRACTION_LOST_WITHOUT_RATE: u8 = 128;
 
 /// Whether the packets of a viewer are numbered: it gives feedback for its video, and has an RTX stream on which its path
 /// can be probed.
@@ -396,12 +406,12 @@ pub(super) fn uses_transport_cc(playback: &NegotiatedPlayback) -> bool {
     playback.uses_congestion_control && playback.tracks.iter().any(is_adaptable)
 }
 
-fn saturate(bitrate: u64) -> u32 {
+fn saturate_bitrate_to_u32(bitrate: u64) -> u32 {
     u32::try_from(bitrate).unwrap_or(u32::MAX)
 }
 
 /// Whether a selection allows a layer.
-fn selects(selection: &LayerSelection, layer: &SimulcastLayer) -> bool {
+fn selection_allows_layer(selection: &LayerSelection, layer: &SimulcastLayer) -> bool {
     match selection {
         LayerSelection::Automatic => true,
         LayerSelection::Named(rid) => layer.rid == *rid,
@@ -414,29 +424,29 @@ fn selects(selection: &LayerSelection, layer: &SimulcastLayer) -> bool {
 /// The highest of the last five samples, one each second.
 #[derive(Clone, Copy, Debug, Default)]
 struct PeakBitrate {
-    samples: [u32; PEAK_SAMPLES],
+    samples: [u32; PEAK_BITRATE_SAMPLE_COUNT],
     next: u8,
     sampled_at: Option<Instant>,
 }
 
-const PEAK_SAMPLES: usize = 5;
-const PEAK_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+const PEAK_BITRATE_SAMPLE_COUNT: usize = 5;
+const PEAK_BITRATE_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl PeakBitrate {
     /// Records the present rate in bits per second. Returns the highest.
     fn record(&mut self, now: Instant, bitrate: u64) -> u32 {
         let age = self.sampled_at.map(|at| now.saturating_duration_since(at));
-        let bitrate = saturate(bitrate);
-        if age.is_some_and(|age| age >= PEAK_SAMPLE_INTERVAL * PEAK_SAMPLES as u32) {
+        let bitrate = saturate_bitrate_to_u32(bitrate);
+        if age.is_some_and(|age| age >= PEAK_BITRATE_SAMPLE_INTERVAL * PEAK_BITRATE_SAMPLE_COUNT as u32) {
             // Nothing was sent for so long: the source that begins now may be another one.
-            self.samples = [0; PEAK_SAMPLES];
+            self.samples = [0; PEAK_BITRATE_SAMPLE_COUNT];
         }
-        if age.is_none_or(|age| age >= PEAK_SAMPLE_INTERVAL) {
+        if age.is_none_or(|age| age >= PEAK_BITRATE_SAMPLE_INTERVAL) {
             self.sampled_at = Some(now);
-            self.next = (self.next + 1) % PEAK_SAMPLES as u8;
-            self.samples[usize::from(self.next) % PEAK_SAMPLES] = bitrate;
+            self.next = (self.next + 1) % PEAK_BITRATE_SAMPLE_COUNT as u8;
+            self.samples[usize::from(self.next) % PEAK_BITRATE_SAMPLE_COUNT] = bitrate;
         }
-        let newest = &mut self.samples[usize::from(self.next) % PEAK_SAMPLES];
+        let newest = &mut self.samples[usize::from(self.next) % PEAK_BITRATE_SAMPLE_COUNT];
         *newest = bitrate.max(*newest);
         self.highest()
     }

@@ -1,11 +1,11 @@
 //! Outputs of a stream: WHEP viewers.
 mod adapt_limits;
 mod adaptation;
-pub mod numbered_egress;
 mod playout_delay;
-mod retransmission_history;
+mod retransmission_limiter;
 pub mod rewriter;
-mod sent_numbers;
+mod sent_transport_numbers;
 pub mod track;
+pub mod transport_cc_egress;
 mod viewer_track;
 pub mod whep;

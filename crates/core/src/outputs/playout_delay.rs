@@ -17,7 +17,7 @@ pub(crate) struct PlayoutDelayControl {
     /// Least delay, in units of 10 ms.
     min_delay: u16,
     /// When the viewer was last sent lost packets, the newest last.
-    recent_losses: [Option<Instant>; LOSSES_TO_BEGIN],
+    recent_losses: [Option<Instant>; LOSSES_TO_RAISE_PLAYOUT_DELAY],
     /// Start of the present interval of [`LOSS_MEMORY`], and the longest delay that was needed in it.
     interval: Option<(Instant, u16)>,
     /// Frames that will carry the values.
@@ -32,27 +32,27 @@ pub(crate) struct PlayoutDelayControl {
 const LOSS_MEMORY: Duration = Duration::from_secs(10);
 
 /// Requests within [`LOSS_MEMORY`] with which the delay begins: a packet that is lost now and then is not worth it.
-const LOSSES_TO_BEGIN: usize = 3;
+const LOSSES_TO_RAISE_PLAYOUT_DELAY: usize = 3;
 
 /// From the loss of a packet until it is requested, and from its retransmission until the frame is decoded: a frame interval
 /// and some processing.
-const MARGIN: Duration = Duration::from_millis(50);
+const PLAYOUT_DELAY_MARGIN: Duration = Duration::from_millis(50);
 
 /// Longest delay that is asked for.
-const MAX_MIN_DELAY: Duration = Duration::from_millis(300);
+const MAX_MIN_PLAYOUT_DELAY: Duration = Duration::from_millis(300);
 
 /// Frames that carry new values. Retransmissions of their packets carry them too.
-const MARKED_FRAMES: u8 = 8;
+const FRAMES_CARRYING_NEW_DELAY: u8 = 8;
 
 /// A change by less than this, in units of 10 ms, is not worth it: players adapt slowly, and audibly.
-const MIN_CHANGE: u16 = 2;
+const MIN_DELAY_CHANGE_IN_10MS: u16 = 2;
 
 impl PlayoutDelayControl {
     pub(crate) fn new(extension_id: u8) -> Self {
         Self {
             extension_id,
             min_delay: 0,
-            recent_losses: [None; LOSSES_TO_BEGIN],
+            recent_losses: [None; LOSSES_TO_RAISE_PLAYOUT_DELAY],
             interval: None,
             frames_to_mark: 0,
             is_announced: false,
@@ -67,7 +67,7 @@ impl PlayoutDelayControl {
         if let Some(newest) = self.recent_losses.last_mut() {
             *newest = Some(now);
         }
-        let needed = (rtt * u32::from(round_trips) + MARGIN).min(MAX_MIN_DELAY);
+        let needed = (rtt * u32::from(round_trips) + PLAYOUT_DELAY_MARGIN).min(MAX_MIN_PLAYOUT_DELAY);
         let needed = u16::try_from(needed.as_millis().div_ceil(10)).unwrap_or(u16::MAX);
         let is_in_interval = |start: Instant| now.saturating_duration_since(start) < LOSS_MEMORY;
         let target = match &mut self.interval {
@@ -86,13 +86,13 @@ impl PlayoutDelayControl {
             }
         };
         let is_frequent = self.recent_losses.iter().all(|at| at.is_some_and(is_in_interval));
-        if is_frequent && target.abs_diff(self.min_delay) >= MIN_CHANGE {
-            self.change_to(target);
+        if is_frequent && target.abs_diff(self.min_delay) >= MIN_DELAY_CHANGE_IN_10MS {
+            self.change_min_delay(target);
         }
     }
 
     /// Returns the values for a packet of a frame that is sent for the first time; `None` if it carries none.
-    pub(crate) fn for_packet(&mut self, now: Instant, frame: TrackTime) -> Option<PlayoutDelay> {
+    pub(crate) fn next_delay_for_packet(&mut self, now: Instant, frame: TrackTime) -> Option<PlayoutDelay> {
         self.end_if_no_loss(now);
         let is_marked = match self.current_frame {
             Some((time, is_marked)) if time == frame => is_marked,
@@ -103,15 +103,15 @@ impl PlayoutDelayControl {
                 is_marked
             }
         };
-        is_marked.then(|| self.values())
+        is_marked.then(|| self.current_playout_delay())
     }
 
     /// Returns the values for a retransmission.
-    pub(crate) fn for_retransmission(&self) -> Option<PlayoutDelay> {
-        self.is_announced.then(|| self.values())
+    pub(crate) fn delay_for_retransmission(&self) -> Option<PlayoutDelay> {
+        self.is_announced.then(|| self.current_playout_delay())
     }
 
-    fn values(&self) -> PlayoutDelay {
+    fn current_playout_delay(&self) -> PlayoutDelay {
         PlayoutDelay {
             extension_id: self.extension_id,
             min_delay: self.min_delay,
@@ -121,17 +121,17 @@ impl PlayoutDelayControl {
     fn end_if_no_loss(&mut self, now: Instant) {
         let newest = self.recent_losses.last().copied().flatten();
         if newest.is_some_and(|at| now.saturating_duration_since(at) >= LOSS_MEMORY) {
-            self.recent_losses = [None; LOSSES_TO_BEGIN];
+            self.recent_losses = [None; LOSSES_TO_RAISE_PLAYOUT_DELAY];
             self.interval = None;
             if self.min_delay > 0 {
-                self.change_to(0);
+                self.change_min_delay(0);
             }
         }
     }
 
-    fn change_to(&mut self, min_delay: u16) {
+    fn change_min_delay(&mut self, min_delay: u16) {
         self.min_delay = min_delay;
-        self.frames_to_mark = MARKED_FRAMES;
+        self.frames_to_mark = FRAMES_CARRYING_NEW_DELAY;
         self.is_announced = true;
         self.current_frame = None;
     }
@@ -165,7 +165,7 @@ mod tests {
 
         /// The delay that the packets of a frame carry, in milliseconds.
         fn sent(&mut self, at: u32) -> Option<u16> {
-            let values = self.control.for_packet(self.start + at * MS, u64::from(at));
+            let values = self.control.next_delay_for_packet(self.start + at * MS, u64::from(at));
             values.map(|values| values.min_delay * 10)
         }
     }
@@ -177,7 +177,7 @@ mod tests {
         for at in [5_000, 11_000, 17_000, 40_000] {
             viewer.lose(at, RTT, 1);
             assert_eq!(viewer.sent(at + 1), None);
-            assert_eq!(viewer.control.for_retransmission(), None);
+            assert_eq!(viewer.control.delay_for_retransmission(), None);
         }
     }
 
@@ -189,7 +189,7 @@ mod tests {
         assert!(marked[..8].iter().all(|delay| *delay == Some(150)), "{marked:?}");
         assert!(marked[8..].iter().all(Option::is_none), "{marked:?}");
         assert_eq!(
-            viewer.control.for_retransmission().map(|values| values.min_delay),
+            viewer.control.delay_for_retransmission().map(|values| values.min_delay),
             Some(15)
         );
         // All packets of a frame, also of one that began before the change.
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(viewer.sent(10_001), None);
         assert_eq!(viewer.sent(10_002), Some(0));
         // The frames that tell it may all be lost.
-        let retransmission = viewer.control.for_retransmission();
+        let retransmission = viewer.control.delay_for_retransmission();
         assert_eq!(retransmission.map(|values| values.min_delay), Some(0));
         let zeros = (1..20).filter_map(|frame| viewer.sent(10_002 + frame * 40)).count();
         assert_eq!(zeros, 7);

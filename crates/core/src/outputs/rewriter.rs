@@ -12,7 +12,7 @@ use crate::media::packet::{TrackSeq, TrackTime};
 /// ends up at the live edge. The mapping of a packet never changes once it was used, so a retransmission is byte for
 /// byte the same (invariant 6).
 #[derive(Debug)]
-pub struct RtpSequenceRewriter {
+pub struct RtpSeqAndTimestampRewriter {
     seq_offset_ranges: VecDeque<SeqOffsetRange>,
     next_out_seq: u64,
     timestamp_offset: u32,
@@ -42,7 +42,7 @@ pub struct TimestampCompression {
 
 impl TimestampCompression {
     /// Maps a track time.
-    pub fn apply(self, time: TrackTime) -> TrackTime {
+    pub fn compress_time(self, time: TrackTime) -> TrackTime {
         if time >= self.live_edge_time {
             return time;
         }
@@ -59,7 +59,7 @@ impl TimestampCompression {
 /// Number of segments kept for retransmissions and late packets.
 const MAX_SEQ_OFFSET_RANGES: usize = 8;
 
-impl RtpSequenceRewriter {
+impl RtpSeqAndTimestampRewriter {
     /// `first_seq` is the first outgoing sequence number. It is reduced to less than 2^15, so that the loss of the
     /// first packets cannot desynchronize the receiver's roll-over counter (RFC 3711 §3.3.1).
     pub fn new(first_seq: u16, timestamp_offset: u32) -> Self {
@@ -109,7 +109,7 @@ impl RtpSequenceRewriter {
             .find(|s| s.first_position <= seq && seq < s.end_position)?;
         let time = segment
             .timestamp_compression
-            .map_or(time, |compression| compression.apply(time));
+            .map_or(time, |compression| compression.compress_time(time));
         Some((seq.wrapping_add(segment.seq_offset), time))
     }
 
@@ -121,7 +121,7 @@ impl RtpSequenceRewriter {
             self.rtp_timestamp(
                 segment
                     .timestamp_compression
-                    .map_or(time, |compression| compression.apply(time)),
+                    .map_or(time, |compression| compression.compress_time(time)),
             ),
         )
     }
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_jump_of_the_track_leaves_no_gap_in_sequence_numbers() {
-        let mut rewriter = RtpSequenceRewriter::new(100, 7);
+        let mut rewriter = RtpSeqAndTimestampRewriter::new(100, 7);
         rewriter.continue_from_track_position(0, 1_000, None);
         assert_eq!(rewriter.outgoing_seq_and_track_time(1_000, 50), Some((100, 50)));
         assert_eq!(rewriter.outgoing_seq_and_track_time(1_004, 60), Some((104, 60)));
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_replay_has_new_sequence_numbers() {
-        let mut rewriter = RtpSequenceRewriter::new(0, 0);
+        let mut rewriter = RtpSeqAndTimestampRewriter::new(0, 0);
         rewriter.continue_from_track_position(0, 10, None);
         rewriter.continue_from_track_position(20, 12, None);
         assert_eq!(rewriter.outgoing_seq_and_track_time(12, 0).map(|m| m.0), Some(10));
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn another_track_continues_with_the_next_sequence_number() {
-        let mut rewriter = RtpSequenceRewriter::new(100, 0);
+        let mut rewriter = RtpSeqAndTimestampRewriter::new(100, 0);
         rewriter.continue_from_track_position(0, 5_000, None);
         rewriter.clear_seq_offset_ranges(5_003);
         assert_eq!(
@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn leaving_a_track_before_sending_uses_no_sequence_number() {
-        let mut rewriter = RtpSequenceRewriter::new(100, 0);
+        let mut rewriter = RtpSeqAndTimestampRewriter::new(100, 0);
         rewriter.continue_from_track_position(0, 5_000, None);
         rewriter.clear_seq_offset_ranges(0);
         rewriter.continue_from_track_position(0, 70, None);
@@ -224,16 +224,19 @@ mod tests {
             mapped_first_packet_time: 11_000,
             live_edge_time: 11_500,
         };
-        assert_eq!(compression.apply(1_000), 11_000);
-        assert_eq!(compression.apply(6_250), 11_250);
-        assert_eq!(compression.apply(11_500), 11_500);
-        let times: Vec<u64> = (1_000..12_000).step_by(30).map(|t| compression.apply(t)).collect();
+        assert_eq!(compression.compress_time(1_000), 11_000);
+        assert_eq!(compression.compress_time(6_250), 11_250);
+        assert_eq!(compression.compress_time(11_500), 11_500);
+        let times: Vec<u64> = (1_000..12_000)
+            .step_by(30)
+            .map(|t| compression.compress_time(t))
+            .collect();
         assert!(times.windows(2).all(|w| w[0] < w[1]));
     }
 
     #[test]
     fn sequence_numbers_are_found_after_the_wrap() {
-        let mut rewriter = RtpSequenceRewriter::new(0x7fff, 0);
+        let mut rewriter = RtpSeqAndTimestampRewriter::new(0x7fff, 0);
         rewriter.continue_from_track_position(0, 0, None);
         for seq in [0u64, 40_000, 70_000, 200_000] {
             let (out, _) = rewriter.outgoing_seq_and_track_time(seq, 0).expect("open segment");

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::numbered_egress::{NumberedEgress, OutgoingPayload, wire_len};
 use super::playout_delay::PlayoutDelayControl;
-use super::retransmission_history::{RetransmissionLimiter, SenderReportCounts};
-use super::rewriter::{RtpSequenceRewriter, TimestampCompression};
-use super::sent_numbers::TransportNumbersByOutSeq;
+use super::retransmission_limiter::{RetransmissionLimiter, SenderReportCounts};
+use super::rewriter::{RtpSeqAndTimestampRewriter, TimestampCompression};
+use super::sent_transport_numbers::TransportNumbersByOutSeq;
+use super::transport_cc_egress::{OutgoingPayload, TransportCcEgress, wire_len};
 use crate::congestion::PacketPurpose;
 use crate::congestion::ladder::FrameSelection;
 use crate::congestion::pacer::PACING_INTERVAL_US;
@@ -33,7 +33,7 @@ pub struct TrackSender {
     sent_numbers: Option<Box<TransportNumbersByOutSeq>>,
     /// Payload type and that of its retransmissions, by [`Codec`].
     payload_types_by_codec: [Option<(Pt, Option<Pt>)>; CODEC_COUNT],
-    rtp_sequence_rewriter: RtpSequenceRewriter,
+    rtp_sequence_rewriter: RtpSeqAndTimestampRewriter,
     send_state: SendState,
     /// Track position after the last packet that was sent.
     sent_end_position: TrackSeq,
@@ -154,7 +154,7 @@ impl TrackSender {
             transport_cc_id: plan.extension_ids.transport_cc,
             sent_numbers: None,
             payload_types_by_codec: payload_types,
-            rtp_sequence_rewriter: RtpSequenceRewriter::new(random() as u16, random()),
+            rtp_sequence_rewriter: RtpSeqAndTimestampRewriter::new(random() as u16, random()),
             send_state: SendState::AWAITING_KEY_FRAME,
             sent_end_position: 0,
             skipped_end_position: 0,
@@ -203,7 +203,7 @@ impl TrackSender {
 
     /// Returns which fraction of the packets since the last call the source itself lacked, in 1/256: the viewer misses them
     /// too, whatever its path is like.
-    pub fn take_fraction_not_sent(&mut self) -> u8 {
+    pub fn take_publisher_fraction_lost(&mut self) -> u8 {
         let now = (self.highest_sent_seq, self.sender_report_counts.packet_count);
         let (seq, count) = std::mem::replace(&mut self.counts_at_last_report, now);
         let expected = now.0.saturating_sub(seq);
@@ -233,7 +233,7 @@ impl TrackSender {
     pub fn leave_source_track(&mut self, last: Option<&Packet>) {
         if let Some(last) = last.filter(|last| last.codec == Codec::Vp8) {
             let mut anchor = Vp8CounterTracker::default();
-            anchor.record_newest_payload(&self.vp8_counter_offsets.apply(last.payload.clone()));
+            anchor.record_newest_payload(&self.vp8_counter_offsets.rewrite_payload_counters(last.payload.clone()));
             self.previous_vp8_counter_tracker = Some(anchor);
         }
         self.rtp_sequence_rewriter
@@ -274,7 +274,7 @@ impl TrackSender {
         // What was already sent has the time of the live edge; what follows must be later.
         let begin = newest.max(self.latest_sent_track_time) + 1;
         let key_frame_bytes = ring.frame_byte_count(key_frame);
-        let key_frame_duration = burst::key_frame_duration(key_frame_bytes, self.paced_burst_rate);
+        let key_frame_duration = burst::key_frame_send_duration(key_frame_bytes, self.paced_burst_rate);
         let compression =
             (age >= MIN_KEY_FRAME_AGE_TO_COMPRESS || first.time <= self.latest_sent_track_time).then(|| {
                 let doublings = 1 << self.burst_count.min(MAX_BURST_DURATION_DOUBLINGS);
@@ -431,7 +431,7 @@ impl TrackSender {
         }
         self.send_state = if has_ended {
             self.refresh_probe_reserve_later();
-            self.awaiting_next_key_frame(ring)
+            self.state_awaiting_next_key_frame(ring)
         } else if cursor < ring.end_seq() {
             let interval = if sendable_bytes.is_some() {
                 PACED_PART_INTERVAL
@@ -488,7 +488,7 @@ impl TrackSender {
     /// # Errors
     ///
     /// [`SrtpError`]: the session cannot continue.
-    pub fn send_packet(&mut self, entry: &RingEntry, egress: &mut NumberedEgress<'_>) -> Result<(), SrtpError> {
+    pub fn send_packet(&mut self, entry: &RingEntry, egress: &mut TransportCcEgress<'_>) -> Result<(), SrtpError> {
         let packet = &entry.packet;
         let already_sent = self.kind == MediaKind::Audio && packet.time < self.first_unsent_audio_time;
         let Some((pt, rtx_pt)) = self.media_and_rtx_payload_types(packet.codec).filter(|_| !already_sent) else {
@@ -512,7 +512,7 @@ impl TrackSender {
         if packet.codec == Codec::Vp8
             && let Some(anchor) = self.previous_vp8_counter_tracker.take()
         {
-            self.vp8_counter_offsets = anchor.counter_offset_for(&packet.payload);
+            self.vp8_counter_offsets = anchor.counter_offset_for_first_payload(&packet.payload);
         }
         self.sent_end_position = self.sent_end_position.max(packet.seq + 1);
         self.latest_sent_track_time = self.latest_sent_track_time.max(time);
@@ -538,7 +538,7 @@ impl TrackSender {
                 .playout_delay
                 .as_mut()
                 .filter(|_| rtx_pt.is_some() && self.rtx_ssrc.is_some())
-                .and_then(|control| control.for_packet(egress.now(), packet.time)),
+                .and_then(|control| control.next_delay_for_packet(egress.now(), packet.time)),
         };
         let rewritten = self.rewrite_vp8_payload(packet);
         let payload = OutgoingPayload {
@@ -559,7 +559,10 @@ impl TrackSender {
     /// Returns the payload with VP8 picture ids rewritten for this viewer; `None` if they need no change.
     fn rewrite_vp8_payload(&self, packet: &Packet) -> Option<Bytes> {
         let needs_rewrite = packet.codec == Codec::Vp8 && self.vp8_counter_offsets != Vp8CounterOffset::default();
-        needs_rewrite.then(|| self.vp8_counter_offsets.apply(packet.payload.clone()))
+        needs_rewrite.then(|| {
+            self.vp8_counter_offsets
+                .rewrite_payload_counters(packet.payload.clone())
+        })
     }
 
     fn media_and_rtx_payload_types(&self, codec: Codec) -> Option<(Pt, Option<Pt>)> {
@@ -582,7 +585,7 @@ impl BurstSchedule {
     fn is_packet_due(&self, time: TrackTime, elapsed: Duration) -> bool {
         let at = self
             .timestamp_compression
-            .apply(time)
+            .compress_time(time)
             .saturating_sub(self.timestamp_compression.mapped_first_packet_time);
         ticks_to_duration(at, self.clock_rate) <= elapsed
     }
@@ -590,7 +593,7 @@ impl BurstSchedule {
 
 mod arrival;
 mod burst;
+mod frame_selection;
 mod retransmission;
-mod selection;
 #[cfg(test)]
 mod tests;

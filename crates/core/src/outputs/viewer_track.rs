@@ -9,7 +9,7 @@ use crate::congestion::{self, NewLayerStartPoint};
 use crate::hub::ring::PacketRing;
 use crate::hub::stream::{Stream, StreamId, StreamState};
 use crate::media::packet::TrackSeq;
-use crate::media::transcode::TrackPlan;
+use crate::media::track_delivery::TrackDelivery;
 use crate::media::{Codec, MediaKind};
 
 /// A track and the stream that it reads.
@@ -119,13 +119,13 @@ impl ViewerTrack {
     }
 
     /// Returns how the track reaches the viewer; `None` as long as the stream has no such track.
-    pub(super) fn track_plan(
+    pub(super) fn choose_delivery(
         &self,
         own_state: &StreamState,
         can_transcode: impl Fn(Codec) -> bool,
-    ) -> Option<TrackPlan> {
+    ) -> Option<TrackDelivery> {
         let track = own_state.track_offerable_to_viewers(self.kind(), can_transcode)?;
-        Some(track.plan_for(|format| self.track_sender.has_negotiated_codec(format.codec())))
+        Some(track.choose_passthrough_or_transcode(|format| self.track_sender.has_negotiated_codec(format.codec())))
     }
 
     /// Begins a switch to another stream. `is_playing` is false before playback, when there is nothing to continue.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::adaptation::{ViewerAdaptation, uses_transport_cc};
-use super::numbered_egress::NumberedEgress;
 use super::track::TrackSender;
+use super::transport_cc_egress::TransportCcEgress;
 use super::viewer_track::{EXPECTED_KEY_FRAME_RESPONSE_TIME, ViewerTrack, is_key_frame_request_cheaper_than_replay};
 use crate::congestion::ladder::FrameSelection;
 use crate::congestion::pacer::PACING_INTERVAL_US;
@@ -17,13 +17,13 @@ use crate::hub::ring::{PacketRing, RingEntry};
 use crate::hub::stream::{LayerSelection, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::viewer_quality::ViewerQuality;
 use crate::media::rtcp::RtcpMessage;
-use crate::media::transcode::TrackPlan;
+use crate::media::track_delivery::TrackDelivery;
 use crate::media::{Codec, MediaKind, Rid};
 use crate::sdp::negotiated::NegotiatedPlayback;
 use crate::session::egress::Egress;
 
 /// A viewer of a stream. A track whose format it cannot play is taken from a transcoded stream
-/// ([`crate::media::transcode`]). Switching between the two when the format changes keeps sequence numbers and
+/// ([`crate::media::track_delivery`]). Switching between the two when the format changes keeps sequence numbers and
 /// timestamps continuous.
 pub struct Viewer {
     pub stream: Arc<Stream>,
@@ -225,11 +225,11 @@ impl Viewer {
         packets: &[Arc<RingEntry>],
         egress: &mut Egress<'_>,
     ) {
-        let holds_video = self.holds_video_until_first_choice(now, stream, packets);
+        let holds_video = self.hold_video_if_layer_unchosen(now, stream, packets);
         let Some(rtp) = egress.rtp_egress() else { return };
         let uses_transport_cc = self.adaptation.uses_transport_cc;
         let controller = Some(&mut self.adaptation.controller).filter(|_| uses_transport_cc);
-        let mut rtp = NumberedEgress::new(rtp, controller, now);
+        let mut rtp = TransportCcEgress::new(rtp, controller, now);
         for entry in packets {
             let packet = &entry.packet;
             let played = match packet.codec.kind() {
@@ -394,7 +394,7 @@ impl Viewer {
             } else if std::mem::take(&mut self.pending_work.adapt) {
                 self.adapt(now, egress);
             } else if std::mem::take(&mut self.pending_work.report_quality) {
-                return Some(ViewerShardAction::ReportQuality(Box::new(self.quality(now))));
+                return Some(ViewerShardAction::ReportQuality(Box::new(self.quality_report(now))));
             } else {
                 return None;
             }
@@ -446,7 +446,9 @@ impl Viewer {
         own_state: &StreamState,
         can_transcode: impl Fn(Codec) -> bool,
     ) -> Vec<(MediaKind, StreamKey)> {
-        let keeps_layer = self.adaptation.keeps_layer(now, &self.layer_selection, own_state);
+        let keeps_layer = self
+            .adaptation
+            .must_keep_current_layer(now, &self.layer_selection, own_state);
         [&self.video, &self.audio]
             .into_iter()
             .flatten()
@@ -458,9 +460,9 @@ impl Viewer {
                     MediaKind::Video => self.wanted_layer(own_state.layers()),
                     MediaKind::Audio => None,
                 };
-                let wanted = match played.track_plan(own_state, &can_transcode) {
-                    Some(TrackPlan::Transcode(target)) => Some(own.name.transcode_key(target)),
-                    Some(TrackPlan::Passthrough | TrackPlan::Unavailable(_)) | None => {
+                let wanted = match played.choose_delivery(own_state, &can_transcode) {
+                    Some(TrackDelivery::Transcode(target)) => Some(own.name.transcode_key(target)),
+                    Some(TrackDelivery::Passthrough | TrackDelivery::Unavailable(_)) | None => {
                         layer().map(|rid| own.name.lower_simulcast_layer_key(&rid))
                     }
                 };
@@ -554,7 +556,7 @@ impl Viewer {
         }
         self.pending_work.request_key_frame |= !waited && waits(&self.video);
         let Some(rtp) = egress.rtp_egress() else { return };
-        let mut rtp = NumberedEgress::new(rtp, Some(controller).filter(|_| paced), now);
+        let mut rtp = TransportCcEgress::new(rtp, Some(controller).filter(|_| paced), now);
         // Audio first: it is little, and waits for nothing.
         for (played, due) in [&mut self.video, &mut self.audio].into_iter().zip(due).rev() {
             let Some(played) = played else { continue };

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::media::transcode::{self, SourceTrack, TrackPlan, TranscodeTarget};
+use crate::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
 use crate::media::{Codec, Format, MediaKind, Mid, Pt, Rid, Ssrc};
 
 /// ICE username fragment and password of one side (RFC 8839 §5.4).
@@ -174,7 +174,7 @@ pub struct NegotiatedPlayback {
 
 /// The formats that a stream has now, taken from its bitstream or, before media arrives, from the publisher's offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TrackFormats {
+pub struct AudioVideoFormats {
     pub video: Option<Format>,
     pub audio: Option<Format>,
 }
@@ -195,35 +195,35 @@ pub struct AvailableTrack {
 
 impl AvailableTrack {
     /// Decides how the track reaches a WebRTC viewer that can receive the formats that `takes` says.
-    pub(crate) fn plan_for(&self, takes: impl Fn(Format) -> bool) -> TrackPlan {
+    pub(crate) fn choose_passthrough_or_transcode(&self, takes: impl Fn(Format) -> bool) -> TrackDelivery {
         let target = TranscodeTarget::webrtc_target_for_kind(self.source_track.format.codec().kind());
         let accepts = |track: SourceTrack| track.is_webrtc_playable() && takes(track.format);
-        transcode::plan_track(self.source_track, target, self.can_transcode, accepts)
+        track_delivery::choose_track_delivery(self.source_track, target, self.can_transcode, accepts)
     }
 
     /// Returns the format to send by a plan; the source's own one if nothing can be sent, for the error text.
-    pub(crate) fn format_of_plan(&self, plan: TrackPlan) -> Format {
+    pub(crate) fn sent_or_source_format(&self, plan: TrackDelivery) -> Format {
         match plan {
-            TrackPlan::Transcode(target) => target.format(),
-            TrackPlan::Passthrough | TrackPlan::Unavailable(_) => self.source_track.format,
+            TrackDelivery::Transcode(target) => target.format(),
+            TrackDelivery::Passthrough | TrackDelivery::Unavailable(_) => self.source_track.format,
         }
     }
 }
 
 impl AvailableTracks {
     /// Returns the formats that a viewer is sent that can receive the formats that `takes` says.
-    pub fn formats_sent_to_viewer(&self, takes: impl Fn(Format) -> bool) -> TrackFormats {
-        let format = |track: AvailableTrack| track.format_of_plan(track.plan_for(&takes));
-        TrackFormats {
+    pub fn formats_sent_to_viewer(&self, takes: impl Fn(Format) -> bool) -> AudioVideoFormats {
+        let format = |track: AvailableTrack| track.sent_or_source_format(track.choose_passthrough_or_transcode(&takes));
+        AudioVideoFormats {
             video: self.video.map(format),
             audio: self.audio.map(format),
         }
     }
 }
 
-impl TrackFormats {
+impl AudioVideoFormats {
     /// Returns the format of one kind, or `None` if the stream has no track of that kind.
-    pub(crate) fn format_of(&self, kind: MediaKind) -> Option<Format> {
+    pub(crate) fn format_of_kind(&self, kind: MediaKind) -> Option<Format> {
         match kind {
             MediaKind::Audio => self.audio,
             MediaKind::Video => self.video,

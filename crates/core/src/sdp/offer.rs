@@ -53,7 +53,7 @@ pub(super) enum SectionContent {
 #[derive(Debug)]
 pub(super) struct MediaSection {
     pub kind: MediaKind,
-    pub direction: Direction,
+    pub direction: OfferedDirection,
     /// Supported codecs in the peer's order of preference; may be empty.
     pub codecs: Vec<OfferedCodec>,
     pub extmaps: Vec<Extmap>,
@@ -76,7 +76,7 @@ const MAX_SHOWN_CODEC_NAMES: usize = 12;
 
 /// Direction of an m-section, as seen by the peer (RFC 8866 §6.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(super) enum OfferedDirection {
     SendRecv,
     SendOnly,
     RecvOnly,
@@ -367,16 +367,16 @@ fn check_mids_unique(document: &SdpDocument, sections: &[Section]) -> Result<(),
 }
 
 /// RFC 8866 §6.7: a section without a direction has that of the session, or else `sendrecv`.
-fn read_direction(session: &[NumberedAttribute], section: &[NumberedAttribute]) -> Direction {
+fn read_direction(session: &[NumberedAttribute], section: &[NumberedAttribute]) -> OfferedDirection {
     let direction = |attribute: &NumberedAttribute| match attribute.key.to_ascii_lowercase().as_str() {
-        "sendrecv" => Some(Direction::SendRecv),
-        "sendonly" => Some(Direction::SendOnly),
-        "recvonly" => Some(Direction::RecvOnly),
-        "inactive" => Some(Direction::Inactive),
+        "sendrecv" => Some(OfferedDirection::SendRecv),
+        "sendonly" => Some(OfferedDirection::SendOnly),
+        "recvonly" => Some(OfferedDirection::RecvOnly),
+        "inactive" => Some(OfferedDirection::Inactive),
         _ => None,
     };
     let mut levels = section.iter().chain(session).filter_map(direction);
-    levels.next().unwrap_or(Direction::SendRecv)
+    levels.next().unwrap_or(OfferedDirection::SendRecv)
 }
 
 /// Returns the BUNDLE group that contains all audio and video sections. A single section needs none.

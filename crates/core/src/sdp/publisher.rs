@@ -10,7 +10,7 @@ use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
 use super::local_transport::LocalTransport;
 use super::negotiated::{IncomingTrack, NegotiatedPublication, RtcpFeedback, RtpHeaderExtensionIds};
-use super::offer::{Direction, MediaSection, Offer, Section, SectionContent};
+use super::offer::{MediaSection, Offer, OfferedDirection, Section, SectionContent};
 use crate::media::{Codec, MediaKind};
 
 /// Answers a WHIP offer. Returns what the session will receive, and the SDP.
@@ -52,8 +52,8 @@ fn check_sections_acceptable(offer: &Offer) -> Result<(), OfferError> {
         }
         kinds.push(kind);
         match media.direction {
-            Direction::SendOnly | Direction::SendRecv => {}
-            Direction::RecvOnly | Direction::Inactive => {
+            OfferedDirection::SendOnly | OfferedDirection::SendRecv => {}
+            OfferedDirection::RecvOnly | OfferedDirection::Inactive => {
                 return Err(OfferError::BadDirection {
                     line,
                     wanted: "sendonly",

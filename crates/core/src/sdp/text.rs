@@ -164,7 +164,7 @@ impl<'a> SdpLines<'a> {
                         limit: MAX_SECTIONS,
                     });
                 }
-                let media = check_media_line(number, line)?;
+                let media = parse_m_line_kind(number, line)?;
                 written = quirks::replace_unknown_media_kind(line, media);
                 self.media_lines.push((number, media));
             }
@@ -266,7 +266,7 @@ impl<'a> SdpLines<'a> {
 }
 
 /// Returns the media token of an m-line after checking that its fields can be repeated in the answer.
-fn check_media_line(number: usize, line: &str) -> Result<&str, OfferError> {
+fn parse_m_line_kind(number: usize, line: &str) -> Result<&str, OfferError> {
     let rule = "an m-line has a media kind, a port, a protocol and formats, each a short token";
     let error = OfferError::SyntaxRuleViolated { line: number, rule };
     let fields = line.get(2..).unwrap_or_default();

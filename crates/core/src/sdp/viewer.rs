@@ -13,9 +13,9 @@ use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
 use super::local_transport::LocalTransport;
 use super::negotiated::{
-    AvailableTracks, NegotiatedPlayback, OutgoingTrack, RtcpFeedback, RtpHeaderExtensionIds, TrackFormats,
+    AudioVideoFormats, AvailableTracks, NegotiatedPlayback, OutgoingTrack, RtcpFeedback, RtpHeaderExtensionIds,
 };
-use super::offer::{Direction, MediaSection, Offer, Section};
+use super::offer::{MediaSection, Offer, OfferedDirection, Section};
 use crate::media::{Format, MediaKind, Ssrc};
 
 /// Answers a WHEP offer. Returns what the session will send, and the SDP.
@@ -35,7 +35,7 @@ use crate::media::{Format, MediaKind, Ssrc};
 /// A 422 [`OfferError`] if no media would be sent, or if a section does not receive.
 pub fn answer_whep_offer(
     offer: &Offer,
-    source: &TrackFormats,
+    source: &AudioVideoFormats,
     local: &LocalTransport<'_>,
     random: &mut dyn FnMut() -> u32,
 ) -> Result<(NegotiatedPlayback, LocalDescription), OfferError> {
@@ -46,7 +46,7 @@ pub fn answer_whep_offer(
     let mut replies = Vec::new();
     let mut serves = false;
     for (index, section, media) in offer.media_sections() {
-        let format = source.format_of(media.kind);
+        let format = source.format_of_kind(media.kind);
         let chosen = match format {
             _ if tracks.iter().any(|track| track.kind == media.kind) => None,
             Some(format) => codecs_with_best_match_first(format, media),
@@ -57,7 +57,7 @@ pub fn answer_whep_offer(
         };
         let Some(codecs) = chosen else {
             if offer.tagged_section_index() == Some(index) {
-                replies.extend(accept_inactive_section(index, media));
+                replies.extend(answer_section_as_inactive(index, media));
             }
             continue;
         };
@@ -86,7 +86,7 @@ pub fn answer_whep_offer(
 }
 
 /// Returns the formats that the viewer behind an offer is sent.
-pub fn formats_for_offer(offer: &Offer, available: &AvailableTracks) -> TrackFormats {
+pub fn formats_sent_to_offerer(offer: &Offer, available: &AvailableTracks) -> AudioVideoFormats {
     available.formats_sent_to_viewer(|format| {
         let sections = offer.media_sections().map(|(_, _, media)| media);
         let mut of_kind = sections.filter(|media| media.kind == format.codec().kind());
@@ -98,7 +98,7 @@ pub fn formats_for_offer(offer: &Offer, available: &AvailableTracks) -> TrackFor
 fn check_directions(offer: &Offer) -> Result<(), OfferError> {
     let mut wrong = offer
         .media_sections()
-        .filter(|(_, _, media)| matches!(media.direction, Direction::SendOnly | Direction::Inactive));
+        .filter(|(_, _, media)| matches!(media.direction, OfferedDirection::SendOnly | OfferedDirection::Inactive));
     match wrong.next() {
         Some((_, section, _)) => Err(OfferError::BadDirection {
             line: section.line_number,
@@ -128,7 +128,7 @@ fn codecs_with_best_match_first(source: Format, media: &MediaSection) -> Option<
 }
 
 /// Answers a section as inactive, for its transport alone; `None` if it has no supported codec.
-fn accept_inactive_section(index: usize, media: &MediaSection) -> Option<AcceptedSection> {
+fn answer_section_as_inactive(index: usize, media: &MediaSection) -> Option<AcceptedSection> {
     let codecs: Vec<AnsweredCodec> = without_h264_packetization_mode_0(&media.codecs)
         .iter()
         .take(MAX_ANSWERED_CODECS)
@@ -258,9 +258,9 @@ fn opus_fmtp_for_offered(offered: Format) -> &'static str {
     }
 }
 
-fn describe_offered_formats(offer: &Offer, source: &TrackFormats) -> String {
+fn describe_offered_formats(offer: &Offer, source: &AudioVideoFormats) -> String {
     let sections = offer.media_sections().map(|(_, _, media)| {
-        let format = source.format_of(media.kind);
+        let format = source.format_of_kind(media.kind);
         let is_carried = |codec: &OfferedCodec| format.is_some_and(|format| format.codec() == codec.format.codec());
         // The offer has the codec, but not the packetization mode or the profile.
         let lacks = match format {
@@ -273,10 +273,10 @@ fn describe_offered_formats(offer: &Offer, source: &TrackFormats) -> String {
     sections.take(4).collect::<Vec<_>>().join("; ")
 }
 
-fn describe_stream_formats(source: &TrackFormats) -> String {
+fn describe_stream_formats(source: &AudioVideoFormats) -> String {
     let formats = [MediaKind::Video, MediaKind::Audio]
         .into_iter()
-        .filter_map(|kind| source.format_of(kind));
+        .filter_map(|kind| source.format_of_kind(kind));
     let named = |format: Format| {
         let name = format.codec().name();
         match format {

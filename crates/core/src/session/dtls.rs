@@ -11,8 +11,8 @@ use rtc_shared::TransportProtocol;
 use rtc_srtp::config::{Config, LABEL_EXTRACTOR_DTLS_SRTP, SessionKeys};
 use rtc_srtp::protection_profile::ProtectionProfile;
 
-use super::guard::{
-    self, DtlsGuard, MAX_HANDSHAKE_MESSAGE_LEN, SessionDropCounts, SessionDropReason, handshake_fragments,
+use super::dtls_filter::{
+    self, DtlsRecordFilter, MAX_HANDSHAKE_MESSAGE_LEN, PacketDropCounts, PacketDropReason, handshake_fragments,
     has_only_plain_handshake_records,
 };
 use super::identity::{DtlsIdentity, fingerprint_with_hash_function};
@@ -24,7 +24,7 @@ pub struct Dtls {
     endpoint: Endpoint,
     identity: Arc<DtlsIdentity>,
     role: DtlsRole,
-    guard: DtlsGuard,
+    guard: DtlsRecordFilter,
     state: DtlsState,
     /// Deadline of the whole handshake, counted from its first record.
     handshake_deadline: Option<Instant>,
@@ -86,7 +86,7 @@ pub struct SrtpKeys {
 #[derive(Debug, thiserror::Error)]
 pub enum DtlsError {
     #[error(transparent)]
-    LimitExceeded(#[from] super::guard::DtlsLimitExceeded),
+    LimitExceeded(#[from] super::dtls_filter::DtlsLimitExceeded),
     #[error("the DTLS handshake failed: {0}")]
     HandshakeFailed(#[source] rtc_shared::error::Error),
     #[error("the DTLS handshake took longer than {HANDSHAKE_TIMEOUT:?}")]
@@ -155,7 +155,7 @@ impl Dtls {
             endpoint,
             identity,
             role,
-            guard: DtlsGuard::default(),
+            guard: DtlsRecordFilter::default(),
             state,
             handshake_deadline: None,
             flight_retransmission: HandshakeRetransmissionTracker::default(),
@@ -228,7 +228,7 @@ impl Dtls {
             DtlsState::Handshake | DtlsState::Established | DtlsState::Closed => vec![records],
         };
         for datagram in ready {
-            match self.read_records(now, &datagram, fingerprints)? {
+            match self.pass_records_to_stack(now, &datagram, fingerprints)? {
                 DtlsProgress::Nothing => {}
                 progress => return Ok(progress),
             }
@@ -236,7 +236,7 @@ impl Dtls {
         Ok(DtlsProgress::Nothing)
     }
 
-    fn read_records(
+    fn pass_records_to_stack(
         &mut self,
         now: Instant,
         records: &[u8],
@@ -273,7 +273,7 @@ impl Dtls {
             // An established association survives records that the stack cannot read: anyone on the path can inject
             // them.
             (Err(_), DtlsState::Established) => {
-                self.guard.count_drop(SessionDropReason::Malformed);
+                self.guard.count_drop(PacketDropReason::Malformed);
                 return Ok(DtlsProgress::Nothing);
             }
             (Err(error), _) => return Err(DtlsError::HandshakeFailed(error)),
@@ -305,7 +305,7 @@ impl Dtls {
         if self.role != DtlsRole::Client || !matches!(self.state, DtlsState::Handshake) {
             return false;
         }
-        let kinds = guard::record_types_and_epochs(records);
+        let kinds = dtls_filter::record_types_and_epochs(records);
         let changes = kinds
             .iter()
             .any(|(content, _)| *content == CONTENT_TYPE_CHANGE_CIPHER_SPEC);
@@ -423,12 +423,12 @@ impl Dtls {
     }
 
     /// Counts a dropped record or packet.
-    pub(crate) fn count_drop(&mut self, reason: SessionDropReason) {
+    pub(crate) fn count_drop(&mut self, reason: PacketDropReason) {
         self.guard.count_drop(reason);
     }
 
     /// Returns the number of drops so far, by reason.
-    pub fn drop_counts(&self) -> SessionDropCounts {
+    pub fn drop_counts(&self) -> PacketDropCounts {
         self.guard.drop_counts()
     }
 

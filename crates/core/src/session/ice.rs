@@ -46,9 +46,9 @@ pub const MAX_LEARNED_ADDRESSES: usize = 8;
 /// How long an address stays valid without a new check: the consent lifetime of RFC 7675 §5.1.
 pub(crate) const ADDRESS_LIFETIME: Duration = Duration::from_secs(30);
 
-/// How long an address is kept from other sessions: see [`IceLite::address_held_until`]. Longer than the usual pause of anybody
+/// How long an address is kept from other sessions: see [`IceLite::address_reserved_until`]. Longer than the usual pause of anybody
 /// who sends or plays video, and short enough for a client that starts anew where it was.
-pub(crate) const ADDRESS_HOLD_TIME: Duration = Duration::from_secs(2);
+pub(crate) const ADDRESS_RESERVATION_TIME: Duration = Duration::from_secs(2);
 
 /// Checks of ours for one nomination: enough for a path that loses a fifth both ways, and some hundred bytes for the host
 /// behind a forged address.
@@ -221,14 +221,14 @@ impl IceLite {
     /// An address that the peer is known to receive at is held by everything authentic from there. Any other is held
     /// once, for the time of a handshake: a forged check takes an address that is free, and no number of them may keep
     /// out the host that it belongs to.
-    pub(crate) fn address_held_until(&self, address: SocketAddr) -> Option<Instant> {
+    pub(crate) fn address_reserved_until(&self, address: SocketAddr) -> Option<Instant> {
         let learned = self.learned_addresses.iter().find(|a| a.address == address)?;
         let last = if learned.is_validated {
             learned.last_seen_at
         } else {
             learned.learned_at
         };
-        Some(last + ADDRESS_HOLD_TIME)
+        Some(last + ADDRESS_RESERVATION_TIME)
     }
 
     /// The handshake is over: whoever finished it has read what was sent to the destination.

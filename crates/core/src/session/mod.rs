@@ -16,28 +16,28 @@ use tracing::debug;
 
 mod close_reason;
 pub mod dtls;
+pub mod dtls_filter;
 pub mod egress;
 mod error;
 pub mod feedback;
-pub mod guard;
 pub mod ice;
 pub mod identity;
 pub mod outbox;
 pub mod padding;
-pub mod receiver;
 mod replay;
 pub mod srtp;
+pub mod srtp_decryptor;
 pub mod stun;
 
 pub use close_reason::CloseReason;
 use dtls::{Dtls, DtlsError, DtlsProgress, SrtpKeys};
+use dtls_filter::{PacketDropCounts, PacketDropReason};
 pub use error::CryptoSetupError;
-use guard::{SessionDropCounts, SessionDropReason};
 use ice::IceLite;
 use identity::DtlsIdentity;
-use receiver::{RtpReceiver, SrtpRejection};
 use replay::ReplayProtection;
 use srtp::{RtpCipher, SrtpProfile};
+use srtp_decryptor::{SrtpDecryptor, SrtpRejection};
 
 use crate::media::Ssrc;
 
@@ -68,17 +68,17 @@ struct SrtpContexts {
     incoming_rtcp_keys: (ProtectionProfile, Vec<u8>, Vec<u8>),
     /// Which RTCP came: that of the context ends with it.
     rtcp_replay: ReplayProtection,
-    incoming_rtp: LazyRtpReceiver,
+    incoming_rtp: LazySrtpDecryptor,
 }
 
 /// Viewers never send RTP: their receiver is made with the first packet.
-enum LazyRtpReceiver {
+enum LazySrtpDecryptor {
     Keys {
         profile: SrtpProfile,
         key: Vec<u8>,
         salt: Vec<u8>,
     },
-    Receiver(Box<RtpReceiver>),
+    Receiver(Box<SrtpDecryptor>),
 }
 
 /// Nothing authentic for so long ends a session (RFC 7675 §5.1).
@@ -136,17 +136,17 @@ impl Session {
         }
         match datagram.first() {
             Some(0..=3) if ice::is_binding_request(datagram) => self.handle_check(now, from, datagram, random),
-            Some(_) if !self.ice.is_address_valid(now, from) => self.dtls.count_drop(SessionDropReason::UnknownAddress),
+            Some(_) if !self.ice.is_address_valid(now, from) => self.dtls.count_drop(PacketDropReason::UnknownAddress),
             Some(0..=3) => self.handle_check_response(now, from, datagram),
             Some(20..=63) => self.handle_dtls(now, from, datagram),
             Some(128..=191) => self.handle_srtp(now, from, datagram),
-            Some(_) | None => self.dtls.count_drop(SessionDropReason::Malformed),
+            Some(_) | None => self.dtls.count_drop(PacketDropReason::Malformed),
         }
     }
 
     fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], random: &mut dyn FnMut() -> u32) {
         let Ok(answered) = self.ice.handle_check(now, from, datagram, random) else {
-            return self.dtls.count_drop(SessionDropReason::InvalidConnectivityCheck);
+            return self.dtls.count_drop(PacketDropReason::InvalidConnectivityCheck);
         };
         self.last_received_at = now;
         self.events.push_back(TransportEvent::AddressLearned(from));
@@ -168,7 +168,7 @@ impl Session {
 
     fn handle_check_response(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
         if self.ice.handle_check_response(now, from, datagram).is_err() {
-            return self.dtls.count_drop(SessionDropReason::InvalidConnectivityCheck);
+            return self.dtls.count_drop(PacketDropReason::InvalidConnectivityCheck);
         }
         self.last_received_at = now;
         self.events.push_back(TransportEvent::DestinationMoved(from));
@@ -219,7 +219,7 @@ impl Session {
 
     fn handle_srtp(&mut self, now: Instant, from: SocketAddr, datagram: &mut [u8]) {
         let Some(media) = &mut self.srtp_contexts else {
-            return self.dtls.count_drop(SessionDropReason::MediaBeforeHandshake);
+            return self.dtls.count_drop(PacketDropReason::MediaBeforeHandshake);
         };
         // RFC 5761 §4: RTCP packet types are 192 to 223.
         let opened = match datagram.get(1) {
@@ -239,9 +239,9 @@ impl Session {
                 }
             }
             Err(refused) => self.dtls.count_drop(match refused {
-                SrtpRejection::Malformed => SessionDropReason::Malformed,
-                SrtpRejection::Forged => SessionDropReason::Forged,
-                SrtpRejection::Replayed => SessionDropReason::Replayed,
+                SrtpRejection::Malformed => PacketDropReason::Malformed,
+                SrtpRejection::Forged => PacketDropReason::Forged,
+                SrtpRejection::Replayed => PacketDropReason::Replayed,
             }),
         }
     }
@@ -313,8 +313,8 @@ impl Session {
     }
 
     /// Until when an address belongs to no other session; `None` if the peer never sent from there.
-    pub(crate) fn address_held_until(&self, address: SocketAddr) -> Option<Instant> {
-        self.ice.address_held_until(address)
+    pub(crate) fn address_reserved_until(&self, address: SocketAddr) -> Option<Instant> {
+        self.ice.address_reserved_until(address)
     }
 
     /// Whether media may flow.
@@ -365,8 +365,8 @@ impl Session {
         }
     }
 
-    /// What was left out so far, by [`SessionDropReason`].
-    pub fn drop_counts(&self) -> SessionDropCounts {
+    /// What was left out so far, by [`PacketDropReason`].
+    pub fn drop_counts(&self) -> PacketDropCounts {
         self.dtls.drop_counts()
     }
 }
@@ -396,7 +396,7 @@ impl SrtpContexts {
             rtcp_sender_ssrcs: Vec::new(),
             incoming_rtcp_keys: (profile, key.clone(), salt.clone()),
             rtcp_replay: ReplayProtection::default(),
-            incoming_rtp: LazyRtpReceiver::Keys {
+            incoming_rtp: LazySrtpDecryptor::Keys {
                 profile: keys.profile,
                 key,
                 salt,
@@ -405,14 +405,14 @@ impl SrtpContexts {
     }
 
     fn decrypt_rtp(&mut self, packet: &mut [u8], identity: &DtlsIdentity) -> Result<Bytes, SrtpRejection> {
-        if let LazyRtpReceiver::Keys { profile, key, salt } = &self.incoming_rtp {
+        if let LazySrtpDecryptor::Keys { profile, key, salt } = &self.incoming_rtp {
             let cipher = RtpCipher::new(*profile, key, salt, identity.crypto_provider.crypto())
                 .map_err(|_| SrtpRejection::Malformed)?;
-            self.incoming_rtp = LazyRtpReceiver::Receiver(Box::new(RtpReceiver::new(cipher)));
+            self.incoming_rtp = LazySrtpDecryptor::Receiver(Box::new(SrtpDecryptor::new(cipher)));
         }
         match &mut self.incoming_rtp {
-            LazyRtpReceiver::Receiver(receiver) => receiver.decrypt_in_place_and_copy(packet),
-            LazyRtpReceiver::Keys { .. } => Err(SrtpRejection::Malformed),
+            LazySrtpDecryptor::Receiver(receiver) => receiver.decrypt_in_place_and_copy(packet),
+            LazySrtpDecryptor::Keys { .. } => Err(SrtpRejection::Malformed),
         }
     }
 
@@ -445,7 +445,7 @@ impl SrtpContexts {
             .incoming_rtcp
             .decrypt_rtcp(packet)
             .map_err(|_| SrtpRejection::Forged)?;
-        self.rtcp_replay.accept(Ssrc(sender), index);
+        self.rtcp_replay.mark_received(Ssrc(sender), index);
         Ok(opened.freeze())
     }
 }

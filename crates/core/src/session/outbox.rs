@@ -30,7 +30,7 @@ pub struct GsoRun {
 /// Sends runs. Implemented by the socket and, in tests, by a network in virtual time.
 pub trait DatagramSink {
     /// Sends what can be sent now. The rest is dropped and counted: the media path never waits (invariant 5).
-    fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]);
+    fn send_gso_runs(&mut self, buffer: &[u8], runs: &[GsoRun]);
 }
 
 /// Collects datagrams and passes them to the sink in batches that fit the processor's cache.
@@ -98,7 +98,7 @@ pub const MAX_EXTENSION_LEN: usize = 12;
 
 /// The longest delay that receivers are allowed, in units of 10 ms: the 10 s that libwebrtc assumes without the extension. One
 /// of at most 500 ms would make it show frames without smoothing.
-const MAX_PLAYOUT_DELAY: u16 = 1_000;
+const MAX_PLAYOUT_DELAY_IN_10MS: u16 = 1_000;
 
 impl Outbox {
     /// Creates an empty outbox in front of a sink.
@@ -116,7 +116,7 @@ impl Outbox {
     pub(crate) fn push_datagram(&mut self, destination: Destination, bytes: &[u8]) {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(bytes);
-        self.record_in_run(destination, start);
+        self.add_to_run_flush_full_batch(destination, start);
     }
 
     /// Appends a packet with this header, sealed.
@@ -131,7 +131,7 @@ impl Outbox {
         header: RtpHeader,
         payload: &[u8],
     ) -> Result<(), SrtpError> {
-        self.push_encrypted_rtp(destination, cipher, header, &[], payload)
+        self.encrypt_and_push_packet(destination, cipher, header, &[], payload)
     }
 
     /// Appends a retransmission (RFC 4588 §4): the original sequence number precedes the payload.
@@ -147,10 +147,10 @@ impl Outbox {
         original: u16,
         payload: &[u8],
     ) -> Result<(), SrtpError> {
-        self.push_encrypted_rtp(destination, cipher, header, &original.to_be_bytes(), payload)
+        self.encrypt_and_push_packet(destination, cipher, header, &original.to_be_bytes(), payload)
     }
 
-    fn push_encrypted_rtp(
+    fn encrypt_and_push_packet(
         &mut self,
         destination: Destination,
         cipher: &mut RtpCipher,
@@ -176,11 +176,11 @@ impl Outbox {
             self.buffer.truncate(start);
             return Err(error);
         }
-        self.record_in_run(destination, start);
+        self.add_to_run_flush_full_batch(destination, start);
         Ok(())
     }
 
-    fn record_in_run(&mut self, destination: Destination, start: usize) {
+    fn add_to_run_flush_full_batch(&mut self, destination: Destination, start: usize) {
         let end = self.buffer.len();
         let len = end - start;
         let fits = |run: &GsoRun| {
@@ -213,7 +213,7 @@ impl Outbox {
     /// Sends everything before `until` and moves the rest to the front.
     fn send_buffer_prefix(&mut self, until: usize) {
         if !self.gso_runs.is_empty() {
-            self.sink.send_runs(&self.buffer, &self.gso_runs);
+            self.sink.send_gso_runs(&self.buffer, &self.gso_runs);
             self.gso_runs.clear();
             self.batch = self.batch.wrapping_add(1);
         }
@@ -246,8 +246,10 @@ impl RtpHeader {
 
     /// Appends the header extension, if there is any: elements in the one-byte format (RFC 8285 §4.2).
     fn append_extension(self, out: &mut Vec<u8>) {
-        let number = self.transport_sequence_number.map(TransportSequenceNumber::element);
-        let Some(delay) = self.playout_delay.map(PlayoutDelay::element) else {
+        let number = self
+            .transport_sequence_number
+            .map(TransportSequenceNumber::header_extension_element);
+        let Some(delay) = self.playout_delay.map(PlayoutDelay::header_extension_element) else {
             if let Some([head, high, low]) = number {
                 out.extend_from_slice(&[0xbe, 0xde, 0, 1, head, high, low, 0]);
             }
@@ -269,7 +271,7 @@ impl RtpHeader {
 }
 
 impl TransportSequenceNumber {
-    fn element(self) -> [u8; 3] {
+    fn header_extension_element(self) -> [u8; 3] {
         let [high, low] = self.number.to_be_bytes();
         [self.extension_id << 4 | 1, high, low]
     }
@@ -277,9 +279,9 @@ impl TransportSequenceNumber {
 
 impl PlayoutDelay {
     /// Two numbers of 12 bits: the least and the longest delay.
-    fn element(self) -> [u8; 4] {
+    fn header_extension_element(self) -> [u8; 4] {
         let [_, first, second, third] =
-            (u32::from(self.min_delay & 0xfff) << 12 | u32::from(MAX_PLAYOUT_DELAY)).to_be_bytes();
+            (u32::from(self.min_delay & 0xfff) << 12 | u32::from(MAX_PLAYOUT_DELAY_IN_10MS)).to_be_bytes();
         [self.extension_id << 4 | 2, first, second, third]
     }
 }
@@ -294,7 +296,7 @@ mod tests {
     struct Recorder(Sent);
 
     impl DatagramSink for Recorder {
-        fn send_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
+        fn send_gso_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
             let mut sent = self.0.lock().expect("not poisoned");
             for run in runs {
                 let lengths = buffer[run.start..run.end]
@@ -328,7 +330,7 @@ mod tests {
     /// Another SRTP stack finds the end of the header, with a transport-wide number and without.
     #[test]
     fn packets_with_header_extensions_are_opened_by_an_independent_stack() {
-        use crate::media::rtp::Header;
+        use crate::media::rtp::ParsedRtpHeader;
         use crate::session::srtp::SrtpProfile;
         use rtc_crypto::RTCCryptoProvider as _;
 
@@ -367,7 +369,7 @@ mod tests {
                 .encrypt_and_push_rtp(destination(1), &mut cipher, header, b"payload")
                 .expect("sealed");
             let opened = theirs.decrypt_rtp(&outbox.buffer[start..]).expect("authentic");
-            let read = Header::parse(&opened).expect("valid RTP");
+            let read = ParsedRtpHeader::parse(&opened).expect("valid RTP");
             assert_eq!(&opened[read.payload_range()], b"payload");
             assert_eq!(
                 (u64::from(read.seq), read.extensions().count()),

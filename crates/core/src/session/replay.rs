@@ -61,11 +61,11 @@ impl ReplayProtection {
     }
 
     /// Records an authentic packet.
-    pub(super) fn accept(&mut self, ssrc: Ssrc, index: u64) {
+    pub(super) fn mark_received(&mut self, ssrc: Ssrc, index: u64) {
         self.accepted_packets += 1;
         let packets = self.accepted_packets;
         if let Some(known) = self.windows.iter_mut().find(|known| known.ssrc == ssrc) {
-            known.window.accept(index);
+            known.window.mark_received(index);
             known.last_packet_number = packets;
             return;
         }
@@ -76,9 +76,9 @@ impl ReplayProtection {
                 self.closed_windows.add(&silent);
             }
         }
-        let window = match self.closed_windows.take(ssrc) {
+        let window = match self.closed_windows.remove_highest_index(ssrc) {
             // What is older was received, or is too old.
-            Some(highest) => ReplayWindow::after(highest, index),
+            Some(highest) => ReplayWindow::with_all_received_up_to(highest, index),
             None => ReplayWindow::starting_at(index),
         };
         self.windows.push(SsrcWindow {
@@ -114,7 +114,7 @@ impl ClosedWindows {
         self.by_last_packet.insert(closed.last_packet_number, closed.ssrc);
     }
 
-    fn take(&mut self, ssrc: Ssrc) -> Option<u64> {
+    fn remove_highest_index(&mut self, ssrc: Ssrc) -> Option<u64> {
         let (highest, last_packet_number) = self.highest.remove(&ssrc)?;
         self.by_last_packet.remove(&last_packet_number);
         Some(highest)
@@ -137,47 +137,47 @@ impl ReplayWindow {
             highest: index,
             bits: [0; REPLAY_WINDOW_SIZE as usize / 64],
         };
-        window.set(index, true);
+        window.set_bit_to(index, true);
         window
     }
 
     /// A window in which everything up to `highest` counts as received, and `index` too.
-    fn after(highest: u64, index: u64) -> Self {
+    fn with_all_received_up_to(highest: u64, index: u64) -> Self {
         let mut window = Self {
             highest,
             bits: [u64::MAX; REPLAY_WINDOW_SIZE as usize / 64],
         };
-        window.accept(index);
+        window.mark_received(index);
         window
     }
 
     fn is_new(&self, index: u64) -> bool {
-        index > self.highest || (index + REPLAY_WINDOW_SIZE > self.highest && !self.has(index))
+        index > self.highest || (index + REPLAY_WINDOW_SIZE > self.highest && !self.is_bit_set(index))
     }
 
-    fn accept(&mut self, index: u64) {
+    fn mark_received(&mut self, index: u64) {
         if index > self.highest {
             let cleared = (index - self.highest).min(REPLAY_WINDOW_SIZE);
             for ahead in 1..=cleared {
-                self.set(index - cleared + ahead, false);
+                self.set_bit_to(index - cleared + ahead, false);
             }
             self.highest = index;
         }
-        self.set(index, true);
+        self.set_bit_to(index, true);
     }
 
-    fn bit(index: u64) -> (usize, u64) {
+    fn word_index_and_mask(index: u64) -> (usize, u64) {
         let bit = index % REPLAY_WINDOW_SIZE;
         ((bit / 64) as usize, 1 << (bit % 64))
     }
 
-    fn has(&self, index: u64) -> bool {
-        let (word, mask) = Self::bit(index);
+    fn is_bit_set(&self, index: u64) -> bool {
+        let (word, mask) = Self::word_index_and_mask(index);
         self.bits.get(word).is_some_and(|bits| bits & mask != 0)
     }
 
-    fn set(&mut self, index: u64, value: bool) {
-        let (word, mask) = Self::bit(index);
+    fn set_bit_to(&mut self, index: u64, value: bool) {
+        let (word, mask) = Self::word_index_and_mask(index);
         if let Some(bits) = self.bits.get_mut(word) {
             if value { *bits |= mask } else { *bits &= !mask }
         }
@@ -193,12 +193,12 @@ mod tests {
         let mut protection = ReplayProtection::default();
         let first = 70_000;
         for index in [first, first + 3] {
-            protection.accept(Ssrc(7), index);
+            protection.mark_received(Ssrc(7), index);
         }
         // More than can have a window, one after another.
         for ssrc in 1_000..1_100 {
             assert!(protection.is_new_packet(Ssrc(ssrc), 5));
-            protection.accept(Ssrc(ssrc), 5);
+            protection.mark_received(Ssrc(ssrc), 5);
         }
         assert_eq!(protection.windows.len(), MAX_SSRC_WINDOWS);
         assert!((1_000..1_100).all(|ssrc| !protection.is_new_packet(Ssrc(ssrc), 5)));
@@ -209,7 +209,7 @@ mod tests {
         let index = protection.packet_index(Ssrc(7), (first + 4) as u16);
         assert_eq!(index, first + 4);
         assert!(protection.is_new_packet(Ssrc(7), index));
-        protection.accept(Ssrc(7), first + 6);
+        protection.mark_received(Ssrc(7), first + 6);
         for (index, is_new) in [
             (first + 3, false),
             (first + 5, true),
@@ -225,7 +225,7 @@ mod tests {
         let mut protection = ReplayProtection::default();
         let count = (MAX_CLOSED_WINDOWS + MAX_SSRC_WINDOWS) as u32;
         for ssrc in 0..count + 10 {
-            protection.accept(Ssrc(ssrc), 1);
+            protection.mark_received(Ssrc(ssrc), 1);
         }
         assert_eq!(protection.closed_windows.highest.len(), MAX_CLOSED_WINDOWS);
         assert_eq!(protection.closed_windows.by_last_packet.len(), MAX_CLOSED_WINDOWS);

@@ -11,7 +11,7 @@ use rtc_crypto::{
 use crate::media::Ssrc;
 
 /// Length of the longest authentication tag of the supported profiles, in bytes.
-pub(crate) const MAX_TAG_LEN: usize = 16;
+pub(crate) const MAX_AUTH_TAG_LEN: usize = 16;
 
 /// Key derivation labels (RFC 3711 §4.3.1).
 const KDF_LABEL_ENCRYPTION: u8 = 0;

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::tcp::TcpCloseReason;
-use crate::hub::registry::ReachedLimit;
+use crate::hub::session_registry::ReachedLimit;
 use crate::hub::traffic::ViewerRtcpTotals;
-use crate::session::{CloseReason, guard};
+use crate::session::{CloseReason, dtls_filter};
 
 /// Counters of the media plane. They never decrease.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct SharedMediaCounters {
     pub send_counters: Arc<SendCounters>,
     dropped_datagrams: [AtomicU64; RoutingDropReason::ALL.len()],
     closed_sessions: [AtomicU64; CloseReason::ALL.len()],
-    session_drops: [AtomicU64; guard::SessionDropReason::ALL.len()],
+    session_drops: [AtomicU64; dtls_filter::PacketDropReason::ALL.len()],
     closed_tcp_connections: [AtomicU64; TcpCloseReason::ALL.len()],
     refused_sessions: [AtomicU64; ReachedLimit::ALL.len()],
     evicted_sessions: [AtomicU64; ReachedLimit::ALL.len()],
@@ -206,16 +206,16 @@ impl SharedMediaCounters {
     }
 
     /// Adds the packets that a session dropped, when it has ended.
-    pub(crate) fn add_ended_session_drops(&self, drops: &guard::SessionDropCounts) {
+    pub(crate) fn add_packets_dropped_by_session(&self, drops: &dtls_filter::PacketDropCounts) {
         for (counter, dropped) in self.session_drops.iter().zip(drops) {
             counter.fetch_add(u64::from(*dropped), Ordering::Relaxed);
         }
     }
 
     /// Returns the number of packets that ended sessions dropped, by reason.
-    pub fn ended_session_drops(&self) -> impl Iterator<Item = (guard::SessionDropReason, u64)> + '_ {
+    pub fn packets_dropped_by_ended_sessions(&self) -> impl Iterator<Item = (dtls_filter::PacketDropReason, u64)> + '_ {
         let counts = self.session_drops.iter().map(|n| n.load(Ordering::Relaxed));
-        guard::SessionDropReason::ALL.into_iter().zip(counts)
+        dtls_filter::PacketDropReason::ALL.into_iter().zip(counts)
     }
 
     /// Returns the number of dropped datagrams and messages by reason.

@@ -20,7 +20,7 @@ use self::peers::{Peer, PeerRole, PeerSlotIndex, Peers};
 use self::tcp::AddressDisplay;
 use crate::congestion::sent::FlushTimes;
 use crate::hub::log_limit::LogRateLimiter;
-use crate::hub::registry::SessionState;
+use crate::hub::session_registry::SessionState;
 use crate::hub::stream::{ShardIndex, SourceRef, StreamId};
 use crate::media::rtcp;
 use crate::outputs::whep::{ShardOriginAndNow, Viewer};
@@ -41,14 +41,14 @@ pub mod tcp;
 pub mod ufrag;
 mod viewers;
 
-use self::route::{DatagramRecipient, HeldAddressRoute};
+use self::route::{DatagramRecipient, ReservedAddressRoute};
 pub use self::shared::SharedState;
 
 /// A client that leaves sooner, without a connection, has not waited for one: this is not worth a warning.
 const MIN_CONNECT_WAIT_TO_WARN: Duration = Duration::from_secs(3);
 
 /// Remote address of a datagram, and the local address that it was sent to.
-type DatagramPath = (SocketAddr, Option<IpAddr>);
+type RemoteAndLocalAddress = (SocketAddr, Option<IpAddr>);
 
 /// State of one shard.
 pub struct ShardCore {
@@ -61,7 +61,7 @@ pub struct ShardCore {
     /// Viewers of each stream on this shard.
     viewers_by_stream: HashMap<StreamId, Vec<PeerSlotIndex>>,
     /// Addresses whose sessions live on another shard; datagrams from them are passed on.
-    foreign_routes: HashMap<SocketAddr, HeldAddressRoute>,
+    foreign_routes: HashMap<SocketAddr, ReservedAddressRoute>,
     peer_timers: BinaryHeap<Reverse<(Instant, PeerSlotIndex)>>,
     /// Publishers that received RTP in this tick.
     publishers_with_pending_packets: Vec<PeerSlotIndex>,
@@ -111,16 +111,22 @@ impl ShardCore {
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, to: Option<IpAddr>, datagram: &mut [u8]) {
         match self.find_recipient(now, from, datagram) {
             Ok(DatagramRecipient::Peer(key)) => self.handle_peer_datagram(now, key, (from, to), datagram),
-            Ok(DatagramRecipient::Shard(owner)) => self.forward_datagram(owner, from, to, datagram),
+            Ok(DatagramRecipient::Shard(owner)) => self.forward_datagram_to_shard(owner, from, to, datagram),
             Err(reason) => self.shared.counters.count_dropped_datagram(reason),
         }
     }
 
-    fn handle_peer_datagram(&mut self, now: Instant, key: PeerSlotIndex, path: DatagramPath, datagram: &mut [u8]) {
+    fn handle_peer_datagram(
+        &mut self,
+        now: Instant,
+        key: PeerSlotIndex,
+        path: RemoteAndLocalAddress,
+        datagram: &mut [u8],
+    ) {
         if let Some(peer) = self.peers.get(key) {
             peer.session.handle_datagram(now, path.0, datagram, &mut self.random);
         }
-        self.process_peer_outputs(now, key, Some(path));
+        self.drain_peer_outputs_and_reschedule(now, key, Some(path));
     }
 
     /// Removes the peer of an address after a panic. Its session is not called again: its state may be inconsistent.
@@ -134,7 +140,9 @@ impl ShardCore {
     pub fn handle_message(&mut self, now: Instant, message: ShardMessage) {
         match message {
             ShardMessage::OpenSession(opening) => self.open_session(now, *opening),
-            ShardMessage::ChooseLayer { session, selection } => self.choose_layer(now, session, selection),
+            ShardMessage::ChooseLayer { session, selection } => {
+                self.set_viewer_layer_selection(now, session, selection)
+            }
             ShardMessage::CloseSession { session, reason } => {
                 if let Some(key) = self.peers.by_session_id(session) {
                     self.close_session(now, key, reason);
@@ -184,14 +192,14 @@ impl ShardCore {
             ShardMessage::AnnounceRoute { address, owner, until } => self.reassign_address_to_foreign_shard(
                 now,
                 address,
-                HeldAddressRoute {
+                ReservedAddressRoute {
                     owner_shard: owner,
                     held_until: until,
                 },
             ),
             ShardMessage::WithdrawRoute { address, owner } => self.remove_foreign_route(address, owner),
             ShardMessage::StreamPackets { stream, packets } => self.forward_packets(now, stream, &packets),
-            ShardMessage::StreamChanged { stream } => self.handle_stream_changed(now, stream),
+            ShardMessage::StreamChanged { stream } => self.on_formats_or_layers_changed(now, stream),
             ShardMessage::RequestKeyFrame { session, layer } => self.request_key_frame(now, session, layer.as_ref()),
             ShardMessage::Stop => {
                 self.stopping = true;
@@ -203,7 +211,7 @@ impl ShardCore {
     }
 
     fn remove_foreign_route(&mut self, address: SocketAddr, owner: ShardIndex) {
-        let is_owner = |route: &HeldAddressRoute| route.owner_shard == owner;
+        let is_owner = |route: &ReservedAddressRoute| route.owner_shard == owner;
         if self.foreign_routes.get(&address).is_some_and(is_owner) {
             self.foreign_routes.remove(&address);
         }
@@ -264,25 +272,30 @@ impl ShardCore {
             connected_at: None,
             has_unpublished_packets: false,
         });
-        self.process_peer_outputs(now, key, None);
+        self.drain_peer_outputs_and_reschedule(now, key, None);
     }
 
     fn close_session(&mut self, now: Instant, key: PeerSlotIndex, reason: CloseReason) {
         if let Some(peer) = self.peers.get(key) {
             peer.session.close(now, reason);
         }
-        self.process_peer_outputs(now, key, None);
+        self.drain_peer_outputs_and_reschedule(now, key, None);
     }
 
     /// Drains a peer after a `handle_*` call: does what its session and its viewer request, and schedules its next timer.
     /// `path` is that of the datagram that was handled, if it was one.
-    fn process_peer_outputs(&mut self, now: Instant, key: PeerSlotIndex, path: Option<DatagramPath>) {
-        self.process_session_outputs(now, key, path);
-        self.process_viewer_outputs(now, key);
+    fn drain_peer_outputs_and_reschedule(
+        &mut self,
+        now: Instant,
+        key: PeerSlotIndex,
+        path: Option<RemoteAndLocalAddress>,
+    ) {
+        self.drain_session_outputs(now, key, path);
+        self.perform_viewer_actions(now, key);
         self.reschedule_timer(now, key);
     }
 
-    fn process_session_outputs(&mut self, now: Instant, key: PeerSlotIndex, path: Option<DatagramPath>) {
+    fn drain_session_outputs(&mut self, now: Instant, key: PeerSlotIndex, path: Option<RemoteAndLocalAddress>) {
         while let Some(peer) = self.peers.get(key) {
             while let Some(transmit) = peer.session.poll_transmit() {
                 let to = transmit.to;
@@ -321,7 +334,7 @@ impl ShardCore {
             TransportEvent::AddressForgotten(address) => {
                 self.peers.remove_peer_path(key, address);
                 self.withdraw_route(address);
-                self.shared.tcp_connections.close(address);
+                self.shared.tcp_connections.close_after_session_end(address);
             }
             TransportEvent::DestinationMoved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
@@ -396,7 +409,7 @@ impl ShardCore {
             {
                 viewer.handle_mailbox_overflow(now);
             }
-            self.process_peer_outputs(now, key, None);
+            self.drain_peer_outputs_and_reschedule(now, key, None);
         }
     }
 
@@ -437,12 +450,12 @@ impl ShardCore {
                     }
                 }
                 PeerRole::Viewer(viewer) => {
-                    viewers::report_tcp_queue(now, viewer, peer.destination, &*self.shared.tcp_connections);
+                    viewers::report_tcp_delay_to_viewer(now, viewer, peer.destination, &*self.shared.tcp_connections);
                     viewer.handle_timeout(now, ntp, &mut egress);
                 }
             }
         }
-        self.process_peer_outputs(now, key, None);
+        self.drain_peer_outputs_and_reschedule(now, key, None);
     }
 
     /// Returns when [`Self::handle_timeout`] must be called next.
@@ -508,12 +521,12 @@ impl ShardCore {
         self.shared.counters.count_closed_session(reason);
         self.shared
             .counters
-            .add_ended_session_drops(&peer.session.drop_counts());
+            .add_packets_dropped_by_session(&peer.session.drop_counts());
         for address in &peer.paths {
             self.withdraw_route(address.remote);
             // Another session may have taken over the connection.
             if self.peers.by_address(address.remote).is_none() {
-                self.shared.tcp_connections.close(address.remote);
+                self.shared.tcp_connections.close_after_session_end(address.remote);
             }
         }
         let (role, stream) = match peer.role {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use crate::hub::sparse::shrink_sparse_map;
+use crate::hub::shrink_sparse::shrink_sparse_map;
 use crate::hub::stream::{SessionId, ShardIndex};
 use crate::outputs::whep::Viewer;
 use crate::sdp::negotiated::IceCredentials;
@@ -123,10 +123,10 @@ impl Peers {
     }
 
     /// Returns the peer that an address belongs to, and until when it is held.
-    pub(crate) fn address_owner_and_hold_end(&self, address: SocketAddr) -> Option<(PeerSlotIndex, Instant)> {
+    pub(crate) fn address_owner_and_reservation_end(&self, address: SocketAddr) -> Option<(PeerSlotIndex, Instant)> {
         let key = self.by_address(address)?;
         let peer = self.slots.get(key.0 as usize)?.as_ref()?;
-        Some((key, peer.session.address_held_until(address)?))
+        Some((key, peer.session.address_reserved_until(address)?))
     }
 
     /// Assigns an address that ICE has authenticated to a peer. ICE bounds their number: see [`Self::remove_peer_path`].

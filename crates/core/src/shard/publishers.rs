@@ -41,7 +41,7 @@ impl ShardCore {
             if let Some(local) = self.shared.deliver_to_taps_and_other_shards(self.index, batch) {
                 self.forward_packets(now, local.stream_id, &local.packets);
                 if local.formats_or_layers_changed {
-                    self.handle_stream_changed(now, local.stream_id);
+                    self.on_formats_or_layers_changed(now, local.stream_id);
                 }
             }
         }

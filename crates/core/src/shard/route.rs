@@ -7,7 +7,7 @@ use crate::hub::stream::ShardIndex;
 
 /// The shard that receives the datagrams of an address.
 #[derive(Clone, Copy)]
-pub(super) struct HeldAddressRoute {
+pub(super) struct ReservedAddressRoute {
     pub(super) owner_shard: ShardIndex,
     /// The address is held until this instant.
     pub(super) held_until: Instant,

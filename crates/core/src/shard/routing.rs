@@ -2,7 +2,7 @@
 //!
 //! A connectivity check names its session. All other datagrams are assigned by their source address, which a check has
 //! assigned to a session. Any peer with a session can forge the source address of a check, so an address is not taken from
-//! a session that received something authentic from it within [`ice::ADDRESS_HOLD_TIME`]. The kernel delivers all datagrams of one
+//! a session that received something authentic from it within [`ice::ADDRESS_RESERVATION_TIME`]. The kernel delivers all datagrams of one
 //! address to one shard, which decides: it knows its own peers, and other shards announce their addresses to it
 //! ([`ShardMessage::AnnounceRoute`]) and renew the announcement while something authentic arrives.
 //!
@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::ShardCore;
-use super::route::{DatagramRecipient, HeldAddressRoute};
+use super::route::{DatagramRecipient, ReservedAddressRoute};
 use crate::hub::stream::ShardIndex;
 use crate::session::ice;
 use crate::shard::counters::RoutingDropReason;
@@ -25,7 +25,7 @@ use crate::shard::ufrag;
 /// Maximum number of addresses of other shards. Their sessions are bounded already; this bounds the effect of errors.
 const MAX_FOREIGN_ROUTES: usize = 1 << 20;
 
-/// A route is announced again when its hold time can be extended by this much: a fraction of [`ice::ADDRESS_HOLD_TIME`], and far more
+/// A route is announced again when its hold time can be extended by this much: a fraction of [`ice::ADDRESS_RESERVATION_TIME`], and far more
 /// than the time between two packets of a publisher.
 const ROUTE_RENEWAL_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -52,17 +52,22 @@ impl ShardCore {
             peer.or_else(|| ufrag::shard_of_ufrag(&ufrag).map(DatagramRecipient::Shard))
         });
         let claimant = named.ok_or(RoutingDropReason::UnknownSender)?;
-        if self.is_held_by_other(now, from, claimant) {
+        if self.is_address_reserved_by_other(now, from, claimant) {
             return Err(RoutingDropReason::AddressHeld);
         }
         Ok(claimant)
     }
 
     /// Whether an address is held by another recipient than `claimant`.
-    pub(super) fn is_held_by_other(&self, now: Instant, address: SocketAddr, claimant: DatagramRecipient) -> bool {
+    pub(super) fn is_address_reserved_by_other(
+        &self,
+        now: Instant,
+        address: SocketAddr,
+        claimant: DatagramRecipient,
+    ) -> bool {
         let peer = self
             .peers
-            .address_owner_and_hold_end(address)
+            .address_owner_and_reservation_end(address)
             .map(|(key, until)| (DatagramRecipient::Peer(key), until));
         let route = self
             .foreign_routes
@@ -73,7 +78,13 @@ impl ShardCore {
     }
 
     /// Passes a datagram on to the shard of its session.
-    pub(super) fn forward_datagram(&self, owner: ShardIndex, from: SocketAddr, to: Option<IpAddr>, datagram: &[u8]) {
+    pub(super) fn forward_datagram_to_shard(
+        &self,
+        owner: ShardIndex,
+        from: SocketAddr,
+        to: Option<IpAddr>,
+        datagram: &[u8],
+    ) {
         let Some(mailbox) = self.shared.mailbox(owner).filter(|_| owner != self.index) else {
             return self
                 .shared
@@ -104,7 +115,7 @@ impl ShardCore {
     ) {
         let Some((_, until)) = self
             .peers
-            .address_owner_and_hold_end(from)
+            .address_owner_and_reservation_end(from)
             .filter(|(holder, _)| *holder == key)
         else {
             return;
@@ -134,9 +145,9 @@ impl ShardCore {
         &mut self,
         now: Instant,
         address: SocketAddr,
-        route: HeldAddressRoute,
+        route: ReservedAddressRoute,
     ) {
-        let is_held = self.is_held_by_other(now, address, DatagramRecipient::Shard(route.owner_shard));
+        let is_held = self.is_address_reserved_by_other(now, address, DatagramRecipient::Shard(route.owner_shard));
         if !is_held && self.foreign_routes.len() < MAX_FOREIGN_ROUTES {
             self.peers.unassign_address_from_any_peer(address);
             self.foreign_routes.insert(address, route);

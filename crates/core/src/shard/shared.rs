@@ -10,7 +10,7 @@ use super::path_capacities::PathCapacities;
 use super::tcp::TcpConnectionControl;
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
-use crate::hub::registry::SessionRegistry;
+use crate::hub::session_registry::SessionRegistry;
 use crate::hub::stream::ShardIndex;
 use crate::media::clock;
 use crate::session::identity::DtlsIdentity;
@@ -74,7 +74,7 @@ impl SharedState {
 
     /// Publishes the frames that a source took since the last call. Returns `false` if its stream has another source; the
     /// frame source must then end.
-    pub fn publish_frames(&self, source: &mut FrameSource) -> bool {
+    pub fn publish_frames_unless_displaced(&self, source: &mut FrameSource) -> bool {
         let published = source.publish_to_hub(&self.hub);
         for batch in published.batches {
             self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);

@@ -12,7 +12,7 @@ pub trait TcpConnectionControl: fmt::Debug + Send + Sync {
     /// The first message from this address belongs to no session.
     fn close_for_no_session(&self, address: SocketAddr);
     /// The session of this address has ended, or no longer uses the address.
-    fn close(&self, address: SocketAddr);
+    fn close_after_session_end(&self, address: SocketAddr);
     /// For how long the oldest datagram for this address has waited to be written.
     fn queue_delay(&self, now: Instant, address: SocketAddr) -> Duration;
 }
@@ -21,7 +21,7 @@ pub trait TcpConnectionControl: fmt::Debug + Send + Sync {
 impl TcpConnectionControl for () {
     fn mark_authenticated(&self, _: SocketAddr) {}
     fn close_for_no_session(&self, _: SocketAddr) {}
-    fn close(&self, _: SocketAddr) {}
+    fn close_after_session_end(&self, _: SocketAddr) {}
     fn queue_delay(&self, _: Instant, _: SocketAddr) -> Duration {
         Duration::ZERO
     }

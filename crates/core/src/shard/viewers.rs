@@ -44,12 +44,12 @@ impl ShardCore {
             *list = viewers;
         }
         for key in with_output {
-            self.process_peer_outputs(now, key, None);
+            self.drain_peer_outputs_and_reschedule(now, key, None);
         }
     }
 
     /// Has a viewer watch another layer.
-    pub(super) fn choose_layer(&mut self, now: Instant, session: SessionId, selection: LayerSelection) {
+    pub(super) fn set_viewer_layer_selection(&mut self, now: Instant, session: SessionId, selection: LayerSelection) {
         let Some(key) = self.peers.by_session_id(session) else {
             return;
         };
@@ -60,11 +60,11 @@ impl ShardCore {
         {
             viewer.handle_layer_selection(selection);
         }
-        self.process_peer_outputs(now, key, None);
+        self.drain_peer_outputs_and_reschedule(now, key, None);
     }
 
     /// Has the viewers of a stream whose formats or layers have changed select again what they are sent.
-    pub(super) fn handle_stream_changed(&mut self, now: Instant, stream: StreamId) {
+    pub(super) fn on_formats_or_layers_changed(&mut self, now: Instant, stream: StreamId) {
         for key in self.viewers_by_stream.get(&stream).cloned().unwrap_or_default() {
             if let Some(Peer {
                 role: PeerRole::Viewer(viewer),
@@ -72,14 +72,14 @@ impl ShardCore {
             }) = self.peers.get(key)
             {
                 viewer.handle_stream_changed(stream);
-                self.process_peer_outputs(now, key, None);
+                self.drain_peer_outputs_and_reschedule(now, key, None);
             }
         }
     }
 
     /// Does everything that a viewer requests.
-    pub(super) fn process_viewer_outputs(&mut self, now: Instant, key: PeerSlotIndex) {
-        while let Some(output) = self.poll_viewer_output(now, key) {
+    pub(super) fn perform_viewer_actions(&mut self, now: Instant, key: PeerSlotIndex) {
+        while let Some(output) = self.run_viewer_until_action(now, key) {
             match output {
                 ViewerShardAction::RequestKeyFrame { source, layer } => {
                     self.request_key_frame_of_source(now, source, layer);
@@ -101,7 +101,7 @@ impl ShardCore {
         }
     }
 
-    fn poll_viewer_output(&mut self, now: Instant, key: PeerSlotIndex) -> Option<ViewerShardAction> {
+    fn run_viewer_until_action(&mut self, now: Instant, key: PeerSlotIndex) -> Option<ViewerShardAction> {
         let peer = self.peers.get(key)?;
         let PeerRole::Viewer(viewer) = &mut peer.role else {
             return None;
@@ -156,14 +156,14 @@ pub(super) fn record_path_capacity(now: Instant, peer: &Peer, capacities: &PathC
 }
 
 /// Tells a viewer who is connected by TCP how long its datagrams wait to be written.
-pub(super) fn report_tcp_queue(
+pub(super) fn report_tcp_delay_to_viewer(
     now: Instant,
     viewer: &mut Viewer,
     destination: Option<Destination>,
     connections: &dyn TcpConnectionControl,
 ) {
     let by_tcp = destination.map(|destination| destination.to).filter(|to| is_tcp(*to));
-    if let Some(to) = by_tcp.filter(|_| viewer.is_tcp_queue_check_due(now)) {
+    if let Some(to) = by_tcp.filter(|_| viewer.start_tcp_queue_check_if_due(now)) {
         viewer.handle_tcp_queue_delay(now, connections.queue_delay(now, to));
     }
 }

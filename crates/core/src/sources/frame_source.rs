@@ -14,11 +14,11 @@ use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
 use crate::hub::ring::RingEntry;
-use crate::hub::source_rewriter::{CaptureReport, IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::source_rewriter::{CaptureTimeReport, IngestNumberingRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
 use crate::media::packetizer::{Packetizer, PacketizerError, RtpPayload, split_annex_b, split_length_prefixed};
 use crate::media::{Codec, Format, MediaKind};
-use crate::sdp::negotiated::TrackFormats;
+use crate::sdp::negotiated::AudioVideoFormats;
 
 /// The parts of the media plane that a frame source uses.
 pub trait FrameSink: Send + Sync {
@@ -27,7 +27,7 @@ pub trait FrameSink: Send + Sync {
 
     /// Publishes the frames that the source took since the last call. Returns `false` if the stream has another source;
     /// the frame source must then end.
-    fn publish_frames(&self, feed: &mut FrameSource) -> bool;
+    fn publish_frames_unless_displaced(&self, feed: &mut FrameSource) -> bool;
 
     /// Requests a key frame from the source of a stream, if it accepts requests.
     fn request_key_frame_of_source(&self, source: SourceRef);
@@ -290,7 +290,7 @@ impl FrameSource {
     pub fn set_accepts_key_frame_requests(&mut self, takes: bool) {
         self.source_ref.accepts_key_frame_requests = takes;
         if let Some(stream) = &self.stream {
-            stream.with_state(|state| state.update_source(self.source_ref));
+            stream.with_state(|state| state.update_source_if_current(self.source_ref));
         }
     }
 
@@ -310,17 +310,17 @@ impl FrameSource {
     pub fn detach(&mut self, hub: &Hub) {
         if let Some(stream) = self.stream.take() {
             hub.update_stream_and_remove_if_unused(&stream, |state| {
-                state.detach_source(self.source_ref.session_id);
+                state.detach_source_if_current(self.source_ref.session_id);
             });
         }
     }
 
-    fn formats(&self) -> TrackFormats {
+    fn formats(&self) -> AudioVideoFormats {
         let of = |kind| {
             let track = self.tracks.iter().find(|t| t.packetizer.codec().kind() == kind)?;
             track.format()
         };
-        TrackFormats {
+        AudioVideoFormats {
             video: of(MediaKind::Video),
             audio: of(MediaKind::Audio),
         }
@@ -376,7 +376,7 @@ impl FrameTrack {
 
     fn publish_packets_and_track_state(&mut self, state: &mut StreamState, out: &mut Vec<Arc<RingEntry>>) {
         let track = state.track(self.packetizer.codec().kind());
-        track.set_format(self.packetizer.format());
+        track.set_format_if_known(self.packetizer.format());
         track.set_has_b_frames_if_found(self.packetizer.has_b_frames());
         track.set_arrival_timed_frame_count(self.arrival_timed_frame_count);
         let resolution = self.packetizer.resolution();
@@ -385,7 +385,7 @@ impl FrameTrack {
             track.set_resolution_if_known(resolution);
         }
         self.numbering_rewriter
-            .rewrite_packets(track, self.pending_packets.drain(..), out);
+            .rewrite_packets_into_ring(track, self.pending_packets.drain(..), out);
         let Some(CaptureTime {
             timestamp: time,
             captured_at: at,
@@ -395,7 +395,7 @@ impl FrameTrack {
             return;
         };
         if is_reported {
-            let report = CaptureReport {
+            let report = CaptureTimeReport {
                 numbering_epoch: 0,
                 timestamp: time,
                 captured_at: at,
@@ -431,17 +431,21 @@ mod tests {
         length_prefixed_access_unit(&[SPS, PPS, &[0x65; 3000]])
     }
 
-    fn name() -> StreamName {
+    fn test_stream_name() -> StreamName {
         StreamName::parse("door").expect("a name")
     }
 
     fn new_unattached_source(id: u8) -> FrameSource {
-        FrameSource::new(name(), SessionId([id; 16]), &[Codec::H264.into(), Codec::Pcma.into()])
-            .expect("codecs that can be packetized")
+        FrameSource::new(
+            test_stream_name(),
+            SessionId([id; 16]),
+            &[Codec::H264.into(), Codec::Pcma.into()],
+        )
+        .expect("codecs that can be packetized")
     }
 
     #[test]
-    fn a_camera_takes_the_stream_with_its_first_key_frame_and_says_what_it_is() {
+    fn source_attaches_at_first_key_frame_with_formats() {
         let (hub, t) = (Hub::default(), Instant::now());
         let mut feed = new_unattached_source(1);
         feed.packetize_and_queue_audio(t, 0, &Bytes::from_static(&[0xd5; 160]))
@@ -454,7 +458,7 @@ mod tests {
         )
         .expect("a frame");
         let early = feed.publish_to_hub(&hub);
-        assert!(early.batches.is_empty() && !early.displaced && hub.find_stream(name()).is_none());
+        assert!(early.batches.is_empty() && !early.displaced && hub.find_stream(test_stream_name()).is_none());
         feed.packetize_and_queue_video(t, 3000, &key_frame(), NalFraming::LengthPrefixed)
             .expect("a frame");
         feed.packetize_and_queue_audio(t, 160, &Bytes::from_static(&[0xd5; 160]))
@@ -462,13 +466,13 @@ mod tests {
         let published = feed.publish_to_hub(&hub);
         let lengths: Vec<usize> = published.batches.iter().map(|batch| batch.packets.len()).collect();
         assert_eq!(lengths, [1 + 3 + 1], "parameter sets, three fragments, audio");
-        let state = hub.find_stream(name()).expect("a stream");
+        let state = hub.find_stream(test_stream_name()).expect("a stream");
         let formats = state.with_state(|state| state.formats().expect("a source"));
         assert!(matches!(formats.video, Some(Format::H264 { .. })));
         assert_eq!(formats.audio, Some(Format::Pcma));
         assert!(state.with_state(|state| state.video.ring().newest_key_frame_seq().is_some()));
         feed.detach(&hub);
-        assert!(hub.find_stream(name()).is_none());
+        assert!(hub.find_stream(test_stream_name()).is_none());
     }
 
     #[test]
@@ -485,7 +489,7 @@ mod tests {
             accepts_key_frame_requests: true,
         };
         let formats = camera.formats();
-        let stream = hub.open_and_update_stream(name(), |state| {
+        let stream = hub.open_and_update_stream(test_stream_name(), |state| {
             let replaced = state.replace_source(publisher, &formats);
             assert_eq!(replaced.map(|source| source.shard), Some(ShardIndex::NONE));
         });
@@ -500,14 +504,14 @@ mod tests {
     }
 
     #[test]
-    fn a_feed_is_asked_for_key_frames_only_while_it_makes_them() {
+    fn source_gets_key_frame_requests_only_if_accepting() {
         let (hub, t) = (Hub::default(), Instant::now());
         let mut camera = new_unattached_source(1);
         camera
             .packetize_and_queue_video(t, 0, &key_frame(), NalFraming::LengthPrefixed)
             .expect("a frame");
         camera.publish_to_hub(&hub);
-        let stream = hub.find_stream(name()).expect("a stream");
+        let stream = hub.find_stream(test_stream_name()).expect("a stream");
         assert_eq!(
             stream.with_state(StreamState::flag_key_frame_request_and_get_source),
             None
@@ -529,11 +533,11 @@ mod tests {
         pipeline
             .packetize_and_queue_video(t, 0, &key_frame(), NalFraming::LengthPrefixed)
             .expect("a frame");
-        let _viewer = hub.open_and_update_stream(name(), |state| state.add_viewer(ShardIndex(0)));
+        let _viewer = hub.open_and_update_stream(test_stream_name(), |state| state.add_viewer(ShardIndex(0)));
         pipeline.publish_to_hub(&hub);
         assert!(!pipeline.take_key_frame_request());
         pipeline.set_accepts_key_frame_requests(false);
-        let stream = hub.find_stream(name()).expect("a stream");
+        let stream = hub.find_stream(test_stream_name()).expect("a stream");
         assert_eq!(
             stream.with_state(StreamState::flag_key_frame_request_and_get_source),
             None
@@ -543,7 +547,7 @@ mod tests {
     #[test]
     fn a_camera_that_comes_back_continues_the_sequence() {
         let (hub, t) = (Hub::default(), Instant::now());
-        let stream = hub.open_and_update_stream(name(), |state| state.add_viewer(ShardIndex(0)));
+        let stream = hub.open_and_update_stream(test_stream_name(), |state| state.add_viewer(ShardIndex(0)));
         let mut last = None;
         for (id, at) in [(1, t), (2, t + Duration::from_secs(20))] {
             let mut camera = new_unattached_source(id);

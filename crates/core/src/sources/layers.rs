@@ -1,22 +1,22 @@
 //! Simulcast layers (RFC 8853): each layer is published as a separate stream with its own ring and key frame cache.
 //! Viewers switch between them as between any two streams.
 //!
-//! The main stream carries the best layer: see [`super::incoming`]. The timestamps of all layers are aligned with those
+//! The main stream carries the best layer: see [`super::publisher_track`]. The timestamps of all layers are aligned with those
 //! of the main stream by arrival time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::encoding::{FormatChange, IncomingEncoding};
-use super::incoming::{PublisherTrack, is_clearly_better_layer};
+use super::incoming_encoding::{FormatChange, IncomingEncoding};
+use super::publisher_track::{PublisherTrack, is_clearly_better_layer};
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::{StreamKey, StreamName};
-use crate::hub::source_rewriter::{CaptureReport, IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::source_rewriter::{CaptureTimeReport, IngestNumberingRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, SimulcastLayer, SourceRef, Stream, StreamState};
 use crate::media::MediaKind;
 use crate::media::packet::TrackTime;
-use crate::sdp::negotiated::TrackFormats;
+use crate::sdp::negotiated::AudioVideoFormats;
 
 /// The layer streams of a publisher; empty without simulcast.
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub struct LayerStreams {
     tracks: Vec<LayerTrack>,
     /// When the list of layers was last updated, and what it was made from.
     last_layer_list_update: Option<Instant>,
-    listed: Listed,
+    listed: LayerListInputs,
     /// Encodings with packets, the best first.
     order: Vec<usize>,
     /// A timestamp of the main stream, and its arrival time.
@@ -33,7 +33,7 @@ pub struct LayerStreams {
 
 /// What a list of layers was made from: it is made anew at once when this changes.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Listed {
+struct LayerListInputs {
     active_layers: usize,
     main_stream_encoding: usize,
 }
@@ -45,7 +45,7 @@ struct LayerTrack {
     numbering_rewriter: IngestNumberingRewriter,
     pending_packets: Vec<ReceivedPacket>,
     format_change: FormatChange,
-    formats: TrackFormats,
+    formats: AudioVideoFormats,
     resolution: Option<(u16, u16)>,
     has_b_frames: bool,
     stream_key: Option<StreamKey>,
@@ -90,7 +90,7 @@ impl LayerStreams {
                 numbering_rewriter: IngestNumberingRewriter::new(),
                 pending_packets: Vec::new(),
                 format_change: FormatChange::default(),
-                formats: TrackFormats::default(),
+                formats: AudioVideoFormats::default(),
                 resolution: None,
                 has_b_frames: false,
                 stream_key: None,
@@ -114,8 +114,8 @@ impl LayerStreams {
         let newest = state.video.ring().newest_track_time_and_arrival();
         let Some((_, now)) = newest else { return };
         self.timestamp_anchor = state.video.clock().track_time_arriving_at(now).map(|time| (time, now));
-        let is_active = |encoding: &&IncomingEncoding| encoding.ssrc.is_some() && !encoding.is_silent(now);
-        let listed = Listed {
+        let is_active = |encoding: &&IncomingEncoding| encoding.ssrc.is_some() && !encoding.has_no_recent_packets(now);
+        let listed = LayerListInputs {
             active_layers: video.encodings.iter().filter(is_active).count(),
             main_stream_encoding: video.active_encoding_index,
         };
@@ -135,7 +135,7 @@ impl LayerStreams {
                 rid: encoding.rid.clone()?,
                 resolution: encoding.resolution(),
                 measured_bitrate: encoding.layer_rank().1 * 8,
-                active: !encoding.is_silent(now),
+                active: !encoding.has_no_recent_packets(now),
                 is_carried_by_main_stream: *index == video.active_encoding_index,
             })
         };
@@ -159,7 +159,7 @@ impl LayerStreams {
     }
 
     /// Handles a sender report of a layer.
-    pub fn on_sender_report(&mut self, encoding: usize, session: SessionId, report: CaptureReport) {
+    pub fn on_sender_report(&mut self, encoding: usize, session: SessionId, report: CaptureTimeReport) {
         let Some(layer) = self.tracks.iter_mut().find(|layer| layer.encoding_index == encoding) else {
             return;
         };
@@ -178,7 +178,7 @@ impl LayerStreams {
     pub fn detach_publisher(&self, hub: &Hub, session: SessionId) {
         for stream in self.tracks.iter().filter_map(|layer| layer.stream.as_ref()) {
             hub.update_stream_and_remove_if_unused(stream, |state| {
-                state.detach_source(session);
+                state.detach_source_if_current(session);
             });
         }
     }
@@ -218,8 +218,8 @@ impl LayerTrack {
             let video = state.track(MediaKind::Video);
             video.align_next_source_with_main_stream(anchor.0, anchor.1);
             self.numbering_rewriter
-                .rewrite_packets(video, arrived.into_iter(), &mut packets);
-            video.set_format(change.format.or(self.formats.video));
+                .rewrite_packets_into_ring(video, arrived.into_iter(), &mut packets);
+            video.set_format_if_known(change.format.or(self.formats.video));
             video.set_resolution_if_known(self.resolution);
             video.set_has_b_frames_if_found(self.has_b_frames);
             PacketBatchToDeliver::new(&stream, state, packets)

@@ -1,11 +1,11 @@
 //! Sources of streams: what a WHIP publisher sends, and whole frames of cameras, HLS origins and pipelines.
-mod arrivals;
-pub mod encoding;
 mod feedback;
 pub mod frame_source;
-mod incoming;
+pub mod incoming_encoding;
+mod key_frame_response_detector;
 pub mod layers;
-mod requests;
+mod missing_media_detector;
+mod publisher_track;
 pub mod whip;
 
 #[cfg(test)]

@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::arrivals::MissingMediaDetector;
-use super::encoding::{FormatChange, IncomingEncoding};
 use super::feedback::{PublisherFeedback, RECEIVER_REPORT_INTERVAL};
-use super::incoming::{EncodingPacketBatch, PublisherTrack};
+use super::incoming_encoding::{FormatChange, IncomingEncoding};
+use super::key_frame_response_detector::KeyFrameResponseDetector;
 use super::layers::LayerStreams;
-use super::requests::KeyFrameResponseDetector;
+use super::missing_media_detector::MissingMediaDetector;
+use super::publisher_track::{EncodingPacketBatch, PublisherTrack};
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamName;
 use crate::hub::ring::RingEntry;
-use crate::hub::source_rewriter::{CaptureReport, ReceivedPacket};
+use crate::hub::source_rewriter::{CaptureTimeReport, ReceivedPacket};
 use crate::hub::stream::{SourceRef, Stream, StreamState};
 use crate::hub::traffic;
-use crate::media::clock::NtpClock;
+use crate::media::clock::SenderNtpMapper;
 use crate::media::rtcp::{self, RtcpMessage};
-use crate::media::rtp::Header;
+use crate::media::rtp::ParsedRtpHeader;
 use crate::media::{MediaKind, Rid, Ssrc};
-use crate::sdp::negotiated::{NegotiatedPublication, TrackFormats};
+use crate::sdp::negotiated::{AudioVideoFormats, NegotiatedPublication};
 
 /// What a publisher's session feeds to its stream.
 pub struct Publisher {
@@ -38,7 +38,7 @@ pub struct Publisher {
     /// In order of arrival, since the last turn.
     pending_packets: Vec<(usize, usize, ReceivedPacket, FormatChange)>,
     feedback: PublisherFeedback,
-    ntp_clock: NtpClock,
+    ntp_clock: SenderNtpMapper,
     key_frame_responses: KeyFrameResponseDetector,
     layer_streams: LayerStreams,
     /// When the transport came up, until media comes or its absence was told.
@@ -120,7 +120,7 @@ impl Publisher {
             ssrc_roles: by_ssrc,
             pending_packets: Vec::new(),
             feedback,
-            ntp_clock: NtpClock::default(),
+            ntp_clock: SenderNtpMapper::default(),
             key_frame_responses: KeyFrameResponseDetector::default(),
             layer_streams: LayerStreams::default(),
             awaiting_media_since: None,
@@ -167,7 +167,7 @@ impl Publisher {
         is_silent
     }
 
-    fn received_or_negotiated_formats(&self) -> TrackFormats {
+    fn received_or_negotiated_formats(&self) -> AudioVideoFormats {
         let of = |kind| {
             let track = self.tracks.iter().find(|t| t.negotiated_track.kind == kind)?;
             let seen = track
@@ -176,7 +176,7 @@ impl Publisher {
                 .and_then(IncomingEncoding::format);
             seen.or_else(|| track.negotiated_track.codecs.first().map(|c| c.format))
         };
-        TrackFormats {
+        AudioVideoFormats {
             video: of(MediaKind::Video),
             audio: of(MediaKind::Audio),
         }
@@ -184,9 +184,11 @@ impl Publisher {
 
     /// Takes a decrypted RTP packet.
     pub fn handle_rtp(&mut self, now: Instant, packet: Bytes) {
-        let Ok(header) = Header::parse(&packet) else { return };
+        let Ok(header) = ParsedRtpHeader::parse(&packet) else {
+            return;
+        };
         let payload = packet.get(header.payload_range()).unwrap_or_default();
-        let Some(role) = self.resolve_ssrc(now, &header, payload) else {
+        let Some(role) = self.resolve_or_learn_ssrc(now, &header, payload) else {
             return;
         };
         let Some(track) = self.tracks.get(role.track_index) else {
@@ -212,7 +214,9 @@ impl Publisher {
 
     /// Hands a packet to its encoding. One of an encoding whose SSRC is not known yet is dropped if it is a retransmission.
     fn pass_packet_to_encoding(&mut self, now: Instant, role: SsrcRole, packet: &Bytes) {
-        let Ok(header) = Header::parse(packet) else { return };
+        let Ok(header) = ParsedRtpHeader::parse(packet) else {
+            return;
+        };
         let Some(track) = self.tracks.get_mut(role.track_index) else {
             return;
         };
@@ -302,7 +306,7 @@ impl Publisher {
             let Some(captured) = self.ntp_clock.update_and_convert_to_instant(*ntp, now) else {
                 continue;
             };
-            let report = CaptureReport {
+            let report = CaptureTimeReport {
                 numbering_epoch: encoding.numbering_epoch(),
                 timestamp: time,
                 captured_at: captured,
@@ -344,7 +348,7 @@ impl Publisher {
         if self.pending_packets.is_empty() {
             return published;
         }
-        let stream = self.ensure_attached(hub, &mut published);
+        let stream = self.ensure_attached_replacing_source(hub, &mut published);
         stream.with_state(|state| {
             if !state.is_source_session(self.source_ref.session_id) {
                 published.displaced = true;
@@ -370,7 +374,11 @@ impl Publisher {
         published
     }
 
-    fn ensure_attached(&mut self, hub: &Hub, published: &mut PublishedBatchesAndTakeover) -> Arc<Stream> {
+    fn ensure_attached_replacing_source(
+        &mut self,
+        hub: &Hub,
+        published: &mut PublishedBatchesAndTakeover,
+    ) -> Arc<Stream> {
         if let (true, Some(stream)) = (self.attached, &self.stream) {
             return stream.clone();
         }
@@ -439,7 +447,7 @@ impl Publisher {
     pub fn detach(&self, hub: &Hub) {
         if let Some(stream) = &self.stream {
             hub.update_stream_and_remove_if_unused(stream, |state| {
-                state.detach_source(self.source_ref.session_id);
+                state.detach_source_if_current(self.source_ref.session_id);
             });
         }
         self.layer_streams.detach_publisher(hub, self.source_ref.session_id);
@@ -476,7 +484,7 @@ impl Publisher {
                 if awaited_key_frame && track.negotiated_track.accepts_picture_loss_indications() {
                     rtcp::write_pli(&mut pli, from, ssrc);
                 } else if awaited_key_frame {
-                    rtcp::write_fir(&mut pli, from, ssrc, encoding.next_fir_seq());
+                    rtcp::write_fir(&mut pli, from, ssrc, encoding.increment_fir_seq());
                 }
                 if track.negotiated_track.reduced_size_rtcp {
                     datagrams.extend([nack, pli].into_iter().filter(|packet| !packet.is_empty()));
@@ -496,7 +504,7 @@ impl Publisher {
             .map(|(ssrc, _)| *ssrc);
         self.feedback.write_bandwidth_feedback(now, media, &mut body);
         let blocks = if self.feedback.next_report_at <= now {
-            self.take_report_blocks(now)
+            self.end_report_interval(now)
         } else {
             Vec::new()
         };
@@ -528,7 +536,7 @@ impl Publisher {
         }
     }
 
-    fn take_report_blocks(&mut self, now: Instant) -> Vec<rtcp::ReceiverReportStats> {
+    fn end_report_interval(&mut self, now: Instant) -> Vec<rtcp::ReceiverReportStats> {
         self.feedback.next_report_at = now + RECEIVER_REPORT_INTERVAL;
         if let Some(stream) = &self.stream {
             let (session, arrivals) = (self.source_ref.session_id, &self.missing_media);

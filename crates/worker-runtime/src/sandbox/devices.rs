@@ -23,7 +23,7 @@ impl IoctlPattern {
     }
 
     /// Requests of a type that pass a structure to the driver, from it, or both (bits 30 and 31).
-    const fn with_data(kind: u8, direction: u64) -> Self {
+    const fn of_type_and_direction(kind: u8, direction: u64) -> Self {
         Self {
             mask: 0xc000_ff00,
             value: direction << 30 | (kind as u64) << 8,
@@ -91,9 +91,9 @@ const SOUND: DeviceClass = DeviceClass {
     ioctl_patterns: &[
         IoctlPattern::of_type(b'A'),
         IoctlPattern::of_type(b'U'),
-        IoctlPattern::with_data(b'T', 1),
-        IoctlPattern::with_data(b'T', 2),
-        IoctlPattern::with_data(b'T', 3),
+        IoctlPattern::of_type_and_direction(b'T', 1),
+        IoctlPattern::of_type_and_direction(b'T', 2),
+        IoctlPattern::of_type_and_direction(b'T', 3),
         // SNDRV_TIMER_IOCTL_START, _STOP, _CONTINUE and _PAUSE.
         IoctlPattern {
             mask: 0xffff_fffc,
@@ -153,7 +153,7 @@ const DVB: DeviceClass = DeviceClass {
     read_paths: &["/sys/class/dvb", "/sys/dev/char", "/sys/devices", "/run/udev/data"],
 };
 
-const CLASSES: [&DeviceClass; 5] = [&VIDEO4LINUX, &GRAPHICS, &SOUND, &NVIDIA, &DVB];
+const ALL_DEVICE_CLASSES: [&DeviceClass; 5] = [&VIDEO4LINUX, &GRAPHICS, &SOUND, &NVIDIA, &DVB];
 
 /// Returns the classes of the devices that a job declares. A device of no known class can be read and written, and nothing
 /// else.
@@ -169,7 +169,7 @@ pub(super) fn device_classes(job: &PipelineJob) -> Vec<&'static DeviceClass> {
         begins(path) || begins(&real)
     };
     let is_declared = |class: &&DeviceClass| declared.iter().any(|path| is_of(class, path));
-    CLASSES.into_iter().filter(is_declared).collect()
+    ALL_DEVICE_CLASSES.into_iter().filter(is_declared).collect()
 }
 
 /// Returns whether a path is a device, or a folder of devices below `/dev`.
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn no_class_allows_to_type_on_terminals_or_to_have_others_signalled() {
-        for class in CLASSES {
+        for class in ALL_DEVICE_CLASSES {
             // TIOCSTI, TIOCLINUX, TIOCSETD, FIOASYNC, FIOSETOWN, SIOCSPGRP
             for request in [0x5412, 0x541c, 0x5423, 0x5452, 0x8901, 0x8902] {
                 assert!(!allows(class, request), "{request:#x}: {:?}", class.prefixes);

@@ -85,7 +85,7 @@ pub enum FileRestriction {
 }
 
 /// Restricts this process to the files of a job, and signals and abstract Unix sockets to this process.
-pub(super) fn restrict(job: &PipelineJob) -> io::Result<FileRestriction> {
+pub(super) fn restrict_file_access(job: &PipelineJob) -> io::Result<FileRestriction> {
     let ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK_ABI))

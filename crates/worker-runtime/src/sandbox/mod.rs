@@ -33,7 +33,7 @@ const DATA_TO_RESIDENT_MEMORY_RATIO: u64 = 4;
 /// # Errors
 ///
 /// The first restriction that the kernel rejects. Landlock is skipped where it is not available.
-pub fn enter(job: &PipelineJob) -> io::Result<FileRestriction> {
+pub fn sandbox_this_process(job: &PipelineJob) -> io::Result<FileRestriction> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::thread::set_no_new_privs(true)?;
     set_resource_limit(Resource::Core, 0)?;
@@ -41,8 +41,8 @@ pub fn enter(job: &PipelineJob) -> io::Result<FileRestriction> {
     set_resource_limit(Resource::Data, job.memory.saturating_mul(DATA_TO_RESIDENT_MEMORY_RATIO))?;
     let _ = fs::write("/proc/self/oom_score_adj", "800");
     bind_to_processor_count(job.processors)?;
-    let restriction = files::restrict(job)?;
-    system_calls::restrict(job.network, &devices::device_classes(job))?;
+    let restriction = files::restrict_file_access(job)?;
+    system_calls::restrict_system_calls(job.network, &devices::device_classes(job))?;
     Ok(restriction)
 }
 

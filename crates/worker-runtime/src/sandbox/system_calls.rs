@@ -9,10 +9,10 @@ use seccompiler::{
 
 use super::devices::DeviceClass;
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+type RulesBySystemCall = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Calls on open files, memory, threads, time and this process itself. What they open is the matter of Landlock.
-const ALLOWED: [i64; 108] = [
+const ALLOWED_SYSTEM_CALLS: [i64; 108] = [
     // Files that are open, and opening some.
     libc::SYS_read,
     libc::SYS_write,
@@ -133,7 +133,7 @@ const ALLOWED: [i64; 108] = [
 
 /// Former calls that the C library still makes on this architecture.
 #[cfg(target_arch = "x86_64")]
-const ALLOWED_BY_ARCHITECTURE: [i64; 16] = [
+const LEGACY_ALLOWED_SYSTEM_CALLS: [i64; 16] = [
     libc::SYS_open,
     libc::SYS_stat,
     libc::SYS_lstat,
@@ -155,7 +155,7 @@ const ALLOWED_BY_ARCHITECTURE: [i64; 16] = [
 const ALLOWED_BY_ARCHITECTURE: [i64; 0] = [];
 
 /// Calls that open connections and ports.
-const ALLOWED_WITH_NETWORK: [i64; 5] = [
+const NETWORK_ALLOWED_SYSTEM_CALLS: [i64; 5] = [
     libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
@@ -164,7 +164,7 @@ const ALLOWED_WITH_NETWORK: [i64; 5] = [
 ];
 
 /// Commands of `fcntl`. `F_SETOWN` is not among them: it would have the kernel signal another process.
-const FCNTL_COMMANDS: [i32; 10] = [
+const ALLOWED_FCNTL_COMMANDS: [i32; 10] = [
     libc::F_DUPFD,
     libc::F_DUPFD_CLOEXEC,
     libc::F_GETFD,
@@ -178,7 +178,7 @@ const FCNTL_COMMANDS: [i32; 10] = [
 ];
 
 /// Requests of `ioctl` on files and sockets. `FIOSETOWN` and `TIOCSTI` are not among them.
-const IOCTL_REQUESTS: [u64; 9] = [
+const ALLOWED_IOCTL_REQUESTS: [u64; 9] = [
     libc::TCGETS,
     libc::FIONREAD,
     libc::FIONBIO,
@@ -191,28 +191,28 @@ const IOCTL_REQUESTS: [u64; 9] = [
 ];
 
 /// Operations of `prctl`: names of threads and of mappings.
-const PRCTL_OPERATIONS: [i32; 3] = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
+const ALLOWED_PRCTL_OPERATIONS: [i32; 3] = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA];
 
 /// The bits of a socket type that are not flags.
 const SOCKET_TYPE_MASK: u64 = 0xf;
 
 /// Restricts all threads of this process to the calls that its job needs.
-pub(super) fn restrict(network: bool, devices: &[&DeviceClass]) -> io::Result<()> {
+pub(super) fn restrict_system_calls(network: bool, devices: &[&DeviceClass]) -> io::Result<()> {
     // The flags of `clone3` are behind a pointer, which a filter cannot follow.
-    let unknown = Rules::from([(libc::SYS_clone3, Vec::new())]);
-    apply(unknown, SeccompAction::Allow, errno_action(libc::ENOSYS))?;
-    apply(
-        allowed_calls(network, devices)?,
+    let unknown = RulesBySystemCall::from([(libc::SYS_clone3, Vec::new())]);
+    install_seccomp_filter(unknown, SeccompAction::Allow, errno_action(libc::ENOSYS))?;
+    install_seccomp_filter(
+        allowed_system_call_rules(network, devices)?,
         errno_action(libc::EPERM),
         SeccompAction::Allow,
     )
 }
 
-fn allowed_calls(network: bool, devices: &[&DeviceClass]) -> io::Result<Rules> {
-    let mut rules: Rules = ALLOWED
+fn allowed_system_call_rules(network: bool, devices: &[&DeviceClass]) -> io::Result<RulesBySystemCall> {
+    let mut rules: RulesBySystemCall = ALLOWED_SYSTEM_CALLS
         .iter()
-        .chain(&ALLOWED_BY_ARCHITECTURE)
-        .chain(ALLOWED_WITH_NETWORK.iter().filter(|_| network))
+        .chain(&LEGACY_ALLOWED_SYSTEM_CALLS)
+        .chain(NETWORK_ALLOWED_SYSTEM_CALLS.iter().filter(|_| network))
         .map(|call| (*call, Vec::new()))
         .collect();
     let own = u64::from(std::process::id());
@@ -224,17 +224,22 @@ fn allowed_calls(network: bool, devices: &[&DeviceClass]) -> io::Result<Rules> {
     let thread = libc::CLONE_THREAD as u64;
     rules.insert(libc::SYS_clone, vec![masked_argument_equals_rule(0, thread, thread)?]);
     // Limits of this process are read, by zero or by its number, and not set.
-    let reads_limit = |pid| rule(vec![condition(0, SeccompCmpOp::Eq, pid)?, wide_condition(2, 0)?]);
+    let reads_limit = |pid| {
+        seccomp_rule(vec![
+            low_32_bits_condition(0, SeccompCmpOp::Eq, pid)?,
+            full_argument_equals_condition(2, 0)?,
+        ])
+    };
     rules.insert(libc::SYS_prlimit64, vec![reads_limit(0)?, reads_limit(own)?]);
-    let commands = FCNTL_COMMANDS
+    let commands = ALLOWED_FCNTL_COMMANDS
         .iter()
         .map(|command| argument_equals_rule(1, u64::from(command.unsigned_abs())));
     rules.insert(libc::SYS_fcntl, commands.collect::<io::Result<_>>()?);
-    let operations = PRCTL_OPERATIONS
+    let operations = ALLOWED_PRCTL_OPERATIONS
         .iter()
         .map(|operation| argument_equals_rule(0, u64::from(operation.unsigned_abs())));
     rules.insert(libc::SYS_prctl, operations.collect::<io::Result<_>>()?);
-    let mut requests = IOCTL_REQUESTS
+    let mut requests = ALLOWED_IOCTL_REQUESTS
         .iter()
         .map(|request| argument_equals_rule(1, *request))
         .collect::<io::Result<Vec<_>>>()?;
@@ -243,9 +248,9 @@ fn allowed_calls(network: bool, devices: &[&DeviceClass]) -> io::Result<Rules> {
     }
     rules.insert(libc::SYS_ioctl, requests);
     // A datagram socket could send to any path.
-    let stream = condition(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE_MASK), libc::SOCK_STREAM as u64)?;
-    let unix = condition(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
-    rules.insert(libc::SYS_socketpair, vec![rule(vec![unix, stream])?]);
+    let stream = low_32_bits_condition(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE_MASK), libc::SOCK_STREAM as u64)?;
+    let unix = low_32_bits_condition(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
+    rules.insert(libc::SYS_socketpair, vec![seccomp_rule(vec![unix, stream])?]);
     if network {
         rules.insert(libc::SYS_socket, socket_rules()?);
     }
@@ -258,38 +263,42 @@ fn socket_rules() -> io::Result<Vec<SeccompRule>> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
             let masked_type = SeccompCmpOp::MaskedEq(SOCKET_TYPE_MASK);
-            rules.push(rule(vec![
-                condition(0, SeccompCmpOp::Eq, family as u64)?,
-                condition(1, masked_type, kind as u64)?,
+            rules.push(seccomp_rule(vec![
+                low_32_bits_condition(0, SeccompCmpOp::Eq, family as u64)?,
+                low_32_bits_condition(1, masked_type, kind as u64)?,
             ])?);
         }
     }
-    rules.push(rule(vec![
-        condition(0, SeccompCmpOp::Eq, libc::AF_NETLINK as u64)?,
-        condition(2, SeccompCmpOp::Eq, libc::NETLINK_ROUTE as u64)?,
+    rules.push(seccomp_rule(vec![
+        low_32_bits_condition(0, SeccompCmpOp::Eq, libc::AF_NETLINK as u64)?,
+        low_32_bits_condition(2, SeccompCmpOp::Eq, libc::NETLINK_ROUTE as u64)?,
     ])?);
     Ok(rules)
 }
 
 fn argument_equals_rule(argument: u8, value: u64) -> io::Result<SeccompRule> {
-    rule(vec![condition(argument, SeccompCmpOp::Eq, value)?])
+    seccomp_rule(vec![low_32_bits_condition(argument, SeccompCmpOp::Eq, value)?])
 }
 
 fn masked_argument_equals_rule(argument: u8, mask: u64, value: u64) -> io::Result<SeccompRule> {
-    rule(vec![condition(argument, SeccompCmpOp::MaskedEq(mask), value)?])
+    seccomp_rule(vec![low_32_bits_condition(
+        argument,
+        SeccompCmpOp::MaskedEq(mask),
+        value,
+    )?])
 }
 
 /// Compares the lower half of an argument.
-fn condition(argument: u8, operation: SeccompCmpOp, value: u64) -> io::Result<SeccompCondition> {
+fn low_32_bits_condition(argument: u8, operation: SeccompCmpOp, value: u64) -> io::Result<SeccompCondition> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operation, value).map_err(io::Error::other)
 }
 
 /// Compares a whole argument, such as a pointer.
-fn wide_condition(argument: u8, value: u64) -> io::Result<SeccompCondition> {
+fn full_argument_equals_condition(argument: u8, value: u64) -> io::Result<SeccompCondition> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, value).map_err(io::Error::other)
 }
 
-fn rule(conditions: Vec<SeccompCondition>) -> io::Result<SeccompRule> {
+fn seccomp_rule(conditions: Vec<SeccompCondition>) -> io::Result<SeccompRule> {
     SeccompRule::new(conditions).map_err(io::Error::other)
 }
 
@@ -297,7 +306,11 @@ fn errno_action(error: i32) -> SeccompAction {
     SeccompAction::Errno(error.unsigned_abs())
 }
 
-fn apply(rules: Rules, otherwise: SeccompAction, matched: SeccompAction) -> io::Result<()> {
+fn install_seccomp_filter(
+    rules: RulesBySystemCall,
+    otherwise: SeccompAction,
+    matched: SeccompAction,
+) -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     let filter = SeccompFilter::new(rules, otherwise, matched, arch).map_err(io::Error::other)?;
     let program: BpfProgram = filter.try_into().map_err(io::Error::other)?;

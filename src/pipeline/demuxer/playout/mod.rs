@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
-use self::pacer::Pacer;
+use self::pacer::PlayoutPacer;
 use self::timelines::Timelines;
 use millstream_core::media::MediaKind;
 use millstream_core::media::container::{ContainerError, DemuxedSample, HlsSegmentDemuxer, SampleCodec};
@@ -26,7 +26,7 @@ mod timelines;
 pub(super) struct Playout {
     renditions: Vec<DemuxedRendition>,
     timelines: Timelines,
-    pacer: Pacer,
+    pacer: PlayoutPacer,
     /// Consecutive segments of the leading rendition that could not be played.
     consecutive_unplayable_segments: u32,
     /// Segments that could not be played, and why the first one could not.
@@ -78,13 +78,13 @@ struct QueuedFrame {
 const MAX_SEGMENT_BYTES: usize = 64 << 20;
 
 /// The next segment is requested when the buffered ones last no longer than this.
-const MIN_BUFFERED_DURATION: Duration = Duration::from_secs(2);
+const SEGMENT_REQUEST_BUFFER_THRESHOLD: Duration = Duration::from_secs(2);
 
 /// Maximum number of tracks that are named as left out.
 const MAX_LISTED_UNSUPPORTED_TRACKS: usize = 8;
 
 /// Number of consecutive segments that may be unplayable.
-const MAX_CONSECUTIVE_UNPLAYABLE_SEGMENTS: u32 = 3;
+const UNPLAYABLE_SEGMENTS_UNTIL_ERROR: u32 = 3;
 
 impl Playout {
     /// Creates an empty playout.
@@ -94,7 +94,7 @@ impl Playout {
                 .map(|_| DemuxedRendition::default())
                 .collect(),
             timelines: Timelines::default(),
-            pacer: Pacer::new(job.is_live),
+            pacer: PlayoutPacer::new(job.is_live),
             consecutive_unplayable_segments: 0,
             unplayable: (0, None),
             has_found_frames: false,
@@ -107,7 +107,7 @@ impl Playout {
         let mut due = Vec::new();
         for (index, rendition) in (0u8..).zip(&mut self.renditions) {
             let last = rendition.frame_queue.back().map(|frame| frame.decode_time);
-            let is_filled = last.is_some_and(|last| last > at.unwrap_or_default() + MIN_BUFFERED_DURATION);
+            let is_filled = last.is_some_and(|last| last > at.unwrap_or_default() + SEGMENT_REQUEST_BUFFER_THRESHOLD);
             if !rendition.segment_requested
                 && !rendition.ended
                 && !is_filled
@@ -182,7 +182,7 @@ impl Playout {
                 self.consecutive_unplayable_segments += 1;
                 let is_final = matches!(error, ContainerError::Encrypted | ContainerError::UnsupportedCodec(_));
                 if is_final && !self.has_found_frames
-                    || self.consecutive_unplayable_segments >= MAX_CONSECUTIVE_UNPLAYABLE_SEGMENTS
+                    || self.consecutive_unplayable_segments >= UNPLAYABLE_SEGMENTS_UNTIL_ERROR
                 {
                     return Err(error.into());
                 }
@@ -205,7 +205,7 @@ impl Playout {
         };
         if leads {
             self.timelines.position_timeline_and_advance_end(timeline, &samples);
-        } else if !self.timelines.contains(timeline) {
+        } else if !self.timelines.has_timeline_position(timeline) {
             // The leading rendition either has not reached this timeline yet, or has already left it.
             if self.timelines.is_newer_than_last_position(timeline) {
                 rendition.unpositioned_samples.extend(samples);
@@ -247,7 +247,7 @@ impl Playout {
         for track in self
             .renditions
             .iter()
-            .flat_map(|rendition| rendition.demuxer.left_out())
+            .flat_map(|rendition| rendition.demuxer.unsupported_tracks())
         {
             if tracks.len() < MAX_LISTED_UNSUPPORTED_TRACKS && !tracks.contains(&track) {
                 tracks.push(track);

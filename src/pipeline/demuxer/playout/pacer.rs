@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// Paces frames.
 #[derive(Debug)]
-pub(super) struct Pacer {
+pub(super) struct PlayoutPacer {
     is_live: bool,
     /// When playout time zero is due.
     playout_zero_due_at: Option<Instant>,
@@ -23,7 +23,7 @@ pub(super) struct Pacer {
 }
 
 /// Initial delay of a live stream: the next segment may be this much too late without a stall.
-const INITIAL_LIVE_DELAY: Duration = Duration::from_millis(300);
+const INITIAL_PLAYOUT_DELAY: Duration = Duration::from_millis(300);
 
 /// Extra delay added on top of the lateness of a segment.
 const EXTRA_DELAY_AFTER_LATE_SEGMENT: Duration = Duration::from_millis(100);
@@ -32,7 +32,7 @@ const EXTRA_DELAY_AFTER_LATE_SEGMENT: Duration = Duration::from_millis(100);
 const TARGET_EARLY_MARGIN: Duration = Duration::from_millis(200);
 
 /// Least reserve for parts.
-const MIN_PART_RESERVE: Duration = Duration::from_millis(100);
+const MIN_EARLY_MARGIN_OF_PARTS: Duration = Duration::from_millis(100);
 
 /// After the start of a live stream its latency is reduced at once: what arrived together before is played faster.
 const STARTUP_CATCH_UP_PERIOD: Duration = Duration::from_millis(1_500);
@@ -49,7 +49,7 @@ const MAX_KEPT_EARLY_MARGINS: usize = 4;
 /// Speed-up while latency is reduced: one part in this many (2 %), which is inaudible.
 const SPEED_UP_DIVISOR: u32 = 50;
 
-impl Pacer {
+impl PlayoutPacer {
     pub(super) fn new(is_live: bool) -> Self {
         Self {
             is_live,
@@ -69,9 +69,9 @@ impl Pacer {
     }
 
     /// Limits a reserve to half of what arrives at once.
-    fn limit_reserve_to_half_burst(&self, most: Duration) -> Duration {
+    fn limit_margin_to_half_burst(&self, most: Duration) -> Duration {
         self.longest_burst_duration
-            .map_or(most, |span| most.min((span / 2).max(MIN_PART_RESERVE)))
+            .map_or(most, |span| most.min((span / 2).max(MIN_EARLY_MARGIN_OF_PARTS)))
     }
 
     /// A segment arrived whose first frame has this playout time; `is_leader` if it is of the leading rendition.
@@ -82,7 +82,7 @@ impl Pacer {
         }
         let Some(due) = self.due_at(first_frame_time) else {
             let lead = if self.is_live {
-                self.limit_reserve_to_half_burst(INITIAL_LIVE_DELAY)
+                self.limit_margin_to_half_burst(INITIAL_PLAYOUT_DELAY)
             } else {
                 Duration::ZERO
             };
@@ -100,7 +100,7 @@ impl Pacer {
                 .longest_burst_duration
                 .is_some_and(|span| span <= MAX_PART_DURATION);
             if self.is_live && are_parts && is_new && now.saturating_duration_since(start) <= STARTUP_CATCH_UP_PERIOD {
-                let excess = slack.saturating_sub(self.limit_reserve_to_half_burst(TARGET_EARLY_MARGIN));
+                let excess = slack.saturating_sub(self.limit_margin_to_half_burst(TARGET_EARLY_MARGIN));
                 self.playout_zero_due_at = self.playout_zero_due_at.and_then(|zero| zero.checked_sub(excess));
                 slack -= excess;
             }
@@ -117,7 +117,7 @@ impl Pacer {
         if !self.is_live || self.early_margins.len() < MAX_KEPT_EARLY_MARGINS {
             return;
         }
-        let reserve = self.limit_reserve_to_half_burst(TARGET_EARLY_MARGIN);
+        let reserve = self.limit_margin_to_half_burst(TARGET_EARLY_MARGIN);
         let excess = self
             .early_margins
             .iter()
@@ -155,11 +155,11 @@ mod tests {
     #[test]
     fn a_late_segment_moves_what_follows_once() {
         let t = Instant::now();
-        let mut pacer = Pacer::new(true);
+        let mut pacer = PlayoutPacer::new(true);
         pacer.on_segment_arrival(t, ms(1_000), true);
-        assert_eq!(pacer.due_at(ms(1_000)), Some(t + INITIAL_LIVE_DELAY));
+        assert_eq!(pacer.due_at(ms(1_000)), Some(t + INITIAL_PLAYOUT_DELAY));
         // It should arrive two seconds later, and is half a second late.
-        let late = t + INITIAL_LIVE_DELAY + ms(2_500);
+        let late = t + INITIAL_PLAYOUT_DELAY + ms(2_500);
         pacer.on_segment_arrival(late, ms(3_000), true);
         assert_eq!(pacer.due_at(ms(3_000)), Some(late + EXTRA_DELAY_AFTER_LATE_SEGMENT));
         let again = late + ms(2_000);
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn latency_is_reduced_slowly_as_long_as_segments_come_early() {
         let t = Instant::now();
-        let mut pacer = Pacer::new(true);
+        let mut pacer = PlayoutPacer::new(true);
         pacer.on_segment_arrival(t, ms(0), true);
         for index in 1..=4 {
             pacer.on_segment_arrival(t + ms(1_000), ms(2_000 * index), true);
@@ -188,31 +188,35 @@ mod tests {
             pacer.reduce_latency(t + ms(1_000 * second));
         }
         let gained = before - pacer.due_at(ms(100_000)).expect("it began");
-        assert_eq!(gained, ms(1_000) + INITIAL_LIVE_DELAY - TARGET_EARLY_MARGIN);
+        assert_eq!(gained, ms(1_000) + INITIAL_PLAYOUT_DELAY - TARGET_EARLY_MARGIN);
     }
 
     #[test]
     fn parts_that_were_there_at_the_start_are_no_latency_later() {
         let t = Instant::now();
-        let mut pacer = Pacer::new(true);
+        let mut pacer = PlayoutPacer::new(true);
         // Three parts of 200 ms come at once, then one each 200 ms.
         for index in 0..3 {
             pacer.record_burst_duration(ms(200));
             pacer.on_segment_arrival(t, ms(200 * index), true);
         }
-        assert_eq!(pacer.due_at(ms(0)), Some(t + MIN_PART_RESERVE));
+        assert_eq!(pacer.due_at(ms(0)), Some(t + MIN_EARLY_MARGIN_OF_PARTS));
         for index in 3..10 {
             pacer.record_burst_duration(ms(200));
             let now = t + ms(150 + 200 * (index - 3));
             pacer.on_segment_arrival(now, ms(200 * index), true);
-            assert_eq!(pacer.due_at(ms(200 * index)), Some(now + MIN_PART_RESERVE), "{index}");
+            assert_eq!(
+                pacer.due_at(ms(200 * index)),
+                Some(now + MIN_EARLY_MARGIN_OF_PARTS),
+                "{index}"
+            );
         }
     }
 
     #[test]
     fn a_stream_that_is_not_live_is_not_sped_up() {
         let t = Instant::now();
-        let mut pacer = Pacer::new(false);
+        let mut pacer = PlayoutPacer::new(false);
         for index in 0..6 {
             pacer.on_segment_arrival(t, ms(6_000 * index), true);
         }

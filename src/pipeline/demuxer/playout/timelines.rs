@@ -26,7 +26,7 @@ struct TimelinePosition {
 const FIRST_FRAME_PLAYOUT_TIME: Duration = Duration::from_secs(1);
 
 /// Maximum number of remembered positions: renditions are never that far apart.
-const MAX_POSITIONS: usize = 8;
+const MAX_TIMELINE_POSITIONS: usize = 8;
 
 /// Timestamps that go back or forward by more than this have a new origin, even without a discontinuity tag.
 const MAX_BACKWARD_JUMP: Duration = Duration::from_secs(1);
@@ -55,7 +55,7 @@ impl Timelines {
                 timeline_time: first,
                 playout_time: playout,
             });
-            if self.positions.len() > MAX_POSITIONS {
+            if self.positions.len() > MAX_TIMELINE_POSITIONS {
                 self.positions.pop_front();
             }
         }
@@ -65,7 +65,7 @@ impl Timelines {
     }
 
     /// Returns whether a timeline has a position.
-    pub(super) fn contains(&self, timeline: u64) -> bool {
+    pub(super) fn has_timeline_position(&self, timeline: u64) -> bool {
         self.positions.iter().any(|position| position.timeline_id == timeline)
     }
 
@@ -170,10 +170,10 @@ mod tests {
     #[test]
     fn past_timelines_are_distinguished_from_coming_ones() {
         let mut timelines = Timelines::default();
-        assert!(timelines.is_newer_than_last_position(3) && !timelines.contains(3));
+        assert!(timelines.is_newer_than_last_position(3) && !timelines.has_timeline_position(3));
         timelines.position_timeline_and_advance_end(3, &samples([0, 40]));
         assert!(
-            timelines.contains(3)
+            timelines.has_timeline_position(3)
                 && timelines.is_newer_than_last_position(4)
                 && !timelines.is_newer_than_last_position(2)
         );

@@ -72,7 +72,7 @@ impl H264Inspector {
     }
 
     /// Whether a payload starts the picture after the newest one; `None` if that cannot be said.
-    pub(super) fn is_next_picture(&self, payload: &[u8]) -> Option<bool> {
+    pub(super) fn payload_starts_next_picture(&self, payload: &[u8]) -> Option<bool> {
         let (header, body) = match payload {
             [header, fu, body @ ..] if header & 0x1f == NAL_FU_A && fu & 0x80 != 0 => (header & 0x60 | fu & 0x1f, body),
             [header, body @ ..] => (*header, body),
@@ -140,7 +140,7 @@ impl H264Inspector {
             }
             nal => self.inspect_nal(Some(time), nal, &mut contents, &mut finding),
         }
-        self.parameter_sets.add_insertable_bytes(payload.len());
+        self.parameter_sets.increase_insertion_budget(payload.len());
         let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
         finding.identifies_key_frame = verdict.is_key_frame;
         finding.parameter_sets_to_insert = pack_nals(&[stap_a_header(&verdict.missing_sets)], &verdict.missing_sets);

@@ -20,7 +20,7 @@ pub(super) struct H264PictureOrderParams {
 
 /// The start of a slice header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SliceStart {
+pub(super) struct SliceHeaderStart {
     pub(super) is_first_slice: bool,
     pub(super) is_b_slice: bool,
     pub(super) pps_id: u32,
@@ -45,7 +45,7 @@ impl H264SliceHeaderParser {
         }
     }
 
-    pub(super) fn parse_start(&self) -> Option<SliceStart> {
+    pub(super) fn parse_start(&self) -> Option<SliceHeaderStart> {
         Self::read_start(&mut BitReader::new(&self.bytes))
     }
 
@@ -78,8 +78,8 @@ impl H264SliceHeaderParser {
         Some((bits.read_bits(rules.frame_num_bits)?, 1 << rules.frame_num_bits))
     }
 
-    fn read_start(bits: &mut BitReader<'_>) -> Option<SliceStart> {
-        Some(SliceStart {
+    fn read_start(bits: &mut BitReader<'_>) -> Option<SliceHeaderStart> {
+        Some(SliceHeaderStart {
             is_first_slice: bits.read_ue()? == 0,
             is_b_slice: bits.read_ue()? % 5 == 1,
             pps_id: bits.read_ue()?,

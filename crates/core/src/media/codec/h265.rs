@@ -74,7 +74,7 @@ impl H265Inspector {
             }
             nal => self.inspect_nal(Some(time), nal, &mut contents, &mut finding),
         }
-        self.parameter_sets.add_insertable_bytes(payload.len());
+        self.parameter_sets.increase_insertion_budget(payload.len());
         let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
         finding.identifies_key_frame = verdict.is_key_frame;
         finding.parameter_sets_to_insert = pack_nals(&AP_PAYLOAD_HEADER, &verdict.missing_sets);

@@ -137,7 +137,7 @@ impl PayloadInspector {
             CodecInspector::Av1 => av1::inspect_rtp_payload(payload),
             CodecInspector::Jpeg => KeyFrameAndFormatFindings {
                 identifies_key_frame: true,
-                resolution: super::jpeg::parse_image_resolution(payload),
+                resolution: super::jpeg::parse_jpeg_resolution(payload),
                 ..KeyFrameAndFormatFindings::default()
             },
             CodecInspector::Audio => KeyFrameAndFormatFindings::default(),
@@ -153,9 +153,9 @@ impl PayloadInspector {
 
     /// Whether a payload starts the picture after the newest one, by the counter of reference pictures of H.264; `None` if
     /// that cannot be said.
-    pub fn is_next_picture(&self, payload: &[u8]) -> Option<bool> {
+    pub fn payload_starts_next_picture(&self, payload: &[u8]) -> Option<bool> {
         match &self.codec_inspector {
-            CodecInspector::H264(stream) => stream.is_next_picture(payload),
+            CodecInspector::H264(stream) => stream.payload_starts_next_picture(payload),
             _ => None,
         }
     }

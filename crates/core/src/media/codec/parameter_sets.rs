@@ -17,15 +17,15 @@ const MAX_PARAMETER_SET_LENGTH: usize = MAX_RTP_PAYLOAD_BYTES;
 
 /// Maximum total length of the stored parameter sets in bytes. H.264 allows 32 SPSs and 256 PPSs; typical streams have
 /// one or two of each. Sets beyond this limit are not stored.
-const MAX_STORED_BYTES: usize = 8 * 1024;
+const MAX_TOTAL_PARAMETER_SET_BYTES: usize = 8 * 1024;
 
 /// Number of remembered access units, so that a late packet does not start its unit again.
 const MAX_TRACKED_ACCESS_UNITS: usize = 8;
 
 /// Bytes that may be inserted at the start of a stream, and at most at once. No more is inserted altogether than the stream
 /// itself has: a stream of tiny key frames must not become a hundred times as long by long parameter sets.
-const INITIAL_INSERTABLE_BYTES: usize = 64 * 1024;
-const MAX_INSERTABLE_BYTES: usize = 1024 * 1024;
+const INITIAL_INSERTION_BUDGET_BYTES: usize = 64 * 1024;
+const MAX_INSERTION_BUDGET_BYTES: usize = 1024 * 1024;
 
 /// Types of parameter sets, in order of dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,13 +119,13 @@ impl ParameterSetStore {
             stored_sets: BTreeMap::new(),
             stored_byte_count: 0,
             access_units: VecDeque::new(),
-            credit: INITIAL_INSERTABLE_BYTES,
+            credit: INITIAL_INSERTION_BUDGET_BYTES,
         }
     }
 
     /// Records the length of a payload: so much more may be inserted.
-    pub(super) fn add_insertable_bytes(&mut self, length: usize) {
-        self.credit = self.credit.saturating_add(length).min(MAX_INSERTABLE_BYTES);
+    pub(super) fn increase_insertion_budget(&mut self, length: usize) {
+        self.credit = self.credit.saturating_add(length).min(MAX_INSERTION_BUDGET_BYTES);
     }
 
     /// Stores a parameter set of the access unit `timestamp`, or one that was signalled separately. The data is copied, so
@@ -155,7 +155,7 @@ impl ParameterSetStore {
             self.stored_byte_count = self.stored_sets.values().map(|set| set.nal.len()).sum();
         }
         let others = self.stored_byte_count - old_length;
-        if nal.len() > MAX_PARAMETER_SET_LENGTH || others + nal.len() > MAX_STORED_BYTES {
+        if nal.len() > MAX_PARAMETER_SET_LENGTH || others + nal.len() > MAX_TOTAL_PARAMETER_SET_BYTES {
             // The stored set is outdated: a missing set is better than a wrong one.
             self.stored_sets.remove(&id);
             self.stored_byte_count = others;
@@ -186,7 +186,7 @@ impl ParameterSetStore {
         }
         let required = self.required_kinds;
         let can_supply = kinds_of(self.stored_sets.keys()).contains_all(required);
-        let unit = self.access_unit(time);
+        let unit = self.get_or_create_access_unit(time);
         unit.parameter_sets.extend(contents.parameter_sets.iter().copied());
         unit.has_random_access_slice |= contents.starts_random_access_slice;
         if !unit.has_random_access_slice {
@@ -207,7 +207,7 @@ impl ParameterSetStore {
             None => missing.clear(),
         }
         let is_refused = missing.is_empty() && length > 0;
-        let unit = self.access_unit(time);
+        let unit = self.get_or_create_access_unit(time);
         unit.parameter_sets = sets;
         unit.missing_sets_supplied = !missing.is_empty();
         KeyFrameVerdict {
@@ -229,7 +229,7 @@ impl ParameterSetStore {
         missing.map(|(_, set)| set.nal.clone()).collect()
     }
 
-    fn access_unit(&mut self, time: u32) -> &mut TrackedAccessUnit {
+    fn get_or_create_access_unit(&mut self, time: u32) -> &mut TrackedAccessUnit {
         let index = match self.access_units.iter().position(|unit| unit.timestamp == time) {
             Some(index) => index,
             None => {
@@ -432,14 +432,14 @@ mod tests {
         let (mut inserted, mut received, mut key_frames) = (0, 0, 0);
         for time in 0..50_000 {
             received += 10;
-            sets.add_insertable_bytes(10);
+            sets.increase_insertion_budget(10);
             let verdict = sets.record_packet_and_check_key_frame(time, &SLICE);
             inserted += verdict.missing_sets.iter().map(Bytes::len).sum::<usize>();
             key_frames += usize::from(verdict.is_key_frame);
             assert_eq!(verdict.is_key_frame, !verdict.missing_sets.is_empty());
         }
         assert!(
-            inserted <= INITIAL_INSERTABLE_BYTES + received,
+            inserted <= INITIAL_INSERTION_BUDGET_BYTES + received,
             "{inserted} of {received}"
         );
         assert!(
@@ -449,7 +449,7 @@ mod tests {
         // Of a usual stream all key frames have their sets.
         let mut sets = h264_with_one_of_each();
         for time in 0..50_000 {
-            sets.add_insertable_bytes(50);
+            sets.increase_insertion_budget(50);
             assert_eq!(
                 sets.record_packet_and_check_key_frame(time, &SLICE).missing_sets,
                 ["sps", "pps"]

@@ -129,7 +129,7 @@ fn classify_h265_payload(payload: &[u8]) -> Result<PayloadFraming, PayloadDiscar
     }
     match header >> 1 & 0x3f {
         // The NAL unit of fragments has the layer and the temporal ID of the payload header (RFC 7798 §4.4.3).
-        49 if has_zero_temporal_id(second) => Err(PayloadDiscardReason::ZeroTemporalId),
+        49 if has_zero_temporal_id_plus1(second) => Err(PayloadDiscardReason::ZeroTemporalId),
         0..=47 => classify_h265_nal(payload),
         48 => classify_aggregation_packet(rest, classify_h265_nal),
         49 => {
@@ -148,7 +148,7 @@ fn classify_h265_payload(payload: &[u8]) -> Result<PayloadFraming, PayloadDiscar
 }
 
 /// Whether the second byte of an H.265 NAL unit header has `nuh_temporal_id_plus1` 0, which is forbidden.
-fn has_zero_temporal_id(second: u8) -> bool {
+fn has_zero_temporal_id_plus1(second: u8) -> bool {
     second & 7 == 0
 }
 
@@ -159,7 +159,7 @@ pub(in crate::media) fn classify_h265_nal(nal: &[u8]) -> Result<PayloadFraming, 
         .ok_or(PayloadDiscardReason::TruncatedPayload)?;
     match (header & 0x80 == 0, header >> 1 & 0x3f) {
         (false, _) => Err(PayloadDiscardReason::ForbiddenBit),
-        (true, 0..=47) if has_zero_temporal_id(second) => Err(PayloadDiscardReason::ZeroTemporalId),
+        (true, 0..=47) if has_zero_temporal_id_plus1(second) => Err(PayloadDiscardReason::ZeroTemporalId),
         (true, nal_type @ 0..=47) => Ok(classify_h265_nal_body(nal_type, true, body)),
         (true, _) => Err(PayloadDiscardReason::UndefinedNalType),
     }

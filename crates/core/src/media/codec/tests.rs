@@ -3,7 +3,7 @@
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use super::*;
-use crate::media::rtp::Header;
+use crate::media::rtp::ParsedRtpHeader;
 use crate::media::{H264Profile, ProfileLevelId};
 
 const H264: &[u8] = include_bytes!("../../../../../tests/data/rtp/h264.rtp");
@@ -18,7 +18,7 @@ fn packets(mut recording: &'static [u8]) -> Vec<(u32, Bytes)> {
     let mut packets = Vec::new();
     while let Some((length, rest)) = recording.split_first_chunk::<2>() {
         let (packet, rest) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
-        let header = Header::parse(packet).expect("a recorded packet");
+        let header = ParsedRtpHeader::parse(packet).expect("a recorded packet");
         packets.push((header.time, Bytes::from_static(&packet[header.payload_range()])));
         recording = rest;
     }

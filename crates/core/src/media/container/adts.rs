@@ -24,7 +24,7 @@ const MAX_ADTS_FRAME_LENGTH: usize = 8_191;
 
 impl AdtsParser {
     /// Appends data and parses complete frames; `at` is the timestamp of the first frame that starts in `bytes`.
-    pub(super) fn push(&mut self, at: Option<Duration>, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
+    pub(super) fn push_and_parse_frames(&mut self, at: Option<Duration>, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
         if self.buffered.is_empty() || self.next_timestamp.is_none() {
             self.next_timestamp = at.or(self.next_timestamp);
         }
@@ -141,7 +141,7 @@ impl PackedAudioDemuxer {
         let at = start.map(|ticks| self.timestamp_unwrapper.unwrap_to_duration(ticks));
         self.adts.reset();
         let mut out = Vec::new();
-        self.adts.push(at, rest, &mut out);
+        self.adts.push_and_parse_frames(at, rest, &mut out);
         if out.is_empty() && at.is_none() {
             return Err(ContainerError::Malformed(
                 "the packed audio segment has no start timestamp in an ID3 tag".to_owned(),

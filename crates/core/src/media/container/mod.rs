@@ -97,10 +97,10 @@ impl HlsSegmentDemuxer {
     }
 
     /// Returns the tracks of the last segment whose codec is not supported, such as `audio AC-3`.
-    pub fn left_out(&self) -> Vec<String> {
+    pub fn unsupported_tracks(&self) -> Vec<String> {
         match &self.container_demuxer {
-            Some(ContainerDemuxer::Ts(stream)) => stream.left_out(),
-            Some(ContainerDemuxer::Mp4(fragments)) => fragments.left_out(),
+            Some(ContainerDemuxer::Ts(stream)) => stream.unsupported_tracks(),
+            Some(ContainerDemuxer::Mp4(fragments)) => fragments.unsupported_tracks(),
             Some(ContainerDemuxer::PackedAudio(_)) | None => Vec::new(),
         }
     }

@@ -102,7 +102,7 @@ impl FrameBuilder {
 
     /// Returns its bytes as decoders expect them.
     pub(super) fn finish(&mut self, discards: &mut PayloadDiscardCounts) -> BytesMut {
-        self.count_unended_fragment(discards);
+        self.end_and_count_open_fragment(discards);
         if !self.av1_assembler.is_last_obu_complete() {
             discards.add(PayloadDiscardReason::StrayFragment);
         }
@@ -159,7 +159,7 @@ impl FrameBuilder {
         discards: &mut PayloadDiscardCounts,
     ) -> Result<(), PayloadDiscardReason> {
         let part = part(nal)?;
-        self.count_unended_fragment(discards);
+        self.end_and_count_open_fragment(discards);
         self.has_slice |= part.has_slice;
         self.bytes.put_slice(&ANNEX_B_START_CODE);
         self.bytes.put_slice(nal);
@@ -201,7 +201,7 @@ impl FrameBuilder {
     ) -> Result<(), PayloadDiscardReason> {
         let (starts, ends) = (header & 0x80 != 0, header & 0x40 != 0);
         if starts {
-            self.count_unended_fragment(discards);
+            self.end_and_count_open_fragment(discards);
             self.append_nal(nal_header, part, discards)?;
         } else if !self.in_fragment {
             return Err(PayloadDiscardReason::StrayFragment);
@@ -212,7 +212,7 @@ impl FrameBuilder {
     }
 
     /// Nothing is missing in the sequence, so the NAL unit ends here: its sender left the end flag out.
-    fn count_unended_fragment(&mut self, discards: &mut PayloadDiscardCounts) {
+    fn end_and_count_open_fragment(&mut self, discards: &mut PayloadDiscardCounts) {
         if std::mem::take(&mut self.in_fragment) {
             discards.add(PayloadDiscardReason::StrayFragment);
         }

@@ -72,7 +72,7 @@ impl Depacketizer {
 
     /// After a gap, drops only the frames that it damaged, as players do: those that depend on them may show errors. For
     /// sources that nobody can ask for packets or key frames.
-    pub fn continue_after_gaps(&mut self) {
+    pub fn enable_continuing_after_gaps(&mut self) {
         self.continues_after_gaps = true;
     }
 
@@ -89,7 +89,7 @@ impl Depacketizer {
             .is_some_and(|unit| (unit.time, unit.codec) != (packet.time, packet.codec))
         {
             // The marker bit was not set, or its packet is part of the gap.
-            self.finish_frame(gap, out);
+            self.finish_or_drop_frame(gap, out);
         }
         let mut lacks_start = false;
         if gap {
@@ -120,7 +120,7 @@ impl Depacketizer {
         unit.push_payload(&packet.payload, &mut self.discard_counts);
         if packet.marker || !may_span_packets(packet.codec) {
             self.last_ended_frame = Some((packet.codec, packet.time));
-            self.finish_frame(false, out);
+            self.finish_or_drop_frame(false, out);
         }
     }
 
@@ -148,11 +148,11 @@ impl Depacketizer {
     }
 
     /// Sequence number of the next expected packet; `None` before the first.
-    pub fn next_seq(&self) -> Option<TrackSeq> {
+    pub fn next_expected_seq(&self) -> Option<TrackSeq> {
         self.next_seq
     }
 
-    fn finish_frame(&mut self, broken: bool, out: &mut Vec<Frame>) {
+    fn finish_or_drop_frame(&mut self, broken: bool, out: &mut Vec<Frame>) {
         let Some(mut unit) = self.access_unit.take() else {
             return;
         };

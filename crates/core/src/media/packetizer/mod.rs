@@ -139,7 +139,7 @@ impl Packetizer {
     pub fn seed_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
         self.access_unit_number = self.access_unit_number.wrapping_add(1);
         for nal in parameter_sets {
-            if self.nal_role(nal) == NalPacketization::Aggregated {
+            if self.nal_packetization(nal) == NalPacketization::Aggregated {
                 self.payload_inspector.inspect_rtp_payload(self.access_unit_number, nal);
             }
         }
@@ -154,13 +154,13 @@ impl Packetizer {
         if !matches!(self.codec, Codec::H264 | Codec::H265) {
             return Err(PacketizerError::UnsupportedCodec(self.codec));
         }
-        check_limits(nals)?;
+        check_access_unit_limits(nals)?;
         self.access_unit_number = self.access_unit_number.wrapping_add(1);
         let mut out = Vec::new();
         let mut missing = Vec::new();
         let mut small = Vec::new();
         for nal in nals {
-            let role = self.nal_role(nal);
+            let role = self.nal_packetization(nal);
             if role == NalPacketization::Dropped {
                 continue;
             }
@@ -172,7 +172,7 @@ impl Packetizer {
             }
             self.aggregate_small_nals(&mut small, &mut out);
             let first = out.len();
-            self.push_fragments(nal, &mut out);
+            self.push_nal_or_fragments(nal, &mut out);
             if let Some(payload) = out.get_mut(first) {
                 payload.identifies_key_frame = inspection.identifies_key_frame;
             }
@@ -236,7 +236,7 @@ impl Packetizer {
         }])
     }
 
-    fn nal_role(&self, nal: &[u8]) -> NalPacketization {
+    fn nal_packetization(&self, nal: &[u8]) -> NalPacketization {
         match self.codec {
             Codec::H264 => h264::classify_nal_for_packetization(nal),
             Codec::H265 => h265::classify_nal_for_packetization(nal),
@@ -271,7 +271,7 @@ impl Packetizer {
         out.push(RtpPayload::new(payload));
     }
 
-    fn push_fragments(&self, nal: &Bytes, out: &mut Vec<RtpPayload>) {
+    fn push_nal_or_fragments(&self, nal: &Bytes, out: &mut Vec<RtpPayload>) {
         if nal.len() <= MAX_RTP_PAYLOAD_BYTES {
             out.push(RtpPayload::new(nal.clone()));
         } else if self.codec == Codec::H265 {
@@ -304,7 +304,7 @@ const MAX_G711_PAYLOAD_BYTES: usize = 800;
 /// Length of the size field of each NAL unit in an aggregation packet, in bytes.
 const NAL_SIZE_FIELD_LEN: usize = 2;
 
-fn check_limits(nals: &[Bytes]) -> Result<(), PacketizerError> {
+fn check_access_unit_limits(nals: &[Bytes]) -> Result<(), PacketizerError> {
     if nals.len() > MAX_NALS_PER_ACCESS_UNIT {
         return Err(PacketizerError::TooManyNals);
     }

@@ -15,7 +15,7 @@ fn recording(mut bytes: &'static [u8]) -> Vec<(u32, Bytes)> {
     let mut packets = Vec::new();
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {
         let (packet, rest) = rest.split_at(usize::from(u16::from_be_bytes(*length)));
-        let header = crate::media::rtp::Header::parse(packet).expect("an RTP packet");
+        let header = crate::media::rtp::ParsedRtpHeader::parse(packet).expect("an RTP packet");
         packets.push((header.time, Bytes::copy_from_slice(&packet[header.payload_range()])));
         bytes = rest;
     }
@@ -274,7 +274,7 @@ fn hostile_access_units_never_panic_and_come_out_within_bounds() {
             assert_eq!(payloads.iter().filter(|p| p.marker).count(), payloads.len().min(1));
             let kept: Vec<Bytes> = unit
                 .into_iter()
-                .filter(|n| packetizer.nal_role(n) != NalPacketization::Dropped)
+                .filter(|n| packetizer.nal_packetization(n) != NalPacketization::Dropped)
                 .collect();
             let out = depacketize(codec, bytes(&payloads));
             assert!(out.ends_with(&kept), "only parameter sets are added, in front");

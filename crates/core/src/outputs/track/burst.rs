@@ -35,7 +35,7 @@ impl TrackSender {
             return;
         };
         let time = next.packet.time;
-        let mapped = schedule.timestamp_compression.apply(time);
+        let mapped = schedule.timestamp_compression.compress_time(time);
         let age = ticks_to_duration(newest.saturating_sub(time), schedule.clock_rate);
         let entries = (cursor..ring.end_seq()).filter_map(|seq| ring.get(seq));
         let bytes: usize = entries.map(|entry| entry.payload_and_padding_len()).sum();
@@ -62,7 +62,7 @@ impl TrackSender {
 
 /// How long the key frame of a burst takes at a rate in bytes per second: what follows is scheduled after it, or would be
 /// late and have the viewer buffer for longer. Nothing where congestion control does not pace.
-pub(super) fn key_frame_duration(bytes: usize, rate: Option<u32>) -> Duration {
+pub(super) fn key_frame_send_duration(bytes: usize, rate: Option<u32>) -> Duration {
     rate.map_or(Duration::ZERO, |rate| {
         Duration::from_secs_f64(bytes as f64 / f64::from(rate.max(1))).min(MAX_PACED_BURST_DURATION)
     })

@@ -6,22 +6,24 @@ use super::{PendingRetransmission, TrackSender};
 use crate::congestion::PacketPurpose;
 use crate::congestion::ladder::FrameSelection;
 use crate::hub::ring::PacketRing;
-use crate::outputs::numbered_egress::{NumberedEgress, OutgoingPayload, has_room_for_number, wire_len};
-use crate::outputs::retransmission_history::RetransmissionLimiter;
+use crate::outputs::retransmission_limiter::RetransmissionLimiter;
+use crate::outputs::transport_cc_egress::{
+    OutgoingPayload, TransportCcEgress, has_room_for_transport_number, wire_len,
+};
 use crate::session::outbox::{RtpHeader, TransportSequenceNumber};
 use crate::session::srtp::SrtpError;
 
 /// Positions that are looked at for packets of a probe, packets that are sent at once, and packets that are kept.
-const MAX_PROBE_POSITIONS: u64 = 32;
+const MAX_PROBE_SEARCH_POSITIONS: u64 = 32;
 const MAX_PROBE_PACKETS: usize = 64;
-const MAX_RESERVED_PACKETS: usize = 16;
+const MAX_PROBE_RESERVE_PACKETS: usize = 16;
 
 /// An RTX packet names its original by 16 bits: one that is further back would be taken for one to come.
 const MAX_PROBE_PACKET_DISTANCE: u64 = 0x4000;
 
 impl TrackSender {
     /// Returns the packets that a NACK requests and that may be retransmitted.
-    pub fn find_nacked_packets(
+    pub fn admit_nacked_packets(
         &mut self,
         now: Instant,
         rtt: Duration,
@@ -68,7 +70,7 @@ impl TrackSender {
     pub fn retransmit(
         &mut self,
         item: &PendingRetransmission,
-        egress: &mut NumberedEgress<'_>,
+        egress: &mut TransportCcEgress<'_>,
         purpose: PacketPurpose,
     ) -> Result<(), SrtpError> {
         let packet = &item.ring_entry.packet;
@@ -93,7 +95,7 @@ impl TrackSender {
             header.playout_delay = self
                 .playout_delay
                 .as_ref()
-                .and_then(|control| control.for_retransmission());
+                .and_then(|control| control.delay_for_retransmission());
             let payload = OutgoingPayload {
                 bytes: payload,
                 rtx_original_seq: Some(item.out_seq as u16),
@@ -101,7 +103,7 @@ impl TrackSender {
             };
             return egress.send(header, payload, purpose).map(|_| ());
         }
-        let is_numbered = has_room_for_number(item.ring_entry.payload_and_padding_len());
+        let is_numbered = has_room_for_transport_number(item.ring_entry.payload_and_padding_len());
         if let Some(extension_id) = self.transport_cc_id.filter(|_| is_numbered) {
             // Without its number it cannot be sent: the header would differ under the same nonce (invariant 6).
             let Some(number) = self.sent_numbers.as_ref().and_then(|sent| sent.get(item.out_seq)) else {
@@ -113,7 +115,7 @@ impl TrackSender {
     }
 
     /// Returns packets for a probe of about `bytes` on the wire, the newest first; none without an RTX stream.
-    pub fn probe_packets(&self, bytes: u32, ring: &PacketRing) -> Vec<PendingRetransmission> {
+    pub fn select_probe_packets(&self, bytes: u32, ring: &PacketRing) -> Vec<PendingRetransmission> {
         if self.rtx_ssrc.is_none() {
             return Vec::new();
         }
@@ -152,7 +154,7 @@ impl TrackSender {
         if recent.is_empty() {
             return;
         }
-        recent.truncate(MAX_RESERVED_PACKETS);
+        recent.truncate(MAX_PROBE_RESERVE_PACKETS);
         for packet in &mut recent {
             packet.sent_payload = self.rewrite_vp8_payload(&packet.ring_entry.packet);
         }
@@ -162,7 +164,7 @@ impl TrackSender {
     /// Returns the newest packets that were sent, the newest first.
     fn recent_packets(&self, ring: &PacketRing) -> Vec<PendingRetransmission> {
         let end = self.sent_end_position;
-        let positions = (end.saturating_sub(MAX_PROBE_POSITIONS)..end).rev();
+        let positions = (end.saturating_sub(MAX_PROBE_SEARCH_POSITIONS)..end).rev();
         positions
             .filter_map(|position| {
                 let entry = ring.get(position)?;

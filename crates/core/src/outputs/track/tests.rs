@@ -18,7 +18,7 @@ const HERE: Destination = Destination {
 struct Nowhere;
 
 impl DatagramSink for Nowhere {
-    fn send_runs(&mut self, _: &[u8], _: &[GsoRun]) {}
+    fn send_gso_runs(&mut self, _: &[u8], _: &[GsoRun]) {}
 }
 
 fn track() -> TrackSender {
@@ -116,7 +116,7 @@ fn skipped_packets_leave_no_gap_in_sequence_numbers() {
     )
     .expect("lengths fit");
     let mut outbox = Outbox::new(Box::new(Nowhere));
-    let mut egress = NumberedEgress::new(RtpEgress::new(&mut cipher, HERE, &mut outbox), None, t);
+    let mut egress = TransportCcEgress::new(RtpEgress::new(&mut cipher, HERE, &mut outbox), None, t);
     let mut due = Vec::new();
     track.collect_due_packets(t, &ring, None, &mut due);
     let mut send = |track: &mut TrackSender, seq, codec| {
@@ -141,7 +141,7 @@ fn skipped_packets_leave_no_gap_in_sequence_numbers() {
             .map(|(out, _)| out)
     };
     let last = send(&mut track, 100, Codec::H264).expect("sent");
-    assert_eq!(track.take_fraction_not_sent(), 0, "numbers begin at random");
+    assert_eq!(track.take_publisher_fraction_lost(), 0, "numbers begin at random");
     for seq in 101..60_000 {
         send(&mut track, seq, Codec::Vp8);
     }
@@ -205,7 +205,7 @@ fn paced_cipher() -> RtpCipher {
 /// Sends packets, and returns their positions.
 fn send_all(track: &mut TrackSender, cipher: &mut RtpCipher, entries: &[Arc<RingEntry>]) -> Vec<u64> {
     let mut outbox = Outbox::new(Box::new(Nowhere));
-    let mut egress = NumberedEgress::new(RtpEgress::new(cipher, HERE, &mut outbox), None, Instant::now());
+    let mut egress = TransportCcEgress::new(RtpEgress::new(cipher, HERE, &mut outbox), None, Instant::now());
     for entry in entries {
         track.send_packet(entry, &mut egress).expect("seals");
     }
@@ -294,12 +294,12 @@ fn packets_that_are_kept_for_probes_are_not_used_once_their_numbers_are_too_far_
     track.start_at_cached_key_frame(t, &ring);
     track.sent_end_position = ring.end_seq();
     track.select_frames(FrameSelection::KeyFrames, &ring);
-    let kept = track.probe_packets(2_000, &ring);
+    let kept = track.select_probe_packets(2_000, &ring);
     let newest = kept.first().expect("packets are kept").out_seq;
     track.highest_sent_seq = newest + 0x4000;
-    assert!(!track.probe_packets(2_000, &ring).is_empty());
+    assert!(!track.select_probe_packets(2_000, &ring).is_empty());
     track.highest_sent_seq += 5;
-    assert!(track.probe_packets(2_000, &ring).is_empty());
+    assert!(track.select_probe_packets(2_000, &ring).is_empty());
     track.refresh_probe_reserve_later();
     assert!(track.take_probe_reserve_refresh() && !track.take_probe_reserve_refresh());
 }
@@ -314,7 +314,7 @@ mod switches {
     use crate::hub::stream::{SessionId, SourceRef, Stream};
     use crate::media::Rid;
     use crate::outputs::viewer_track::{AdaptiveSwitchOptions, ViewerTrack};
-    use crate::sdp::negotiated::TrackFormats;
+    use crate::sdp::negotiated::AudioVideoFormats;
 
     /// A layer with a key frame and four frames after it; without frames it has a source alone.
     fn layer(hub: &Hub, rid: &str, t: Instant, frames: u64) -> Arc<Stream> {
@@ -336,8 +336,8 @@ mod switches {
             arrival: t,
         });
         hub.open_and_update_stream(name.lower_simulcast_layer_key(&Rid(rid.into())), |state| {
-            state.replace_source(source, &TrackFormats::default());
-            IngestNumberingRewriter::with_track_timestamps().rewrite_packets(
+            state.replace_source(source, &AudioVideoFormats::default());
+            IngestNumberingRewriter::with_track_timestamps().rewrite_packets_into_ring(
                 &mut state.video,
                 packets,
                 &mut Vec::new(),

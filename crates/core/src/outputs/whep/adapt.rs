@@ -15,17 +15,17 @@ use crate::hub::viewer_quality::ViewerQuality;
 use crate::media::Rid;
 use crate::media::rtcp::{self, ReportBlock};
 use crate::outputs::adaptation::{BurstRate, LadderInputs};
-use crate::outputs::numbered_egress::NumberedEgress;
+use crate::outputs::transport_cc_egress::TransportCcEgress;
 use crate::outputs::viewer_track::AdaptiveSwitchOptions;
 use crate::session::egress::Egress;
 
 /// Feedback packets of one datagram that are read, and packets that one may cover: 40 bytes may claim 65,535. Twenty
 /// feedback packets per second cover 2,048 packets each at 400 Mbit/s.
 const MAX_FEEDBACKS_PER_DATAGRAM: usize = 4;
-const MAX_COVERED_PACKETS: u16 = 2_048;
+const MAX_PACKET_STATUS_COUNT: u16 = 2_048;
 
 /// Actions of one call: a probe and a switch, with some to spare.
-const MAX_ACTIONS_PER_CALL: usize = 8;
+const MAX_CONTROLLER_ACTIONS_PER_CALL: usize = 8;
 
 /// How often a viewer checks for a source, which its first key frame shows too, and for the layers of one that has not all of them.
 const SOURCE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const LAYER_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 const TCP_QUEUE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A source with a longer key frame interval is not watched by its key frames alone.
-const MAX_KEY_FRAME_INTERVAL: Duration = Duration::from_secs(10);
+const MAX_INTERVAL_FOR_KEY_FRAMES_ONLY: Duration = Duration::from_secs(10);
 
 impl Viewer {
     /// Handles the transport-wide feedback of a compound RTCP packet.
@@ -43,18 +43,19 @@ impl Viewer {
         if !self.adaptation.uses_transport_cc {
             return;
         }
-        let is_plausible = |body: &&[u8]| covered_packets(body).is_some_and(|count| count <= MAX_COVERED_PACKETS);
+        let is_plausible =
+            |body: &&[u8]| packet_status_count(body).is_some_and(|count| count <= MAX_PACKET_STATUS_COUNT);
         let bodies = rtcp::transport_feedback_bodies(compound).take(MAX_FEEDBACKS_PER_DATAGRAM);
         for body in bodies.filter(is_plausible) {
-            if !self.adaptation.feedback_limiter.take(now) {
+            if !self.adaptation.feedback_limiter.try_admit_feedback(now) {
                 break;
             }
-            self.pending_work.adapt |= self.adaptation.controller.on_feedback(now, body, flush_times);
+            self.pending_work.adapt |= self.adaptation.controller.on_twcc_feedback(now, body, flush_times);
         }
     }
 
     /// Whether [`Self::handle_tcp_queue_delay`] should be called for a viewer who is connected by TCP: not at each timer.
-    pub fn is_tcp_queue_check_due(&mut self, now: Instant) -> bool {
+    pub fn start_tcp_queue_check_if_due(&mut self, now: Instant) -> bool {
         let is_due = self.adaptation.is_enabled && self.tcp_queue_check_at.is_none_or(|at| at <= now);
         if is_due {
             self.tcp_queue_check_at = Some(now + TCP_QUEUE_CHECK_INTERVAL);
@@ -78,7 +79,7 @@ impl Viewer {
         for block in blocks.iter().filter(|block| block.media_ssrc == ssrc) {
             let report = ReceiverReportSummary {
                 fraction_lost: block.fraction_lost,
-                publisher_fraction_lost: track.take_fraction_not_sent(),
+                publisher_fraction_lost: track.take_publisher_fraction_lost(),
                 rtt: self.reported.rtt.filter(|_| block.last_sr != 0),
             };
             self.reported.fraction_lost = Some(block.fraction_lost);
@@ -116,7 +117,7 @@ impl Viewer {
             return holds;
         };
         if let Some(ControllerAction::Switch(switch)) = self.adaptation.controller.poll(now, &ladder) {
-            self.begin_choice(switch);
+            self.begin_chosen_switch(switch);
         }
         self.pace_bursts(now);
         let layer = self
@@ -142,12 +143,12 @@ impl Viewer {
         };
         self.adaptation.lacks_ladder = false;
         if self.adaptation.awaits_first_choice {
-            self.prepare_start();
+            self.prepare_first_layer_start();
         }
-        for _ in 0..MAX_ACTIONS_PER_CALL {
+        for _ in 0..MAX_CONTROLLER_ACTIONS_PER_CALL {
             match self.adaptation.controller.poll(now, &ladder) {
                 Some(ControllerAction::Switch(switch)) => {
-                    self.begin_choice(switch);
+                    self.begin_chosen_switch(switch);
                     break;
                 }
                 Some(ControllerAction::SendProbe { bytes }) => self.send_probe(now, bytes, egress),
@@ -171,12 +172,12 @@ impl Viewer {
         let is_sent = video.track_sender.is_sending_burst();
         let next = match adaptation.burst.filter(|_| is_sent) {
             Some(burst) => burst.next(now, &adaptation.controller),
-            None => Some(BurstRate::start(now, &adaptation.controller)),
+            None => Some(BurstRate::initial(now, &adaptation.controller)),
         };
         if let Some(burst) = next {
             video
                 .track_sender
-                .store_paced_burst_rate(burst.bitrate_without_retransmission_share() / 8);
+                .set_paced_burst_byte_rate(burst.bitrate_without_retransmission_share() / 8);
             if is_sent && adaptation.burst.is_some() {
                 let track = &mut video.track_sender;
                 video
@@ -190,7 +191,7 @@ impl Viewer {
     }
 
     /// Whether video of the stream itself, of which these packets have arrived, waits until a layer is chosen.
-    pub(super) fn holds_video_until_first_choice(
+    pub(super) fn hold_video_if_layer_unchosen(
         &mut self,
         now: Instant,
         stream: StreamId,
@@ -208,7 +209,7 @@ impl Viewer {
         if has_key_frame
             && self
                 .adaptation
-                .awaits_choice_at_key_frame(now, &self.layer_selection, &self.stream)
+                .must_hold_key_frame_for_choice(now, &self.layer_selection, &self.stream)
         {
             video.track_sender.stop_until_any_key_frame();
             self.adaptation.awaits_first_choice = true;
@@ -218,7 +219,7 @@ impl Viewer {
     }
 
     /// The layers are there: what is chosen begins as at the start.
-    fn prepare_start(&mut self) {
+    fn prepare_first_layer_start(&mut self) {
         if let Some(video) = &mut self.video {
             video.prepare_switch(AdaptiveSwitchOptions {
                 is_start: true,
@@ -231,7 +232,7 @@ impl Viewer {
         self.schedule_stream_reselection();
     }
 
-    fn begin_choice(&mut self, switch: LayerSwitchTarget) {
+    fn begin_chosen_switch(&mut self, switch: LayerSwitchTarget) {
         let before = self.adaptation.latest_choice();
         self.adaptation.record_choice(switch);
         let is_pinned = matches!(self.layer_selection, LayerSelection::Named(_));
@@ -277,13 +278,13 @@ impl Viewer {
         let (Some(video), Some(rtp)) = (&mut self.video, egress.rtp_egress()) else {
             return;
         };
-        let mut rtp = NumberedEgress::new(rtp, Some(&mut self.adaptation.controller), now);
+        let mut rtp = TransportCcEgress::new(rtp, Some(&mut self.adaptation.controller), now);
         let ViewerTrack {
             track_sender: track,
             current_stream: from,
             ..
         } = video;
-        let recent = from.with_state(|state| track.probe_packets(bytes, state.video.ring()));
+        let recent = from.with_state(|state| track.select_probe_packets(bytes, state.video.ring()));
         self.reported.probe_packet_count += recent.len() as u64;
         for packet in recent {
             self.pending_work.close_session |= track.retransmit(&packet, &mut rtp, PacketPurpose::Probe).is_err();
@@ -296,9 +297,9 @@ impl Viewer {
     }
 
     /// What the viewer is sent.
-    pub(super) fn quality(&self, now: Instant) -> ViewerQuality {
+    pub(super) fn quality_report(&self, now: Instant) -> ViewerQuality {
         let controller = &self.adaptation.controller;
-        let has_feedback = controller.is_twcc_feedback_recent(now);
+        let has_feedback = controller.is_twcc_feedback_usable(now);
         let received_bitrate = controller.received_bitrate().filter(|_| has_feedback);
         let best = |state: &mut StreamState| {
             let mut layers = state.layers().iter();
@@ -323,7 +324,7 @@ impl Viewer {
             received_bitrate,
             queue_delay: received_bitrate.map(|_| controller.excess_delay()),
             fraction_lost: controller
-                .loss_fraction()
+                .loss_per_256()
                 .filter(|_| has_feedback)
                 .or(self.reported.fraction_lost),
             rtt: self.reported.rtt,
@@ -384,7 +385,7 @@ impl Viewer {
 }
 
 /// Returns how many packets a feedback packet covers.
-fn covered_packets(body: &[u8]) -> Option<u16> {
+fn packet_status_count(body: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes(*body.get(10..12)?.first_chunk()?))
 }
 
@@ -393,7 +394,7 @@ fn key_frame_bitrate(state: &StreamState) -> Option<u32> {
     let interval = state
         .video
         .key_frame_interval()
-        .filter(|interval| *interval <= MAX_KEY_FRAME_INTERVAL)?;
+        .filter(|interval| *interval <= MAX_INTERVAL_FOR_KEY_FRAMES_ONLY)?;
     let ring = state.video.ring();
     let bytes = ring.frame_byte_count(ring.newest_key_frame_seq()?) as u64;
     u32::try_from(bytes * 8_000 / u64::try_from(interval.as_millis()).ok()?.max(1)).ok()

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    KEY_FRAME_REPLAY_DELAY, MIN_KEY_FRAME_REPLAY_INTERVAL, NumberedEgress, Viewer, ViewerTrack, is_source_silent,
+    KEY_FRAME_REPLAY_DELAY, MIN_KEY_FRAME_REPLAY_INTERVAL, TransportCcEgress, Viewer, ViewerTrack, is_source_silent,
 };
 use crate::congestion::PacketPurpose;
 use crate::congestion::ladder::FrameSelection;
@@ -29,7 +29,7 @@ impl Viewer {
         let queue_delay = self.adaptation.controller.excess_delay();
         let is_path_full = leaves_video_out || queue_delay > MAX_QUEUE_DELAY_FOR_AUDIO_RETRANSMISSION;
         let controller = Some(&mut self.adaptation.controller).filter(|_| uses_transport_cc);
-        let mut rtp = NumberedEgress::new(rtp, controller, now);
+        let mut rtp = TransportCcEgress::new(rtp, controller, now);
         let rtt = self.rtt;
         let mut tracks = [&mut self.video, &mut self.audio].into_iter().flatten();
         let Some(ViewerTrack {
@@ -51,7 +51,7 @@ impl Viewer {
             if !has_source && !ring.newest_track_time_and_arrival().is_some_and(is_recent) {
                 return Vec::new();
             }
-            track.find_nacked_packets(now, rtt, seqs, ring)
+            track.admit_nacked_packets(now, rtt, seqs, ring)
         });
         traffic::add_to_counter(
             &self.stream.transport_stats.retransmitted_packet_count,

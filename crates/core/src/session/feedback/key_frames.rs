@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_right_after_a_key_frame_waits_for_its_second() {
+    fn a_request_waits_a_second_after_the_last_one() {
         let start = Instant::now();
         let mut requests = KeyFrameRequestScheduler::new();
         requests.request();

@@ -100,7 +100,7 @@ impl ReceptionStats {
     }
 
     /// How many sequence numbers a packet is ahead of all that arrived; `None` before the first.
-    pub(crate) fn seq_distance_from_newest(&self, seq: u16) -> Option<u16> {
+    pub(crate) fn seqs_ahead_of_highest(&self, seq: u16) -> Option<u16> {
         let counts = self.packet_counts.as_ref()?;
         Some(seq.wrapping_sub(counts.highest_seq as u16))
     }
@@ -208,7 +208,7 @@ impl ReceptionStats {
             cumulative_lost: u32::try_from(expected - counts.received_count).unwrap_or(u32::MAX),
             // The count of cycles starts at zero (RFC 3550 §6.4.1).
             highest_seq: (counts.highest_seq - SEQ_CYCLE) as u32,
-            jitter: self.jitter.value(),
+            jitter: self.jitter.in_timestamp_units(),
             last_sr,
             delay_since_last_sr,
         })
@@ -242,7 +242,7 @@ impl Jitter {
         }
     }
 
-    fn value(&self) -> u32 {
+    fn in_timestamp_units(&self) -> u32 {
         u32::try_from(self.scaled_jitter >> 4).unwrap_or(u32::MAX)
     }
 }

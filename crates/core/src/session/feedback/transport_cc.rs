@@ -107,7 +107,7 @@ impl TransportFeedbackGenerator {
             self.pending_arrival_count = 0;
             self.last_feedback_at = now;
         }
-        let packet = self.build_packet();
+        let packet = self.build_next_packet();
         if packet.is_none() {
             self.has_more_due_feedback = false;
             self.forget_old_reported_arrivals(now);
@@ -133,7 +133,7 @@ impl TransportFeedbackGenerator {
     }
 
     /// Builds a feedback packet of the arrivals from `next_unreported` on, as many as fit, and advances `next_unreported` past them.
-    fn build_packet(&mut self) -> Option<Vec<u8>> {
+    fn build_next_packet(&mut self) -> Option<Vec<u8>> {
         let (first, media) = self.next_unreported?;
         let base = self.base_time;
         let mut reported = self

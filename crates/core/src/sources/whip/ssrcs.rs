@@ -5,13 +5,18 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::{MAX_KNOWN_SSRCS, Publisher, SsrcRole};
-use crate::media::rtp::Header;
+use crate::media::rtp::ParsedRtpHeader;
 use crate::media::{Pt, Ssrc};
-use crate::sources::encoding::SSRC_RESUME_DELAY;
+use crate::sources::incoming_encoding::MIN_SILENCE_TO_SWITCH_SSRC;
 
 impl Publisher {
     /// Returns the role of an SSRC: known, or learned from MID, RID or the payload type (RFC 9143 §9.2).
-    pub(super) fn resolve_ssrc(&mut self, now: Instant, header: &Header<'_>, payload: &[u8]) -> Option<SsrcRole> {
+    pub(super) fn resolve_or_learn_ssrc(
+        &mut self,
+        now: Instant,
+        header: &ParsedRtpHeader<'_>,
+        payload: &[u8],
+    ) -> Option<SsrcRole> {
         if let Some(role) = self.ssrc_roles.get_mut(&header.ssrc) {
             let last_packet = role.last_packet_at.replace(now);
             return Some(SsrcRole {
@@ -71,7 +76,7 @@ impl Publisher {
             .filter(|(other, _)| *other == ssrc);
         let was_silent = role
             .last_packet_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= SSRC_RESUME_DELAY);
+            .is_none_or(|at| now.saturating_duration_since(at) >= MIN_SILENCE_TO_SWITCH_SSRC);
         if held.is_none() && !encoding.is_ssrc_replaceable(now) {
             encoding.returning_ssrc_packet = was_silent.then(|| (ssrc, packet.clone()));
             return None;

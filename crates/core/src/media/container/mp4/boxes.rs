@@ -67,34 +67,34 @@ impl<'a> FieldReader<'a> {
         Some(taken)
     }
 
-    pub(super) fn u8(&mut self) -> Option<u8> {
+    pub(super) fn read_u8(&mut self) -> Option<u8> {
         self.take_bytes(1)?.first().copied()
     }
 
-    pub(super) fn u16(&mut self) -> Option<u16> {
+    pub(super) fn read_u16(&mut self) -> Option<u16> {
         self.take_bytes(2)?
             .first_chunk()
             .map(|bytes| u16::from_be_bytes(*bytes))
     }
 
-    pub(super) fn u32(&mut self) -> Option<u32> {
+    pub(super) fn read_u32(&mut self) -> Option<u32> {
         self.take_bytes(4)?
             .first_chunk()
             .map(|bytes| u32::from_be_bytes(*bytes))
     }
 
-    pub(super) fn u64(&mut self) -> Option<u64> {
+    pub(super) fn read_u64(&mut self) -> Option<u64> {
         self.take_bytes(8)?
             .first_chunk()
             .map(|bytes| u64::from_be_bytes(*bytes))
     }
 
     /// A field of 32 bits, or 64 bits in version 1 of its box.
-    pub(super) fn u32_or_u64(&mut self, version: u8) -> Option<u64> {
+    pub(super) fn read_u32_or_u64(&mut self, version: u8) -> Option<u64> {
         if version == 1 {
-            self.u64()
+            self.read_u64()
         } else {
-            self.u32().map(u64::from)
+            self.read_u32().map(u64::from)
         }
     }
 }

@@ -28,7 +28,7 @@ const MAX_FRAGMENT_SAMPLES: usize = 1 << 16;
 
 /// Bytes of parameter sets that are put before the key frames of a segment, in addition to as many as the segment has. Later
 /// key frames go without them: a small segment must not become gigabytes by long parameter sets.
-const PARAMETER_SETS_CREDIT: usize = 64 << 10;
+const EXTRA_PARAMETER_SET_BYTES: usize = 64 << 10;
 
 /// Maximum offset between decoding and presentation.
 const MAX_COMPOSITION_OFFSET: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ impl Mp4Demuxer {
     pub(super) fn demux_segment(&mut self, segment: &Bytes) -> Result<Vec<DemuxedSample>, ContainerError> {
         let mut samples = Vec::new();
         let mut error = None;
-        let mut credit = segment.len().saturating_add(PARAMETER_SETS_CREDIT);
+        let mut credit = segment.len().saturating_add(EXTRA_PARAMETER_SET_BYTES);
         let found: Vec<Mp4Box<'_>> = iter_boxes(segment).collect();
         for (index, moof) in found.iter().enumerate().filter(|(_, found)| found.name == *b"moof") {
             let behind = found.get(index + 1..).unwrap_or_default();
@@ -59,7 +59,7 @@ impl Mp4Demuxer {
                 ));
                 continue;
             };
-            let fragment = Fragment {
+            let fragment = Mp4Fragment {
                 segment,
                 moof_offset: moof.offset,
                 data_begin: data.offset + data.header_length,
@@ -79,7 +79,7 @@ impl Mp4Demuxer {
 
     fn demux_fragment(
         &mut self,
-        fragment: &Fragment<'_>,
+        fragment: &Mp4Fragment<'_>,
         moof: &[u8],
         credit: &mut usize,
         out: &mut Vec<DemuxedSample>,
@@ -98,7 +98,7 @@ impl Mp4Demuxer {
                 "an MP4 fragment has more than {MAX_FRAGMENT_SAMPLES} samples"
             )));
         }
-        let shift = fragment.offset_correction(&trafs);
+        let shift = fragment.data_offset_reduction(&trafs);
         let (mut end, mut total, before) = (fragment.data_begin, 0_usize, out.len());
         for traf in &trafs {
             // Some packagers give the only track another number in its fragments.
@@ -145,7 +145,7 @@ impl Mp4Demuxer {
                         ));
                     }
                     let bytes = fragment.segment.slice(from..to);
-                    out.extend(read_sample(
+                    out.extend(make_demuxed_sample(
                         bytes,
                         track,
                         &entry,
@@ -168,7 +168,7 @@ impl Mp4Demuxer {
         if entries().any(|entry| matches!(entry, SampleEntry::Encrypted)) {
             return ContainerError::Encrypted;
         }
-        let others = self.left_out();
+        let others = self.unsupported_tracks();
         let is_supported = entries().any(|entry| matches!(entry, SampleEntry::Video { .. } | SampleEntry::Audio(_)));
         if others.is_empty() || is_supported {
             ContainerError::NoFrames
@@ -178,7 +178,7 @@ impl Mp4Demuxer {
     }
 
     /// Returns the tracks whose codec is not supported.
-    pub(super) fn left_out(&self) -> Vec<String> {
+    pub(super) fn unsupported_tracks(&self) -> Vec<String> {
         let mut left_out = Vec::new();
         for track in &self.tracks {
             left_out.extend(track.sample_entries.iter().find_map(|entry| match (entry, track.kind) {
@@ -192,7 +192,7 @@ impl Mp4Demuxer {
 }
 
 /// A fragment in its segment.
-struct Fragment<'a> {
+struct Mp4Fragment<'a> {
     segment: &'a Bytes,
     /// Begin of the `moof_offset` box.
     moof_offset: usize,
@@ -201,7 +201,7 @@ struct Fragment<'a> {
     data_end: usize,
 }
 
-impl Fragment<'_> {
+impl Mp4Fragment<'_> {
     /// Position that the runs of a track count from (§8.8.7.1); `data_end` is the end of the samples before.
     fn run_base_offset(&self, traf: &TrackFragment<'_>, end: usize) -> u64 {
         match traf.base_data_offset {
@@ -213,7 +213,7 @@ impl Fragment<'_> {
 
     /// How much positions must be lowered so that the first sample is in the media data: the segment may be a part of the
     /// file that they count from.
-    fn offset_correction(&self, trafs: &[TrackFragment<'_>]) -> i64 {
+    fn data_offset_reduction(&self, trafs: &[TrackFragment<'_>]) -> i64 {
         let positions = trafs.iter().flat_map(|traf| {
             let base = self.run_base_offset(traf, self.data_begin);
             let offsets = traf.runs.iter().filter_map(|run| run.data_offset);
@@ -250,12 +250,12 @@ struct TrackFragment<'a> {
 impl<'a> TrackFragment<'a> {
     fn parse(traf: &'a [u8]) -> Option<Self> {
         let mut tfhd = FieldReader(box_bodies(traf, b"tfhd").next()?);
-        let flags = tfhd.u32()?;
-        let id = tfhd.u32()?;
-        let base = if flags & 1 != 0 { Some(tfhd.u64()?) } else { None };
+        let flags = tfhd.read_u32()?;
+        let id = tfhd.read_u32()?;
+        let base = if flags & 1 != 0 { Some(tfhd.read_u64()?) } else { None };
         let mut field = |flag| {
             if flags & flag != 0 {
-                tfhd.u32().map(Some)
+                tfhd.read_u32().map(Some)
             } else {
                 Some(None)
             }
@@ -263,9 +263,9 @@ impl<'a> TrackFragment<'a> {
         let (entry, duration, size) = (field(2)?, field(8)?, field(0x10)?);
         let decode = box_bodies(traf, b"tfdt").next().and_then(|tfdt| {
             let mut fields = FieldReader(tfdt);
-            let version = fields.u8()?;
+            let version = fields.read_u8()?;
             fields.take_bytes(3)?;
-            fields.u32_or_u64(version)
+            fields.read_u32_or_u64(version)
         });
         Some(Self {
             track_id: id,
@@ -299,15 +299,15 @@ struct RunSample {
 impl<'a> TrackRun<'a> {
     fn parse(trun: &'a [u8]) -> Option<Self> {
         let mut fields = FieldReader(trun);
-        let flags = fields.u32()?;
-        let count = fields.u32()?;
+        let flags = fields.read_u32()?;
+        let count = fields.read_u32()?;
         let data_offset = if flags & 1 != 0 {
-            Some(i64::from(fields.u32()?.cast_signed()))
+            Some(i64::from(fields.read_u32()?.cast_signed()))
         } else {
             None
         };
         if flags & 4 != 0 {
-            fields.u32()?;
+            fields.read_u32()?;
         }
         Some(Self {
             flags,
@@ -322,7 +322,13 @@ impl<'a> TrackRun<'a> {
         let duration = traf.default_sample_duration.unwrap_or(track.sample_defaults.duration);
         let size = traf.default_sample_size.unwrap_or(track.sample_defaults.size);
         let mut next = move || {
-            let mut field = |flag, default| if flags & flag != 0 { fields.u32() } else { Some(default) };
+            let mut field = |flag, default| {
+                if flags & flag != 0 {
+                    fields.read_u32()
+                } else {
+                    Some(default)
+                }
+            };
             let (duration, size) = (field(0x100, duration)?, field(0x200, size)?);
             field(0x400, 0)?;
             let ahead = field(0x800, 0)?.cast_signed();
@@ -337,7 +343,7 @@ impl<'a> TrackRun<'a> {
 }
 
 /// Makes a frame of a sample; `None` for an unsupported track or a malformed sample.
-fn read_sample(
+fn make_demuxed_sample(
     bytes: Bytes,
     track: &Mp4Track,
     entry: &SampleEntry,
@@ -351,7 +357,7 @@ fn read_sample(
             parameter_sets,
         } => (
             *content,
-            to_annex_b(*content, &bytes, *length_size, parameter_sets, credit)?,
+            to_annex_b_with_parameter_sets(*content, &bytes, *length_size, parameter_sets, credit)?,
         ),
         SampleEntry::Audio(content) => (*content, bytes),
         SampleEntry::Unsupported(_) | SampleEntry::Encrypted => return None,
@@ -376,7 +382,7 @@ fn read_sample(
 
 /// Replaces the lengths of NAL units by start codes, and puts the parameter sets before a key frame without them, as long as
 /// `credit` is left. What follows a malformed length is left out.
-fn to_annex_b(
+fn to_annex_b_with_parameter_sets(
     content: SampleCodec,
     unit: &[u8],
     length_size: usize,

@@ -81,8 +81,8 @@ pub(super) fn parse_tracks(init: &[u8]) -> Result<Vec<Mp4Track>, ContainerError>
 
 fn parse_trex(trex: &[u8]) -> Option<(u32, SampleDefaults)> {
     let mut fields = FieldReader(trex.get(4..)?);
-    let id = fields.u32()?;
-    let (entry, duration, size) = (fields.u32()?, fields.u32()?, fields.u32()?);
+    let id = fields.read_u32()?;
+    let (entry, duration, size) = (fields.read_u32()?, fields.read_u32()?, fields.read_u32()?);
     Some((
         id,
         SampleDefaults {
@@ -95,17 +95,17 @@ fn parse_trex(trex: &[u8]) -> Option<(u32, SampleDefaults)> {
 
 fn parse_trak(trak: &[u8], defaults: &[(u32, SampleDefaults)]) -> Option<Mp4Track> {
     let mut tkhd = FieldReader(body_at_path(trak, &[b"tkhd"])?);
-    let version = tkhd.u8()?;
+    let version = tkhd.read_u8()?;
     tkhd.take_bytes(3)?;
-    tkhd.u32_or_u64(version)?;
-    tkhd.u32_or_u64(version)?;
-    let id = tkhd.u32()?;
+    tkhd.read_u32_or_u64(version)?;
+    tkhd.read_u32_or_u64(version)?;
+    let id = tkhd.read_u32()?;
     let mut mdhd = FieldReader(body_at_path(trak, &[b"mdia", b"mdhd"])?);
-    let version = mdhd.u8()?;
+    let version = mdhd.read_u8()?;
     mdhd.take_bytes(3)?;
-    mdhd.u32_or_u64(version)?;
-    mdhd.u32_or_u64(version)?;
-    let rate = mdhd.u32()?;
+    mdhd.read_u32_or_u64(version)?;
+    mdhd.read_u32_or_u64(version)?;
+    let rate = mdhd.read_u32()?;
     // §8.4.3: version, flags, a reserved field, and the handler.
     let kind = match body_at_path(trak, &[b"mdia", b"hdlr"]).and_then(|hdlr| hdlr.get(8..12)) {
         Some(b"vide") => Some(MediaKind::Video),
@@ -135,13 +135,13 @@ pub(super) const TIMESTAMP_ORIGIN: Duration = Duration::from_secs(10);
 /// composition offset of the first frame.
 fn parse_edit_offset(trak: &[u8], rate: u32) -> Option<Duration> {
     let mut elst = FieldReader(body_at_path(trak, &[b"edts", b"elst"])?);
-    let version = elst.u8()?;
+    let version = elst.read_u8()?;
     elst.take_bytes(3)?;
-    let count = elst.u32()?;
+    let count = elst.read_u32()?;
     for _ in 0..count.min(1_024) {
-        elst.u32_or_u64(version)?;
-        let media_time = elst.u32_or_u64(version)?;
-        elst.u32()?;
+        elst.read_u32_or_u64(version)?;
+        let media_time = elst.read_u32_or_u64(version)?;
+        elst.read_u32()?;
         // -1 marks an empty edit.
         let is_empty = media_time == if version == 1 { u64::MAX } else { u64::from(u32::MAX) };
         if !is_empty {
@@ -186,11 +186,11 @@ impl SampleEntry {
 fn parse_avc_entry(body: &[u8]) -> Option<SampleEntry> {
     let mut fields = FieldReader(body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"avcC"])?);
     fields.take_bytes(4)?;
-    let length_size = usize::from(fields.u8()? & 3) + 1;
+    let length_size = usize::from(fields.read_u8()? & 3) + 1;
     let mut sets = BytesMut::new();
-    let count = fields.u8()? & 0x1f;
+    let count = fields.read_u8()? & 0x1f;
     read_parameter_sets(&mut fields, u16::from(count), &mut sets)?;
-    let count = fields.u8()?;
+    let count = fields.read_u8()?;
     read_parameter_sets(&mut fields, u16::from(count), &mut sets)?;
     Some(SampleEntry::Video {
         codec: SampleCodec::H264,
@@ -203,11 +203,11 @@ fn parse_avc_entry(body: &[u8]) -> Option<SampleEntry> {
 fn parse_hevc_entry(body: &[u8]) -> Option<SampleEntry> {
     let mut fields = FieldReader(body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"hvcC"])?);
     fields.take_bytes(21)?;
-    let length_size = usize::from(fields.u8()? & 3) + 1;
+    let length_size = usize::from(fields.read_u8()? & 3) + 1;
     let mut sets = BytesMut::new();
-    for _ in 0..fields.u8()? {
-        fields.u8()?;
-        let count = fields.u16()?;
+    for _ in 0..fields.read_u8()? {
+        fields.read_u8()?;
+        let count = fields.read_u16()?;
         read_parameter_sets(&mut fields, count, &mut sets)?;
     }
     Some(SampleEntry::Video {
@@ -219,7 +219,7 @@ fn parse_hevc_entry(body: &[u8]) -> Option<SampleEntry> {
 
 fn read_parameter_sets(fields: &mut FieldReader<'_>, count: u16, out: &mut BytesMut) -> Option<()> {
     for _ in 0..count {
-        let length = usize::from(fields.u16()?);
+        let length = usize::from(fields.read_u16()?);
         let nal = fields.take_bytes(length)?;
         if !nal.is_empty() {
             out.put_slice(&ANNEX_B_START_CODE);

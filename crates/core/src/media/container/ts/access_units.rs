@@ -93,7 +93,7 @@ impl AccessUnitSplitter {
     }
 
     /// Appends bytes, and returns access units that are complete.
-    pub(super) fn push(&mut self, bytes: &[u8], out: &mut Vec<AccessUnit>) {
+    pub(super) fn push_bytes_and_split(&mut self, bytes: &[u8], out: &mut Vec<AccessUnit>) {
         if self.buffer.len() + bytes.len() > MAX_ACCESS_UNIT_BYTES {
             self.reset_keeping_units();
             return;
@@ -107,7 +107,7 @@ impl AccessUnitSplitter {
             }
             self.searched_len = code + 1;
             let Some(nal) = self.buffer.get(code + 1..) else { return };
-            let kind = NalPosition::classify(self.codec, nal);
+            let kind = NalKindInAccessUnit::classify(self.codec, nal);
             if self.begins_access_unit(code, kind) {
                 self.finish_access_unit(first, out);
                 first = 0;
@@ -182,13 +182,13 @@ impl AccessUnitSplitter {
     }
 
     /// Adds a NAL unit that begins at `first` to the access unit in progress.
-    fn add_nal_start_to_access_unit(&mut self, first: usize, kind: NalPosition) {
+    fn add_nal_start_to_access_unit(&mut self, first: usize, kind: NalKindInAccessUnit) {
         self.last_nal_start = first;
         if first == 0 || self.unit_times.is_none() && !self.has_slice {
             self.unit_times = self.take_pes_times(first).or(self.unit_times);
         }
         self.had_slice_before_last_nal = self.has_slice;
-        self.has_slice |= matches!(kind, NalPosition::FirstSlice | NalPosition::Slice);
+        self.has_slice |= matches!(kind, NalKindInAccessUnit::FirstSlice | NalKindInAccessUnit::Slice);
     }
 
     /// Takes the time of the PES packet in which a NAL unit at `first` begins. The start code may begin in the packet
@@ -205,16 +205,16 @@ impl AccessUnitSplitter {
         found
     }
 
-    fn begins_access_unit(&self, code: usize, kind: NalPosition) -> bool {
+    fn begins_access_unit(&self, code: usize, kind: NalKindInAccessUnit) -> bool {
         match kind {
             _ if !self.has_slice => false,
-            NalPosition::FirstSlice | NalPosition::BeforeSlices => true,
+            NalKindInAccessUnit::FirstSlice | NalKindInAccessUnit::BeforeSlices => true,
             // The first slice was lost, but another time came.
-            NalPosition::Slice => {
+            NalKindInAccessUnit::Slice => {
                 let times = self.pes_times.iter().take_while(|(at, _)| *at <= code);
                 times.last().is_some_and(|(_, times)| Some(*times) != self.unit_times)
             }
-            NalPosition::Other => false,
+            NalKindInAccessUnit::Other => false,
         }
     }
 
@@ -275,7 +275,7 @@ impl AccessUnitSplitter {
 
 /// Position of a NAL unit in its access unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum NalPosition {
+enum NalKindInAccessUnit {
     /// The first slice of a picture.
     FirstSlice,
     Slice,
@@ -284,7 +284,7 @@ enum NalPosition {
     Other,
 }
 
-impl NalPosition {
+impl NalKindInAccessUnit {
     fn classify(codec: VideoCodec, nal: &[u8]) -> Self {
         let byte = |at: usize| nal.get(at).copied().unwrap_or_default();
         match codec {

@@ -38,7 +38,7 @@ enum FrameParser {
 const MAX_AUDIO_PES_BYTES: usize = 1 << 20;
 
 /// Length of a PES header up to the optional fields.
-const PES_HEADER_LEN: usize = 9;
+const PES_FIXED_HEADER_LEN: usize = 9;
 
 impl ElementaryStreamParser {
     pub(super) fn new(stream: ElementaryStreamInfo) -> Self {
@@ -84,7 +84,7 @@ impl ElementaryStreamParser {
                 return;
             }
             if packet.continuity_counter != (last + 1) & 0xf && !may_jump {
-                self.handle_packet_loss();
+                self.drop_incomplete_after_loss();
             }
         }
         if packet.payload_unit_start {
@@ -98,7 +98,7 @@ impl ElementaryStreamParser {
         }
     }
 
-    fn handle_packet_loss(&mut self) {
+    fn drop_incomplete_after_loss(&mut self) {
         self.in_pes_packet = false;
         self.partial_pes_header = None;
         match &mut self.parser {
@@ -145,7 +145,7 @@ impl ElementaryStreamParser {
         match &mut self.parser {
             FrameParser::Video(units, codec) => {
                 let mut found = Vec::new();
-                units.push(payload, &mut found);
+                units.push_bytes_and_split(payload, &mut found);
                 append_samples(*codec, found, out);
             }
             FrameParser::Audio { packet, .. } if packet.len() < MAX_AUDIO_PES_BYTES => {
@@ -165,7 +165,7 @@ impl ElementaryStreamParser {
         if let FrameParser::Audio { adts, times, packet } = &mut self.parser
             && !packet.is_empty()
         {
-            adts.push(times.take().map(|times| times.decode_time), packet, out);
+            adts.push_and_parse_frames(times.take().map(|times| times.decode_time), packet, out);
             packet.clear();
         }
     }
@@ -214,13 +214,13 @@ struct PesTimestamps {
 impl PesHeader {
     /// Length of the header; `None` while that is unknown.
     fn header_len_if_complete(bytes: &[u8]) -> Option<usize> {
-        let length = PES_HEADER_LEN + usize::from(*bytes.get(PES_HEADER_LEN - 1)?);
+        let length = PES_FIXED_HEADER_LEN + usize::from(*bytes.get(PES_FIXED_HEADER_LEN - 1)?);
         (bytes.len() >= length).then_some(length)
     }
 
     /// Parses a header; `None` if it is none, or the contents are scrambled.
     fn parse(bytes: &[u8], length: usize) -> Option<Self> {
-        let &[0, 0, 1, _, l1, l2, b6, b7, _] = bytes.first_chunk::<PES_HEADER_LEN>()? else {
+        let &[0, 0, 1, _, l1, l2, b6, b7, _] = bytes.first_chunk::<PES_FIXED_HEADER_LEN>()? else {
             return None;
         };
         let is_scrambled = b6 & 0x30 != 0;
@@ -230,7 +230,7 @@ impl PesHeader {
         let stated = usize::from(l1) << 8 | usize::from(l2);
         // The stated length counts the header behind it.
         let left = (stated > 0).then(|| (stated + 6).saturating_sub(length));
-        let fields = bytes.get(PES_HEADER_LEN..length)?;
+        let fields = bytes.get(PES_FIXED_HEADER_LEN..length)?;
         let present = (b7 & 0x80 != 0).then(|| parse_timestamp(fields)).flatten();
         let decode = (b7 & 0x40 != 0).then(|| parse_timestamp(fields.get(5..)?)).flatten();
         Some(Self {

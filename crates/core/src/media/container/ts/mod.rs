@@ -10,8 +10,8 @@ use self::elementary::ElementaryStreamParser;
 use self::packet::{PacketSplitter, TsPacket};
 pub(super) use self::packet::{SYNC_BYTE, is_transport_stream};
 use self::tables::{
-    ElementaryStreamInfo, PAT_PID, Program, SectionAssembler, SupportedElementaryStreamKind, has_valid_crc, parse_pmt,
-    parse_pmt_pids_from_pat,
+    ElementaryStreamInfo, PAT_PID, SectionAssembler, SupportedElementaryStreamKind, TsProgram, has_valid_crc,
+    parse_pmt, parse_pmt_pids_from_pat,
 };
 use super::adts;
 use super::clock::MpegTimestampUnwrapper;
@@ -35,7 +35,7 @@ pub(super) struct TransportStreamDemuxer {
     /// PIDs of the program map tables.
     pmt_pids: Vec<u16>,
     /// The program that is played.
-    selected_program: Option<Program>,
+    selected_program: Option<TsProgram>,
     streams: Vec<ElementaryStreamParser>,
     /// Packets that came before the tables.
     packets_before_tables: Vec<u8>,
@@ -53,7 +53,7 @@ const MAX_BYTES_BEFORE_TABLES: usize = 16 << 20;
 impl TransportStreamDemuxer {
     /// Reads the PAT and PMT of an initialization section.
     pub(super) fn push_tables(&mut self, tables: &Bytes) {
-        self.push(tables, &mut Vec::new());
+        self.demux_bytes(tables, &mut Vec::new());
         self.packet_splitter.clear();
     }
 
@@ -62,14 +62,14 @@ impl TransportStreamDemuxer {
         let mut samples = Vec::new();
         self.streams.iter_mut().for_each(ElementaryStreamParser::begin_segment);
         self.has_scrambled_packets = false;
-        self.push(segment, &mut samples);
+        self.demux_bytes(segment, &mut samples);
         if self.selected_program.is_none() {
-            self.guess_program(&mut samples);
+            self.guess_and_select_program(&mut samples);
         }
         if !samples.is_empty() || self.streams.iter().any(ElementaryStreamParser::has_packet_in_segment) {
             return Ok(samples);
         }
-        let others = self.left_out();
+        let others = self.unsupported_tracks();
         if self.has_scrambled_packets {
             Err(ContainerError::Encrypted)
         } else if others.is_empty() {
@@ -80,7 +80,7 @@ impl TransportStreamDemuxer {
     }
 
     /// Returns the tracks whose codec is not supported.
-    pub(super) fn left_out(&self) -> Vec<String> {
+    pub(super) fn unsupported_tracks(&self) -> Vec<String> {
         let others = self
             .selected_program
             .iter()
@@ -98,17 +98,17 @@ impl TransportStreamDemuxer {
         samples
     }
 
-    fn push(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
+    fn demux_bytes(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
         self.packet_splitter.drop_uncontinued_packet_and_append_segment(bytes);
         while let Some(packet) = self.packet_splitter.next() {
-            self.handle_packet(&packet, out);
+            self.demux_packet(&packet, out);
         }
     }
 
-    fn handle_packet(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
+    fn demux_packet(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
         let Some(packet) = TsPacket::parse(bytes) else { return };
         if packet.pid == PAT_PID || self.pmt_pids.contains(&packet.pid) {
-            self.handle_table_packet(&packet, out);
+            self.parse_tables_and_select_program(&packet, out);
         } else if let Some(stream) = self.streams.iter_mut().find(|stream| stream.info.pid == packet.pid) {
             if packet.is_scrambled {
                 self.has_scrambled_packets = true;
@@ -120,7 +120,7 @@ impl TransportStreamDemuxer {
         }
     }
 
-    fn handle_table_packet(&mut self, packet: &TsPacket<'_>, out: &mut Vec<DemuxedSample>) {
+    fn parse_tables_and_select_program(&mut self, packet: &TsPacket<'_>, out: &mut Vec<DemuxedSample>) {
         let found = match self.section_assemblers.iter_mut().find(|(pid, _)| *pid == packet.pid) {
             Some((_, section)) => section.push_and_take_sections(packet.payload_unit_start, packet.payload),
             None => {
@@ -138,14 +138,14 @@ impl TransportStreamDemuxer {
                 continue;
             }
             if packet.pid == PAT_PID {
-                self.apply_pat(&section);
+                self.update_pmt_pids_from_pat(&section);
             } else if let Some(program) = parse_pmt(&section) {
-                self.select_program(program, out);
+                self.switch_program_if_preferred(program, out);
             }
         }
     }
 
-    fn apply_pat(&mut self, section: &[u8]) {
+    fn update_pmt_pids_from_pat(&mut self, section: &[u8]) {
         let Some(mut pids) = parse_pmt_pids_from_pat(section) else {
             return;
         };
@@ -158,10 +158,10 @@ impl TransportStreamDemuxer {
     }
 
     /// Plays a program: the first one, or the first one with video.
-    fn select_program(&mut self, program: Program, out: &mut Vec<DemuxedSample>) {
+    fn switch_program_if_preferred(&mut self, program: TsProgram, out: &mut Vec<DemuxedSample>) {
         let is_update = self.pmt_pids.len() == 1;
-        let is_better = |current: &Program| program.has_video() && !current.has_video();
-        let shares = |current: &Program| {
+        let is_better = |current: &TsProgram| program.has_video() && !current.has_video();
+        let shares = |current: &TsProgram| {
             let mut streams = program.streams.iter();
             streams.any(|stream| current.streams.iter().any(|known| known.pid == stream.pid))
         };
@@ -186,13 +186,13 @@ impl TransportStreamDemuxer {
         }
         self.selected_program = Some(program);
         for bytes in std::mem::take(&mut self.packets_before_tables).chunks_exact(packet::PACKET_LEN) {
-            self.handle_packet(bytes, out);
+            self.demux_packet(bytes, out);
         }
     }
 
     /// Finds streams by what they contain. Some segments have no tables at all.
-    fn guess_program(&mut self, out: &mut Vec<DemuxedSample>) {
-        let mut program = Program::default();
+    fn guess_and_select_program(&mut self, out: &mut Vec<DemuxedSample>) {
+        let mut program = TsProgram::default();
         for packet in self
             .packets_before_tables
             .chunks_exact(packet::PACKET_LEN)
@@ -213,7 +213,7 @@ impl TransportStreamDemuxer {
             }
         }
         if !program.streams.is_empty() {
-            self.select_program(program, out);
+            self.switch_program_if_preferred(program, out);
         }
     }
 }

@@ -23,12 +23,12 @@ pub(super) struct ElementaryStreamInfo {
 
 /// What a program map table says: the first video and the first audio, and the codecs that are not supported.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Program {
+pub(super) struct TsProgram {
     pub(super) streams: Vec<ElementaryStreamInfo>,
     pub(super) unsupported_codecs: Vec<(MediaKind, &'static str)>,
 }
 
-impl Program {
+impl TsProgram {
     pub(super) fn has_video(&self) -> bool {
         self.streams
             .iter()
@@ -120,11 +120,11 @@ pub(super) fn parse_pmt_pids_from_pat(section: &[u8]) -> Option<Vec<u16>> {
 const MAX_UNSUPPORTED_CODECS: usize = 8;
 
 /// Reads a program map table.
-pub(super) fn parse_pmt(section: &[u8]) -> Option<Program> {
+pub(super) fn parse_pmt(section: &[u8]) -> Option<TsProgram> {
     let body = current_table_body_without_crc_check(section, 2)?;
     let descriptors = usize::from(body.get(2)? & 0xf) << 8 | usize::from(*body.get(3)?);
     let mut rest = body.get(4 + descriptors..)?;
-    let mut program = Program::default();
+    let mut program = TsProgram::default();
     while let Some((&[stream_type, p1, p2, l1, l2], after)) = rest.split_first_chunk::<5>() {
         let length = usize::from(l1 & 0xf) << 8 | usize::from(l2);
         let (descriptors, next) = after.split_at(length.min(after.len()));

@@ -1,0 +1,76 @@
+//! What is known of a viewer's path, for who decides and who reports.
+
+use std::time::{Duration, Instant};
+
+use super::CongestionController;
+use super::estimator::TwccEstimator;
+use super::quality::LayerDecisionCause;
+use super::sent::micros_since_origin;
+
+/// Without feedback for this long, and this many packets, a viewer is judged by its reports.
+const TWCC_SILENCE_BEFORE_REPORT_FALLBACK_US: u64 = 1_000_000;
+const MIN_UNANSWERED_PACKETS: u16 = 50;
+
+/// A viewer of whose TCP connection nothing was reported for this long is connected by UDP.
+const TCP_QUEUE_LIFETIME_US: u64 = 3_000_000;
+
+impl CongestionController {
+    /// Whether feedback tells what follows.
+    pub fn is_twcc_feedback_usable(&self, now: Instant) -> bool {
+        self.is_twcc_feedback_usable_at(micros_since_origin(self.origin, now))
+    }
+
+    pub(super) fn is_twcc_feedback_usable_at(&self, now: u64) -> bool {
+        // TCP hides the queue of the path: what waits in the connection shows it.
+        let is_over_tcp = self
+            .last_tcp_queue_at
+            .is_some_and(|at| now < at + TCP_QUEUE_LIFETIME_US);
+        let is_silent = now.saturating_sub(self.last_covering_feedback_at) > TWCC_SILENCE_BEFORE_REPORT_FALLBACK_US;
+        self.estimator.is_some()
+            && !is_over_tcp
+            && !(is_silent && self.packets_since_feedback >= MIN_UNANSWERED_PACKETS)
+    }
+
+    /// Bits per second that arrive, if feedback tells.
+    pub fn received_bitrate(&self) -> Option<u32> {
+        self.estimator.as_ref()?.min_recent_received_bitrate()
+    }
+
+    /// How long the newest packets of which is known waited in all queues of the path, our own packets included.
+    pub fn newest_queue_delay(&self) -> Option<Duration> {
+        let delay = self.estimator.as_ref()?.newest_delay_over_base().max(0);
+        Some(Duration::from_micros(u64::from(delay.unsigned_abs())))
+    }
+
+    /// Excess delay; see the page of this module.
+    pub fn excess_delay(&self) -> Duration {
+        let excess = self.estimator.as_ref().map_or(0, |estimator| estimator.excess_delay());
+        Duration::from_micros(u64::from(excess.unsigned_abs()))
+    }
+
+    /// Share of packets lost in the last second in 1/256, if feedback tells.
+    pub fn loss_per_256(&self) -> Option<u8> {
+        Some(self.estimator.as_ref()?.loss_per_256())
+    }
+
+    /// Whether others keep a queue on the path whatever is sent, so that only loss counts.
+    pub fn is_competing(&self) -> bool {
+        let estimator = self.estimator.as_ref();
+        estimator.is_some_and(|estimator| estimator.competition_since().is_some())
+    }
+
+    /// Whether less than the best rung is sent because of overload, not only because a better one is not there.
+    pub fn is_limited_by_overload(&self) -> bool {
+        self.allocator.is_limited_by_overload()
+    }
+
+    /// What the layer was last decided by.
+    pub fn last_layer_decision_cause(&self) -> Option<LayerDecisionCause> {
+        self.last_decision
+    }
+
+    /// Bytes that this controller occupies, on the heap too.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Self>() + self.estimator.as_ref().map_or(0, |_| size_of::<TwccEstimator>())
+    }
+}

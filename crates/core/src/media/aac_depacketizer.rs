@@ -1,0 +1,305 @@
+//! AAC in RTP as cameras send it: `MPEG4-GENERIC` (RFC 3640 §3.3.5, §3.3.6) and `MP4A-LATM` with its configuration in
+//! the session description (RFC 6416 §6). Interleaving is not supported.
+
+use bytes::{Bytes, BytesMut};
+
+use super::aac::AacConfig;
+use super::codec::bits::BitReader;
+
+/// How the frames of a track are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AacPayloadFormat {
+    /// Access unit headers with a size of this many bits, and an index of this many bits in the first one and in each
+    /// later one.
+    AuHeaders { size: u32, index: u32, index_delta: u32 },
+    /// Each frame after its length (ISO/IEC 14496-3 table 1.44).
+    Latm,
+}
+
+/// Reads AAC frames from RTP packets.
+#[derive(Debug)]
+pub struct AacDepacketizer {
+    config: AacConfig,
+    packing: AacPayloadFormat,
+    /// The beginning of a frame that several packets carry, and its whole length.
+    partial_frame: Option<(BytesMut, usize)>,
+}
+
+/// Maximum length of a frame in bytes: the 13-bit size of RFC 3640 §3.3.6.
+const MAX_AAC_FRAME_BYTES: usize = 8_191;
+
+/// Maximum number of frames in a packet.
+const MAX_FRAMES_PER_PACKET: usize = 64;
+
+impl AacDepacketizer {
+    /// Reads the parameters of an `fmtp` attribute. A configuration that is missing or invalid is assumed to be AAC-LC
+    /// with `rate` and `channels` of the `rtpmap`. Returns `None` if there is no such configuration either.
+    pub fn for_mpeg4_generic(fmtp: &str, rate: u32, channels: u8) -> Option<Self> {
+        let number = |key: &str, default| {
+            let given = fmtp_parameter(fmtp, key).and_then(|value| value.parse().ok());
+            given.filter(|bits| *bits <= 16).unwrap_or(default)
+        };
+        let is_low_rate = fmtp_parameter(fmtp, "mode").is_some_and(|mode| mode.eq_ignore_ascii_case("AAC-lbr"));
+        let (size, index) = if is_low_rate { (6, 2) } else { (13, 3) };
+        Some(Self {
+            config: aac_config_from_fmtp(fmtp).or_else(|| AacConfig::new_low_complexity(rate, channels))?,
+            packing: AacPayloadFormat::AuHeaders {
+                size: number("sizelength", size),
+                index: number("indexlength", index),
+                index_delta: number("indexdeltalength", index),
+            },
+            partial_frame: None,
+        })
+    }
+
+    /// As [`Self::for_mpeg4_generic`], for LATM. Returns `None` if the configuration is sent in the packets (`cpresent=1`).
+    pub fn for_mp4a_latm(fmtp: &str) -> Option<Self> {
+        let mux = parse_hex(fmtp_parameter(fmtp, "config")?)?;
+        let is_separate = fmtp_parameter(fmtp, "cpresent").is_some_and(|value| value == "0");
+        Some(Self {
+            config: is_separate.then(|| parse_stream_mux_config(&mux))??,
+            packing: AacPayloadFormat::Latm,
+            partial_frame: None,
+        })
+    }
+
+    /// Returns the configuration that a decoder needs.
+    pub fn config(&self) -> AacConfig {
+        self.config
+    }
+
+    /// Appends the frames of a packet, each with its distance from the timestamp of the packet in samples. `lost` says
+    /// that packets are missing before this one. Returns `false` if the payload is invalid.
+    pub fn push_packet(&mut self, payload: &Bytes, marker: bool, lost: bool, out: &mut Vec<(u32, Bytes)>) -> bool {
+        if lost {
+            self.partial_frame = None;
+        }
+        match self.packing {
+            AacPayloadFormat::AuHeaders {
+                size,
+                index,
+                index_delta,
+            } => self.push_access_units(payload, [size, index, index_delta], out),
+            AacPayloadFormat::Latm => self.push_latm(payload, marker, out),
+        }
+        .is_some()
+    }
+
+    fn push_access_units(
+        &mut self,
+        payload: &Bytes,
+        [size, index, delta]: [u32; 3],
+        out: &mut Vec<(u32, Bytes)>,
+    ) -> Option<()> {
+        let length = usize::from(u16::from_be_bytes(*payload.first_chunk::<2>()?));
+        let headers = payload.get(2..2 + length.div_ceil(8))?;
+        let mut data = payload.slice(2 + headers.len()..);
+        let mut bits = BitReader::new(headers);
+        let mut left = length;
+        for number in 0..MAX_FRAMES_PER_PACKET {
+            let header = (size + if number == 0 { index } else { delta }) as usize;
+            if header == 0 || left < header {
+                break;
+            }
+            left -= header;
+            let unit = bits.read_bits(size)? as usize;
+            bits.skip(header - size as usize);
+            if unit == 0 || unit > MAX_AAC_FRAME_BYTES {
+                return None;
+            }
+            if unit > data.len() {
+                return (number == 0).then(|| self.push_fragment(&data, unit, out));
+            }
+            self.partial_frame = None;
+            out.push((number as u32 * SAMPLES_PER_FRAME, data.split_to(unit)));
+        }
+        (length > 0).then_some(())
+    }
+
+    /// Takes a part of a frame (RFC 3640 §3.2.3.1); each packet repeats the size of the whole.
+    fn push_fragment(&mut self, data: &Bytes, size: usize, out: &mut Vec<(u32, Bytes)>) {
+        let (bytes, _) = match &mut self.partial_frame {
+            Some(fragment) if fragment.1 == size => fragment,
+            fragment => fragment.insert((BytesMut::new(), size)),
+        };
+        bytes.extend_from_slice(data);
+        if bytes.len() >= size
+            && let Some((bytes, _)) = self.partial_frame.take()
+        {
+            out.push((0, bytes.freeze().slice(..size)));
+        }
+    }
+
+    /// Takes packets of LATM without configuration: the marker is on the last packet of a frame (RFC 6416 §6.1).
+    fn push_latm(&mut self, payload: &Bytes, marker: bool, out: &mut Vec<(u32, Bytes)>) -> Option<()> {
+        let mut element = match self.partial_frame.take() {
+            Some((mut bytes, _)) => {
+                bytes.extend_from_slice(payload);
+                bytes.freeze()
+            }
+            None => payload.clone(),
+        };
+        if !marker {
+            let fits = element.len() <= MAX_AAC_FRAME_BYTES;
+            self.partial_frame = fits.then(|| (BytesMut::from(&element[..]), 0));
+            return fits.then_some(());
+        }
+        for number in 0..MAX_FRAMES_PER_PACKET {
+            if element.is_empty() {
+                break;
+            }
+            let mut length = 0;
+            loop {
+                let byte = *element.first()?;
+                element = element.slice(1..);
+                length += usize::from(byte);
+                if byte != 255 {
+                    break;
+                }
+            }
+            if length == 0 || length > element.len() {
+                return None;
+            }
+            out.push((number as u32 * SAMPLES_PER_FRAME, element.split_to(length)));
+        }
+        Some(())
+    }
+}
+
+/// Samples of a frame (ISO/IEC 14496-3 §4.5.2.1.1), at the sampling rate of the configuration.
+const SAMPLES_PER_FRAME: u32 = 1_024;
+
+/// Returns the value of a parameter of an `fmtp` attribute; the case of its name does not matter.
+pub fn fmtp_parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
+    fmtp.split(';').find_map(|parameter| {
+        let (key, value) = parameter.split_once('=')?;
+        key.trim()
+            .eq_ignore_ascii_case(name)
+            .then(|| value.trim().trim_matches('"'))
+    })
+}
+
+fn aac_config_from_fmtp(fmtp: &str) -> Option<AacConfig> {
+    AacConfig::parse(&parse_hex(fmtp_parameter(fmtp, "config")?)?)
+}
+
+fn parse_hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    let pairs = digits.chunks(2);
+    pairs
+        .map(|pair| {
+            let pair = std::str::from_utf8(pair).ok().filter(|pair| pair.len() == 2)?;
+            u8::from_str_radix(pair, 16).ok()
+        })
+        .collect()
+}
+
+/// Returns the AudioSpecificConfig within a StreamMuxConfig (ISO/IEC 14496-3 §1.7.3.2) of one program with one layer
+/// and one frame per element.
+fn parse_stream_mux_config(mux: &[u8]) -> Option<AacConfig> {
+    let mut bits = BitReader::new(mux);
+    let (version, _same_framing) = (bits.read_bits(1)?, bits.read_bits(1)?);
+    let (sub_frames, programs, layers) = (bits.read_bits(6)?, bits.read_bits(4)?, bits.read_bits(3)?);
+    if (version, sub_frames, programs, layers) != (0, 0, 0, 0) {
+        return None;
+    }
+    // Five bits of type, four of rate, four of channels, three of GASpecificConfig; more with a rate that is written
+    // out, or with signalled band replication.
+    let mut peek = BitReader::new(mux);
+    peek.skip(15);
+    let object_type = peek.read_bits(5)?;
+    let written_out = if peek.read_bits(4)? == 15 { 24 } else { 0 };
+    let replication = if matches!(object_type, 5 | 29) { 9 } else { 0 };
+    let length = 16 + written_out + replication;
+    let mut bytes = vec![0u8; (length as usize).div_ceil(8)];
+    for position in 0..length as usize {
+        let bit = u8::from(bits.read_flag()?);
+        if let Some(byte) = bytes.get_mut(position / 8) {
+            *byte |= bit << (7 - position % 8);
+        }
+    }
+    AacConfig::parse(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HBR: &str = "streamtype=5;mode=AAC-hbr;SizeLength=13;indexlength=3;indexdeltalength=3;config=1188;";
+
+    fn generic() -> AacDepacketizer {
+        AacDepacketizer::for_mpeg4_generic(HBR, 48_000, 1).expect("a configuration")
+    }
+
+    fn push(depacketizer: &mut AacDepacketizer, payload: &[u8]) -> (bool, Vec<(u32, Vec<u8>)>) {
+        let mut out = Vec::new();
+        let valid = depacketizer.push_packet(&Bytes::copy_from_slice(payload), true, false, &mut out);
+        (valid, out.into_iter().map(|(at, frame)| (at, frame.to_vec())).collect())
+    }
+
+    #[test]
+    fn several_access_units_of_a_packet_are_frames_a_frame_apart() {
+        let frames = push(&mut generic(), &[0, 32, 0, 2 << 3, 0, 3 << 3, 1, 2, 3, 4, 5]);
+        assert_eq!(frames, (true, vec![(0, vec![1, 2]), (1_024, vec![3, 4, 5])]));
+    }
+
+    #[test]
+    fn an_access_unit_over_several_packets_is_one_frame() {
+        let mut depacketizer = generic();
+        assert_eq!(push(&mut depacketizer, &[0, 16, 0, 4 << 3, 1, 2]), (true, vec![]));
+        let whole = push(&mut depacketizer, &[0, 16, 0, 4 << 3, 3, 4]);
+        assert_eq!(whole, (true, vec![(0, vec![1, 2, 3, 4])]));
+        // A lost packet costs its frame, and no more.
+        assert_eq!(push(&mut depacketizer, &[0, 16, 0, 4 << 3, 1, 2]), (true, vec![]));
+        let mut out = Vec::new();
+        depacketizer.push_packet(&Bytes::from_static(&[0, 16, 0, 2 << 3, 8, 9]), true, true, &mut out);
+        assert_eq!(out, [(0, Bytes::from_static(&[8, 9]))]);
+    }
+
+    #[test]
+    fn a_configuration_that_is_missing_follows_the_rtpmap() {
+        for fmtp in ["", "mode=AAC-hbr", "mode=AAC-hbr;config=zz", "config="] {
+            let depacketizer = AacDepacketizer::for_mpeg4_generic(fmtp, 16_000, 1).expect(fmtp);
+            let config = depacketizer.config();
+            assert_eq!(
+                (config.sample_rate, config.channel_configuration, config.bytes()),
+                (16_000, 1, &[0x14, 0x08][..]),
+                "{fmtp}"
+            );
+        }
+        assert!(AacDepacketizer::for_mpeg4_generic("", 12_345, 1).is_none());
+        assert_eq!(generic().config().bytes(), [0x11, 0x88]);
+    }
+
+    #[test]
+    fn latm_has_lengths_before_its_frames() {
+        // StreamMuxConfig of AAC-LC with 44.1 kHz and two channels, as cameras send it.
+        let mut latm = AacDepacketizer::for_mp4a_latm("cpresent=0; config=400024203fc0").expect("a configuration");
+        let config = latm.config();
+        assert_eq!((config.sample_rate, config.channel_configuration), (44_100, 2));
+        assert_eq!(push(&mut latm, &[3, 7, 8, 9]), (true, vec![(0, vec![7, 8, 9])]));
+        let mut long = vec![255, 1];
+        long.extend([5; 256]);
+        assert_eq!(push(&mut latm, &long), (true, vec![(0, vec![5; 256])]));
+        assert_eq!(push(&mut latm, &[9, 1]), (false, vec![]));
+        assert!(
+            AacDepacketizer::for_mp4a_latm("config=400024203fc0").is_none(),
+            "the packets carry it"
+        );
+    }
+
+    #[test]
+    fn no_payload_causes_a_panic() {
+        for first in 0..=255u8 {
+            for length in 0..8 {
+                let payload = [first, first, 0xff, first, 1, 2, 3, 4];
+                for depacketizer in [
+                    &mut generic(),
+                    &mut AacDepacketizer::for_mp4a_latm("cpresent=0;config=400024203fc0").expect("valid"),
+                ] {
+                    push(depacketizer, &payload[..length]);
+                }
+            }
+        }
+    }
+}

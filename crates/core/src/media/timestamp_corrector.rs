@@ -1,0 +1,521 @@
+//! Corrects RTP timestamps that stand still: some senders give each frame the same timestamp, or count seconds.
+//!
+//! Players show such frames at their time of arrival, and so does an [`RtpTimestampCorrector`]: once several frames had one
+//! timestamp, it replaces timestamps by arrivals, until they advance with them again. Frames are told apart by their
+//! contents, where those cannot say by the marker.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::Codec;
+use super::clock::{duration_to_ticks, ticks_to_duration};
+use super::codec::PayloadFraming;
+use super::marker::RtpPacketMetadata;
+
+/// Frames with one timestamp after which it stands still. The two fields of an interlaced picture may have the same one.
+const MIN_FRAMES_WITH_ONE_TIMESTAMP: u32 = 3;
+
+/// Two frames with one timestamp suffice if they are this far apart: fields are not.
+const MAX_INTERLACED_FIELD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where only markers tell frames apart, the frames with one timestamp take at least this long: markers may be wrong, but
+/// the packets of one frame follow each other faster.
+const MIN_STUCK_DURATION_BY_MARKERS: Duration = Duration::from_millis(200);
+
+/// Frames in a row with timestamps of their own after which these are believed again.
+const FRAMES_TO_TRUST_TIMESTAMPS: u32 = 32;
+
+/// Minimum step between frames that arrive together.
+const MIN_FRAME_TIMESTAMP_STEP: Duration = Duration::from_millis(1);
+
+/// Number of frames of which late packets get the timestamp.
+const MAX_TRACKED_FRAMES: usize = 16;
+
+/// Corrects the timestamps of one RTP stream.
+#[derive(Debug)]
+pub struct RtpTimestampCorrector {
+    codec: Codec,
+    frame_boundaries: FrameBoundaries,
+    clock_rate: u32,
+    newest_packet: Option<NewestPacket>,
+    mode: TimestampMode,
+    /// Number of frames with the newest source timestamp.
+    frames_with_timestamp: u32,
+    /// The first of them.
+    first_frame_with_timestamp: Option<FrameTimestampAndArrival>,
+    recent_frames: VecDeque<RecentFrame>,
+    /// Corrected timestamp of the newest frame.
+    newest_time: u64,
+    /// A marker was followed by more of the same frame.
+    has_early_markers: bool,
+    arrival_timed_frame_count: u64,
+}
+
+/// What starts a frame that has the timestamp of the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FrameBoundaries {
+    Contents,
+    Markers,
+    Packets,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TimestampMode {
+    /// Source timestamps are right, up to an offset.
+    Source { offset: u64 },
+    /// Frames get the time of their arrival.
+    Arrival {
+        /// The frame from which time is counted.
+        anchor: FrameTimestampAndArrival,
+        /// Frames in a row with a source timestamp of their own, and the first of these.
+        advancing: Option<(u32, FrameTimestampAndArrival)>,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FrameTimestampAndArrival {
+    time: u64,
+    arrival: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct RecentFrame {
+    first_seq: u64,
+    /// Its start did not come late.
+    has_start: bool,
+    /// Corrected timestamp.
+    time: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct NewestPacket {
+    seq: u64,
+    time: u64,
+    marker: bool,
+    continues_in_next_packet: bool,
+    /// Its frame has picture data so far.
+    has_slice: bool,
+}
+
+impl RtpTimestampCorrector {
+    /// Creates the state of a stream of which nothing was received.
+    pub fn new(codec: Codec) -> Self {
+        Self::with_clock_rate(codec, codec.clock_rate())
+    }
+
+    /// As [`Self::new`], for timestamps of another clock rate than that of the codec, in Hz.
+    pub fn with_clock_rate(codec: Codec, clock_rate: u32) -> Self {
+        let frame_boundaries = match codec {
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 => FrameBoundaries::Contents,
+            Codec::Av1 => FrameBoundaries::Markers,
+            // Of JPEG and AAC, whole frames are expected here.
+            Codec::Jpeg | Codec::Aac | Codec::Opus | Codec::Pcmu | Codec::Pcma => FrameBoundaries::Packets,
+        };
+        Self {
+            codec,
+            frame_boundaries,
+            clock_rate,
+            newest_packet: None,
+            mode: TimestampMode::Source { offset: 0 },
+            frames_with_timestamp: 0,
+            first_frame_with_timestamp: None,
+            recent_frames: VecDeque::new(),
+            newest_time: 0,
+            has_early_markers: false,
+            arrival_timed_frame_count: 0,
+        }
+    }
+
+    /// Returns the codec of the stream.
+    pub fn codec(&self) -> Codec {
+        self.codec
+    }
+
+    /// What follows has unrelated sequence numbers and timestamps. A sender whose timestamps stood still is expected to
+    /// go on like that.
+    pub fn restart_numbering(&mut self) {
+        self.newest_packet = None;
+        self.recent_frames.clear();
+        match &mut self.mode {
+            TimestampMode::Source { offset } => *offset = 0,
+            TimestampMode::Arrival { advancing, .. } => *advancing = None,
+        }
+    }
+
+    /// Returns the timestamp of a packet. One without payload gets that of the newest packet.
+    pub fn correct(&mut self, packet: &RtpPacketMetadata) -> u64 {
+        let Some(framing) = packet.payload_info else {
+            return self.newest_time;
+        };
+        let Some(newest) = self.newest_packet else {
+            self.begin_frame(packet, packet.seq, true);
+            self.set_newest_packet(packet, framing, false);
+            return self.newest_time;
+        };
+        if packet.seq <= newest.seq {
+            return self.time_of_late_packet(packet, framing);
+        }
+        if newest.time != packet.time {
+            let continues = !newest.has_slice && matches!(self.mode, TimestampMode::Arrival { .. });
+            if !continues {
+                self.begin_frame(packet, packet.seq, true);
+            }
+            self.set_newest_packet(packet, framing, continues);
+            return self.newest_time;
+        }
+        self.has_early_markers |= newest.marker
+            && newest.has_slice
+            && framing.has_slice
+            && !framing.starts_picture
+            && packet.seq == newest.seq + 1;
+        let first_seq = self.first_seq_of_next_frame(packet, framing, newest);
+        if let Some(first_seq) = first_seq {
+            self.begin_frame(packet, first_seq, false);
+        }
+        self.set_newest_packet(packet, framing, first_seq.is_none());
+        self.newest_time
+    }
+
+    /// Returns the corrected time of a source timestamp, such as that of a sender report; `None` while timestamps stand
+    /// still.
+    pub fn corrected_time_of(&self, source_time: u64) -> Option<u64> {
+        match self.mode {
+            TimestampMode::Source { offset } => Some(source_time.wrapping_add(offset)),
+            TimestampMode::Arrival { .. } => None,
+        }
+    }
+
+    /// Returns how many frames got the time of their arrival.
+    pub fn arrival_timed_frame_count(&self) -> u64 {
+        self.arrival_timed_frame_count
+    }
+
+    /// First sequence number of the frame that starts with this packet, which has the source timestamp of the newest one.
+    fn first_seq_of_next_frame(
+        &self,
+        packet: &RtpPacketMetadata,
+        framing: PayloadFraming,
+        newest: NewestPacket,
+    ) -> Option<u64> {
+        if !newest.has_slice {
+            return None;
+        }
+        let after_end = (newest.marker && !newest.continues_in_next_packet).then_some(newest.seq + 1);
+        match self.frame_boundaries {
+            FrameBoundaries::Packets => Some(packet.seq),
+            FrameBoundaries::Markers => after_end,
+            FrameBoundaries::Contents => {
+                let after_end = after_end.filter(|_| !self.has_early_markers);
+                let leads = framing.precedes_picture && !newest.continues_in_next_packet;
+                match self.mode {
+                    TimestampMode::Source { .. } => framing.starts_picture.then_some(packet.seq),
+                    TimestampMode::Arrival { .. } if framing.starts_picture || leads => {
+                        Some(after_end.unwrap_or(packet.seq))
+                    }
+                    TimestampMode::Arrival { .. } => after_end,
+                }
+            }
+        }
+    }
+
+    fn begin_frame(&mut self, packet: &RtpPacketMetadata, first_seq: u64, has_new_timestamp: bool) {
+        if has_new_timestamp {
+            self.frames_with_timestamp = 0;
+            self.first_frame_with_timestamp = None;
+        }
+        self.frames_with_timestamp = self.frames_with_timestamp.saturating_add(1);
+        self.update_mode(packet, has_new_timestamp);
+        self.newest_time = match self.mode {
+            TimestampMode::Source { offset } => packet.time.wrapping_add(offset),
+            TimestampMode::Arrival { anchor, .. } => {
+                self.arrival_timed_frame_count += 1;
+                self.time_by_arrival(anchor, packet.arrival)
+            }
+        };
+        let frame = FrameTimestampAndArrival {
+            time: self.newest_time,
+            arrival: packet.arrival,
+        };
+        self.first_frame_with_timestamp.get_or_insert(frame);
+        self.recent_frames.push_back(RecentFrame {
+            first_seq,
+            has_start: packet.payload_info.is_some_and(PayloadFraming::is_start_of_access_unit),
+            time: self.newest_time,
+        });
+        if self.recent_frames.len() > MAX_TRACKED_FRAMES {
+            self.recent_frames.pop_front();
+        }
+    }
+
+    fn update_mode(&mut self, packet: &RtpPacketMetadata, has_new_timestamp: bool) {
+        let source = FrameTimestampAndArrival {
+            time: packet.time,
+            arrival: packet.arrival,
+        };
+        match &mut self.mode {
+            TimestampMode::Source { .. } => {
+                if let Some(anchor) = self.first_frame_with_timestamp
+                    && self.are_timestamps_stuck(packet.arrival.saturating_duration_since(anchor.arrival))
+                {
+                    self.mode = TimestampMode::Arrival {
+                        anchor,
+                        advancing: None,
+                    };
+                }
+            }
+            TimestampMode::Arrival { advancing, .. } if !has_new_timestamp => *advancing = None,
+            TimestampMode::Arrival { anchor, advancing } => {
+                let anchor = *anchor;
+                let (count, first) = advancing.map_or((0, source), |(count, first)| (count + 1, first));
+                *advancing = Some((count, first));
+                if count < FRAMES_TO_TRUST_TIMESTAMPS {
+                    return;
+                }
+                *advancing = Some((0, source));
+                let elapsed = packet.arrival.saturating_duration_since(first.arrival);
+                let media = packet.time.checked_sub(first.time);
+                let media = media.map(|ticks| ticks_to_duration(ticks, self.clock_rate));
+                if media.is_some_and(|media| media.abs_diff(elapsed) <= elapsed / 4) {
+                    let time = self.time_by_arrival(anchor, packet.arrival);
+                    let offset = time.wrapping_sub(packet.time);
+                    self.mode = TimestampMode::Source { offset };
+                }
+            }
+        }
+    }
+
+    /// Time of a frame that arrives after the newest one.
+    fn time_by_arrival(&self, anchor: FrameTimestampAndArrival, arrival: Instant) -> u64 {
+        let elapsed = arrival.saturating_duration_since(anchor.arrival);
+        let min_step = duration_to_ticks(MIN_FRAME_TIMESTAMP_STEP, self.clock_rate).max(1);
+        let arrived = anchor.time.wrapping_add(duration_to_ticks(elapsed, self.clock_rate));
+        arrived.max(self.newest_time.wrapping_add(min_step))
+    }
+
+    /// Whether timestamps stand still, given how long ago the first frame with the newest one arrived.
+    fn are_timestamps_stuck(&self, elapsed: Duration) -> bool {
+        let has_many = self.frames_with_timestamp >= MIN_FRAMES_WITH_ONE_TIMESTAMP;
+        match self.frame_boundaries {
+            FrameBoundaries::Packets => has_many,
+            FrameBoundaries::Contents => has_many || elapsed >= MAX_INTERLACED_FIELD_INTERVAL,
+            FrameBoundaries::Markers => has_many && elapsed >= MIN_STUCK_DURATION_BY_MARKERS,
+        }
+    }
+
+    fn set_newest_packet(&mut self, packet: &RtpPacketMetadata, framing: PayloadFraming, continues_frame: bool) {
+        let had_slice = continues_frame && self.newest_packet.is_some_and(|newest| newest.has_slice);
+        self.newest_packet = Some(NewestPacket {
+            seq: packet.seq,
+            time: packet.time,
+            marker: packet.marker,
+            continues_in_next_packet: framing.continues_in_next_packet,
+            has_slice: had_slice || framing.has_slice,
+        });
+    }
+
+    /// A late packet belongs to the frame around its sequence number, or starts the frame after it.
+    fn time_of_late_packet(&self, packet: &RtpPacketMetadata, framing: PayloadFraming) -> u64 {
+        if let Some(time) = self.corrected_time_of(packet.time) {
+            return time;
+        }
+        let next = self
+            .recent_frames
+            .partition_point(|frame| frame.first_seq <= packet.seq);
+        let own = next.checked_sub(1).and_then(|index| self.recent_frames.get(index));
+        let starts_next = self.frame_boundaries == FrameBoundaries::Contents
+            && framing.is_start_of_access_unit()
+            && own.is_some_and(|own| own.has_start && own.first_seq < packet.seq);
+        let next = self.recent_frames.get(next).filter(|_| starts_next || own.is_none());
+        next.or(own).map_or(self.newest_time, |frame| frame.time)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const FIRST_SLICE: PayloadFraming = PayloadFraming {
+        starts_picture: true,
+        precedes_picture: false,
+        has_slice: true,
+        continues_in_next_packet: false,
+    };
+    const SLICE: PayloadFraming = PayloadFraming {
+        starts_picture: false,
+        ..FIRST_SLICE
+    };
+    const PARAMETER_SET: PayloadFraming = PayloadFraming {
+        precedes_picture: true,
+        starts_picture: false,
+        has_slice: false,
+        continues_in_next_packet: false,
+    };
+
+    /// A sender of a frame each 40 ms.
+    struct SimulatedRtpSender {
+        corrector: RtpTimestampCorrector,
+        now: Instant,
+        seq: u64,
+    }
+
+    impl SimulatedRtpSender {
+        fn new(codec: Codec) -> Self {
+            Self {
+                corrector: RtpTimestampCorrector::new(codec),
+                now: Instant::now(),
+                seq: 0,
+            }
+        }
+
+        fn send(&mut self, time: u64, marker: bool, framing: PayloadFraming) -> u64 {
+            self.seq += 1;
+            self.send_at(self.seq, time, marker, framing)
+        }
+
+        fn send_at(&mut self, seq: u64, time: u64, marker: bool, framing: PayloadFraming) -> u64 {
+            self.corrector.correct(&RtpPacketMetadata {
+                seq,
+                time,
+                marker,
+                payload_info: Some(framing),
+                arrival: self.now,
+            })
+        }
+
+        /// A frame of three slices. Returns their timestamps.
+        fn send_three_slice_frame(&mut self, time: u64, marker: fn(usize) -> bool) -> [u64; 3] {
+            self.now += 40 * MS;
+            [FIRST_SLICE, SLICE, SLICE]
+                .into_iter()
+                .enumerate()
+                .map(|(index, framing)| self.send(time, marker(index), framing))
+                .collect::<Vec<_>>()
+                .try_into()
+                .expect("three")
+        }
+    }
+
+    #[test]
+    fn timestamps_that_stand_still_follow_arrivals() {
+        for marker in [|slice: usize| slice == 2, |_| true, |_| false] {
+            let mut sender = SimulatedRtpSender::new(Codec::H264);
+            let frames: Vec<_> = (0..50).map(|_| sender.send_three_slice_frame(0, marker)).collect();
+            for (index, frame) in frames.into_iter().enumerate() {
+                let wanted = if index < 2 { 0 } else { index as u64 * 3_600 };
+                assert_eq!(frame, [wanted; 3], "{index}");
+            }
+            assert_eq!(sender.corrector.arrival_timed_frame_count(), 48);
+            assert_eq!(sender.corrector.corrected_time_of(0), None);
+        }
+    }
+
+    #[test]
+    fn timestamps_that_advance_are_kept() {
+        // B-frames, two fields with one timestamp, and slices that each have a marker.
+        for times in [[0, 3, 1, 2, 6, 4], [0, 0, 1, 1, 2, 2], [0, 1, 2, 3, 4, 5]] {
+            let mut sender = SimulatedRtpSender::new(Codec::H264);
+            for time in times {
+                assert_eq!(sender.send_three_slice_frame(time * 3_600, |_| true), [time * 3_600; 3]);
+            }
+            assert_eq!(sender.corrector.arrival_timed_frame_count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_counts_seconds_follows_arrivals_too() {
+        let mut sender = SimulatedRtpSender::new(Codec::H264);
+        let frames: Vec<u64> = (0..200)
+            .map(|frame| sender.send_three_slice_frame(frame / 25 * 90_000, |slice| slice == 2)[0])
+            .collect();
+        assert!(
+            frames[2..].windows(2).all(|pair| pair[1] - pair[0] == 3_600),
+            "{frames:?}"
+        );
+    }
+
+    #[test]
+    fn timestamps_that_advance_again_are_believed_again() {
+        let mut sender = SimulatedRtpSender::new(Codec::H264);
+        (0..10).for_each(|_| _ = sender.send_three_slice_frame(7, |slice| slice == 2));
+        let mut frames = Vec::new();
+        for frame in 0..100 {
+            frames.push(sender.send_three_slice_frame(1_000_000 + frame * 3_600, |slice| slice == 2)[0]);
+        }
+        assert!(frames.windows(2).all(|pair| pair[1] - pair[0] == 3_600), "{frames:?}");
+        let counted = sender.corrector.arrival_timed_frame_count();
+        assert!((10..60).contains(&counted), "{counted}");
+        let last = frames[99];
+        assert_eq!(sender.corrector.corrected_time_of(1_000_000 + 99 * 3_600), Some(last));
+    }
+
+    #[test]
+    fn parameter_sets_belong_to_the_frame_after_them_and_late_packets_to_theirs() {
+        let mut sender = SimulatedRtpSender::new(Codec::H264);
+        let before: Vec<u64> = (0..4)
+            .map(|_| sender.send_three_slice_frame(0, |slice| slice == 2)[0])
+            .collect();
+        sender.now += 40 * MS;
+        // The sets and the first slice come late.
+        sender.seq += 3;
+        let slice = sender.send(0, true, SLICE);
+        assert_eq!(slice, before[3] + 3_600);
+        let next = sender.send_three_slice_frame(0, |slice| slice == 2)[0];
+        assert_eq!(next, slice + 3_600);
+        for (seq, framing) in [(13, PARAMETER_SET), (14, PARAMETER_SET), (15, FIRST_SLICE)] {
+            assert_eq!(sender.send_at(seq, 0, false, framing), slice);
+        }
+        assert_eq!(sender.send_at(11, 0, false, SLICE), before[3]);
+        sender.now += 40 * MS;
+        let sets = sender.send(0, false, PARAMETER_SET);
+        assert_eq!(sets, next + 3_600);
+        assert_eq!(sender.send(0, false, FIRST_SLICE), sets);
+    }
+
+    #[test]
+    fn slow_frames_and_frames_that_arrive_together_are_told_apart() {
+        let mut slow = SimulatedRtpSender::new(Codec::H265);
+        slow.send(0, true, FIRST_SLICE);
+        slow.now += 8_000 * MS;
+        assert_eq!(slow.send(0, true, FIRST_SLICE), 8 * 90_000);
+        let mut burst = SimulatedRtpSender::new(Codec::H265);
+        let times: Vec<u64> = (0..6).map(|_| burst.send(0, true, FIRST_SLICE)).collect();
+        assert_eq!(times, [0, 0, 90, 180, 270, 360]);
+    }
+
+    #[test]
+    fn frames_of_other_codecs_are_told_apart_by_packet_or_by_marker() {
+        let mut audio = SimulatedRtpSender::new(Codec::Opus);
+        let mut av1 = SimulatedRtpSender::new(Codec::Av1);
+        let (mut packets, mut frames) = (Vec::new(), Vec::new());
+        for _ in 0..20 {
+            (audio.now, av1.now) = (audio.now + 20 * MS, av1.now + 40 * MS);
+            packets.push(audio.send(5, false, SLICE));
+            frames.push([av1.send(5, false, SLICE), av1.send(5, true, SLICE)]);
+        }
+        assert!(
+            packets[2..].windows(2).all(|pair| pair[1] - pair[0] == 960),
+            "{packets:?}"
+        );
+        assert!(frames.iter().all(|frame| frame[0] == frame[1]), "{frames:?}");
+        assert!(
+            frames[7..].windows(2).all(|pair| pair[1][0] - pair[0][0] == 3_600),
+            "{frames:?}"
+        );
+    }
+
+    #[test]
+    fn restarted_numbering_keeps_arrival_times() {
+        let mut sender = SimulatedRtpSender::new(Codec::H264);
+        let last = (0..5)
+            .map(|_| sender.send_three_slice_frame(0, |slice| slice == 2)[0])
+            .last();
+        sender.corrector.restart_numbering();
+        sender.seq = 0;
+        assert_eq!(
+            Some(sender.send_three_slice_frame(0, |slice| slice == 2)[0] - 3_600),
+            last
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! The gateway's offer to a viewer that sends none (the WHEP of 2022) or whose offer cannot be served (WHEP §4.3.2).
+//! The viewer's answer is parsed like an offer: it lists what the viewer receives, with the payload types of the
+//! gateway.
+
+use std::fmt::Write as _;
+
+use super::description::{LocalDescription, VideoSectionId};
+use super::ice_restart::IceFragmentTemplate;
+use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
+use super::negotiated::AudioVideoFormats;
+use crate::media::{Format, ProfileLevelId};
+
+/// Returns the offer, with a `sendonly` section for each kind. SSRCs are not declared: the viewer learns them from
+/// packets.
+pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport<'_>) -> LocalDescription {
+    let mut sections: Vec<(&str, Vec<(u8, Format)>)> = Vec::new();
+    sections.push(("audio", audio_formats_to_offer(source.audio)));
+    if let Some(format) = source.video {
+        sections.push(("video", video_formats_to_offer(format)));
+    }
+    let mids: Vec<String> = (0..sections.len()).map(|mid| mid.to_string()).collect();
+    let mut lines = vec![
+        "v=0".to_owned(),
+        format!("o=- {} 1 IN IP4 127.0.0.1", local.sdp_session_id & (u64::MAX >> 1)),
+        "s=-".to_owned(),
+        "t=0 0".to_owned(),
+        format!("a=group:BUNDLE {}", mids.join(" ")),
+        "a=ice-lite".to_owned(),
+        "a=ice-options:trickle ice2".to_owned(),
+        "a=msid-semantic:WMS *".to_owned(),
+    ];
+    for ((kind, codecs), mid) in sections.iter().zip(&mids) {
+        let payload_types: Vec<String> = codecs.iter().map(|(pt, _)| pt.to_string()).collect();
+        lines.push(format!("m={kind} 9 UDP/TLS/RTP/SAVPF {}", payload_types.join(" ")));
+        lines.push("c=IN IP4 0.0.0.0".to_owned());
+        lines.push(format!("a=mid:{mid}"));
+        lines.push("a=sendonly".to_owned());
+        lines.push(format!("a=ice-ufrag:{}", local.ice_credentials.ufrag));
+        lines.push(format!("a=ice-pwd:{}", local.ice_credentials.pwd));
+        lines.push(format!("a=fingerprint:{}", fingerprint_value(local.fingerprint)));
+        lines.extend(["a=setup:actpass", "a=rtcp-mux", "a=rtcp-mux-only", "a=rtcp-rsize"].map(str::to_owned));
+        lines.push(format!("a=msid:millstream {kind}"));
+        for (pt, format) in codecs {
+            write_format_lines(&mut lines, *pt, *format);
+        }
+        if mid == "0" {
+            lines.extend(candidate_lines(local).map(|line| format!("a=candidate:{line}")));
+            lines.push("a=end-of-candidates".to_owned());
+        }
+    }
+    let mut text = lines.join("\r\n");
+    text.push_str("\r\n");
+    let first_format = sections.first().and_then(|(_, codecs)| Some(codecs.first()?.0));
+    let media_line = format!("audio 9 UDP/TLS/RTP/SAVPF {}", first_format.unwrap_or_default());
+    let video = sections.iter().position(|(kind, _)| *kind == "video");
+    let kinds = sections.iter().map(|(kind, _)| (*kind).to_owned());
+    LocalDescription {
+        sdp: text,
+        video_section: video.map(|index| VideoSectionId {
+            index,
+            mid: mids.get(index).cloned(),
+        }),
+        ice_fragment_template: IceFragmentTemplate::new(
+            Some(mids.join(" ")),
+            media_line,
+            mids.first().map(String::as_str),
+        ),
+        section_kinds_and_mids: kinds.zip(mids.iter().cloned()).collect(),
+    }
+}
+
+/// Returns the stream's format first, then the formats that another source may have.
+fn video_formats_to_offer(source: Format) -> Vec<(u8, Format)> {
+    let baseline = Format::H264 {
+        profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
+        packetization_mode: 1,
+    };
+    let mut codecs = vec![
+        (102, baseline),
+        (96, Format::Vp8),
+        (98, Format::Vp9 { profile: 0 }),
+        (45, Format::Av1 { profile: 0 }),
+        (
+            49,
+            Format::H265 {
+                profile_id: 1,
+                tier_flag: 0,
+            },
+        ),
+    ];
+    let source = match source {
+        Format::H264 { profile, .. } => Format::H264 {
+            profile,
+            packetization_mode: 1,
+        },
+        source => source,
+    };
+    let known = codecs.iter().position(|(_, format)| *format == source);
+    let first = known.map_or((106, source), |index| codecs.remove(index));
+    codecs.insert(0, first);
+    codecs
+}
+
+fn audio_formats_to_offer(source: Option<Format>) -> Vec<(u8, Format)> {
+    let mut codecs = vec![
+        (111, Format::Opus { stereo: true }),
+        (0, Format::Pcmu),
+        (8, Format::Pcma),
+    ];
+    codecs.sort_by_key(|(_, format)| source.is_none_or(|source| source.codec() != format.codec()));
+    codecs
+}
+
+fn write_format_lines(lines: &mut Vec<String>, pt: u8, format: Format) {
+    let codec = format.codec();
+    let channels = if matches!(format, Format::Opus { .. }) {
+        "/2"
+    } else {
+        ""
+    };
+    lines.push(format!(
+        "a=rtpmap:{pt} {}/{}{channels}",
+        codec.name(),
+        codec.clock_rate()
+    ));
+    let mut parameters = String::new();
+    let _ = match format {
+        Format::Opus { .. } => write!(parameters, "minptime=10;useinbandfec=1;stereo=1;sprop-stereo=1"),
+        Format::H264 { profile, .. } => write!(
+            parameters,
+            "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id={profile}"
+        ),
+        Format::H265 { profile_id, tier_flag } => {
+            write!(parameters, "profile-id={profile_id};tier-flag={tier_flag};tx-mode=SRST")
+        }
+        Format::Vp9 { profile } => write!(parameters, "profile-id={profile}"),
+        Format::Av1 { profile } => write!(parameters, "profile={profile}"),
+        _ => Ok(()),
+    };
+    if !parameters.is_empty() {
+        lines.push(format!("a=fmtp:{pt} {parameters}"));
+    }
+    if codec.kind() == crate::media::MediaKind::Video {
+        lines.extend(["nack", "nack pli", "ccm fir"].map(|feedback| format!("a=rtcp-fb:{pt} {feedback}")));
+    }
+}

@@ -1,0 +1,64 @@
+//! Builds parts of the gateway from their sections before anything is started. If a part cannot be built, the gateway
+//! does not start, and a running one keeps its configuration.
+
+use crate::access::credentials::AuthCredentials;
+use crate::config::{Config, ConfigError, Mistake};
+use crate::pipeline::library::PipelineLibrary;
+use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::sources::fetch::SourceConfig;
+use crate::sources::fetch::address::AllowedNetworks;
+use crate::sources::fetch::build::SourceBuildContext;
+use crate::sources::fetch::supervisor::ConfiguredSource;
+
+/// Parts that are built from a configuration.
+pub struct SourcesAndCredentials {
+    pub credentials: AuthCredentials,
+    pub pipeline_library: PipelineLibrary,
+    pub configured_sources: Vec<ConfiguredSource>,
+}
+
+impl SourcesAndCredentials {
+    /// Builds the parts, and reads the files that the configuration refers to. `programs` are those of the workers.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, each with its place and key.
+    pub fn build(config: &Config, programs: &WorkerProgramsAndSlots) -> Result<Self, ConfigError> {
+        let mut mistakes = Vec::new();
+        let credentials = AuthCredentials::read(&config.auth, &config.limits).map_err(|wrong| mistakes.extend(wrong));
+        let library = load_builtin_and_folder_pipelines(config, &mut mistakes);
+        let allowed = AllowedNetworks::new(config.sources.allow.clone());
+        let context = SourceBuildContext {
+            pipeline_library: &library,
+            worker_programs: programs,
+            allowed_networks: &allowed,
+        };
+        let mut streams = Vec::new();
+        for stream in &config.streams {
+            match SourceConfig::build(stream, context) {
+                Ok(fetched) => streams.push((fetched, stream.clone())),
+                Err(wrong) => mistakes.extend(wrong),
+            }
+        }
+        match credentials {
+            Ok(credentials) if mistakes.is_empty() => Ok(Self {
+                credentials,
+                pipeline_library: library,
+                configured_sources: streams,
+            }),
+            _ => Err(ConfigError::new(config.add_locations_to_mistakes(mistakes))),
+        }
+    }
+}
+
+/// Returns the built-in pipelines and those of the operator's folder.
+pub fn load_builtin_and_folder_pipelines(config: &Config, mistakes: &mut Vec<Mistake>) -> PipelineLibrary {
+    let mut library = PipelineLibrary::shipped();
+    if let Some(folder) = &config.pipelines.folder
+        && let Err(errors) = library.add_folder(folder)
+    {
+        let mistake = |error| Mistake::new("pipelines.folder", format!("is invalid: {error}"));
+        mistakes.extend(errors.into_iter().map(mistake));
+    }
+    library
+}

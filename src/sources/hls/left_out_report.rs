@@ -1,0 +1,76 @@
+//! What of an HLS source is not passed on, in its status and in the log.
+
+use std::sync::PoisonError;
+
+use tracing::info;
+
+use super::fetcher::SkippedSegments;
+use crate::pipeline::worker_process::WorkerProcessError;
+use crate::sources::fetch::registry::RegisteredSource;
+use crate::sources::rtsp::incompatibility::IgnoredInput;
+use millstream_worker_runtime::wire::{LeftOutTracksAndSegments, MessageFromWorker};
+
+/// What of a source is left out, for its status.
+pub(super) struct LeftOutReport<'a> {
+    entry: &'a RegisteredSource,
+    variants: Vec<String>,
+    skipped: SkippedSegments,
+    by_worker: LeftOutTracksAndSegments,
+    shown_count: u64,
+}
+
+impl<'a> LeftOutReport<'a> {
+    pub(super) fn new(entry: &'a RegisteredSource, variants: Vec<String>, skipped: SkippedSegments) -> Self {
+        entry.update_status_silently(|status| {
+            status.unsupported_tracks.clone_from(&variants);
+            status.ignored_input = IgnoredInput::default();
+        });
+        Self {
+            entry,
+            variants,
+            skipped,
+            by_worker: LeftOutTracksAndSegments::default(),
+            shown_count: 0,
+        }
+    }
+
+    /// Shows what changed; tracks, and the first segment, are logged once.
+    pub(super) fn update(&mut self, message: &Result<MessageFromWorker, WorkerProcessError>) {
+        let stream = &self.entry.stream;
+        if let Ok(MessageFromWorker::LeftOut(left_out)) = message {
+            let shown = |text: &String| millstream_worker_runtime::wire::sanitize_worker_text(text);
+            let tracks: Vec<String> = left_out.tracks.iter().take(MAX_LISTED_TRACKS).map(shown).collect();
+            for track in tracks.iter().filter(|track| !self.by_worker.tracks.contains(track)) {
+                info!(%stream, track, "track of the HLS source not forwarded: codec not supported");
+            }
+            self.by_worker = LeftOutTracksAndSegments {
+                tracks,
+                segments: left_out.segments,
+                reason: left_out.reason.as_ref().map(shown),
+            };
+            let all = self.variants.iter().chain(&self.by_worker.tracks).cloned().collect();
+            self.entry
+                .update_status_silently(|status| status.unsupported_tracks = all);
+        }
+        let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let count = skipped.count.saturating_add(self.by_worker.segments);
+        if count == self.shown_count {
+            return;
+        }
+        let what = skipped.first_description.or_else(|| self.by_worker.reason.clone());
+        if self.shown_count == 0 {
+            info!(%stream, what, "segment of the HLS source left out; more of them are only counted");
+        }
+        self.shown_count = count;
+        self.entry.update_status_silently(|status| {
+            status.ignored_input = IgnoredInput {
+                count,
+                first_description: what.map(|what| format!("segment: {what}")),
+                last_at: Some(tokio::time::Instant::now().into_std()),
+            };
+        });
+    }
+}
+
+/// Maximum number of tracks that are named as left out.
+const MAX_LISTED_TRACKS: usize = 8;
