@@ -13,6 +13,7 @@ mod playout_delay;
 mod publications;
 mod publisher;
 mod reports;
+mod returning_viewers;
 mod sources;
 mod theft;
 mod transcoding;

@@ -179,9 +179,6 @@ const LOSS_AFTER_PROBE_US: u64 = 500_000;
 /// Below the best rung an attempt to go up is made at least this often.
 const STEP_UP_RETRY_INTERVAL_US: u64 = 1_000_000;
 
-/// Without overload for this long the path carries what is sent.
-const CALM_TIME_AFTER_OVERLOAD_US: u64 = 2_000_000;
-
 /// Least capacity that is assumed, in bits per second.
 const MIN_ASSUMED_CAPACITY_BITRATE: u32 = 300_000;
 
@@ -458,32 +455,6 @@ impl CongestionController {
             }
         }
         self.allocator.on_probe_result(now, ladder, result)
-    }
-
-    /// Sets a capacity that was seen on this path recently, in bits per second. Before the first choice.
-    pub fn set_start_bitrate_hint(&mut self, bitrate: u32) {
-        self.start_bitrate_hint = Some(bitrate);
-    }
-
-    /// Returns a capacity, in bits per second, with which another session on this path begins with what is sent now; `None`
-    /// without feedback, and while it is not clear whether the path carries that.
-    pub fn proven_bitrate(&self, now: Instant) -> Option<u32> {
-        let now = micros_since_origin(self.origin, now);
-        let is_calm = self.pending_overload.is_none()
-            && now >= self.last_overload_at + CALM_TIME_AFTER_OVERLOAD_US
-            && !self.allocator.is_on_trial(now)
-            && !self.prober.is_active();
-        let bitrate = self.start_bitrate_for_same_rung().max(self.probe_proven_bitrate);
-        (is_calm && self.sent_wire_bitrate > 0 && self.is_twcc_feedback_usable_at(now)).then_some(bitrate)
-    }
-
-    /// The capacity, in bits per second, of which what is sent now is the share that a first choice may cost.
-    fn start_bitrate_for_same_rung(&self) -> u32 {
-        self.sent_wire_bitrate / 4 * 5
-    }
-
-    fn expects_no_feedback(&self) -> bool {
-        self.start_bitrate_hint == Some(NO_FEEDBACK_BITRATE_HINT)
     }
 
     /// Where no feedback is expected, a better rung that is there again is sent at once.

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::CongestionController;
 use super::estimator::TwccEstimator;
 use super::quality::LayerDecisionCause;
 use super::sent::micros_since_origin;
+use super::{CongestionController, NO_FEEDBACK_BITRATE_HINT};
 
 /// Without feedback for this long, and this many packets, a viewer is judged by its reports.
 const TWCC_SILENCE_BEFORE_REPORT_FALLBACK_US: u64 = 1_000_000;
@@ -13,6 +13,9 @@ const MIN_UNANSWERED_PACKETS: u16 = 50;
 
 /// A viewer of whose TCP connection nothing was reported for this long is connected by UDP.
 const TCP_QUEUE_LIFETIME_US: u64 = 3_000_000;
+
+/// Without overload for this long the path carries what is sent.
+const CALM_TIME_AFTER_OVERLOAD_US: u64 = 2_000_000;
 
 impl CongestionController {
     /// Whether feedback tells what follows.
@@ -72,5 +75,31 @@ impl CongestionController {
     /// Bytes that this controller occupies, on the heap too.
     pub fn memory_bytes(&self) -> usize {
         size_of::<Self>() + self.estimator.as_ref().map_or(0, |_| size_of::<TwccEstimator>())
+    }
+
+    /// Sets a capacity that was seen on this path recently, in bits per second. Before the first choice.
+    pub fn set_start_bitrate_hint(&mut self, bitrate: u32) {
+        self.start_bitrate_hint = Some(bitrate);
+    }
+
+    /// Returns a capacity, in bits per second, with which another session on this path begins with what is sent now; `None`
+    /// without feedback, and while it is not clear whether the path carries that.
+    pub fn proven_bitrate(&self, now: Instant) -> Option<u32> {
+        let now = micros_since_origin(self.origin, now);
+        let is_calm = self.pending_overload.is_none()
+            && now >= self.last_overload_at + CALM_TIME_AFTER_OVERLOAD_US
+            && !self.allocator.is_on_trial(now)
+            && !self.prober.is_active();
+        let bitrate = self.start_bitrate_for_same_rung().max(self.probe_proven_bitrate);
+        (is_calm && self.sent_wire_bitrate > 0 && self.is_twcc_feedback_usable_at(now)).then_some(bitrate)
+    }
+
+    /// The capacity, in bits per second, of which what is sent now is the share that a first choice may cost.
+    pub(super) fn start_bitrate_for_same_rung(&self) -> u32 {
+        self.sent_wire_bitrate / 4 * 5
+    }
+
+    pub(super) fn expects_no_feedback(&self) -> bool {
+        self.start_bitrate_hint == Some(NO_FEEDBACK_BITRATE_HINT)
     }
 }
