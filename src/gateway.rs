@@ -14,10 +14,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
-use self::sources_and_credentials::SourcesAndCredentials;
+use self::sources_and_credentials::{SourcesAndCredentials, api_stream_context, read_api_streams};
 use crate::access::AccessControl;
 use crate::config::{self, Config, ConfigError, ReloadMode, Secret};
 use crate::control::ControlPlane;
+use crate::control::api_streams::ApiStreams;
 use crate::control::client_settings::ClientSettings;
 use crate::control::reload::{ReloadReplySender, ReloadRequestSender, Reloaded};
 use crate::control::sessions::SessionTable;
@@ -115,7 +116,9 @@ impl Gateway {
         mut programs: WorkerProgramsAndSlots,
     ) -> Result<Self, GatewayStartError> {
         programs.slots = WorkerSlots::new(config.pipelines.worker_slot_limits());
-        let parts = SourcesAndCredentials::build(&config, &programs)?;
+        let mut parts = SourcesAndCredentials::build(&config, &programs)?;
+        let api_context = api_stream_context(&config, &parts, &programs);
+        let api_streams = read_api_streams(&config, &mut parts, &api_context)?;
         let identity = Arc::new(DtlsIdentity::generate()?);
         let tls = match (&config.http.tls_certificate, &config.http.tls_key) {
             (None, None) => None,
@@ -143,7 +146,13 @@ impl Gateway {
         tasks.spawn(report_dropped_log_lines());
         tasks.spawn(release_free_memory_periodically());
         let (reloads, reload_requests) = mpsc::channel(1);
-        let control = start_control_plane(&config, media.clone(), reloads, &programs.slots, &mut tasks);
+        let control = start_control_plane(
+            &config,
+            media.clone(),
+            reloads,
+            (&programs.slots, api_streams),
+            &mut tasks,
+        );
         let transcoding = if config.pipelines.transcode {
             let owners = transcode_owner_lookup(&control);
             transcode::start_transcoding_service(parts.pipeline_library, programs.clone(), media, owners).await
@@ -167,6 +176,7 @@ impl Gateway {
         };
         let server = tokio::spawn(server::serve_listener(listener, router, options, stop));
         control.supervisor.reconcile(parts.configured_sources, false).await;
+        *control.api_streams.lock().await = Some(api_context);
         log_doctor_findings(&config);
         log_config_warnings(&config);
         info!(http = %address, webrtc = %control.media_plane.local_addr(), "gateway listening");
@@ -222,7 +232,14 @@ impl Gateway {
     ///
     /// All mistakes in the configuration. Nothing has changed then.
     pub async fn replace_config(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
-        let parts = SourcesAndCredentials::build(&config, &self.programs)?;
+        let mut parts = SourcesAndCredentials::build(&config, &self.programs)?;
+        // From here on to the end no stream is set by the API.
+        let api_streams = &self.http_state.control.api_streams;
+        let mut api_context = api_streams.lock().await;
+        let new_context = api_stream_context(&config, &parts, &self.programs);
+        let api_sources = api_streams.build_sources(&new_context);
+        let api_sources = api_sources.map_err(|mistakes| api_streams.state_file_error(mistakes))?;
+        parts.configured_sources.extend(api_sources);
         let differs = self.config.changed_keys_except_streams(&config);
         let affects_sources =
             |key: &&config::ConfigKey| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
@@ -255,6 +272,8 @@ impl Gateway {
             .supervisor
             .reconcile(parts.configured_sources, restarts_all)
             .await;
+        *api_context = Some(new_context);
+        drop(api_context);
         let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
         let reloaded = Reloaded {
             changed: paths(ReloadMode::Live),
@@ -281,6 +300,8 @@ impl Gateway {
     /// Rejects new sessions and ends all existing ones. The HTTP server ends last, so that clients still get responses.
     pub async fn stop(mut self) {
         self.start_draining();
+        // None is set by the API any more.
+        *self.http_state.control.api_streams.lock().await = None;
         self.http_state.control.supervisor.stop_all().await;
         if let Some(transcoding) = self.transcode_task.take() {
             transcoding.abort();
@@ -442,7 +463,7 @@ fn start_control_plane(
     config: &Config,
     media: MediaPlane,
     reloads: ReloadRequestSender,
-    worker_slots: &WorkerSlots,
+    (worker_slots, api_streams): (&WorkerSlots, ApiStreams),
     tasks: &mut JoinSet<()>,
 ) -> Arc<ControlPlane> {
     let forgotten = media.take_forgotten_session_receiver();
@@ -453,7 +474,8 @@ fn start_control_plane(
         source_registry: sources.clone(),
     }));
     let control = ControlPlane::new(media, sessions, sources, hls, ClientSettings::new(config), reloads);
-    let control = Arc::new(control.with_worker_slots(worker_slots.clone()));
+    let control = control.with_worker_slots(worker_slots.clone());
+    let control = Arc::new(control.with_api_streams(api_streams));
     if let Some(forgotten) = forgotten {
         let control = control.clone();
         tasks.spawn(async move { control.sessions.run_removal_and_token_expiry(forgotten, expiries).await });

@@ -23,6 +23,8 @@ pub enum ConfigLocation {
     File(PathBuf),
     /// An environment variable.
     Variable(String),
+    /// In the body of a request (RFC 6901).
+    JsonPointer(String),
 }
 
 /// What is wrong with a key or a file.
@@ -57,6 +59,17 @@ pub enum Hint {
 
 /// The place of each key that is set, by its path.
 pub(super) type KeyLocations = std::collections::BTreeMap<String, ConfigLocation>;
+
+/// Returns the place of a key, or of the innermost table around it.
+pub(super) fn location_of_key(locations: &KeyLocations, key: &str) -> Option<ConfigLocation> {
+    let mut path = key;
+    loop {
+        if let Some(place) = locations.get(path) {
+            return Some(place.clone());
+        }
+        path = path.get(..path.rfind(['.', '['])?)?;
+    }
+}
 
 /// An invalid configuration, with all its mistakes.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -217,6 +230,8 @@ impl fmt::Display for ConfigLocation {
             Self::Line { line, column, file } => write!(f, "{}, line {line}, column {column}", file.display()),
             Self::File(file) => write!(f, "{}", file.display()),
             Self::Variable(name) => f.write_str(name),
+            Self::JsonPointer(pointer) if pointer.is_empty() => f.write_str("the request body"),
+            Self::JsonPointer(pointer) => f.write_str(pointer),
         }
     }
 }

@@ -3,38 +3,43 @@
 //! An environment variable (`MILLSTREAM_HTTP__LISTEN` for `http.listen`) takes precedence over the TOML file, and the
 //! file over the default. Nothing is built here: each part of the gateway builds itself from its section.
 //!
-//! * `sections`, `auth`, `streams`: the keys, each declared once with its type, default, meaning, and [`ReloadMode`].
+//! * `sections`, `auth`, `api`, `streams`: the keys, each declared once with its type, default, meaning, and [`ReloadMode`].
 //! * `values`: parsers of values, with texts that say what is expected.
 //! * `document`, `syntax`, `environment`: the file and the environment, with the place of each value.
 //! * `reader`: reads each key by itself, so that all mistakes are found.
 //! * `renames`: former names of keys.
 //! * `mistake`: mistakes and their texts.
+//! * `state_file`, `json`: what was set by the API, read by the same code.
 //!
 //! To add a key, add a field to its section and a line to `docs/configuration.md`.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use self::document::ConfigDocument;
 use self::environment::ConfigVariables;
 use self::reader::ConfigReader;
 use self::renames::RENAMED_KEYS;
 
+mod api;
 mod auth;
 mod document;
 mod environment;
+pub mod json;
 pub mod mistake;
 mod reader;
 mod renames;
 pub mod secret;
 pub mod section;
 mod sections;
+pub mod state_file;
 mod streams;
 mod syntax;
 mod value_parsers;
 mod value_types;
 
+pub use self::api::Api;
 pub use self::auth::{AuthConfig, TokenConfig};
 pub use self::document::join_key_path;
 pub use self::environment::read_environment_variable;
@@ -60,16 +65,21 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub pipelines: PipelineWorkersConfig,
     pub sources: SourcesConfig,
+    pub api: Api,
     pub log: Log,
     /// Streams that the gateway pulls from cameras, HLS origins and pipelines.
     pub streams: Vec<StreamConfig>,
     /// What works but should be changed, such as the former name of a key.
     pub warnings: Vec<Mistake>,
     key_locations: KeyLocations,
+    default_state_file: PathBuf,
 }
 
 /// The configuration file if none is named. It need not exist.
 pub const DEFAULT_CONFIG_FILE: &str = "millstream.toml";
+
+/// The variable in which systemd names the folder for the state of a service.
+const STATE_DIRECTORY_VARIABLE: &str = "STATE_DIRECTORY";
 
 /// Returns all keys except those of streams, by section.
 pub fn all_keys_except_streams() -> Vec<&'static ConfigKey> {
@@ -81,6 +91,7 @@ pub fn all_keys_except_streams() -> Vec<&'static ConfigKey> {
         LimitsConfig::KEYS,
         PipelineWorkersConfig::KEYS,
         SourcesConfig::KEYS,
+        Api::KEYS,
         Log::KEYS,
     ];
     sections.into_iter().flatten().collect()
@@ -166,6 +177,10 @@ impl Config {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> (Self, Vec<Mistake>) {
         let keys = all_keys_except_streams();
+        let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+        let state_directory = environment.iter().find(|(name, _)| name == STATE_DIRECTORY_VARIABLE);
+        let default_state_file =
+            api::default_state_file(path, state_directory.and_then(|(_, folders)| folders.to_str()));
         let variables = ConfigVariables::read(environment, &keys, RENAMED_KEYS);
         let mut reader = ConfigReader::new(ConfigDocument::parse(text, path), variables, RENAMED_KEYS, &keys);
         let mut config = Self {
@@ -176,10 +191,12 @@ impl Config {
             limits: reader.read_section(),
             pipelines: reader.read_section(),
             sources: reader.read_section(),
+            api: reader.read_section(),
             log: reader.read_section(),
-            streams: streams::read_streams(&mut reader),
+            streams: streams::read_streams(&mut reader, streams::MAX_CONFIGURED_STREAMS),
             warnings: Vec::new(),
             key_locations: KeyLocations::new(),
+            default_state_file,
         };
         let findings = reader.into_findings();
         config.key_locations = findings.key_locations;
@@ -197,6 +214,7 @@ impl Config {
             self.limits.differences(&other.limits),
             self.pipelines.differences(&other.pipelines),
             self.sources.differences(&other.sources),
+            self.api.differences(&other.api),
             self.log.differences(&other.log),
         ];
         sections.into_iter().flatten().collect()
@@ -210,13 +228,13 @@ impl Config {
 
     /// Returns the place of a key, or of the innermost table around it.
     pub fn location_of_key(&self, key: &str) -> Option<ConfigLocation> {
-        let mut path = key;
-        loop {
-            if let Some(place) = self.key_locations.get(path) {
-                return Some(place.clone());
-            }
-            path = path.get(..path.rfind(['.', '['])?)?;
-        }
+        mistake::location_of_key(&self.key_locations, key)
+    }
+
+    /// Returns the file that keeps what was set by the API.
+    pub fn state_file_path(&self) -> &Path {
+        let configured = self.api.state_file.as_deref();
+        configured.unwrap_or(&self.default_state_file)
     }
 
     /// Adds places to mistakes that a part of the gateway found in its section.

@@ -130,7 +130,7 @@ section! {
     #[derive(Copy)]
     pub struct LimitsConfig("limits") {
         // A classroom behind one address comes at once when the stream begins; a flood goes on.
-        /// Average rate of POST, PATCH and DELETE requests from one address, per second, 0 to 1000000. 0 sets no limit.
+        /// Average rate of POST, PUT, PATCH and DELETE requests from one address, per second, 0 to 1000000. 0 sets no limit.
         #[key("requests_per_second", Restart, "`200`", "value_parsers::parse_whole_number_within::<0, 1_000_000, _, _>")]
         pub requests_per_second: u32 = 200,
 

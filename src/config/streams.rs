@@ -193,23 +193,20 @@ impl StreamSourceConfig {
     }
 }
 
-/// Maximum number of configured streams: each has a connection.
-const MAX_CONFIGURED_STREAMS: usize = 1_000;
+/// Maximum number of streams in the configuration file: each has a connection.
+pub(super) const MAX_CONFIGURED_STREAMS: usize = 1_000;
 
 /// The keys that select the source. A stream has one of them.
 const SOURCE_KIND_KEYS: [&str; 3] = ["rtsp", "hls", "pipeline"];
 
-/// Reads all tables of the section.
-pub(super) fn read_streams(reader: &mut ConfigReader<'_>) -> Vec<StreamConfig> {
+/// Reads all tables of the section, at most `max_streams`.
+pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) -> Vec<StreamConfig> {
     let section = reader.take_table(STREAMS_SECTION);
-    if let Some((name, _)) = section.iter().nth(MAX_CONFIGURED_STREAMS) {
+    if let Some((name, _)) = section.iter().nth(max_streams) {
         let at = name.span().start;
         reader.add_mistake_unless_caused_by_syntax_error(
             at,
-            Mistake::new(
-                STREAMS_SECTION,
-                format!("has more than {MAX_CONFIGURED_STREAMS} streams"),
-            ),
+            Mistake::new(STREAMS_SECTION, format!("has more than {max_streams} streams")),
         );
         return Vec::new();
     }

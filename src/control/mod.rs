@@ -1,6 +1,7 @@
 //! The control plane: state and decisions outside of the media path, independent of HTTP.
 //!
 //! * [`sessions`]: all sessions with a URL, from the offer to their end.
+//! * [`api_streams`]: streams that are set by the API, and the file that keeps them.
 //! * [`client_settings`]: configured settings that apply to clients.
 //! * [`reload`]: requests to reload the configuration.
 //! * [`worker_limit`]: for whom workers transcode, and whether a further one may run.
@@ -13,13 +14,17 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::Semaphore;
 
+mod api_stream_changes;
+pub mod api_streams;
 pub mod client_settings;
 pub mod reload;
 pub mod session_record;
 pub mod sessions;
+mod state_file;
 pub mod stream_provider;
 pub mod worker_limit;
 
+use self::api_streams::ApiStreams;
 use self::client_settings::ClientSettings;
 use self::reload::ReloadRequestSender;
 use self::sessions::SessionTable;
@@ -48,6 +53,8 @@ pub struct ControlPlane {
     pub hls_service: Arc<HlsService>,
     /// How many worker processes may run.
     pub worker_slots: WorkerSlots,
+    /// Streams that were set by the API.
+    pub api_streams: ApiStreams,
     client_settings: RwLock<Arc<ClientSettings>>,
     draining: AtomicBool,
 }
@@ -70,6 +77,7 @@ impl ControlPlane {
             reload_request_sender: reloads,
             hls_service: hls,
             worker_slots: WorkerSlots::default(),
+            api_streams: ApiStreams::default(),
             client_settings: RwLock::new(Arc::new(client_settings)),
             draining: AtomicBool::new(false),
         }
@@ -79,6 +87,13 @@ impl ControlPlane {
     #[must_use]
     pub fn with_worker_slots(mut self, slots: WorkerSlots) -> Self {
         self.worker_slots = slots;
+        self
+    }
+
+    /// Sets the streams that were set by the API.
+    #[must_use]
+    pub fn with_api_streams(mut self, streams: ApiStreams) -> Self {
+        self.api_streams = streams;
         self
     }
 

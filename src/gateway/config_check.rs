@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 
 use super::health;
-use super::sources_and_credentials::{SourcesAndCredentials, load_builtin_and_folder_pipelines};
+use super::sources_and_credentials::{self, SourcesAndCredentials, load_builtin_and_folder_pipelines};
 use crate::config::{Config, ConfigError, Mistake, MistakeKind, StreamConfig};
 use crate::doctor;
 use crate::doctor::ports::{self, BindFailure, TransportProtocol};
@@ -93,10 +93,10 @@ async fn report_pipeline_availability(config: &Config, print: impl Fn(&str)) -> 
     missing
 }
 
-/// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources. Those that
-/// follow from a `known` one are left out.
+/// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources, the state
+/// file. Those that follow from a `known` one are left out.
 pub fn find_source_credential_certificate_mistakes(config: &Config, known: &[Mistake]) -> Vec<Mistake> {
-    let mut mistakes = find_source_and_credential_mistakes(config);
+    let mut mistakes = find_build_and_state_file_mistakes(config);
     mistakes.extend(config.add_locations_to_mistakes(find_certificate_mistakes(config)));
     drop_mistakes_caused_by_known(mistakes, known)
 }
@@ -106,10 +106,20 @@ fn drop_mistakes_caused_by_known(mut mistakes: Vec<Mistake>, known: &[Mistake]) 
     mistakes
 }
 
-/// Like [`find_source_credential_certificate_mistakes`], without certificates: a running gateway reloads these by itself.
+/// Like [`find_source_credential_certificate_mistakes`], without certificates, which a running gateway reloads by itself, and without
+/// the state file, which it has read.
 pub fn find_source_and_credential_mistakes(config: &Config) -> Vec<Mistake> {
     let built = SourcesAndCredentials::build(config, &WorkerProgramsAndSlots::installed());
     built.err().map_or_else(Vec::new, |error| error.mistakes)
+}
+
+fn find_build_and_state_file_mistakes(config: &Config) -> Vec<Mistake> {
+    let programs = WorkerProgramsAndSlots::installed();
+    let read = SourcesAndCredentials::build(config, &programs).and_then(|mut built| {
+        let context = sources_and_credentials::api_stream_context(config, &built, &programs);
+        sources_and_credentials::read_api_streams(config, &mut built, &context)
+    });
+    read.err().map_or_else(Vec::new, |error| error.mistakes)
 }
 
 fn find_certificate_mistakes(config: &Config) -> Vec<Mistake> {

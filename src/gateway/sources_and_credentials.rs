@@ -1,8 +1,11 @@
 //! Builds parts of the gateway from their sections before anything is started. If a part cannot be built, the gateway
 //! does not start, and a running one keeps its configuration.
 
+use std::collections::BTreeSet;
+
 use crate::access::credentials::AuthCredentials;
 use crate::config::{Config, ConfigError, Mistake};
+use crate::control::api_streams::{ApiStreamContext, ApiStreams};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::sources::fetch::SourceConfig;
@@ -49,6 +52,40 @@ impl SourcesAndCredentials {
             _ => Err(ConfigError::new(config.add_locations_to_mistakes(mistakes))),
         }
     }
+}
+
+/// Returns what streams that are set by the API need of a configuration.
+pub fn api_stream_context(
+    config: &Config,
+    parts: &SourcesAndCredentials,
+    programs: &WorkerProgramsAndSlots,
+) -> ApiStreamContext {
+    let names = config.streams.iter().map(|stream| stream.name.clone());
+    ApiStreamContext {
+        pipeline_library: parts.pipeline_library.clone(),
+        worker_programs: programs.clone(),
+        allowed_networks: AllowedNetworks::new(config.sources.allow.clone()),
+        configured_streams: names.collect::<BTreeSet<_>>(),
+        max_streams: config.api.max_streams,
+    }
+}
+
+/// Reads the streams that were set by the API, and adds their sources to `parts`.
+///
+/// # Errors
+///
+/// All mistakes in the state file, and in what it refers to.
+pub fn read_api_streams(
+    config: &Config,
+    parts: &mut SourcesAndCredentials,
+    context: &ApiStreamContext,
+) -> Result<ApiStreams, ConfigError> {
+    let (api_streams, state_file) = ApiStreams::read(config)?;
+    let sources = api_streams
+        .build_sources(context)
+        .map_err(|mistakes| ConfigError::new(state_file.add_locations_to_mistakes(mistakes)))?;
+    parts.configured_sources.extend(sources);
+    Ok(api_streams)
 }
 
 /// Returns the built-in pipelines and those of the operator's folder.

@@ -10,7 +10,7 @@ const CORS_ALLOWED_HEADERS: &str = "Authorization, Content-Type, If-Match, If-No
 const CORS_EXPOSED_HEADERS: &str = "Location, ETag, Link, Accept-Patch, Accept-Post, Allow, Retry-After, WWW-Authenticate, \
                               Access-Control-Allow-Methods";
 /// One player uses trickle ICE only if this list contains PATCH.
-const CORS_ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, POST, PATCH, DELETE";
+const CORS_ALLOWED_METHODS: &str = "OPTIONS, HEAD, GET, POST, PUT, PATCH, DELETE";
 /// Seconds that a browser may cache a preflight response; Chromium's maximum is two hours.
 const PREFLIGHT_MAX_AGE_SECS: &str = "7200";
 

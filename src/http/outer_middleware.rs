@@ -84,7 +84,7 @@ fn limit_state_changing_request_rate(
     method: &Method,
     client: Option<IpAddr>,
 ) -> Result<(), Problem> {
-    let (&Method::POST | &Method::PATCH | &Method::DELETE, Some(client)) = (method, client) else {
+    let (&Method::POST | &Method::PUT | &Method::PATCH | &Method::DELETE, Some(client)) = (method, client) else {
         return Ok(());
     };
     state.request_rate_limit.take_token(now, client).map_err(|wait| {

@@ -20,7 +20,17 @@ pub struct Problem {
     pub detail: String,
     /// Line of the offer that caused the error.
     pub offer_line: Option<usize>,
+    /// Mistakes in the request body, by their place in it.
+    pub errors: Vec<ProblemError>,
     pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// A mistake in a request body.
+#[derive(Clone, Debug, Serialize)]
+pub struct ProblemError {
+    /// JSON pointer (RFC 6901).
+    pub pointer: String,
+    pub detail: String,
 }
 
 #[derive(Serialize)]
@@ -33,6 +43,8 @@ struct ProblemDocument<'a> {
     code: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    errors: &'a [ProblemError],
     /// The same as `detail`; the player of MediaMTX displays this member.
     error: &'a str,
 }
@@ -44,6 +56,7 @@ impl Problem {
             code,
             detail: detail.into(),
             offer_line: None,
+            errors: Vec::new(),
             headers: Vec::new(),
         }
     }
@@ -147,6 +160,7 @@ impl IntoResponse for Problem {
             detail: &self.detail,
             code: self.code,
             line: self.offer_line,
+            errors: &self.errors,
             error: &self.detail,
         };
         let body = serde_json::to_vec(&document).unwrap_or_default();

@@ -27,6 +27,7 @@ use crate::http::state::HttpState;
 use millstream_core::hub::name::StreamName;
 use millstream_core::session::CloseReason;
 
+mod api_streams;
 pub mod events;
 pub mod sessions;
 pub mod snapshot;
@@ -51,6 +52,10 @@ struct ApiState {
     paths(
         all_streams,
         one_stream,
+        api_streams::add_stream,
+        api_streams::put_stream,
+        api_streams::patch_stream,
+        api_streams::remove_stream,
         take_snapshot,
         take_png,
         all_sessions,
@@ -74,7 +79,14 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
     };
     Router::new()
         .route("/api/v1/streams", get(all_streams))
-        .route("/api/v1/streams/{*stream}", get(one_stream))
+        .route(
+            "/api/v1/streams/{*stream}",
+            get(one_stream)
+                .post(api_streams::add_stream)
+                .put(api_streams::put_stream)
+                .patch(api_streams::patch_stream)
+                .delete(api_streams::remove_stream),
+        )
         .route("/api/v1/sessions", get(all_sessions))
         .route("/api/v1/sessions/{id}", get(one_session).delete(end_session))
         .route("/api/v1/sources/start/{*stream}", post(start_source))
@@ -109,11 +121,27 @@ async fn require_api_access(
 /// All streams that are published, watched or configured, sorted by name.
 #[utoipa::path(get, path = "/api/v1/streams", responses((status = 200, body = Vec<Stream>)))]
 async fn all_streams(State(api): State<ApiState>) -> Json<Vec<Stream>> {
-    Json(streams::list_streams(
-        api.control.media_plane.hub(),
-        &api.control.source_registry,
-        |name| api.control.hls_service.viewer_count(name),
-    ))
+    let mut all = streams::list_streams(api.control.media_plane.hub(), &api.control.source_registry, |name| {
+        api.control.hls_service.viewer_count(name)
+    });
+    for stream in &mut all {
+        let set = StreamName::parse(&stream.name)
+            .ok()
+            .and_then(|name| api.control.api_streams.get(&name));
+        stream.settings = set.map(|set| api_streams::shown_settings(&set));
+    }
+    Json(all)
+}
+
+/// Describes a stream, with the settings that the API has set.
+fn describe_one_stream(api: &ApiState, name: &StreamName) -> Option<Stream> {
+    let control = &api.control;
+    let mut stream = streams::describe_stream(name, control.media_plane.hub(), &control.source_registry, |name| {
+        control.hls_service.viewer_count(name)
+    })?;
+    let set = control.api_streams.get(name);
+    stream.settings = set.map(|set| api_streams::shown_settings(&set));
+    Some(stream)
 }
 
 /// One stream.
@@ -130,16 +158,15 @@ async fn one_stream(State(api): State<ApiState>, Path(stream): Path<String>) -> 
         }
     }
     let name = StreamName::parse(&stream)?;
-    let found = streams::describe_stream(
-        &name,
-        api.control.media_plane.hub(),
-        &api.control.source_registry,
-        |name| api.control.hls_service.viewer_count(name),
-    );
-    found.map(|found| Json(found).into_response()).ok_or_else(|| {
+    let found = describe_one_stream(&api, &name).ok_or_else(|| {
         let detail = "no such stream: it is not published, watched or configured";
         Problem::new(StatusCode::NOT_FOUND, "unknown_stream", detail)
-    })
+    })?;
+    let mut response = Json(found).into_response();
+    if let Some(set) = api.control.api_streams.get(&name) {
+        api_streams::add_entity_tag(response.headers_mut(), &set);
+    }
+    Ok(response)
 }
 
 /// Running sessions, and those that ended within the last minute with the cause.

@@ -40,6 +40,9 @@ pub struct Stream {
     pub transcodes_by_old_name: Vec<Transcode>,
     /// Simulcast layers that viewers may select, best first.
     pub layers: Vec<Layer>,
+    /// Settings of the source that were set by the API, without secrets; `null` if it was not set by the API.
+    #[schema(value_type = Option<Object>)]
+    pub settings: Option<serde_json::Map<String, serde_json::Value>>,
     /// What the owner of the stream should change, as text.
     #[schema(value_type = Vec<String>)]
     pub warnings: Vec<Warning>,

@@ -93,6 +93,33 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
         reconciled
     }
 
+    /// Starts the source of one stream, in place of the one that it has.
+    pub async fn set_source(&self, (source_config, stream_config): ConfiguredSource) {
+        let mut supervised = self.supervised_sources.lock().await;
+        let name = source_config.stream.clone();
+        if let Some(previous) = supervised.remove(&name) {
+            previous.abort_task_and_wait().await;
+        }
+        let task = Some(self.spawn_source(&source_config));
+        supervised.insert(
+            name,
+            SupervisedSource {
+                source_config,
+                stream_config,
+                task,
+            },
+        );
+    }
+
+    /// Ends the source of one stream, which then has none.
+    pub async fn remove_source(&self, name: &StreamName) {
+        let mut supervised = self.supervised_sources.lock().await;
+        if let Some(source) = supervised.remove(name) {
+            source.abort_task_and_wait().await;
+            self.registry.remove(name);
+        }
+    }
+
     fn spawn_source(&self, fetched: &SourceConfig) -> JoinHandle<()> {
         let entry = RegisteredSource::new(
             fetched.stream.clone(),

@@ -81,7 +81,7 @@ impl std::fmt::Debug for HlsOrigin {
 }
 
 /// Limits of the worker. Segments arrive in bursts, so the timeouts are longer than those of a camera.
-const DEMUXER_LIMITS: WorkerLimits = WorkerLimits {
+const DEMUXER_WORKER_LIMITS: WorkerLimits = WorkerLimits {
     memory: 384,
     processors: 1,
     start_timeout: 20.0,
@@ -112,7 +112,7 @@ fn start_demuxer_worker(
 ) -> Result<WorkerProcess, WorkerProcessError> {
     let programs = &origin.worker_programs;
     let slot = reservation.acquire(&programs.slots, WorkerOwner::ConfiguredSource)?;
-    WorkerProcess::spawn_demuxer_worker(programs, slot, job, DEMUXER_LIMITS)
+    WorkerProcess::spawn_demuxer_worker(programs, slot, job, DEMUXER_WORKER_LIMITS)
 }
 
 /// Plays the source until it fails. `live` is called once the stream receives frames.
@@ -135,7 +135,7 @@ pub async fn play_hls_origin<P: FrameSink>(
     let job = DemuxJob {
         renditions: if renditions.len() > 1 { 2 } else { 1 },
         is_live: !first.has_ended,
-        memory: DEMUXER_LIMITS.memory_bytes(),
+        memory: DEMUXER_WORKER_LIMITS.memory_bytes(),
     };
     let mut running = match start_demuxer_worker(origin, reservation, job) {
         Ok(process) => StopWorkerOnDrop(Some(process)),

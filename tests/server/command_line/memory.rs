@@ -1,6 +1,7 @@
 //! What the allocator of a gateway reserves.
 
 use std::fs;
+use std::time::Duration;
 
 use super::{Running, program};
 
@@ -25,6 +26,59 @@ fn further_arenas(pid: u32) -> usize {
         start % ARENA_BYTES == 0 && used_end == reserved_start && end - start == ARENA_BYTES
     };
     ranges.windows(2).filter(is_arena).count()
+}
+
+/// Memory of a process that is in use, in KiB.
+fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Streams that the API has removed leave nothing behind that the next ones do not use.
+#[test]
+fn a_thousand_streams_that_come_and_go_again_and_again_need_no_more_memory() {
+    let state_file = format!("{}/memory.state.toml", env!("CARGO_TARGET_TMPDIR"));
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_AUTH__API_TOKEN", "operator")
+        .env("MILLSTREAM_API__STATE_FILE", &state_file)
+        .env("MILLSTREAM_PIPELINES__TRANSCODE", "false")
+        .env("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0");
+    let gateway = Running::start(command);
+    let send = |method: &str, n: usize, body: &str| {
+        let head = format!(
+            "{method} /api/v1/streams/many/{n} HTTP/1.0\r\nAuthorization: Bearer operator\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let reply = gateway.request(&(head + body));
+        assert!(reply.starts_with("HTTP/1.0 20"), "{method} {n}: {reply}");
+    };
+    let round = || {
+        (0..1_000).for_each(|n| send("PUT", n, r#"{"rtsp":"rtsp://192.0.2.7/","on_demand":true}"#));
+        (0..1_000).for_each(|n| send("DELETE", n, ""));
+        resident_kib(gateway.child.id())
+    };
+    let first = round();
+    let mut last = round();
+    // Free memory is given back within 15 s.
+    for _ in 0..300 {
+        if last < first + 2_048 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        last = resident_kib(gateway.child.id());
+    }
+    assert!(
+        last < first + 2_048,
+        "{first} KiB after the first thousand, {last} KiB after the second"
+    );
+    assert_eq!(gateway.end("-TERM").0, Some(0));
+    let _ = fs::remove_file(state_file);
 }
 
 #[cfg(target_env = "gnu")]

@@ -21,21 +21,21 @@ impl TransportNumbersByOutSeq {
     }
 
     pub(super) fn insert(&mut self, out_seq: u64, number: u16) {
-        let (index, epoch) = slot_index_and_epoch(out_seq);
+        let (index, wrap_count) = slot_and_wrap_count_of_seq(out_seq);
         if let Some(slot) = self.slots.get_mut(index) {
-            *slot = (epoch, number);
+            *slot = (wrap_count, number);
         }
     }
 
     /// Returns the number of a packet; `None` if it is too old or has none.
     pub(super) fn get(&self, out_seq: u64) -> Option<u16> {
-        let (index, epoch) = slot_index_and_epoch(out_seq);
+        let (index, wrap_count) = slot_and_wrap_count_of_seq(out_seq);
         let (sent, number) = self.slots.get(index)?;
-        (*sent == epoch).then_some(*number)
+        (*sent == wrap_count).then_some(*number)
     }
 }
 
-fn slot_index_and_epoch(out_seq: u64) -> (usize, u16) {
+fn slot_and_wrap_count_of_seq(out_seq: u64) -> (usize, u16) {
     (
         (out_seq % REMEMBERED_PACKETS) as usize,
         (out_seq / REMEMBERED_PACKETS) as u16,

@@ -121,7 +121,7 @@ const CODEC_COUNT: usize = 10;
 const MIN_UNPACED_FIRST_BURST_BYTES_PER_SECOND: usize = 8_000_000;
 
 /// Maximum duration of the first burst, whatever is in the ring.
-const MAX_FIRST_BURST_DURATION: Duration = Duration::from_millis(500);
+const MAX_FIRST_BURST_SEND_TIME: Duration = Duration::from_millis(500);
 
 /// Each repeated burst takes twice as long as the one before, for at most this many doublings.
 const MAX_BURST_DURATION_DOUBLINGS: u32 = 3;
@@ -284,7 +284,7 @@ impl TrackSender {
                     None => Duration::from_secs_f64(
                         bytes as f64 / MIN_UNPACED_FIRST_BURST_BYTES_PER_SECOND as f64 * f64::from(doublings),
                     )
-                    .min(MAX_FIRST_BURST_DURATION * doublings)
+                    .min(MAX_FIRST_BURST_SEND_TIME * doublings)
                     .min(age / 2),
                 };
                 let begin = begin + duration_to_ticks(key_frame_duration, rate);

@@ -333,7 +333,7 @@ impl ShardCore {
             }
             TransportEvent::AddressForgotten(address) => {
                 self.peers.remove_peer_path(key, address);
-                self.withdraw_route(address);
+                self.withdraw_route_from_other_shards(address);
                 self.shared.tcp_connections.close_after_session_end(address);
             }
             TransportEvent::DestinationMoved(to) => {
@@ -523,7 +523,7 @@ impl ShardCore {
             .counters
             .add_packets_dropped_by_session(&peer.session.drop_counts());
         for address in &peer.paths {
-            self.withdraw_route(address.remote);
+            self.withdraw_route_from_other_shards(address.remote);
             // Another session may have taken over the connection.
             if self.peers.by_address(address.remote).is_none() {
                 self.shared.tcp_connections.close_after_session_end(address.remote);

@@ -155,7 +155,7 @@ impl ShardCore {
     }
 
     /// Withdraws the route of an address from the other shards, unless it belongs to another peer of this shard.
-    pub(super) fn withdraw_route(&self, address: SocketAddr) {
+    pub(super) fn withdraw_route_from_other_shards(&self, address: SocketAddr) {
         if self.peers.by_address(address).is_some() {
             return;
         }

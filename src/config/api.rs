@@ -1,0 +1,55 @@
+//! The section `api`: what may be set by the control API, and the file that keeps it.
+
+use std::path::{Path, PathBuf};
+
+use super::section::section;
+use super::value_parsers;
+
+section! {
+    /// What may be set by the control API.
+    pub struct Api("api") {
+        /// File in which the gateway keeps streams that were set by the API. It is rewritten at each
+        /// change. See Streams set by the API.
+        #[key("state_file", Restart, "beside the configuration file", "value_parsers::parse_path")]
+        pub state_file: Option<PathBuf> = None,
+
+        /// Maximum number of streams that are set by the API, 0 to 10000. Further ones get 409.
+        #[key("max_streams", Live, "`1000`", "value_parsers::parse_whole_number_within::<0, 10_000, _, _>")]
+        pub max_streams: usize = 1_000,
+    }
+}
+
+/// Name of the state file in the folder that systemd makes for the state of a service (`StateDirectory=`).
+const STATE_FILE_IN_STATE_DIRECTORY: &str = "state.toml";
+
+/// Returns the state file of a gateway whose configuration does not name one. `state_directory` is the variable that
+/// systemd sets; it may list several folders.
+pub(super) fn default_state_file(config_file: &Path, state_directory: Option<&str>) -> PathBuf {
+    let folder = state_directory.and_then(|folders| folders.split(':').find(|folder| !folder.is_empty()));
+    match folder {
+        Some(folder) => Path::new(folder).join(STATE_FILE_IN_STATE_DIRECTORY),
+        None => config_file.with_extension("state.toml"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_file_is_beside_the_configuration_or_in_the_state_directory() {
+        for (file, folders, expected) in [
+            ("millstream.toml", None, "millstream.state.toml"),
+            ("/etc/millstream/a.toml", None, "/etc/millstream/a.state.toml"),
+            ("/etc/millstream/a.toml", Some(""), "/etc/millstream/a.state.toml"),
+            ("a.toml", Some("/var/lib/millstream"), "/var/lib/millstream/state.toml"),
+            ("a.toml", Some("/var/lib/a:/var/lib/b"), "/var/lib/a/state.toml"),
+        ] {
+            assert_eq!(
+                default_state_file(Path::new(file), folders),
+                Path::new(expected),
+                "{file} {folders:?}"
+            );
+        }
+    }
+}

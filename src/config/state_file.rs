@@ -1,0 +1,222 @@
+//! The state file: what was set by the API, as TOML. Its tables have the keys of the configuration file, and are read
+//! by the same code.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::document::{ConfigDocument, join_key_path};
+use super::environment::ConfigVariables;
+use super::json::with_json_pointer;
+use super::mistake::{ConfigError, ConfigLocation, KeyLocations, Mistake, MistakeKind, location_of_key};
+use super::reader::ConfigReader;
+use super::section::STREAMS_SECTION;
+use super::streams::{self, StreamConfig};
+use millstream_core::hub::name::StreamName;
+
+/// What the state file keeps.
+#[derive(Clone, Debug, Default)]
+pub struct StateFile {
+    pub streams: BTreeMap<StreamName, ApiStream>,
+    key_locations: KeyLocations,
+}
+
+/// A stream that was set by the API.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ApiStream {
+    pub config: StreamConfig,
+    /// The table that it was read from, which may hold secrets.
+    pub settings: toml::Table,
+}
+
+/// Maximum number of streams in a state file: that of `api.max_streams`.
+const MAX_STREAMS_IN_STATE_FILE: usize = 10_000;
+
+/// Keys that name a secret of this host. Whoever may use the API could have it sent to a server of their own.
+const KEYS_OF_HOST_SECRETS: [&str; 2] = ["password_file", "password_env"];
+
+impl StateFile {
+    /// Reads the file at `path`; one that does not exist is empty.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, each with its place and key.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => {
+                let problem = format!("the state file (`api.state_file`) cannot be read: {error}");
+                Err(ConfigError::new(vec![Mistake {
+                    key: String::new(),
+                    location: Some(ConfigLocation::File(path.to_owned())),
+                    kind: MistakeKind::Syntax(problem),
+                }]))
+            }
+        }
+    }
+
+    /// Reads TOML `text`, which errors call `path`.
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let mut reader = ConfigReader::new(ConfigDocument::parse(text, path), ConfigVariables::default(), &[], &[]);
+        let configs = streams::read_streams(&mut reader, MAX_STREAMS_IN_STATE_FILE);
+        let findings = reader.into_findings();
+        ConfigError::result_from_mistakes(findings.mistakes)?;
+        // Without mistakes this is the same document.
+        let mut document: toml::Table = toml::from_str(text).unwrap_or_default();
+        let mut tables = match document.remove(STREAMS_SECTION) {
+            Some(toml::Value::Table(tables)) => tables,
+            _ => toml::Table::new(),
+        };
+        let streams = configs.into_iter().filter_map(|config| {
+            let toml::Value::Table(settings) = tables.remove(config.name.as_str())? else {
+                return None;
+            };
+            Some((config.name.clone(), ApiStream { config, settings }))
+        });
+        Ok(Self {
+            streams: streams.collect(),
+            key_locations: findings.key_locations,
+        })
+    }
+
+    /// Adds places to mistakes that a part of the gateway found in what the file sets.
+    pub fn add_locations_to_mistakes(&self, mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
+        for mistake in mistakes.iter_mut().filter(|mistake| mistake.location.is_none()) {
+            mistake.location = location_of_key(&self.key_locations, &mistake.key);
+        }
+        mistakes
+    }
+}
+
+impl ApiStream {
+    /// Reads the settings of a stream. The keys are those of `[streams."NAME"]`.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, each with its JSON pointer.
+    pub fn from_settings(name: &StreamName, settings: toml::Table) -> Result<Self, Vec<Mistake>> {
+        let path = join_key_path(STREAMS_SECTION, name.as_str());
+        let found = |mistakes: Vec<Mistake>| -> Vec<Mistake> {
+            let placed = mistakes.into_iter();
+            placed.map(|mistake| with_json_pointer(mistake, &path)).collect()
+        };
+        if let Some(key) = find_key_of_host_secret(&path, &settings) {
+            let problem = "cannot be set by the API, which must not send secrets of this host anywhere: set `password`";
+            return Err(found(vec![Mistake::new(key, problem)]));
+        }
+        let text = state_file_text([(name, &settings)]);
+        let mut reader = ConfigReader::new(
+            ConfigDocument::parse(&text, Path::new("")),
+            ConfigVariables::default(),
+            &[],
+            &[],
+        );
+        let config = streams::read_streams(&mut reader, 1).pop();
+        let mistakes = reader.into_findings().mistakes;
+        match config {
+            Some(config) if mistakes.is_empty() => Ok(Self { config, settings }),
+            _ => Err(found(mistakes)),
+        }
+    }
+
+    /// Returns mistakes that a part of the gateway found in the stream, each with its JSON pointer.
+    pub fn add_json_pointers(&self, mistakes: Vec<Mistake>) -> Vec<Mistake> {
+        let path = self.config.config_table_path();
+        let placed = mistakes.into_iter();
+        placed.map(|mistake| with_json_pointer(mistake, &path)).collect()
+    }
+}
+
+/// Returns the path of a key that names a secret of this host, in the table at `path` or a table in it.
+fn find_key_of_host_secret(path: &str, table: &toml::Table) -> Option<String> {
+    let mut keys = table.iter();
+    keys.find_map(|(name, value)| {
+        let path = join_key_path(path, name);
+        match value {
+            _ if KEYS_OF_HOST_SECRETS.contains(&name.as_str()) => Some(path),
+            toml::Value::Table(table) => find_key_of_host_secret(&path, table),
+            toml::Value::Array(items) => {
+                let mut tables = items.iter().enumerate();
+                tables.find_map(|(index, item)| find_key_of_host_secret(&format!("{path}[{index}]"), item.as_table()?))
+            }
+            _ => None,
+        }
+    })
+}
+
+/// Returns the text of a state file.
+pub fn state_file_text<'a>(streams: impl IntoIterator<Item = (&'a StreamName, &'a toml::Table)>) -> String {
+    let tables = streams
+        .into_iter()
+        .map(|(name, settings)| (name.to_string(), toml::Value::Table(settings.clone())));
+    let mut document = toml::Table::new();
+    document.insert(STREAMS_SECTION.to_owned(), toml::Value::Table(tables.collect()));
+    // Every table of TOML can be written.
+    toml::to_string(&document).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(settings: &str) -> Result<ApiStream, Vec<String>> {
+        let name = StreamName::parse("hall/a").expect("a name");
+        let settings: toml::Table = toml::from_str(settings).expect("TOML");
+        ApiStream::from_settings(&name, settings).map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn settings_are_those_of_the_configuration_file_with_the_same_messages() {
+        for (settings, expected) in [
+            (
+                "rtsp = \"rtsp://a/\"\ntransport = \"tpc\"",
+                "/transport: `streams.\"hall/a\".transport` is \"tpc\": expected \"tcp\" or \"udp\" (did you mean \"tcp\"?)",
+            ),
+            (
+                "rtps = \"rtsp://a/\"",
+                "/rtps: unknown key `streams.\"hall/a\".rtps` (did you mean `rtsp`?)",
+            ),
+            (
+                "on_demand = true",
+                "the request body: `streams.\"hall/a\"` has no source: set `rtsp`, `hls` or `pipeline`",
+            ),
+            (
+                "rtsp = \"rtsp://a/\"\nusername = \"a\"\npassword_file = \"/etc/shadow\"",
+                "/password_file: `streams.\"hall/a\".password_file` cannot be set by the API, which must not send secrets \
+                 of this host anywhere: set `password`",
+            ),
+        ] {
+            assert_eq!(stream(settings).expect_err(settings), [expected]);
+        }
+        let stream = stream("hls = \"https://a/\"\nheaders = { \"X Y\" = \"b\" }").expect("valid");
+        assert_eq!(stream.config.name.as_str(), "hall/a");
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let stream =
+            stream("hls = \"https://a/?b=\\\"c\\n\"\nheaders = { \"X.Y\" = \"b\" }\non_demand = true").expect("valid");
+        let text = state_file_text([(&stream.config.name, &stream.settings)]);
+        let read = StateFile::parse(&text, Path::new("state.toml")).expect("valid");
+        assert_eq!(read.streams[&stream.config.name], stream);
+        assert!(
+            StateFile::parse("", Path::new("state.toml"))
+                .expect("valid")
+                .streams
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_file_with_mistakes_is_refused_with_their_places() {
+        let text = "[streams.\"a\"]\nrtsp = \"rtsp://a/\"\n[streams.\"b\"]\nrtsp = 1\n";
+        let error = StateFile::parse(text, Path::new("state.toml")).expect_err("a mistake");
+        assert_eq!(
+            error.to_string(),
+            "state.toml, line 4, column 8: `streams.b.rtsp` has an invalid value: expected a string"
+        );
+        // The end is missing.
+        let error = StateFile::parse("[streams.\"a\"]\nrtsp = \"rts", Path::new("state.toml")).expect_err("no TOML");
+        assert!(error.to_string().starts_with("state.toml, line 2,"), "{error}");
+    }
+}

@@ -1,0 +1,96 @@
+//! Changes of the streams that are set by the API: each is checked, kept, and then made.
+
+use std::sync::Arc;
+
+use tracing::info;
+
+use super::ControlPlane;
+use super::api_streams::{ApiStreamChange, ApiStreamError, Precondition, build_source};
+use crate::config::state_file::ApiStream;
+use millstream_core::hub::name::StreamName;
+
+impl ControlPlane {
+    /// Sets a stream, or replaces its settings. `may_exist` tells whether it may have been set before.
+    ///
+    /// # Errors
+    ///
+    /// An [`ApiStreamError`].
+    pub async fn set_api_stream(
+        &self,
+        stream: ApiStream,
+        may_exist: bool,
+        precondition: Precondition,
+    ) -> Result<ApiStreamChange, ApiStreamError> {
+        let api_streams = &self.api_streams;
+        let locked = api_streams.lock().await;
+        let context = locked.as_ref().ok_or(ApiStreamError::Stopping)?;
+        let name = stream.config.name.clone();
+        if context.configured_streams.contains(&name) {
+            return Err(ApiStreamError::InConfigurationFile);
+        }
+        let previous = api_streams.get(&name);
+        if previous.is_some() && !may_exist {
+            return Err(ApiStreamError::Exists);
+        }
+        check_precondition(previous.as_deref(), &precondition)?;
+        let is_new = previous.is_none();
+        if let Some(same) = previous.filter(|previous| **previous == stream) {
+            return Ok(ApiStreamChange { stream: same, is_new });
+        }
+        let mut streams = api_streams.read_streams().clone();
+        if is_new && streams.len() >= context.max_streams {
+            return Err(ApiStreamError::TooMany(streams.len()));
+        }
+        let source = build_source(&stream, context)
+            .map_err(|mistakes| ApiStreamError::Mistakes(stream.add_json_pointers(mistakes)))?;
+        let stream = Arc::new(stream);
+        streams.insert(name.clone(), stream.clone());
+        api_streams.replace_streams(streams).await?;
+        let kind = source.0.kind.label();
+        self.supervisor.set_source(source).await;
+        info!(stream = %name, source = kind, is_new, "stream set by the API");
+        Ok(ApiStreamChange { stream, is_new })
+    }
+
+    /// Returns why a stream that was not set by the API cannot be changed.
+    pub async fn missing_api_stream_error(&self, name: &StreamName) -> ApiStreamError {
+        match &*self.api_streams.lock().await {
+            Some(context) if context.configured_streams.contains(name) => ApiStreamError::InConfigurationFile,
+            _ => ApiStreamError::NotFound,
+        }
+    }
+
+    /// Removes a stream that was set by the API.
+    ///
+    /// # Errors
+    ///
+    /// An [`ApiStreamError`].
+    pub async fn remove_api_stream(&self, name: &StreamName, precondition: Precondition) -> Result<(), ApiStreamError> {
+        let api_streams = &self.api_streams;
+        let locked = api_streams.lock().await;
+        let context = locked.as_ref().ok_or(ApiStreamError::Stopping)?;
+        let is_configured = context.configured_streams.contains(name);
+        let Some(stream) = api_streams.get(name) else {
+            return Err(match is_configured {
+                true => ApiStreamError::InConfigurationFile,
+                false => ApiStreamError::NotFound,
+            });
+        };
+        check_precondition(Some(&stream), &precondition)?;
+        let mut streams = api_streams.read_streams().clone();
+        streams.remove(name);
+        api_streams.replace_streams(streams).await?;
+        if !is_configured {
+            self.supervisor.remove_source(name).await;
+        }
+        info!(stream = %name, "stream removed by the API");
+        Ok(())
+    }
+}
+
+fn check_precondition(stream: Option<&ApiStream>, precondition: &Precondition) -> Result<(), ApiStreamError> {
+    let tag = stream.map(ApiStream::opaque_tag);
+    precondition(tag.as_deref())
+        .then_some(())
+        .ok_or(ApiStreamError::PreconditionFailed)
+}

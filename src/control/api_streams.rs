@@ -1,0 +1,192 @@
+//! Streams that are set by the API. They have the settings of `[streams."NAME"]`, run like those of the configuration
+//! file, and are kept in the state file, so that a restart starts them again. The configuration file takes precedence:
+//! a stream that it also configures is kept and does not run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use sha2::{Digest as _, Sha256};
+use thiserror::Error;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+use tracing::warn;
+
+use super::state_file::replace_state_file;
+use crate::config::state_file::{ApiStream, StateFile, state_file_text};
+use crate::config::{Config, ConfigError, ConfigLocation, Mistake};
+use crate::pipeline::library::PipelineLibrary;
+use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::sources::fetch::SourceConfig;
+use crate::sources::fetch::address::AllowedNetworks;
+use crate::sources::fetch::build::SourceBuildContext;
+use crate::sources::fetch::supervisor::ConfiguredSource;
+use millstream_core::hub::name::StreamName;
+
+/// What is needed of the configuration to run a stream that the API sets.
+#[derive(Clone)]
+pub struct ApiStreamContext {
+    pub pipeline_library: PipelineLibrary,
+    pub worker_programs: WorkerProgramsAndSlots,
+    pub allowed_networks: AllowedNetworks,
+    /// Streams of the configuration file.
+    pub configured_streams: BTreeSet<StreamName>,
+    pub max_streams: usize,
+}
+
+/// Why a change of a stream is refused. Nothing has changed then.
+#[derive(Debug, Error)]
+pub enum ApiStreamError {
+    #[error(
+        "the stream is in the configuration file, which takes precedence over the API: change it there, or use another name"
+    )]
+    InConfigurationFile,
+    #[error("the stream was set by the API already: PUT replaces its settings, PATCH changes them")]
+    Exists,
+    #[error("no stream of this name was set by the API")]
+    NotFound,
+    #[error("the stream has other settings than `If-Match` or `If-None-Match` expects: read it again")]
+    PreconditionFailed,
+    #[error("{0} streams were set by the API, which is the limit: remove one, or raise `api.max_streams`")]
+    TooMany(usize),
+    #[error("the settings of the stream have mistakes")]
+    Mistakes(Vec<Mistake>),
+    #[error(
+        "the state file {path} cannot be written: {error}; set `api.state_file` to a file in a folder of the gateway"
+    )]
+    NotWritten { path: String, error: io::Error },
+    #[error("the gateway is starting or stopping: retry later")]
+    Stopping,
+}
+
+/// The streams that were set by the API.
+#[derive(Default)]
+pub struct ApiStreams {
+    state_file: PathBuf,
+    streams: RwLock<BTreeMap<StreamName, Arc<ApiStream>>>,
+    /// Held while a change is made, by the API or a reload. `None` until the gateway has started.
+    context: Arc<Mutex<Option<ApiStreamContext>>>,
+}
+
+/// Allows a reload to build the streams with other settings while the API changes none.
+pub type ApiStreamsLock = OwnedMutexGuard<Option<ApiStreamContext>>;
+
+/// What a change of a stream did.
+#[derive(Clone, Debug)]
+pub struct ApiStreamChange {
+    pub stream: Arc<ApiStream>,
+    pub is_new: bool,
+}
+
+/// The condition of a change, given the entity tag of the stream, which is `None` if there is none.
+pub type Precondition = Box<dyn Fn(Option<&str>) -> bool + Send>;
+
+impl ApiStreams {
+    /// Reads the state file of a configuration.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes in the file.
+    pub fn read(config: &Config) -> Result<(Self, StateFile), ConfigError> {
+        let path = config.state_file_path();
+        let state = StateFile::read(path)?;
+        let streams = state.streams.iter();
+        let streams = streams.map(|(name, stream)| (name.clone(), Arc::new(stream.clone())));
+        Ok((
+            Self {
+                state_file: path.to_owned(),
+                streams: RwLock::new(streams.collect()),
+                context: Arc::default(),
+            },
+            state,
+        ))
+    }
+
+    /// Returns a stream that was set by the API.
+    pub fn get(&self, name: &StreamName) -> Option<Arc<ApiStream>> {
+        self.read_streams().get(name).cloned()
+    }
+
+    /// Waits until no change is being made. None is made while the lock is held.
+    pub async fn lock(&self) -> ApiStreamsLock {
+        self.context.clone().lock_owned().await
+    }
+
+    /// Builds the sources of all streams but those that the configuration file has too.
+    ///
+    /// # Errors
+    ///
+    /// All mistakes, each with its key.
+    pub fn build_sources(&self, context: &ApiStreamContext) -> Result<Vec<ConfiguredSource>, Vec<Mistake>> {
+        let (mut sources, mut mistakes) = (Vec::new(), Vec::new());
+        for (name, stream) in &*self.read_streams() {
+            if context.configured_streams.contains(name) {
+                warn!(stream = %name, "stream set by the API does not run: the configuration file has a stream of this name");
+                continue;
+            }
+            match build_source(stream, context) {
+                Ok(source) => sources.push(source),
+                Err(wrong) => mistakes.extend(wrong),
+            }
+        }
+        if mistakes.is_empty() {
+            Ok(sources)
+        } else {
+            Err(mistakes)
+        }
+    }
+
+    /// Returns the error of a reload for mistakes in streams that were set by the API.
+    pub fn state_file_error(&self, mut mistakes: Vec<Mistake>) -> ConfigError {
+        for mistake in &mut mistakes {
+            mistake.location = Some(ConfigLocation::File(self.state_file.clone()));
+        }
+        ConfigError::new(mistakes)
+    }
+
+    pub(super) fn read_streams(&self) -> RwLockReadGuard<'_, BTreeMap<StreamName, Arc<ApiStream>>> {
+        self.streams.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the state file with another set of streams, and then replaces the set.
+    pub(super) async fn replace_streams(
+        &self,
+        streams: BTreeMap<StreamName, Arc<ApiStream>>,
+    ) -> Result<(), ApiStreamError> {
+        let text = state_file_text(streams.iter().map(|(name, stream)| (name, &stream.settings)));
+        let path = self.state_file.clone();
+        let written = tokio::task::spawn_blocking(move || replace_state_file(&path, &text)).await;
+        written
+            .unwrap_or_else(|error| Err(io::Error::other(error)))
+            .map_err(|error| {
+                let path = self.state_file.display().to_string();
+                warn!(path, %error, "change of a stream by the API refused: the state file cannot be written");
+                ApiStreamError::NotWritten { path, error }
+            })?;
+        *self.streams.write().unwrap_or_else(PoisonError::into_inner) = streams;
+        Ok(())
+    }
+}
+
+impl ApiStream {
+    /// Returns the opaque part of the entity tag of its settings.
+    pub fn opaque_tag(&self) -> String {
+        let digest: [u8; 32] = Sha256::digest(self.settings.to_string()).into();
+        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Builds the source of a stream.
+///
+/// # Errors
+///
+/// All mistakes, each with its key.
+pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<ConfiguredSource, Vec<Mistake>> {
+    let build_context = SourceBuildContext {
+        pipeline_library: &context.pipeline_library,
+        worker_programs: &context.worker_programs,
+        allowed_networks: &context.allowed_networks,
+    };
+    let source = SourceConfig::build(&stream.config, build_context)?;
+    Ok((source, stream.config.clone()))
+}

@@ -1,0 +1,366 @@
+//! Streams that are set by the API: `POST`, `PUT`, `PATCH` and `DELETE /api/v1/streams/{stream}`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde_json::{Map, Value};
+
+use super::streams::Stream;
+use super::{ApiState, describe_one_stream};
+use crate::config::json::{json_from_table, json_from_toml, merge_patch, table_from_json};
+use crate::config::state_file::ApiStream;
+use crate::config::{
+    ConfigKey, ConfigLocation, ConfigSection as _, HlsSourceConfig, Mistake, PipelineSourceConfig, RtspConfig,
+};
+use crate::control::api_streams::{ApiStreamChange, ApiStreamError, Precondition};
+use crate::http::body;
+use crate::http::precondition::IfMatchResult;
+use crate::http::problem::{Problem, ProblemError};
+use millstream_core::hub::name::StreamName;
+
+/// Maximum size of a request body, in bytes: headers and parameters of a source have no other limit.
+const MAX_SETTINGS_BYTES: usize = 64 * 1024;
+
+const JSON_MEDIA_TYPE: &str = "application/json";
+const MERGE_PATCH_MEDIA_TYPE: &str = "application/merge-patch+json";
+
+/// What is shown in place of a secret.
+const HIDDEN_TEXT: &str = "(hidden)";
+
+/// Adds a stream that the gateway pulls. The members of the body are the keys of `[streams."NAME"]`.
+#[utoipa::path(
+    post,
+    path = "/api/v1/streams/{stream}",
+    params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
+    request_body(content = Object, description = "the keys of `[streams.\"NAME\"]` in the configuration file"),
+    responses(
+        (status = 201, body = Stream, description = "the stream was added; `ETag` is the tag of its settings"),
+        (status = 409, description = "a stream of this name was set by the API or is in the configuration file, or there are too many"),
+        (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
+    )
+)]
+pub(super) async fn add_stream(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name = StreamName::parse(&name)?;
+    let settings = read_object(&headers, body, &[JSON_MEDIA_TYPE]).await?;
+    set_stream(api, &name, &settings, (false, precondition_of(&headers))).await
+}
+
+/// Sets a stream that the gateway pulls: adds it, or replaces its settings. A source whose settings stay the same is not
+/// restarted.
+#[utoipa::path(
+    put,
+    path = "/api/v1/streams/{stream}",
+    params(
+        ("stream" = String, Path, description = "the name of the stream, which may contain slashes"),
+        ("If-Match" = Option<String>, Header, description = "change only settings with this `ETag`"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: add only"),
+    ),
+    request_body(content = Object, description = "the keys of `[streams.\"NAME\"]` in the configuration file"),
+    responses(
+        (status = 200, body = Stream, description = "the settings were replaced, or are the same"),
+        (status = 201, body = Stream, description = "the stream was added"),
+        (status = 409, description = "the stream is in the configuration file, or there are too many"),
+        (status = 412, description = "the settings have changed since"),
+        (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
+    )
+)]
+pub(super) async fn put_stream(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name = StreamName::parse(&name)?;
+    let settings = read_object(&headers, body, &[JSON_MEDIA_TYPE]).await?;
+    set_stream(api, &name, &settings, (true, precondition_of(&headers))).await
+}
+
+/// Changes some settings of a stream that was set by the API, by a merge patch (RFC 7396): null removes a setting.
+#[utoipa::path(
+    patch,
+    path = "/api/v1/streams/{stream}",
+    params(
+        ("stream" = String, Path, description = "the name of the stream, which may contain slashes"),
+        ("If-Match" = Option<String>, Header, description = "change only settings with this `ETag`"),
+    ),
+    request_body(content = Object, content_type = "application/merge-patch+json"),
+    responses(
+        (status = 200, body = Stream, description = "the settings were changed, or are the same"),
+        (status = 404, description = "no stream of this name was set by the API"),
+        (status = 409, description = "the stream is in the configuration file"),
+        (status = 412, description = "the settings have changed since"),
+        (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
+    )
+)]
+pub(super) async fn patch_stream(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name = StreamName::parse(&name)?;
+    let patch = read_object(&headers, body, &[MERGE_PATCH_MEDIA_TYPE, JSON_MEDIA_TYPE]).await?;
+    let precondition = precondition_of(&headers);
+    let Some(current) = api.control.api_streams.get(&name) else {
+        return Err(api.control.missing_api_stream_error(&name).await.into());
+    };
+    let mut settings = json_from_table(&current.settings);
+    merge_patch(&mut settings, &patch);
+    // The patch applies to these settings and no others.
+    let tag = current.opaque_tag();
+    let is_unchanged: Precondition = Box::new(move |now| now == Some(tag.as_str()) && precondition(now));
+    set_stream(api, &name, &settings, (true, is_unchanged)).await
+}
+
+/// Removes a stream that was set by the API. Its publisher, if it has one, and its viewers are not affected.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/streams/{stream}",
+    params(
+        ("stream" = String, Path, description = "the name of the stream, which may contain slashes"),
+        ("If-Match" = Option<String>, Header, description = "remove only settings with this `ETag`"),
+    ),
+    responses(
+        (status = 204, description = "the stream was removed"),
+        (status = 404, description = "no stream of this name was set by the API"),
+        (status = 409, description = "the stream is in the configuration file"),
+        (status = 412, description = "the settings have changed since"),
+    )
+)]
+pub(super) async fn remove_stream(
+    State(api): State<ApiState>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Problem> {
+    let name = StreamName::parse(&name)?;
+    let precondition = precondition_of(&headers);
+    // A change goes on to its end when the client leaves.
+    let removing = tokio::spawn(async move { api.control.remove_api_stream(&name, precondition).await });
+    removing.await.unwrap_or(Err(ApiStreamError::Stopping))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn set_stream(
+    api: ApiState,
+    name: &StreamName,
+    settings: &Map<String, Value>,
+    (may_exist, precondition): (bool, Precondition),
+) -> Result<Response, Problem> {
+    let stream = parse_settings(name, settings)?;
+    let control = api.control.clone();
+    // A change goes on to its end when the client leaves.
+    let setting = tokio::spawn(async move { control.set_api_stream(stream, may_exist, precondition).await });
+    let ApiStreamChange { stream, is_new } = setting.await.unwrap_or(Err(ApiStreamError::Stopping))?;
+    let shown = describe_one_stream(&api, name).unwrap_or_else(|| Stream {
+        name: name.to_string(),
+        ..Stream::default()
+    });
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let mut response = (status, Json(shown)).into_response();
+    add_entity_tag(response.headers_mut(), &stream);
+    if is_new && let Ok(location) = HeaderValue::from_str(&format!("/api/v1/streams/{name}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// Reads the settings of a stream.
+pub(super) fn parse_settings(name: &StreamName, settings: &Map<String, Value>) -> Result<ApiStream, Problem> {
+    let table = table_from_json(settings).map_err(|(pointer, what)| {
+        let mistake = Mistake {
+            location: Some(ConfigLocation::JsonPointer(pointer.clone())),
+            ..Mistake::new(pointer, what)
+        };
+        mistakes_problem(&[mistake])
+    })?;
+    ApiStream::from_settings(name, table).map_err(|mistakes| mistakes_problem(&mistakes))
+}
+
+/// Reads a JSON object from the body of a request with one of these media types.
+pub(super) async fn read_object(
+    headers: &HeaderMap,
+    body: Body,
+    media_types: &[&str],
+) -> Result<Map<String, Value>, Problem> {
+    if !media_types
+        .iter()
+        .any(|media_type| body::has_content_type(headers, media_type))
+    {
+        let detail = format!(
+            "send the request body with `Content-Type: {}`",
+            media_types.join("` or `")
+        );
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            detail,
+        ));
+    }
+    let bytes = body::read_uncompressed_request_body(headers, body, MAX_SETTINGS_BYTES).await?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        // The text of the error may quote a value, which may be a secret.
+        let (line, column) = (error.line(), error.column());
+        let detail = format!("the request body is not a JSON object: see line {line}, column {column}");
+        Problem::new(StatusCode::BAD_REQUEST, "bad_json", detail)
+    })
+}
+
+/// Adds the entity tag of the settings to a response.
+pub(super) fn add_entity_tag(headers: &mut HeaderMap, stream: &ApiStream) {
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", stream.opaque_tag())) {
+        headers.insert(header::ETAG, tag);
+    }
+}
+
+/// Returns the condition that `If-Match` and `If-None-Match` set (RFC 9110 §13.1).
+fn precondition_of(headers: &HeaderMap) -> Precondition {
+    let headers = headers.clone();
+    Box::new(move |tag| {
+        let matches = match (IfMatchResult::evaluate(&headers, tag.unwrap_or_default()), tag) {
+            (IfMatchResult::Absent, _) | (IfMatchResult::Any | IfMatchResult::Current, Some(_)) => true,
+            (IfMatchResult::Stale, _) | (_, None) => false,
+        };
+        let is_only_new = headers.get(header::IF_NONE_MATCH).is_some_and(|value| value == "*");
+        matches && !(is_only_new && tag.is_some())
+    })
+}
+
+/// Returns settings without secrets: of a URL only scheme, host and port.
+pub(super) fn shown_settings(stream: &Arc<ApiStream>) -> Map<String, Value> {
+    let keys: Vec<&ConfigKey> = [RtspConfig::KEYS, HlsSourceConfig::KEYS, PipelineSourceConfig::KEYS]
+        .into_iter()
+        .flatten()
+        .collect();
+    let settings = stream.settings.iter();
+    let shown = settings.map(|(name, value)| {
+        let is_public = keys.iter().any(|key| key.name == name && !key.is_secret);
+        let value = if is_public {
+            json_from_toml(value)
+        } else {
+            hide_secrets(value)
+        };
+        (name.clone(), value)
+    });
+    shown.collect()
+}
+
+/// Returns a value with its structure, without its texts.
+fn hide_secrets(value: &toml::Value) -> Value {
+    match value {
+        toml::Value::String(text) => shown_origin(text).unwrap_or_else(|| HIDDEN_TEXT.to_owned()).into(),
+        toml::Value::Array(items) => items.iter().map(hide_secrets).collect(),
+        toml::Value::Table(table) => {
+            let members = table.iter();
+            Value::Object(
+                members
+                    .map(|(name, value)| (name.clone(), hide_secrets(value)))
+                    .collect(),
+            )
+        }
+        other => json_from_toml(other),
+    }
+}
+
+/// Returns scheme, host and port of a URL. User, path and query may be secrets.
+fn shown_origin(text: &str) -> Option<String> {
+    let url = url::Url::parse(text.trim()).ok()?;
+    let host = url.host_str().filter(|host| !host.is_empty())?;
+    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
+    Some(format!("{}://{host}{port}/..", url.scheme()))
+}
+
+/// Returns the problem for settings with mistakes.
+pub(super) fn mistakes_problem(mistakes: &[Mistake]) -> Problem {
+    let texts: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_stream", texts.join("\n"));
+    let errors = mistakes.iter().map(|mistake| ProblemError {
+        pointer: match &mistake.location {
+            Some(ConfigLocation::JsonPointer(pointer)) => pointer.clone(),
+            _ => String::new(),
+        },
+        detail: Mistake {
+            location: None,
+            ..mistake.clone()
+        }
+        .to_string(),
+    });
+    problem.errors = errors.collect();
+    problem
+}
+
+impl From<ApiStreamError> for Problem {
+    fn from(error: ApiStreamError) -> Self {
+        let (status, code) = match &error {
+            ApiStreamError::Mistakes(mistakes) => return mistakes_problem(mistakes),
+            ApiStreamError::InConfigurationFile => (StatusCode::CONFLICT, "in_configuration_file"),
+            ApiStreamError::Exists => (StatusCode::CONFLICT, "stream_exists"),
+            ApiStreamError::TooMany(_) => (StatusCode::CONFLICT, "too_many_streams"),
+            ApiStreamError::NotFound => (StatusCode::NOT_FOUND, "unknown_stream"),
+            ApiStreamError::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
+            ApiStreamError::NotWritten { .. } => (StatusCode::SERVICE_UNAVAILABLE, "state_file_not_written"),
+            ApiStreamError::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_are_shown_without_secrets() {
+        let name = StreamName::parse("door").expect("a name");
+        let settings = json!({
+            "hls": "https://user@origin.example:8443/s3cret/a.m3u8?token=s3cret",
+            "headers": { "Authorization": "Bearer s3cret", "n": 1 },
+            "max_height": 720,
+            "on_demand": true,
+            "stop_after": 5,
+        });
+        let Value::Object(settings) = settings else { panic!() };
+        let stream = Arc::new(parse_settings(&name, &settings).map_err(|p| p.detail).expect("valid"));
+        assert_eq!(
+            Value::Object(shown_settings(&stream)),
+            json!({
+                "hls": "https://origin.example:8443/..",
+                "headers": { "Authorization": "(hidden)", "n": 1 },
+                "max_height": 720,
+                "on_demand": true,
+                "stop_after": 5,
+            })
+        );
+    }
+
+    #[test]
+    fn a_condition_names_the_settings_that_may_be_changed() {
+        let check = |name: header::HeaderName, value: &'static str, tag: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            precondition_of(&headers)(tag)
+        };
+        for (name, value, tag, expected) in [
+            (header::IF_MATCH, "\"a\"", Some("a"), true),
+            (header::IF_MATCH, "\"b\"", Some("a"), false),
+            (header::IF_MATCH, "\"\"", None, false),
+            (header::IF_MATCH, "*", Some("a"), true),
+            (header::IF_MATCH, "*", None, false),
+            (header::IF_NONE_MATCH, "*", None, true),
+            (header::IF_NONE_MATCH, "*", Some("a"), false),
+            (header::ACCEPT, "*/*", None, true),
+        ] {
+            assert_eq!(check(name.clone(), value, tag), expected, "{name}: {value} {tag:?}");
+        }
+    }
+}
