@@ -20,7 +20,7 @@ use millstream_core::{
     sdp::negotiated::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport},
     session::{
         CloseReason, Session, TransportEvent,
-        guard::{DtlsGuard, record_types_and_epochs},
+        dtls_filter::{DtlsRecordFilter, record_types_and_epochs},
         ice,
         identity::DtlsIdentity,
         stun::PendingBindingRequest,
@@ -212,7 +212,7 @@ fn address(host: u8) -> SocketAddr {
 }
 
 fn check_guard(datagram: &[u8]) {
-    let Ok(admitted) = DtlsGuard::default().filter_datagram(datagram) else {
+    let Ok(admitted) = DtlsRecordFilter::default().filter_datagram(datagram) else {
         return;
     };
     let mut offered = record_types_and_epochs(datagram).into_iter();
@@ -223,7 +223,7 @@ fn check_guard(datagram: &[u8]) {
         "another order"
     );
     assert_eq!(
-        DtlsGuard::default().filter_datagram(&admitted).as_ref(),
+        DtlsRecordFilter::default().filter_datagram(&admitted).as_ref(),
         Ok(&admitted),
         "not whole records"
     );

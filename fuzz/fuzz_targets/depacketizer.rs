@@ -12,7 +12,7 @@ use millstream_core::media::{
     depacketizer::{Depacketizer, Frame},
     packet::Packet,
     packetizer::{MAX_ACCESS_UNIT_BYTES, Packetizer, split_annex_b},
-    rtp::{Header, SeqUnwrapper, TimeUnwrapper},
+    rtp::{ParsedRtpHeader, SeqUnwrapper, TimeUnwrapper},
 };
 use millstream_fuzz::{origin, packets};
 
@@ -45,7 +45,9 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     );
     let mut frames = Vec::new();
     for bytes in packets(rest) {
-        let Ok(header) = Header::parse(bytes) else { continue };
+        let Ok(header) = ParsedRtpHeader::parse(bytes) else {
+            continue;
+        };
         let payload = Bytes::copy_from_slice(&bytes[header.payload_range()]);
         let inspection = inspector.inspect_rtp_payload(header.time, &payload);
         assert!(

@@ -6,8 +6,8 @@
 
 use millstream::http::trickle_fragment::{TrickleFragmentCredentials, TrickleFragmentError};
 use millstream_core::sdp::{
-    LocalTransport, MIN_PWD_LEN, MIN_UFRAG_LEN, create_viewer_offer, is_valid_ice_credential,
-    negotiated::{Fingerprint, FingerprintHashFunction, IceCredentials, TrackFormats},
+    LocalTransport, MIN_PWD_LEN, MIN_UFRAG_LEN, create_offer_to_viewer, is_valid_ice_credential,
+    negotiated::{AudioVideoFormats, Fingerprint, FingerprintHashFunction, IceCredentials},
 };
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
@@ -49,7 +49,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         viewer_playout_delay: true,
         sdp_session_id: 1,
     };
-    let description = create_viewer_offer(&TrackFormats::default(), &local);
+    let description = create_offer_to_viewer(&AudioVideoFormats::default(), &local);
     let written = description.ice_fragment_template.restart_fragment(&credentials, &local);
     let again = TrickleFragmentCredentials::parse(written.as_bytes()).expect("our fragment parses");
     assert_eq!(again.credentials(), Ok(credentials));

@@ -11,9 +11,8 @@ use std::{
 };
 
 use millstream::shard::tcp::{
-    MAX_FRAMED_PACKET_BYTES,
-    queue::{DatagramQueue, MAX_QUEUED_BYTES},
-    read_framed_packet,
+    MAX_FRAMED_PACKET_BYTES, read_framed_packet,
+    send_queue::{DatagramQueue, MAX_QUEUED_BYTES},
 };
 use millstream_fuzz::origin;
 use tokio::io::{AsyncRead, ReadBuf};

@@ -5,11 +5,11 @@
 #![no_main]
 
 use millstream_core::{
-    media::{Format, ProfileLevelId, transcode::SourceTrack},
+    media::{Format, ProfileLevelId, track_delivery::SourceTrack},
     sdp::{
-        LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer, formats_for_offer,
+        LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer, formats_sent_to_offerer,
         negotiated::{
-            AvailableTrack, AvailableTracks, Fingerprint, FingerprintHashFunction, IceCredentials, TrackFormats,
+            AudioVideoFormats, AvailableTrack, AvailableTracks, Fingerprint, FingerprintHashFunction, IceCredentials,
         },
     },
 };
@@ -88,14 +88,14 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         Err(error) => check_error(body, &error),
     }
     let track = |format| AvailableTrack {
-        source_track: SourceTrack::without_b_frames(format),
+        source_track: SourceTrack::new_without_b_frames(format),
         can_transcode: true,
     };
     let available = AvailableTracks {
         video: source.video.map(track),
         audio: source.audio.map(track),
     };
-    let chosen = formats_for_offer(&offer, &available);
+    let chosen = formats_sent_to_offerer(&offer, &available);
     assert_eq!(
         (chosen.video.is_some(), chosen.audio.is_some()),
         (source.video.is_some(), source.audio.is_some())
@@ -103,22 +103,22 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
 });
 
 /// One of three streams.
-fn source(choice: usize) -> TrackFormats {
+fn source(choice: usize) -> AudioVideoFormats {
     let h264 = Format::H264 {
         profile: ProfileLevelId([0x64, 0x00, 0x1f]),
         packetization_mode: 1,
     };
     let audio = Some(Format::Opus { stereo: true });
     match choice % 3 {
-        0 => TrackFormats {
+        0 => AudioVideoFormats {
             video: Some(h264),
             audio,
         },
-        1 => TrackFormats {
+        1 => AudioVideoFormats {
             video: Some(Format::Vp8),
             audio: None,
         },
-        _ => TrackFormats { video: None, audio },
+        _ => AudioVideoFormats { video: None, audio },
     }
 }
 

@@ -14,7 +14,7 @@ use millstream_core::{
         name::StreamName,
         stream::{SessionId, ShardIndex, SourceRef},
     },
-    media::{MediaKind, rtcp, rtp::Header},
+    media::{MediaKind, rtcp, rtp::ParsedRtpHeader},
     sdp::{
         LocalTransport, Offer, answer_whip_offer,
         negotiated::{Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPublication},
@@ -54,7 +54,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             // As the session tells them apart (RFC 5761 §4).
             Some(192..=223) => publisher.handle_rtcp(now, &rtcp::parse_compound_until_malformed(packet)),
             _ => {
-                if let Ok(header) = Header::parse(packet) {
+                if let Ok(header) = ParsedRtpHeader::parse(packet) {
                     assert!(packet.get(header.payload_range()).is_some());
                 }
                 publisher.handle_rtp(now, Bytes::copy_from_slice(packet));
