@@ -9,7 +9,7 @@ command -v valgrind > /dev/null || { echo "valgrind is missing: apt-get install 
 program=${CARGO_TARGET_DIR:-target}/release/examples/forwarding
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
-valgrind --tool=callgrind --callgrind-out-file="$out/profile" --collect-atstart=no --toggle-collect='forwarding::forward*' \
+valgrind --tool=callgrind --callgrind-out-file="$out/profile" --collect-atstart=no --toggle-collect='forwarding::publish_and_forward_frames*' \
     "$program" "$@" > "$out/numbers" 2> "$out/log" || { cat "$out/log" >&2; exit 1; }
 instructions=$(awk '/^(summary|totals):/ { print $2; exit }' "$out/profile")
 awk -v instructions="$instructions" '
