@@ -29,6 +29,7 @@ use crate::doctor::{self, FindingLevel};
 use crate::http::forwarded::TrustedProxies;
 use crate::http::server::{ListenerLimits, ServerOptions};
 use crate::http::tls::{ReloadingCertificate, TlsError};
+use crate::http::webhooks::target::WebhookTarget;
 use crate::http::{self, HttpState, api, server};
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
@@ -45,6 +46,7 @@ use millstream_core::session::{CloseReason, CryptoSetupError};
 
 pub mod banner;
 pub mod config_check;
+pub mod discover;
 pub mod health;
 pub mod reload;
 pub mod run;
@@ -160,12 +162,10 @@ impl Gateway {
             None
         };
         let access = AccessControl::new(parts.credentials, &publish);
+        let access = access.with_issued_tokens(control.api_streams.issued_tokens().clone());
         let state = HttpState::new(control.clone(), access, &config);
         let log = Arc::new(api::events::EventLog::default());
-        tasks.spawn(api::events::record_events_and_log_warnings(
-            control.clone(),
-            log.clone(),
-        ));
+        start_event_tasks(&state, &log, parts.webhook_targets, &mut tasks);
         let router = http::router(state.clone(), api::router(&state, log));
         let options = ServerOptions {
             limits: ListenerLimits::new(&config.limits, state.trusted_proxies.clone()),
@@ -256,9 +256,9 @@ impl Gateway {
             .publish_token
             .clone()
             .unwrap_or_else(|| self.fallback_publish_token.clone());
-        self.http_state
-            .authenticator
-            .replace_access_control(AccessControl::new(parts.credentials, &publish));
+        let access = AccessControl::new(parts.credentials, &publish);
+        let access = access.with_issued_tokens(control.api_streams.issued_tokens().clone());
+        self.http_state.authenticator.replace_access_control(access);
         let revoked = control
             .sessions
             .set_access_control_and_find_revoked(self.http_state.authenticator.access_control());
@@ -268,6 +268,7 @@ impl Gateway {
         });
         let sessions_ended = ended.count();
         control.set_client_settings(ClientSettings::new(&config));
+        self.http_state.webhooks.replace_targets(parts.webhook_targets);
         let reconciled = control
             .supervisor
             .reconcile(parts.configured_sources, restarts_all)
@@ -481,6 +482,22 @@ fn start_control_plane(
         tasks.spawn(async move { control.sessions.run_removal_and_token_expiry(forgotten, expiries).await });
     }
     control
+}
+
+/// Starts the tasks that record events, and pass them on to webhooks.
+fn start_event_tasks(
+    state: &HttpState,
+    log: &Arc<api::events::EventLog>,
+    targets: Vec<WebhookTarget>,
+    tasks: &mut JoinSet<()>,
+) {
+    state.webhooks.replace_targets(targets);
+    let webhooks = state.webhooks.clone();
+    log.set_observer(Box::new(move |name, data| webhooks.pass_on_event(name, data)));
+    tasks.spawn(api::events::record_events_and_log_warnings(
+        state.control.clone(),
+        log.clone(),
+    ));
 }
 
 /// Returns the function that tells for whom a stream is transcoded.

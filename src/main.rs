@@ -3,12 +3,14 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use millstream::config::{ConfigError, Mistake};
 use millstream::doctor::{self, FindingLevel};
 use millstream::gateway::banner::banner;
+use millstream::gateway::discover::{DiscoverOptions, discover};
 use millstream::gateway::reload::ConfigLoader;
 use millstream::gateway::run::{self, Signals};
 use millstream::gateway::{config_check, health};
@@ -26,7 +28,7 @@ struct Arguments {
     command: Option<Command>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Clone, PartialEq, Eq, Subcommand)]
 enum Command {
     /// Run the gateway (the default)
     Serve {
@@ -40,9 +42,28 @@ enum Command {
     Doctor,
     /// Check the health of the gateway that runs on this host with this configuration
     Health,
+    /// List the cameras of the network that support ONVIF, and their URLs
+    Discover(DiscoverArguments),
     /// Internal worker that the gateway starts for each HLS origin
     #[command(hide = true, name = DEMUXER_COMMAND)]
     Demuxer,
+}
+
+/// Arguments of `discover`.
+#[derive(Clone, PartialEq, Eq, Args)]
+struct DiscoverArguments {
+    /// Ask the camera at this address only, which may be in another network
+    #[arg(long, value_name = "ADDRESS")]
+    at: Option<String>,
+    /// ONVIF user of the cameras
+    #[arg(long, value_name = "USER")]
+    username: Option<String>,
+    /// File that contains the password of the user
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    /// Seconds to wait for answers
+    #[arg(long, value_name = "SECONDS", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    time: u64,
 }
 
 fn main() -> ExitCode {
@@ -69,11 +90,11 @@ fn print_error(error: &anyhow::Error) -> ExitCode {
 const CONTROL_PLANE_NICE_INCREASE: i32 = 5;
 
 fn load_config_and_run_command(arguments: &Arguments) -> anyhow::Result<()> {
-    let command = arguments.command.unwrap_or(Command::Serve { demo: false });
+    let command = arguments.command.clone().unwrap_or(Command::Serve { demo: false });
     let (mut config, mistakes) = Config::load_with_mistakes(arguments.config.as_deref(), std::env::vars_os());
-    match command {
+    match &command {
         // `check` reports mistakes itself. A gateway stays healthy when its file gets a mistake.
-        Command::Check | Command::Health | Command::Demuxer => {}
+        Command::Check | Command::Health | Command::Discover(_) | Command::Demuxer => {}
         Command::Doctor => {
             ensure_no_config_mistakes(&mistakes, config_check::find_source_and_credential_mistakes(&config))?
         }
@@ -116,7 +137,19 @@ fn load_config_and_run_command(arguments: &Arguments) -> anyhow::Result<()> {
             exports.flush_and_stop_with_logging();
             result
         }
+        Command::Discover(arguments) => Ok(runtime()?.block_on(discover(&arguments.into(), print_stdout))?),
         Command::Demuxer => Ok(()),
+    }
+}
+
+impl From<DiscoverArguments> for DiscoverOptions {
+    fn from(arguments: DiscoverArguments) -> Self {
+        Self {
+            at: arguments.at,
+            username: arguments.username,
+            password_file: arguments.password_file,
+            time: Duration::from_secs(arguments.time),
+        }
     }
 }
 

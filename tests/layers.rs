@@ -198,7 +198,8 @@ fn each_foreign_stack_is_named_in_few_places() {
 }
 
 /// Clients of other servers: they wait for sockets and read the clock, and hand on what they read with its time.
-const SHELLS: [&str; 11] = [
+const SHELLS: [&str; 12] = [
+    "sources/onvif",
     "sources/rtsp",
     "sources/fetch",
     "sources/hls/mod.rs",

@@ -7,10 +7,13 @@
 //! The first that recognizes the token decides. This folder is a shell: it sends HTTP requests and reads the clock.
 //! Tokens are never logged.
 
+use std::sync::Arc;
+
 use crate::config::Secret;
 use millstream_core::hub::name::StreamName;
 
 pub mod credentials;
+pub mod issued_tokens;
 pub mod jwt;
 pub mod pattern;
 mod request;
@@ -18,6 +21,7 @@ pub mod webhook;
 mod webhook_admission;
 
 use self::credentials::AuthCredentials;
+use self::issued_tokens::IssuedTokens;
 use self::jwt::JwtVerifier;
 use self::pattern::StreamNamePattern;
 pub use self::request::{AccessAction, AccessRequest, Denial, Grant, Permissions, StaticToken};
@@ -34,6 +38,8 @@ pub struct AccessControl {
     jwt_verifier: Option<JwtVerifier>,
     webhook: Option<WebhookClient>,
     accepts_query_token: bool,
+    /// Tokens that the API has issued. They change while these rules are in effect.
+    issued_tokens: Arc<IssuedTokens>,
 }
 
 impl AccessControl {
@@ -68,7 +74,15 @@ impl AccessControl {
             jwt_verifier: verifier,
             webhook: hook,
             accepts_query_token: in_query,
+            issued_tokens: Arc::default(),
         }
+    }
+
+    /// Accepts the tokens that the API issues.
+    #[must_use]
+    pub fn with_issued_tokens(mut self, tokens: Arc<IssuedTokens>) -> Self {
+        self.issued_tokens = tokens;
+        self
     }
 
     /// Whether `?token=` is accepted instead of the header (RFC 9725 §4.7.1).
@@ -114,6 +128,10 @@ impl AccessControl {
             Err(Denial::InvalidToken) => {}
             decided => return decided,
         }
+        match self.check_issued_tokens(token, request) {
+            Err(Denial::InvalidToken) => {}
+            decided => return decided,
+        }
         if let Some(verifier) = &self.jwt_verifier
             && jwt::looks_like_jwt(token)
         {
@@ -146,6 +164,10 @@ impl AccessControl {
                 let mut tokens = self.static_tokens.iter().filter(|token| token.digest == *digest);
                 tokens.any(|token| token.permissions.allows(action, stream))
             }
+            GrantBasis::IssuedToken(digest) => {
+                let token = self.issued_tokens.get(digest);
+                token.is_some_and(|token| !token.is_expired() && token.permissions.allows(action, stream))
+            }
             GrantBasis::VerifiedJwt(token) => self
                 .jwt_verifier
                 .as_ref()
@@ -154,6 +176,20 @@ impl AccessControl {
                 let hook = self.webhook.as_ref().filter(|hook| hook.url() == &**url);
                 hook.is_some_and(|hook| grant.is_token_based || hook.decides_without_token())
             }
+        }
+    }
+
+    fn check_issued_tokens(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
+        let digest = token_digest(given);
+        match self.issued_tokens.get(&digest) {
+            None => Err(Denial::InvalidToken),
+            Some(token) if token.is_expired() => Err(Denial::ExpiredToken),
+            Some(token) if token.permissions.allows(request.action, request.stream) => Ok(Grant {
+                expires_at: token.expires_at,
+                basis: GrantBasis::IssuedToken(digest),
+                is_token_based: true,
+            }),
+            Some(_) => Err(Denial::InsufficientScope),
         }
     }
 

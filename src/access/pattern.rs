@@ -22,6 +22,11 @@ impl StreamNamePattern {
         Self("*".to_owned())
     }
 
+    /// Returns the text of the pattern.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Whether the pattern matches a name. The cost is at most the product of the two lengths.
     pub fn matches(&self, name: &str) -> bool {
         let mut parts = self.0.split('*');

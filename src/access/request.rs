@@ -127,6 +127,8 @@ pub(super) enum GrantBasis {
     OpenPlayback,
     /// A configured token, by its SHA-256.
     StaticToken([u8; 32]),
+    /// A token that the API has issued, by its SHA-256.
+    IssuedToken([u8; 32]),
     VerifiedJwt(Arc<VerifiedJwt>),
     /// The webhook with this URL.
     Webhook(Arc<str>),

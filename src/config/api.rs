@@ -1,6 +1,7 @@
 //! The section `api`: what may be set by the control API, and the file that keeps it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::section::section;
 use super::value_parsers;
@@ -8,7 +9,7 @@ use super::value_parsers;
 section! {
     /// What may be set by the control API.
     pub struct Api("api") {
-        /// File in which the gateway keeps streams that were set by the API. It is rewritten at each
+        /// File in which the gateway keeps streams and tokens that were set by the API. It is rewritten at each
         /// change. See Streams set by the API.
         #[key("state_file", Restart, "beside the configuration file", "value_parsers::parse_path")]
         pub state_file: Option<PathBuf> = None,
@@ -16,6 +17,14 @@ section! {
         /// Maximum number of streams that are set by the API, 0 to 10000. Further ones get 409.
         #[key("max_streams", Live, "`1000`", "value_parsers::parse_whole_number_within::<0, 10_000, _, _>")]
         pub max_streams: usize = 1_000,
+
+        /// Maximum number of tokens that are issued by the API and have not expired, 0 to 100000. Further ones get 409.
+        #[key("max_tokens", Live, "`1000`", "value_parsers::parse_whole_number_within::<0, 100_000, _, _>")]
+        pub max_tokens: usize = 1_000,
+
+        /// Maximum time in seconds for which `POST /api/v1/sources/test` reads a source, 1 to 60.
+        #[key("source_test_timeout", Live, "`10`", "value_parsers::parse_whole_seconds::<1, 60, _, _>")]
+        pub source_test_timeout: Duration = Duration::from_secs(10),
     }
 }
 

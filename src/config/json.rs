@@ -110,12 +110,9 @@ fn pointer_of_key_path(path: &str) -> String {
                 part.to_owned()
             }
             '"' => {
-                // A quoted key of TOML, which `join_key_path` writes with the escapes of a JSON string.
-                let mut parts = serde_json::Deserializer::from_str(rest).into_iter::<String>();
-                let part = parts.next().and_then(Result::ok);
-                let end = parts.byte_offset();
-                rest = rest.get(end.max(1)..).unwrap_or_default();
-                part.unwrap_or_default()
+                let (part, after) = split_quoted_key(rest.get(1..).unwrap_or_default());
+                rest = after;
+                part
             }
             _ => {
                 let end = rest.find(['.', '[']).unwrap_or(rest.len());
@@ -128,6 +125,22 @@ fn pointer_of_key_path(path: &str) -> String {
         pointer.push_str(&escape_pointer_part(&part));
     }
     pointer
+}
+
+/// Returns a quoted key, which begins after its quote, and what follows it.
+fn split_quoted_key(text: &str) -> (String, &str) {
+    let (mut key, mut is_escaped) = (String::new(), false);
+    for (at, c) in text.char_indices() {
+        match c {
+            '"' if !is_escaped => return (key, text.get(at + 1..).unwrap_or_default()),
+            '\\' if !is_escaped => is_escaped = true,
+            c => {
+                is_escaped = false;
+                key.push(c);
+            }
+        }
+    }
+    (key, "")
 }
 
 fn escape_pointer_part(name: &str) -> String {
@@ -194,7 +207,7 @@ mod tests {
             (".headers.\"X Y\"", "/headers/X Y"),
             (".headers.\"a.b/c~d\\\"e\".f", "/headers/a.b~1c~0d\"e/f"),
             (".sources[2].rtsp", "/sources/2/rtsp"),
-            (".\"broken", "/"),
+            (".\"broken", "/broken"),
         ] {
             assert_eq!(pointer_of_key_path(key), pointer, "{key}");
         }

@@ -38,6 +38,7 @@ mod streams;
 mod syntax;
 mod value_parsers;
 mod value_types;
+mod webhooks;
 
 pub use self::api::Api;
 pub use self::auth::{AuthConfig, TokenConfig};
@@ -54,6 +55,8 @@ pub use self::sections::{
 pub use self::streams::{
     HlsSourceConfig, PipelineSourceConfig, RtspConfig, RtspTransport, StreamConfig, StreamSourceConfig,
 };
+pub use self::value_types::WebhookEventType;
+pub use self::webhooks::WebhookConfig;
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default)]
@@ -69,6 +72,8 @@ pub struct Config {
     pub log: Log,
     /// Streams that the gateway pulls from cameras, HLS origins and pipelines.
     pub streams: Vec<StreamConfig>,
+    /// URLs that are told of events.
+    pub webhooks: Vec<WebhookConfig>,
     /// What works but should be changed, such as the former name of a key.
     pub warnings: Vec<Mistake>,
     key_locations: KeyLocations,
@@ -115,7 +120,7 @@ pub fn keys_help() -> String {
             key.description()
         );
     }
-    text + "\nThe tables of `auth.tokens` and of streams are described in docs/configuration.md.\n"
+    text + "\nThe tables of `auth.tokens`, of webhooks and of streams are described in docs/configuration.md.\n"
 }
 
 impl Config {
@@ -194,6 +199,7 @@ impl Config {
             api: reader.read_section(),
             log: reader.read_section(),
             streams: streams::read_streams(&mut reader, streams::MAX_CONFIGURED_STREAMS),
+            webhooks: webhooks::read_webhooks(&mut reader),
             warnings: Vec::new(),
             key_locations: KeyLocations::new(),
             default_state_file,

@@ -3,14 +3,14 @@
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::auth::{AuthConfig, TokenConfig};
+use super::auth::AuthConfig;
 use super::document::{ConfigDocument, join_key_path, value_excerpt_unless_url_with_secret};
 use super::environment::ConfigVariables;
 use super::mistake::KeyLocations;
 use super::mistake::{ConfigLocation, Hint, Mistake, MistakeKind, nearest_name};
 use super::renames;
-use super::section::STREAMS_SECTION;
 use super::section::{ConfigKey, ConfigSection};
+use super::section::{STREAMS_SECTION, WEBHOOKS_LIST};
 
 /// Reads a configuration.
 pub(super) struct ConfigReader<'a> {
@@ -66,7 +66,10 @@ impl<'a> ConfigReader<'a> {
     /// Reads the section `read_auth`, with its list of tokens.
     pub(super) fn read_auth(&mut self) -> AuthConfig {
         let mut table = self.take_table(AuthConfig::NAME);
-        let tokens = table.remove("tokens").map(|tokens| self.read_tokens(tokens));
+        let problem = "has to be a table, such as { token_file = \"...\", play = \"*\" }";
+        let tokens = table
+            .remove("tokens")
+            .map(|tokens| self.read_list_of_tables("auth.tokens", tokens, problem));
         let auth = self.read_table_and_variables::<AuthConfig>(table);
         AuthConfig {
             tokens: tokens.unwrap_or_default(),
@@ -98,6 +101,11 @@ impl<'a> ConfigReader<'a> {
             mistakes: self.mistakes,
             warnings: self.warnings,
         }
+    }
+
+    /// Takes a value out of the document that is not in a section.
+    pub(super) fn take_value(&mut self, name: &str) -> Option<Spanned<DeValue<'a>>> {
+        self.document.table.remove(name)
     }
 
     /// Takes a section's table out of the document.
@@ -157,8 +165,13 @@ impl<'a> ConfigReader<'a> {
         );
     }
 
-    fn read_tokens(&mut self, value: Spanned<DeValue<'a>>) -> Vec<TokenConfig> {
-        let path = "auth.tokens";
+    /// Reads a list of tables, each of which is a section. Another item is a mistake with the text `problem`.
+    pub(super) fn read_list_of_tables<S: ConfigSection>(
+        &mut self,
+        path: &str,
+        value: Spanned<DeValue<'a>>,
+        problem: &str,
+    ) -> Vec<S> {
         let span = value.span();
         let DeValue::Array(items) = value.into_inner() else {
             self.add_mistake_unless_caused_by_syntax_error(
@@ -167,19 +180,18 @@ impl<'a> ConfigReader<'a> {
             );
             return Vec::new();
         };
-        let mut tokens = Vec::new();
+        let mut sections = Vec::new();
         for (index, item) in items.into_iter().enumerate() {
             let path = format!("{path}[{index}]");
-            let problem = "has to be a table, such as { token_file = \"...\", play = \"*\" }";
             // An invalid entry keeps its index, so that the paths of the others stay right.
             let table = self.table_or_mistake(&path, item, problem);
-            tokens.push(
+            sections.push(
                 table
                     .map(|table| self.read_file_only_table(&path, table))
                     .unwrap_or_default(),
             );
         }
-        tokens
+        sections
     }
 
     /// Reads a section from its table and from variables, which take precedence.
@@ -324,7 +336,7 @@ fn unknown_key_mistake_kind(name: &str, own: &[&str], others: &[&ConfigKey]) -> 
 
 fn unknown_section_mistake_kind(name: &str, keys: &[&ConfigKey]) -> MistakeKind {
     let mut sections: Vec<&str> = keys.iter().filter_map(|key| key.path.split('.').next()).collect();
-    sections.push(STREAMS_SECTION);
+    sections.extend([STREAMS_SECTION, WEBHOOKS_LIST]);
     sections.dedup();
     let hint = match nearest_name(name, sections.iter().copied()) {
         Some(near) => Hint::SimilarNames(vec![near.to_owned()]),

@@ -74,6 +74,9 @@ pub(super) fn environment_variable_name(path: &str) -> String {
 /// Name of the section that holds the streams.
 pub(super) const STREAMS_SECTION: &str = "streams";
 
+/// Name of the list of webhooks.
+pub(super) const WEBHOOKS_LIST: &str = "webhooks";
+
 /// A table of the configuration. The macro `section!` implements it.
 pub trait ConfigSection: Default + DeserializeOwned {
     /// Path of the table; `*` stands for any name.

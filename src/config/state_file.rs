@@ -1,5 +1,5 @@
-//! The state file: what was set by the API, as TOML. Its tables have the keys of the configuration file, and are read
-//! by the same code.
+//! The state file: what was set by the API, as TOML. Its tables of streams have the keys of the configuration file, and are
+//! read by the same code.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,14 +9,16 @@ use super::environment::ConfigVariables;
 use super::json::with_json_pointer;
 use super::mistake::{ConfigError, ConfigLocation, KeyLocations, Mistake, MistakeKind, location_of_key};
 use super::reader::ConfigReader;
-use super::section::STREAMS_SECTION;
+use super::section::{STREAMS_SECTION, section};
 use super::streams::{self, StreamConfig};
+use super::value_parsers;
 use millstream_core::hub::name::StreamName;
 
 /// What the state file keeps.
 #[derive(Clone, Debug, Default)]
 pub struct StateFile {
     pub streams: BTreeMap<StreamName, ApiStream>,
+    pub tokens: Vec<TokenRecord>,
     key_locations: KeyLocations,
 }
 
@@ -27,6 +29,42 @@ pub struct ApiStream {
     /// The table that it was read from, which may hold secrets.
     pub settings: toml::Table,
 }
+
+section! {
+    /// A token that the API has issued.
+    pub struct TokenRecord("tokens[]") {
+        /// By which the API names it.
+        #[key("id", Live, "required", "value_parsers::parse_short_string")]
+        pub id: String = String::new(),
+
+        /// For people.
+        #[key("label", Live, "none", "value_parsers::parse_short_string_as_some")]
+        pub label: Option<String> = None,
+
+        /// SHA-256 of the token, in hexadecimal digits.
+        #[key("digest", Live, "required", "value_parsers::parse_short_string")]
+        pub digest: String = String::new(),
+
+        /// Streams that the token may publish.
+        #[key("publish", Live, "none", "value_parsers::parse_stream_name_patterns")]
+        pub publish: Vec<String> = Vec::new(),
+
+        /// Streams that the token may play.
+        #[key("play", Live, "none", "value_parsers::parse_stream_name_patterns")]
+        pub play: Vec<String> = Vec::new(),
+
+        /// When it was issued, in seconds since 1970.
+        #[key("issued", Live, "required", "value_parsers::parse_whole_number_within::<0, 99_999_999_999, _, _>")]
+        pub issued: u64 = 0,
+
+        /// When it expires, in seconds since 1970.
+        #[key("expires", Live, "never", "value_parsers::parse_whole_number_as_some::<0, 99_999_999_999, _, _>")]
+        pub expires: Option<u64> = None,
+    }
+}
+
+/// Name of the list of tokens.
+const TOKENS_LIST: &str = "tokens";
 
 /// Maximum number of streams in a state file: that of `api.max_streams`.
 const MAX_STREAMS_IN_STATE_FILE: usize = 10_000;
@@ -59,6 +97,9 @@ impl StateFile {
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let mut reader = ConfigReader::new(ConfigDocument::parse(text, path), ConfigVariables::default(), &[], &[]);
         let configs = streams::read_streams(&mut reader, MAX_STREAMS_IN_STATE_FILE);
+        let tokens = reader
+            .take_value(TOKENS_LIST)
+            .map(|list| reader.read_list_of_tables(TOKENS_LIST, list, "has to be a table with the header [[tokens]]"));
         let findings = reader.into_findings();
         ConfigError::result_from_mistakes(findings.mistakes)?;
         // Without mistakes this is the same document.
@@ -75,6 +116,7 @@ impl StateFile {
         });
         Ok(Self {
             streams: streams.collect(),
+            tokens: tokens.unwrap_or_default(),
             key_locations: findings.key_locations,
         })
     }
@@ -104,7 +146,7 @@ impl ApiStream {
             let problem = "cannot be set by the API, which must not send secrets of this host anywhere: set `password`";
             return Err(found(vec![Mistake::new(key, problem)]));
         }
-        let text = state_file_text([(name, &settings)]);
+        let text = state_file_text([(name, &settings)], &[]);
         let mut reader = ConfigReader::new(
             ConfigDocument::parse(&text, Path::new("")),
             ConfigVariables::default(),
@@ -145,14 +187,40 @@ fn find_key_of_host_secret(path: &str, table: &toml::Table) -> Option<String> {
 }
 
 /// Returns the text of a state file.
-pub fn state_file_text<'a>(streams: impl IntoIterator<Item = (&'a StreamName, &'a toml::Table)>) -> String {
+pub fn state_file_text<'a>(
+    streams: impl IntoIterator<Item = (&'a StreamName, &'a toml::Table)>,
+    tokens: &[TokenRecord],
+) -> String {
     let tables = streams
         .into_iter()
         .map(|(name, settings)| (name.to_string(), toml::Value::Table(settings.clone())));
     let mut document = toml::Table::new();
     document.insert(STREAMS_SECTION.to_owned(), toml::Value::Table(tables.collect()));
+    if !tokens.is_empty() {
+        let tables = tokens.iter().map(|token| toml::Value::Table(table_of_token(token)));
+        document.insert(TOKENS_LIST.to_owned(), toml::Value::Array(tables.collect()));
+    }
     // Every table of TOML can be written.
     toml::to_string(&document).unwrap_or_default()
+}
+
+fn table_of_token(token: &TokenRecord) -> toml::Table {
+    let text = |text: &String| toml::Value::String(text.clone());
+    let texts = |texts: &[String]| toml::Value::Array(texts.iter().map(text).collect());
+    let number = |number: u64| toml::Value::Integer(i64::try_from(number).unwrap_or(i64::MAX));
+    let mut members = vec![
+        ("id", text(&token.id)),
+        ("digest", text(&token.digest)),
+        ("publish", texts(&token.publish)),
+        ("play", texts(&token.play)),
+        ("issued", number(token.issued)),
+    ];
+    members.extend(token.label.as_ref().map(|label| ("label", text(label))));
+    members.extend(token.expires.map(|expires| ("expires", number(expires))));
+    members
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 #[cfg(test)]
@@ -196,9 +264,18 @@ mod tests {
     fn what_was_written_is_read_again() {
         let stream =
             stream("hls = \"https://a/?b=\\\"c\\n\"\nheaders = { \"X.Y\" = \"b\" }\non_demand = true").expect("valid");
-        let text = state_file_text([(&stream.config.name, &stream.settings)]);
+        let token = TokenRecord {
+            id: "1".to_owned(),
+            label: Some("a \"b\"".to_owned()),
+            digest: "00".to_owned(),
+            play: vec!["hall/*".to_owned()],
+            issued: 1_700_000_000,
+            ..TokenRecord::default()
+        };
+        let text = state_file_text([(&stream.config.name, &stream.settings)], std::slice::from_ref(&token));
         let read = StateFile::parse(&text, Path::new("state.toml")).expect("valid");
         assert_eq!(read.streams[&stream.config.name], stream);
+        assert_eq!(read.tokens, [token]);
         assert!(
             StateFile::parse("", Path::new("state.toml"))
                 .expect("valid")

@@ -194,6 +194,7 @@ fn the_reference_lists_every_key() {
     let mut wanted: Vec<String> = all_keys_except_streams().into_iter().map(row).collect();
     for table in [
         TokenConfig::KEYS,
+        WebhookConfig::KEYS,
         RtspConfig::KEYS,
         HlsSourceConfig::KEYS,
         PipelineSourceConfig::KEYS,

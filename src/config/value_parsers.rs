@@ -16,7 +16,7 @@ use tracing_subscriber::filter::Directive;
 use super::document::may_be_url_with_secret;
 use super::mistake::nearest_name;
 use super::secret::{Redacted, Secret};
-use super::value_types::{CorsOrigins, TurnUser};
+use super::value_types::{CorsOrigins, TurnUser, WebhookEventType};
 
 const TOKEN_FORMAT_TEXT: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
 const JWT_SECRET_FORMAT_TEXT: &str = "16 to 512 letters, digits and `-._~+/=`, without spaces";
@@ -158,6 +158,11 @@ pub(super) fn parse_short_string<'de, D: Deserializer<'de>, T: From<String>>(val
     parse_value_with(value, "a string of 1 to 512 bytes", |value| {
         short_string(value).map(Into::into)
     })
+}
+
+/// Like [`parse_short_string`], for a key without a default.
+pub(super) fn parse_short_string_as_some<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    parse_short_string(value).map(Some)
 }
 
 fn short_string(value: &Value) -> Option<String> {
@@ -314,6 +319,34 @@ pub(super) fn parse_turn_user<'de, D: Deserializer<'de>>(value: D) -> Result<Opt
 /// Parses an HTTP URL.
 pub(super) fn parse_http_url<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     parse_value_with(value, HTTP_URL_FORMAT_TEXT, http_url_from_value)
+}
+
+/// Like [`parse_http_url`], for a URL that may contain a secret.
+pub(super) fn parse_redacted_http_url<'de, D: Deserializer<'de>>(value: D) -> Result<Redacted<String>, D::Error> {
+    parse_value_with(value, HTTP_URL_FORMAT_TEXT, |value| {
+        http_url_from_value(value)?.map(Redacted)
+    })
+}
+
+/// Parses a list of events.
+pub(super) fn parse_webhook_events<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<WebhookEventType>, D::Error> {
+    let names = WebhookEventType::ALL.map(WebhookEventType::name);
+    let value = Value::deserialize(value).ok();
+    let texts = value
+        .as_ref()
+        .and_then(list_items)
+        .filter(|texts| !texts.is_empty())
+        .unwrap_or_default();
+    let unknown = texts.iter().find(|text| WebhookEventType::parse(text).is_none());
+    if texts.is_empty() || unknown.is_some() {
+        let meant = unknown.and_then(|text| nearest_name(text, names));
+        let meant = meant.map_or_else(String::new, |meant| format!(" (did you mean {meant:?}?)"));
+        let quoted = names.map(|name| format!("{name:?}")).join(", ");
+        return Err(D::Error::custom(format!(
+            "expected a list of events, of {quoted}{meant}"
+        )));
+    }
+    Ok(texts.iter().filter_map(|text| WebhookEventType::parse(text)).collect())
 }
 
 fn http_url_from_value(value: &Value) -> Option<Option<String>> {

@@ -16,3 +16,48 @@ pub struct TurnUser {
     pub username: String,
     pub password: Secret,
 }
+
+/// An event that webhooks are told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WebhookEventType {
+    /// A stream got a source: a publisher, or one that the gateway pulls.
+    StreamLive,
+    /// A stream has no source any more.
+    StreamEnded,
+    /// The configured source of a stream delivers media.
+    SourceLive,
+    /// The configured source of a stream has failed. It is retried.
+    SourceFailed,
+    /// A publisher or viewer is connected.
+    SessionStarted,
+    /// The session of a publisher or viewer has ended, also if it was never connected.
+    SessionEnded,
+}
+
+impl WebhookEventType {
+    /// All events.
+    pub const ALL: [Self; 6] = [
+        Self::StreamLive,
+        Self::StreamEnded,
+        Self::SourceLive,
+        Self::SourceFailed,
+        Self::SessionStarted,
+        Self::SessionEnded,
+    ];
+
+    /// Returns the name in the configuration and in what is sent.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StreamLive => "stream.live",
+            Self::StreamEnded => "stream.ended",
+            Self::SourceLive => "source.live",
+            Self::SourceFailed => "source.failed",
+            Self::SessionStarted => "session.started",
+            Self::SessionEnded => "session.ended",
+        }
+    }
+
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|event| event.name() == name)
+    }
+}

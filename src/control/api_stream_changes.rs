@@ -1,4 +1,4 @@
-//! Changes of the streams that are set by the API: each is checked, kept, and then made.
+//! Changes of the streams and tokens that are set by the API: each is checked, kept, and then made.
 
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use tracing::info;
 
 use super::ControlPlane;
 use super::api_streams::{ApiStreamChange, ApiStreamError, Precondition, build_source};
+use crate::access::issued_tokens::IssuedToken;
 use crate::config::state_file::ApiStream;
 use millstream_core::hub::name::StreamName;
 
@@ -85,6 +86,49 @@ impl ControlPlane {
         }
         info!(stream = %name, "stream removed by the API");
         Ok(())
+    }
+}
+
+impl ControlPlane {
+    /// Keeps a token that the API has issued; from then on it is valid. Tokens that have expired are forgotten.
+    ///
+    /// # Errors
+    ///
+    /// An [`ApiStreamError`].
+    pub async fn add_issued_token(&self, token: IssuedToken) -> Result<(), ApiStreamError> {
+        let locked = self.api_streams.lock().await;
+        let context = locked.as_ref().ok_or(ApiStreamError::Stopping)?;
+        let mut tokens = self.valid_issued_tokens();
+        if tokens.len() >= context.max_tokens {
+            return Err(ApiStreamError::TooManyTokens(tokens.len()));
+        }
+        info!(token = token.id, "token issued by the API");
+        tokens.push(token);
+        self.api_streams.replace_tokens(tokens).await
+    }
+
+    /// Removes a token that the API has issued. Returns whether there was one with this id.
+    ///
+    /// # Errors
+    ///
+    /// An [`ApiStreamError`].
+    pub async fn remove_issued_token(&self, id: &str) -> Result<bool, ApiStreamError> {
+        let locked = self.api_streams.lock().await;
+        locked.as_ref().ok_or(ApiStreamError::Stopping)?;
+        let tokens = self.api_streams.issued_tokens().all();
+        if tokens.iter().all(|token| token.id != id) {
+            return Ok(false);
+        }
+        let mut tokens = self.valid_issued_tokens();
+        tokens.retain(|token| token.id != id);
+        self.api_streams.replace_tokens(tokens).await?;
+        Ok(true)
+    }
+
+    fn valid_issued_tokens(&self) -> Vec<IssuedToken> {
+        let tokens = self.api_streams.issued_tokens().all();
+        let valid = tokens.iter().filter(|token| !token.is_expired());
+        valid.map(|token| IssuedToken::clone(token)).collect()
     }
 }
 

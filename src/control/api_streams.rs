@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
@@ -13,7 +14,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tracing::warn;
 
 use super::state_file::replace_state_file;
-use crate::config::state_file::{ApiStream, StateFile, state_file_text};
+use crate::access::issued_tokens::{IssuedToken, IssuedTokens};
+use crate::config::state_file::{ApiStream, StateFile, TokenRecord, state_file_text};
 use crate::config::{Config, ConfigError, ConfigLocation, Mistake};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
@@ -32,6 +34,8 @@ pub struct ApiStreamContext {
     /// Streams of the configuration file.
     pub configured_streams: BTreeSet<StreamName>,
     pub max_streams: usize,
+    pub max_tokens: usize,
+    pub source_test_timeout: Duration,
 }
 
 /// Why a change of a stream is refused. Nothing has changed then.
@@ -49,6 +53,8 @@ pub enum ApiStreamError {
     PreconditionFailed,
     #[error("{0} streams were set by the API, which is the limit: remove one, or raise `api.max_streams`")]
     TooMany(usize),
+    #[error("{0} tokens are valid, which is the limit: revoke one, or raise `api.max_tokens`")]
+    TooManyTokens(usize),
     #[error("the settings of the stream have mistakes")]
     Mistakes(Vec<Mistake>),
     #[error(
@@ -64,6 +70,7 @@ pub enum ApiStreamError {
 pub struct ApiStreams {
     state_file: PathBuf,
     streams: RwLock<BTreeMap<StreamName, Arc<ApiStream>>>,
+    issued_tokens: Arc<IssuedTokens>,
     /// Held while a change is made, by the API or a reload. `None` until the gateway has started.
     context: Arc<Mutex<Option<ApiStreamContext>>>,
 }
@@ -90,12 +97,15 @@ impl ApiStreams {
     pub fn read(config: &Config) -> Result<(Self, StateFile), ConfigError> {
         let path = config.state_file_path();
         let state = StateFile::read(path)?;
+        let tokens = read_tokens(&state.tokens)
+            .map_err(|mistakes| ConfigError::new(state.add_locations_to_mistakes(mistakes)))?;
         let streams = state.streams.iter();
         let streams = streams.map(|(name, stream)| (name.clone(), Arc::new(stream.clone())));
         Ok((
             Self {
                 state_file: path.to_owned(),
                 streams: RwLock::new(streams.collect()),
+                issued_tokens: Arc::new(IssuedTokens::new(tokens)),
                 context: Arc::default(),
             },
             state,
@@ -105,6 +115,16 @@ impl ApiStreams {
     /// Returns a stream that was set by the API.
     pub fn get(&self, name: &StreamName) -> Option<Arc<ApiStream>> {
         self.read_streams().get(name).cloned()
+    }
+
+    /// Returns the tokens that were issued by the API.
+    pub fn issued_tokens(&self) -> &Arc<IssuedTokens> {
+        &self.issued_tokens
+    }
+
+    /// Returns what sources are built with; `None` while the gateway is starting or stopping.
+    pub async fn context(&self) -> Option<ApiStreamContext> {
+        self.context.lock().await.clone()
     }
 
     /// Waits until no change is being made. None is made while the lock is held.
@@ -153,18 +173,36 @@ impl ApiStreams {
         &self,
         streams: BTreeMap<StreamName, Arc<ApiStream>>,
     ) -> Result<(), ApiStreamError> {
-        let text = state_file_text(streams.iter().map(|(name, stream)| (name, &stream.settings)));
+        let tokens: Vec<TokenRecord> = self.issued_tokens.all().iter().map(|token| token.to_record()).collect();
+        self.write_state_file(&streams, &tokens).await?;
+        *self.streams.write().unwrap_or_else(PoisonError::into_inner) = streams;
+        Ok(())
+    }
+
+    /// Writes the state file with another set of tokens, and then replaces the set.
+    pub(super) async fn replace_tokens(&self, tokens: Vec<IssuedToken>) -> Result<(), ApiStreamError> {
+        let records: Vec<TokenRecord> = tokens.iter().map(IssuedToken::to_record).collect();
+        let streams = self.read_streams().clone();
+        self.write_state_file(&streams, &records).await?;
+        self.issued_tokens.replace(tokens);
+        Ok(())
+    }
+
+    async fn write_state_file(
+        &self,
+        streams: &BTreeMap<StreamName, Arc<ApiStream>>,
+        tokens: &[TokenRecord],
+    ) -> Result<(), ApiStreamError> {
+        let text = state_file_text(streams.iter().map(|(name, stream)| (name, &stream.settings)), tokens);
         let path = self.state_file.clone();
         let written = tokio::task::spawn_blocking(move || replace_state_file(&path, &text)).await;
         written
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|error| {
                 let path = self.state_file.display().to_string();
-                warn!(path, %error, "change of a stream by the API refused: the state file cannot be written");
+                warn!(path, %error, "change by the API refused: the state file cannot be written");
                 ApiStreamError::NotWritten { path, error }
-            })?;
-        *self.streams.write().unwrap_or_else(PoisonError::into_inner) = streams;
-        Ok(())
+            })
     }
 }
 
@@ -174,6 +212,21 @@ impl ApiStream {
         let digest: [u8; 32] = Sha256::digest(self.settings.to_string()).into();
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// Reads the tokens of the state file.
+fn read_tokens(records: &[TokenRecord]) -> Result<Vec<IssuedToken>, Vec<Mistake>> {
+    let (mut tokens, mut mistakes) = (Vec::new(), Vec::new());
+    for (index, record) in records.iter().enumerate() {
+        match IssuedToken::from_record(record) {
+            Some(token) => tokens.push(token),
+            None => mistakes.push(Mistake::new(
+                format!("tokens[{index}]"),
+                "is not a token that the API has issued: remove this table",
+            )),
+        }
+    }
+    if mistakes.is_empty() { Ok(tokens) } else { Err(mistakes) }
 }
 
 /// Builds the source of a stream.

@@ -4,6 +4,7 @@
 //! * [`api_streams`]: streams that are set by the API, and the file that keeps them.
 //! * [`client_settings`]: configured settings that apply to clients.
 //! * [`reload`]: requests to reload the configuration.
+//! * [`source_tests`]: tests of sources that are no streams.
 //! * [`worker_limit`]: for whom workers transcode, and whether a further one may run.
 //!
 //! [`ControlPlane`] holds them together with the handle of the media plane, the configured sources and the LL-HLS service.
@@ -20,6 +21,7 @@ pub mod client_settings;
 pub mod reload;
 pub mod session_record;
 pub mod sessions;
+pub mod source_tests;
 mod state_file;
 pub mod stream_provider;
 pub mod worker_limit;
@@ -28,6 +30,7 @@ use self::api_streams::ApiStreams;
 use self::client_settings::ClientSettings;
 use self::reload::ReloadRequestSender;
 use self::sessions::SessionTable;
+use self::source_tests::SourceTests;
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::worker_slots::WorkerSlots;
 use crate::shard::MediaPlane;
@@ -55,6 +58,8 @@ pub struct ControlPlane {
     pub worker_slots: WorkerSlots,
     /// Streams that were set by the API.
     pub api_streams: ApiStreams,
+    /// Tests of sources for the API.
+    pub source_tests: SourceTests,
     client_settings: RwLock<Arc<ClientSettings>>,
     draining: AtomicBool,
 }
@@ -78,6 +83,7 @@ impl ControlPlane {
             hls_service: hls,
             worker_slots: WorkerSlots::default(),
             api_streams: ApiStreams::default(),
+            source_tests: SourceTests::default(),
             client_settings: RwLock::new(Arc::new(client_settings)),
             draining: AtomicBool::new(false),
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use crate::access::credentials::AuthCredentials;
 use crate::config::{Config, ConfigError, Mistake};
 use crate::control::api_streams::{ApiStreamContext, ApiStreams};
+use crate::http::webhooks::target::WebhookTarget;
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::sources::fetch::SourceConfig;
@@ -18,6 +19,7 @@ pub struct SourcesAndCredentials {
     pub credentials: AuthCredentials,
     pub pipeline_library: PipelineLibrary,
     pub configured_sources: Vec<ConfiguredSource>,
+    pub webhook_targets: Vec<WebhookTarget>,
 }
 
 impl SourcesAndCredentials {
@@ -43,11 +45,13 @@ impl SourcesAndCredentials {
                 Err(wrong) => mistakes.extend(wrong),
             }
         }
+        let webhooks = WebhookTarget::build_all(&config.webhooks).map_err(|wrong| mistakes.extend(wrong));
         match credentials {
             Ok(credentials) if mistakes.is_empty() => Ok(Self {
                 credentials,
                 pipeline_library: library,
                 configured_sources: streams,
+                webhook_targets: webhooks.unwrap_or_default(),
             }),
             _ => Err(ConfigError::new(config.add_locations_to_mistakes(mistakes))),
         }
@@ -67,6 +71,8 @@ pub fn api_stream_context(
         allowed_networks: AllowedNetworks::new(config.sources.allow.clone()),
         configured_streams: names.collect::<BTreeSet<_>>(),
         max_streams: config.api.max_streams,
+        max_tokens: config.api.max_tokens,
+        source_test_timeout: config.api.source_test_timeout,
     }
 }
 

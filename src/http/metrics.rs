@@ -2,6 +2,7 @@
 //! is limited.
 
 mod stream_metrics;
+mod webhooks;
 
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::Ordering;
@@ -50,6 +51,7 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     write_transport_and_close_metrics(&mut page, control);
     write_viewer_feedback_and_delay_metrics(&mut page, control);
     write_load_and_resource_usage_metrics(&mut page, control);
+    webhooks::write_webhook_metrics(&mut page, &state.webhooks);
     page.text
 }
 

@@ -44,6 +44,7 @@ mod sse;
 mod state;
 pub mod tls;
 pub mod trickle_fragment;
+pub mod webhooks;
 pub mod whip_whep;
 mod write_timeout;
 

@@ -7,6 +7,7 @@ use axum::extract::FromRef;
 use super::auth::Authenticator;
 use super::forwarded::TrustedProxies;
 use super::limits::PerAddressRateLimit;
+use super::webhooks::EventWebhooks;
 use crate::access::AccessControl;
 use crate::config::Config;
 use crate::control::ControlPlane;
@@ -20,6 +21,8 @@ pub struct HttpState {
     pub request_rate_limit: Arc<PerAddressRateLimit>,
     pub counters: Arc<HttpCounters>,
     pub trusted_proxies: TrustedProxies,
+    /// URLs that are told of events.
+    pub webhooks: Arc<EventWebhooks>,
 }
 
 impl HttpState {
@@ -33,6 +36,7 @@ impl HttpState {
                 limits.request_burst,
             )),
             counters,
+            webhooks: Arc::default(),
             trusted_proxies: TrustedProxies::new(&config.http.trusted_proxies),
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 mod checks;
 mod descriptors;
+mod discover;
 mod doctor;
 mod logs;
 mod memory;

@@ -304,6 +304,7 @@ impl From<ApiStreamError> for Problem {
             ApiStreamError::InConfigurationFile => (StatusCode::CONFLICT, "in_configuration_file"),
             ApiStreamError::Exists => (StatusCode::CONFLICT, "stream_exists"),
             ApiStreamError::TooMany(_) => (StatusCode::CONFLICT, "too_many_streams"),
+            ApiStreamError::TooManyTokens(_) => (StatusCode::CONFLICT, "too_many_tokens"),
             ApiStreamError::NotFound => (StatusCode::NOT_FOUND, "unknown_stream"),
             ApiStreamError::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
             ApiStreamError::NotWritten { .. } => (StatusCode::SERVICE_UNAVAILABLE, "state_file_not_written"),

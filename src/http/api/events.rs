@@ -2,7 +2,7 @@
 //! client first receives the most recent events.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,10 +29,23 @@ pub struct EventLog {
     recent_events: Mutex<(u64, VecDeque<(u64, String)>)>,
     /// Notified of each new event.
     changes: Arc<ChangeNotifier>,
+    /// Is told of each event, also of those that readers are too slow for.
+    observer: OnceLock<EventObserver>,
 }
 
+/// Is called with the name of an event and its data. It must not wait.
+pub type EventObserver = Box<dyn Fn(&str, &Value) + Send + Sync>;
+
 impl EventLog {
+    /// Sets who is told of each event. Only the first call has an effect.
+    pub fn set_observer(&self, observer: EventObserver) {
+        let _ = self.observer.set(observer);
+    }
+
     fn add(&self, name: &str, data: &Value) {
+        if let Some(observer) = self.observer.get() {
+            observer(name, data);
+        }
         let mut kept = self.recent_events.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, events) = &mut *kept;
         *last += 1;

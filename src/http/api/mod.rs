@@ -7,7 +7,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use tokio::sync::oneshot;
 use utoipa::OpenApi;
@@ -31,7 +31,9 @@ mod api_streams;
 pub mod events;
 pub mod sessions;
 pub mod snapshot;
+pub mod source_tests;
 pub mod streams;
+pub mod tokens;
 pub mod warnings;
 
 /// State shared by the handlers.
@@ -63,6 +65,10 @@ struct ApiState {
         end_session,
         start_source,
         stop_source,
+        source_tests::test_source,
+        tokens::all_tokens,
+        tokens::issue_token,
+        tokens::revoke_token,
         reload,
         stream_events,
         openapi
@@ -91,6 +97,9 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
         .route("/api/v1/sessions/{id}", get(one_session).delete(end_session))
         .route("/api/v1/sources/start/{*stream}", post(start_source))
         .route("/api/v1/sources/stop/{*stream}", post(stop_source))
+        .route("/api/v1/sources/test", post(source_tests::test_source))
+        .route("/api/v1/tokens", get(tokens::all_tokens).post(tokens::issue_token))
+        .route("/api/v1/tokens/{id}", delete(tokens::revoke_token))
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/events", get(stream_events))
         .layer(middleware::from_fn_with_state(

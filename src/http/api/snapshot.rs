@@ -17,6 +17,7 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::control::ControlPlane;
 use crate::http::problem::Problem;
+use millstream_core::hub::Hub;
 use millstream_core::hub::changes::ChangeTopic;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
@@ -89,7 +90,7 @@ pub async fn take_snapshot(
     };
     let taking = async {
         let slot = SNAPSHOT_PERMITS.acquire().await.ok()?;
-        Some((wait_for_newest_jpeg_frame(control, &from).await?, slot))
+        Some((wait_for_newest_jpeg_frame(hub, &from).await?, slot))
     };
     let late = || {
         let detail = "the snapshot was not ready in time: it waits for other snapshots, a worker process and a key frame; try again";
@@ -119,6 +120,21 @@ pub async fn take_snapshot(
     Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
 }
 
+/// Returns a frame of the video of a stream as a JPEG, as soon as there is one; `None` if it cannot be transcoded.
+pub(super) async fn newest_jpeg_of_stream(hub: &Hub, name: &StreamName) -> Option<Bytes> {
+    let source = hub.find_stream(name)?;
+    let source = source.with_state(|state| state.source_format_and_b_frames(MediaKind::Video))?;
+    let can_transcode = hub.can_transcode_codec_to(source.format.codec(), TranscodeTarget::Jpeg);
+    let planned = track_delivery::choose_track_delivery(source, TranscodeTarget::Jpeg, can_transcode, |track| {
+        track.format == Format::Jpeg
+    });
+    match planned {
+        TrackDelivery::Passthrough => wait_for_newest_jpeg_frame(hub, &StreamKey::from(name)).await,
+        TrackDelivery::Transcode(target) => wait_for_newest_jpeg_frame(hub, &name.transcode_key(target)).await,
+        TrackDelivery::Unavailable(_) => None,
+    }
+}
+
 /// Converts a JPEG to PNG. Returns `None` if the input is not a JPEG or is too large.
 fn jpeg_to_png(jpeg: &[u8]) -> Option<Vec<u8>> {
     let options = DecoderOptions::new_safe()
@@ -141,11 +157,10 @@ fn jpeg_to_png(jpeg: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Waits for a frame of a JPEG stream and returns the newest one.
-async fn wait_for_newest_jpeg_frame(control: &ControlPlane, key: &StreamKey) -> Option<Bytes> {
+async fn wait_for_newest_jpeg_frame(hub: &Hub, key: &StreamKey) -> Option<Bytes> {
     let changed = Arc::new(Notify::new());
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
-    let hub = control.media_plane.hub();
     let tapped = StreamTap::open(hub, key, &tap);
     let mut changes = hub.change_notifier().listen([ChangeTopic::Stream(key.name.clone())]);
     loop {

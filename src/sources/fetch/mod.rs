@@ -31,6 +31,7 @@ pub mod pipeline;
 pub mod registry;
 pub mod status;
 pub mod supervisor;
+pub mod trial;
 
 use self::error::FetchError;
 use self::pipeline::PipelineSpec;

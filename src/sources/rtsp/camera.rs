@@ -71,6 +71,10 @@ pub enum RtspStep {
 /// Why a session with a camera failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraError {
+    #[error("the camera cannot be reached: cannot resolve the host name {0}")]
+    NameNotResolved(String),
+    #[error("the camera cannot be reached: the TCP connection to port {0} was refused")]
+    ConnectionRefused(u16),
     #[error("the camera cannot be reached: {0}")]
     Unreachable(String),
     #[error("the camera did not answer in time (RTSP step {0:?})")]

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::camera::{Camera, CameraError, RtspStep};
@@ -21,17 +21,22 @@ pub(super) async fn probe_tcp_connection(camera: &Camera) -> Result<(), CameraEr
 pub(super) async fn open_unchecked_connection(camera: &Camera) -> Result<TcpStream, CameraError> {
     let port = camera.port();
     let connecting = async {
-        match camera.host() {
+        let connected = match camera.host() {
             TargetHost::Address(address) => TcpStream::connect((address, port)).await,
-            TargetHost::Name(name) => TcpStream::connect((name.as_str(), port)).await,
-        }
+            TargetHost::Name(name) => {
+                let Ok(addresses) = lookup_host((name.as_str(), port)).await else {
+                    return Err(CameraError::NameNotResolved(name));
+                };
+                TcpStream::connect(&*addresses.collect::<Vec<_>>()).await
+            }
+        };
+        connected.map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => CameraError::ConnectionRefused(port),
+            _ => CameraError::Unreachable(error.to_string()),
+        })
     };
     match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(CameraError::Unreachable(format!(
-            "the TCP connection to port {port} was refused"
-        ))),
-        Ok(Err(error)) => Err(CameraError::Unreachable(error.to_string())),
+        Ok(connected) => connected,
         Err(_) => Err(CameraError::Timeout(RtspStep::Connect)),
     }
 }

@@ -25,6 +25,7 @@ mod reloads;
 mod renditions;
 mod sandbox;
 mod shipped;
+mod source_tests;
 mod transcoding;
 mod without_gstreamer;
 mod worker_limit;

@@ -19,6 +19,7 @@ mod quirks;
 mod redirects;
 mod refusals;
 mod scripted;
+mod source_tests;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);

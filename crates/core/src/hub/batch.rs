@@ -19,6 +19,13 @@ pub struct PacketBatchToDeliver {
 }
 
 impl PacketBatchToDeliver {
+    /// Gives the packets to the readers that are not viewers.
+    pub fn deliver_to_taps(&self) {
+        for tap in &self.tap_queues {
+            let _ = tap.push_or_flag_overflow(self.packets.clone());
+        }
+    }
+
     /// Makes a batch for the current readers of a stream, whose state this is. Returns `None` without packets.
     pub fn new(stream: &Stream, state: &mut StreamState, packets: Vec<Arc<RingEntry>>) -> Option<Self> {
         (!packets.is_empty()).then(|| Self {

@@ -54,9 +54,7 @@ impl SharedState {
         local: ShardIndex,
         batch: PacketBatchToDeliver,
     ) -> Option<PacketBatchToDeliver> {
-        for tap in &batch.tap_queues {
-            let _ = tap.push_or_flag_overflow(batch.packets.clone());
-        }
+        batch.deliver_to_taps();
         let (stream, mut has_local_viewers) = (batch.stream_id, false);
         for shard in &batch.shards_with_viewers {
             if *shard == local {

@@ -1,0 +1,188 @@
+//! Tokens that the API issues for particular streams (stream keys), with an expiry, until they are revoked. Only their
+//! digests are kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::RngCore as _;
+
+use super::pattern::StreamNamePattern;
+use super::request::{Permissions, token_digest, wall_clock_now};
+use crate::config::Secret;
+use crate::config::state_file::TokenRecord;
+
+/// A token that was issued.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IssuedToken {
+    /// By which the API names it.
+    pub id: String,
+    pub label: Option<String>,
+    pub permissions: Permissions,
+    pub issued_at: SystemTime,
+    pub expires_at: Option<SystemTime>,
+    digest: [u8; 32],
+}
+
+/// Random bytes of a token.
+const TOKEN_BYTES: usize = 24;
+/// Random bytes of its id.
+const ID_BYTES: usize = 8;
+
+impl IssuedToken {
+    /// Issues a token. Its text is known only to the caller.
+    pub fn issue(
+        permissions: Permissions,
+        lifetime: Option<Duration>,
+        label: Option<String>,
+    ) -> Option<(Self, Secret)> {
+        let (mut token, mut id) = ([0; TOKEN_BYTES], [0; ID_BYTES]);
+        rand::rng().fill_bytes(&mut token);
+        rand::rng().fill_bytes(&mut id);
+        let secret = Secret::new(&URL_SAFE_NO_PAD.encode(token))?;
+        let issued_at = wall_clock_now();
+        let expires_at = match lifetime {
+            Some(lifetime) => Some(issued_at.checked_add(lifetime)?),
+            None => None,
+        };
+        let issued = Self {
+            id: hex(&id),
+            label,
+            permissions,
+            issued_at,
+            expires_at,
+            digest: token_digest(secret.reveal()),
+        };
+        Some((issued, secret))
+    }
+
+    /// Reads a token of the state file; `None` if it is malformed.
+    pub fn from_record(record: &TokenRecord) -> Option<Self> {
+        let patterns =
+            |texts: &[String]| -> Option<Vec<_>> { texts.iter().map(|text| StreamNamePattern::parse(text)).collect() };
+        let time = |seconds: u64| SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+        Some(Self {
+            id: record.id.clone(),
+            label: record.label.clone(),
+            permissions: Permissions {
+                publish: patterns(&record.publish)?,
+                play: patterns(&record.play)?,
+                api: false,
+            },
+            issued_at: time(record.issued)?,
+            expires_at: match record.expires {
+                Some(seconds) => Some(time(seconds)?),
+                None => None,
+            },
+            digest: digest_from_hex(&record.digest)?,
+        })
+    }
+
+    /// Returns what the state file keeps.
+    pub fn to_record(&self) -> TokenRecord {
+        let texts =
+            |patterns: &[StreamNamePattern]| patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
+        TokenRecord {
+            id: self.id.clone(),
+            label: self.label.clone(),
+            publish: texts(&self.permissions.publish),
+            play: texts(&self.permissions.play),
+            issued: seconds_since_1970(self.issued_at),
+            expires: self.expires_at.map(seconds_since_1970),
+            digest: hex(&self.digest),
+        }
+    }
+
+    /// Whether it has expired.
+    pub fn is_expired(&self) -> bool {
+        self.expires_at.is_some_and(|at| at <= wall_clock_now())
+    }
+}
+
+/// The tokens that are valid, by their digest. What is compared is a digest, so timing reveals nothing of a token.
+#[derive(Debug, Default)]
+pub struct IssuedTokens {
+    by_digest: RwLock<HashMap<[u8; 32], Arc<IssuedToken>>>,
+}
+
+impl IssuedTokens {
+    /// Makes the set of these tokens.
+    pub fn new(tokens: Vec<IssuedToken>) -> Self {
+        let set = Self::default();
+        set.replace(tokens);
+        set
+    }
+
+    /// Replaces all tokens.
+    pub fn replace(&self, tokens: Vec<IssuedToken>) {
+        let tokens = tokens.into_iter().map(|token| (token.digest, Arc::new(token)));
+        *self.by_digest.write().unwrap_or_else(PoisonError::into_inner) = tokens.collect();
+    }
+
+    /// Returns all tokens in the order in which they were issued.
+    pub fn all(&self) -> Vec<Arc<IssuedToken>> {
+        let mut all: Vec<_> = self.read().values().cloned().collect();
+        all.sort_by(|a, b| (a.issued_at, &a.id).cmp(&(b.issued_at, &b.id)));
+        all
+    }
+
+    pub(super) fn get(&self, digest: &[u8; 32]) -> Option<Arc<IssuedToken>> {
+        self.read().get(digest).cloned()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<[u8; 32], Arc<IssuedToken>>> {
+        self.by_digest.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns a time in whole seconds since 1970.
+pub fn seconds_since_1970(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn digest_from_hex(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 {
+        return None;
+    }
+    let byte = |index: usize| u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok();
+    let bytes: Option<Vec<u8>> = (0..32).map(byte).collect();
+    bytes?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_kept_as_its_digest_and_read_again() {
+        let permissions = Permissions {
+            publish: vec![StreamNamePattern::parse("studio/*").expect("a pattern")],
+            ..Permissions::default()
+        };
+        let lifetime = Some(Duration::from_secs(60));
+        let (token, secret) = IssuedToken::issue(permissions, lifetime, Some("OBS".to_owned())).expect("a token");
+        let record = token.to_record();
+        assert!(!format!("{record:?}").contains(secret.reveal()));
+        let read = IssuedToken::from_record(&record).expect("valid");
+        assert_eq!(read.to_record(), record);
+        assert!(!read.is_expired());
+        let tokens = IssuedTokens::new(vec![read]);
+        assert!(tokens.get(&token_digest(secret.reveal())).is_some());
+        assert!(tokens.get(&token_digest("another")).is_none());
+        for digest in ["", "00", &"g".repeat(64), &"é".repeat(32)] {
+            let record = TokenRecord {
+                digest: digest.to_owned(),
+                ..record.clone()
+            };
+            assert_eq!(IssuedToken::from_record(&record), None, "{digest}");
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! Tokens for particular streams (stream keys): `GET` and `POST /api/v1/tokens`, `DELETE /api/v1/tokens/{id}`.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::ApiState;
+use super::api_streams::read_object;
+use crate::access::Permissions;
+use crate::access::issued_tokens::{IssuedToken, seconds_since_1970};
+use crate::access::pattern::StreamNamePattern;
+use crate::control::api_streams::ApiStreamError;
+use crate::http::problem::Problem;
+use crate::shard::SessionState;
+use millstream_core::hub::name::StreamName;
+use millstream_core::session::CloseReason;
+
+/// Maximum number of patterns of one token and action.
+const MAX_PATTERNS: usize = 16;
+/// Maximum length of a label, in characters.
+const MAX_LABEL_CHARS: usize = 128;
+/// Longest lifetime of a token in seconds: ten years. A token may also have no end.
+const MAX_TOKEN_LIFETIME: u64 = 10 * 365 * 24 * 60 * 60;
+
+/// What a token is to be issued for.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// Streams that the token may publish: a name, a pattern such as `studio/*`, or a list.
+    #[serde(default)]
+    #[schema(value_type = Option<Vec<String>>)]
+    publish: Value,
+    /// Streams that the token may play.
+    #[serde(default)]
+    #[schema(value_type = Option<Vec<String>>)]
+    play: Value,
+    /// Seconds until it expires, 1 to 315360000. Without it the token has no end.
+    expires_in: Option<u64>,
+    /// For people, up to 128 characters.
+    label: Option<String>,
+}
+
+/// A token that was issued.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Token {
+    pub id: String,
+    pub label: Option<String>,
+    pub publish: Vec<String>,
+    pub play: Vec<String>,
+    /// Seconds since 1970.
+    pub issued: u64,
+    pub expires: Option<u64>,
+    pub expired: bool,
+    /// The token itself. It is shown once, in the response to the POST.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Paths that contain the token, for a token for one stream. Shown once too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub links: Option<ShareLinks>,
+}
+
+/// Paths of this gateway that contain a token: put the address of the gateway before them.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ShareLinks {
+    /// The page that plays the stream.
+    pub watch: Option<String>,
+    /// The playlist, for HLS players.
+    pub hls: Option<String>,
+    /// The page that publishes the stream from a browser.
+    pub publish: Option<String>,
+}
+
+impl From<&IssuedToken> for Token {
+    fn from(token: &IssuedToken) -> Self {
+        let texts =
+            |patterns: &[StreamNamePattern]| patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
+        Self {
+            id: token.id.clone(),
+            label: token.label.clone(),
+            publish: texts(&token.permissions.publish),
+            play: texts(&token.permissions.play),
+            issued: seconds_since_1970(token.issued_at),
+            expires: token.expires_at.map(seconds_since_1970),
+            expired: token.is_expired(),
+            token: None,
+            links: None,
+        }
+    }
+}
+
+/// All tokens that were issued by the API, without the tokens themselves.
+#[utoipa::path(get, path = "/api/v1/tokens", responses((status = 200, body = Vec<Token>)))]
+pub(super) async fn all_tokens(State(api): State<ApiState>) -> Json<Vec<Token>> {
+    let tokens = api.control.api_streams.issued_tokens().all();
+    Json(tokens.iter().map(|token| Token::from(&**token)).collect())
+}
+
+/// Issues a token for publishing or watching particular streams. Its text is shown only in this response.
+#[utoipa::path(
+    post,
+    path = "/api/v1/tokens",
+    request_body = TokenRequest,
+    responses(
+        (status = 201, body = Token, description = "the token"),
+        (status = 409, description = "there are too many tokens"),
+        (status = 422, description = "the request has a mistake"),
+    )
+)]
+pub(super) async fn issue_token(
+    State(api): State<ApiState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let body = read_object(&headers, body, &["application/json"]).await?;
+    let request: TokenRequest =
+        serde_json::from_value(Value::Object(body)).map_err(|error| bad_token_problem(&error.to_string()))?;
+    let permissions = Permissions {
+        publish: parse_patterns("publish", &request.publish)?,
+        play: parse_patterns("play", &request.play)?,
+        api: false,
+    };
+    if permissions.publish.is_empty() && permissions.play.is_empty() {
+        return Err(bad_token_problem(
+            "the token has no permission: set `publish` or `play`",
+        ));
+    }
+    if request
+        .expires_in
+        .is_some_and(|seconds| !(1..=MAX_TOKEN_LIFETIME).contains(&seconds))
+    {
+        let problem = format!("`expires_in` has to be a whole number of seconds from 1 to {MAX_TOKEN_LIFETIME}");
+        return Err(bad_token_problem(&problem));
+    }
+    if request
+        .label
+        .as_ref()
+        .is_some_and(|label| label.chars().count() > MAX_LABEL_CHARS)
+    {
+        let problem = format!("`label` has more than {MAX_LABEL_CHARS} characters");
+        return Err(bad_token_problem(&problem));
+    }
+    let label = request.label.filter(|label| !label.trim().is_empty());
+    let lifetime = request.expires_in.map(Duration::from_secs);
+    let (issued, secret) = IssuedToken::issue(permissions, lifetime, label)
+        .ok_or_else(|| bad_token_problem("the token would expire after the end of time"))?;
+    let mut shown = Token::from(&issued);
+    shown.links = share_links(&shown, secret.reveal());
+    shown.token = Some(secret.reveal().to_owned());
+    // A change goes on to its end when the client leaves.
+    let adding = tokio::spawn(async move { api.control.add_issued_token(issued).await });
+    adding.await.unwrap_or(Err(ApiStreamError::Stopping))?;
+    Ok((StatusCode::CREATED, Json(shown)).into_response())
+}
+
+/// Revokes a token. Sessions that were opened with it end.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/tokens/{id}",
+    params(("id" = String, Path, description = "the id in the list of tokens")),
+    responses(
+        (status = 204, description = "the token is not valid any more"),
+        (status = 404, description = "no token has this id"),
+    )
+)]
+pub(super) async fn revoke_token(State(api): State<ApiState>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
+    let revoking = tokio::spawn(async move {
+        let revoked = api.control.remove_issued_token(&id).await?;
+        if revoked {
+            let access = api.authenticator.access_control();
+            let sessions = api.control.sessions.set_access_control_and_find_revoked(access);
+            let media_plane = &api.control.media_plane;
+            let ended = sessions
+                .iter()
+                .map(|session| media_plane.end_session(*session, CloseReason::TokenRevoked));
+            let sessions_ended = ended
+                .filter(|state| matches!(state, SessionState::Connecting | SessionState::Connected))
+                .count();
+            tracing::info!(token = id, sessions_ended, "token revoked by the API");
+        }
+        Ok::<bool, ApiStreamError>(revoked)
+    });
+    match revoking.await.unwrap_or(Err(ApiStreamError::Stopping))? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown_token",
+            "no token has this id",
+        )),
+    }
+}
+
+fn bad_token_problem(problem: &str) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_token_request", problem)
+}
+
+/// Reads a pattern, or a list of them.
+fn parse_patterns(member: &str, value: &Value) -> Result<Vec<StreamNamePattern>, Problem> {
+    let texts: Vec<&Value> = match value {
+        Value::Null => Vec::new(),
+        Value::Array(texts) => texts.iter().collect(),
+        text => vec![text],
+    };
+    if texts.len() > MAX_PATTERNS {
+        return Err(bad_token_problem(&format!(
+            "`{member}` has more than {MAX_PATTERNS} patterns"
+        )));
+    }
+    let parse = |text: &Value| {
+        text.as_str().and_then(StreamNamePattern::parse).ok_or_else(|| {
+            let expected = "expected a name or pattern of streams, such as \"studio/*\", or a list of them";
+            bad_token_problem(&format!("`{member}` is invalid: {expected}"))
+        })
+    };
+    texts.into_iter().map(parse).collect()
+}
+
+/// Returns the links with a token, if it is for one stream.
+fn share_links(token: &Token, secret: &str) -> Option<ShareLinks> {
+    let only = |names: &[String]| match names {
+        [name] => StreamName::parse(name).ok(),
+        _ => None,
+    };
+    let (play, publish) = (only(&token.play), only(&token.publish));
+    if play.is_none() && publish.is_none() {
+        return None;
+    }
+    Some(ShareLinks {
+        // A fragment is not sent to servers, and so not logged by them.
+        watch: play.as_ref().map(|name| format!("/watch/{name}#token={secret}")),
+        hls: play.map(|name| format!("/hls/{name}/index.m3u8?token={secret}")),
+        publish: publish.map(|name| format!("/publish/{name}#token={secret}")),
+    })
+}

@@ -1,0 +1,34 @@
+//! Metrics of the webhooks that are told of events.
+
+use std::sync::atomic::Ordering;
+
+use super::MetricsText;
+use crate::http::webhooks::EventWebhooks;
+
+/// Writes the metrics, if there are webhooks.
+pub(super) fn write_webhook_metrics(page: &mut MetricsText, webhooks: &EventWebhooks) {
+    let counters = &webhooks.counters;
+    page.begin_family(
+        "millstream_webhook_events_total",
+        "counter",
+        "Events for webhooks by what became of them: delivered, given_up (after the last attempt), dropped (too many were \
+         waiting).",
+    );
+    for (result, counter) in [
+        ("delivered", &counters.delivered),
+        ("given_up", &counters.given_up),
+        ("dropped", &counters.dropped),
+    ] {
+        page.add_sample_with_label("result", result, counter.load(Ordering::Relaxed));
+    }
+    page.add_counter(
+        "millstream_webhook_failed_attempts_total",
+        "Failed attempts to deliver an event to a webhook.",
+        counters.failed_attempts.load(Ordering::Relaxed),
+    );
+    page.add_gauge(
+        "millstream_webhook_queue",
+        "Events that wait for a webhook.",
+        webhooks.queued_event_count(),
+    );
+}

@@ -1,0 +1,89 @@
+//! The events that wait for a webhook.
+
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use crate::config::WebhookEventType;
+
+/// Maximum number of events that wait for one webhook.
+const MAX_QUEUED_EVENTS: usize = 1_000;
+
+/// An event to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct WebhookEvent {
+    pub(super) event_type: WebhookEventType,
+    pub(super) data: Value,
+}
+
+/// Counters of all webhooks, for the metrics.
+#[derive(Debug, Default)]
+pub struct WebhookCounters {
+    /// Events that a webhook has accepted.
+    pub delivered: AtomicU64,
+    /// Attempts that failed; the event was tried again or given up.
+    pub failed_attempts: AtomicU64,
+    /// Events that were given up after the last attempt.
+    pub given_up: AtomicU64,
+    /// Events that were dropped because too many were waiting.
+    pub dropped: AtomicU64,
+}
+
+/// The events that wait for a webhook.
+#[derive(Default)]
+pub(super) struct EventQueue {
+    waiting: Mutex<VecDeque<WebhookEvent>>,
+    added: Notify,
+}
+
+impl EventQueue {
+    /// Adds an event. Returns `false` if the oldest one had to be dropped.
+    pub(super) fn push(&self, event: WebhookEvent) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push_back(event);
+        let fits = waiting.len() <= MAX_QUEUED_EVENTS;
+        if !fits {
+            waiting.pop_front();
+        }
+        drop(waiting);
+        self.added.notify_one();
+        fits
+    }
+
+    /// Waits for the oldest event and takes it.
+    pub(super) async fn pop(&self) -> WebhookEvent {
+        loop {
+            let oldest = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            match oldest {
+                Some(event) => return event,
+                None => self.added.notified().await,
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_event_of_a_full_queue_is_dropped() {
+        let queue = EventQueue::default();
+        let event = |n: usize| WebhookEvent {
+            event_type: WebhookEventType::StreamLive,
+            data: json!(n),
+        };
+        let fitting = (0..MAX_QUEUED_EVENTS + 3).filter(|n| queue.push(event(*n))).count();
+        assert_eq!((fitting, queue.len()), (MAX_QUEUED_EVENTS, MAX_QUEUED_EVENTS));
+        assert_eq!(queue.pop().await, event(3));
+    }
+}

@@ -1,0 +1,139 @@
+//! Makes the events of webhooks from the states of streams and sessions that the event log has. It remembers what it has
+//! told of each stream.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use crate::config::WebhookEventType;
+
+/// Remembers the state of each stream.
+#[derive(Default)]
+pub(super) struct EventTranslator {
+    streams: HashMap<String, KnownStream>,
+}
+
+#[derive(Default)]
+struct KnownStream {
+    is_live: bool,
+    /// The last event about its source. A source that is retried fails many times.
+    source: Option<WebhookEventType>,
+}
+
+impl EventTranslator {
+    /// Returns the events for an entry of the event log.
+    pub(super) fn translate(&mut self, name: &str, data: &Value) -> Vec<(WebhookEventType, Value)> {
+        match name {
+            "stream" => self.translate_stream(data),
+            "session" => translate_session(data).into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn translate_stream(&mut self, data: &Value) -> Vec<(WebhookEventType, Value)> {
+        let Some(name) = data["stream"].as_str() else {
+            return Vec::new();
+        };
+        let mut events = Vec::new();
+        let known = self.streams.entry(name.to_owned()).or_default();
+        let source = match data["source"].as_str() {
+            Some("live") => Some(WebhookEventType::SourceLive),
+            Some("failed") => Some(WebhookEventType::SourceFailed),
+            _ => None,
+        };
+        if source.is_some() && source != known.source {
+            known.source = source;
+            events.extend(source.map(|event| (event, json!({ "stream": name, "error": error_of(event, data) }))));
+        }
+        let is_live = data["live"] == true;
+        if is_live != known.is_live {
+            known.is_live = is_live;
+            events.push(match is_live {
+                true => (
+                    WebhookEventType::StreamLive,
+                    json!({ "stream": name, "publisher": data["publisher"] }),
+                ),
+                false => (WebhookEventType::StreamEnded, json!({ "stream": name })),
+            });
+        }
+        if data["gone"] == true || (!known.is_live && known.source.is_none()) {
+            self.streams.remove(name);
+        }
+        events
+    }
+}
+
+/// The last error of a source that works may be long ago.
+fn error_of(event: WebhookEventType, data: &Value) -> Value {
+    match event {
+        WebhookEventType::SourceFailed => data["error"].clone(),
+        _ => Value::Null,
+    }
+}
+
+fn translate_session(data: &Value) -> Option<(WebhookEventType, Value)> {
+    let event = match data["state"].as_str()? {
+        "connected" => WebhookEventType::SessionStarted,
+        "ended" => WebhookEventType::SessionEnded,
+        _ => return None,
+    };
+    let mut shown = data.clone();
+    // Of this moment, and without meaning for one that begins or ends.
+    if let Some(members) = shown.as_object_mut() {
+        members.remove("quality");
+    }
+    Some((event, shown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(translator: &mut EventTranslator, data: &Value) -> Vec<&'static str> {
+        let events = translator.translate("stream", data);
+        events.iter().map(|(event, _)| event.name()).collect()
+    }
+
+    #[test]
+    fn a_change_of_a_stream_is_told_once() {
+        let mut translator = EventTranslator::default();
+        let state = |live: bool, source: &str, error: Option<&str>| json!({ "stream": "a", "live": live, "source": source, "error": error });
+        for (data, expected) in [
+            (state(false, "starting", None), &[][..]),
+            (state(false, "failed", Some("refused")), &["source.failed"]),
+            (state(false, "starting", Some("refused")), &[]),
+            (state(false, "failed", Some("refused")), &[]),
+            (state(true, "live", Some("refused")), &["source.live", "stream.live"]),
+            (state(true, "live", Some("refused")), &[]),
+            (
+                state(false, "failed", Some("frozen")),
+                &["source.failed", "stream.ended"],
+            ),
+            (json!({ "stream": "a", "live": false, "gone": true }), &[]),
+            (
+                json!({ "stream": "b", "live": true, "publisher": "whip" }),
+                &["stream.live"],
+            ),
+            (json!({ "stream": "b", "live": false, "gone": true }), &["stream.ended"]),
+        ] {
+            assert_eq!(names(&mut translator, &data), expected, "{data}");
+        }
+        assert!(
+            translator.streams.is_empty(),
+            "nothing is kept of streams that are gone"
+        );
+    }
+
+    #[test]
+    fn sessions_are_told_of_when_they_connect_and_end() {
+        for (state, expected) in [
+            ("connecting", None),
+            ("connected", Some(WebhookEventType::SessionStarted)),
+            ("ended", Some(WebhookEventType::SessionEnded)),
+        ] {
+            let found = translate_session(&json!({ "id": "a", "state": state, "quality": {} }));
+            assert_eq!(found.as_ref().map(|(event, _)| *event), expected);
+            assert!(found.is_none_or(|(_, data)| data.get("quality").is_none()));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Tries a source for a few seconds, by the same clients as for a stream. It feeds a stream in a hub of its own, which no
+//! client can watch.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::error::FetchError;
+use super::registry::{RegisteredSource, SourceRegistry};
+use super::status::SourceState;
+use super::{SourceConfig, play_source};
+use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
+use millstream_core::hub::Hub;
+use millstream_core::hub::batch::PacketBatchToDeliver;
+use millstream_core::hub::name::StreamName;
+use millstream_core::hub::stream::SourceRef;
+use millstream_core::media::MediaKind;
+use millstream_core::sources::frame_source::{FrameSink, FrameSource};
+
+/// The streams of sources that are tried. Clones share them.
+#[derive(Clone, Default)]
+pub struct TrialPlane(Arc<Hub>);
+
+impl FrameSink for TrialPlane {
+    fn hub(&self) -> &Hub {
+        &self.0
+    }
+
+    fn publish_frames_unless_displaced(&self, feed: &mut FrameSource) -> bool {
+        let published = feed.publish_to_hub(&self.0);
+        // There are no shards: only transcodes read the stream.
+        published.batches.iter().for_each(PacketBatchToDeliver::deliver_to_taps);
+        !published.displaced
+    }
+
+    fn request_key_frame_of_source(&self, _source: SourceRef) {}
+}
+
+/// A source that is being tried; it ends when this is dropped.
+pub struct SourceTrial {
+    /// Holds the status of this source only.
+    pub registry: SourceRegistry,
+    plane: TrialPlane,
+    stream: StreamName,
+    task: JoinHandle<()>,
+    failure: oneshot::Receiver<FetchError>,
+}
+
+/// Why nothing is known of a source.
+#[derive(Debug)]
+pub enum TrialFailure {
+    Source(FetchError),
+    /// No media came in time.
+    Timeout,
+}
+
+/// How long a source has to deliver media until its rates are measured.
+const MEASURING_TIME: Duration = Duration::from_secs(2);
+
+/// How often the trial looks at its stream.
+const TRIAL_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+impl SourceTrial {
+    /// Starts a source.
+    pub fn start(config: SourceConfig, plane: &TrialPlane) -> Self {
+        let changes = plane.hub().change_notifier().clone();
+        let entry = RegisteredSource::new(config.stream.clone(), config.kind.label(), false, changes);
+        let registry = SourceRegistry::default();
+        registry.insert(entry.clone());
+        let stream = config.stream.clone();
+        let (failed, failure) = oneshot::channel();
+        let fed = plane.clone();
+        let task = tokio::spawn(async move {
+            let _ = failed.send(play_until_failure(&entry, &config, &fed).await);
+        });
+        Self {
+            registry,
+            plane: plane.clone(),
+            stream,
+            task,
+            failure,
+        }
+    }
+
+    /// Waits until enough is known of the source: it has delivered media for a while, and two key frames if it has video.
+    /// At the end of `limit` less is enough.
+    ///
+    /// # Errors
+    ///
+    /// A [`TrialFailure`] if the source delivers no media.
+    pub async fn wait_until_known(&mut self, limit: Duration) -> Result<(), TrialFailure> {
+        let known = wait_until_known(&self.plane, &self.stream);
+        let waiting = async {
+            tokio::select! {
+                () = known => Ok(()),
+                failure = &mut self.failure => Err(failure.map_or(TrialFailure::Timeout, TrialFailure::Source)),
+            }
+        };
+        match timeout(limit, waiting).await {
+            Ok(known) => known,
+            Err(_) if is_live(&self.plane, &self.stream) => Ok(()),
+            Err(_) => Err(TrialFailure::Timeout),
+        }
+    }
+}
+
+impl Drop for SourceTrial {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Plays a source as [`super::run_source`] does, until it fails for the first time.
+async fn play_until_failure(entry: &RegisteredSource, config: &SourceConfig, plane: &TrialPlane) -> FetchError {
+    let reservation = SlotKeptAcrossRestarts::default();
+    entry.set_state(SourceState::Starting);
+    let mut live = |_: &dyn std::fmt::Debug| entry.set_state(SourceState::Live);
+    loop {
+        match play_source(entry, config, plane, &reservation, &mut live).await {
+            FetchError::SwitchedToPipeline | FetchError::Reopened => {}
+            error => return error,
+        }
+    }
+}
+
+async fn wait_until_known(plane: &TrialPlane, stream: &StreamName) {
+    let mut live_since = None;
+    loop {
+        if is_live(plane, stream) {
+            let since: Instant = *live_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= MEASURING_TIME && has_known_key_frame_interval(plane, stream) {
+                return;
+            }
+        }
+        sleep(TRIAL_POLL_INTERVAL).await;
+    }
+}
+
+fn is_live(plane: &TrialPlane, stream: &StreamName) -> bool {
+    let stream = plane.hub().find_stream(stream);
+    stream.is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
+}
+
+/// Whether the interval of key frames is known, or there are none.
+fn has_known_key_frame_interval(plane: &TrialPlane, stream: &StreamName) -> bool {
+    let stream = plane.hub().find_stream(stream);
+    stream.is_some_and(|stream| {
+        stream
+            .with_state(|state| state.format(MediaKind::Video).is_none() || state.video.key_frame_interval().is_some())
+    })
+}

@@ -1,0 +1,234 @@
+//! Tokens for particular streams that the API issues (stream keys), and share links.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millstream::{Config, Gateway};
+use serde_json::{Value, json};
+
+use crate::http::client::{OBS, PUBLISH, Reply, Request, VIEWER, make_live};
+
+fn state_file(name: &str) -> PathBuf {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tokens-{name}-{}.toml", std::process::id()));
+    let _ = fs::remove_file(&file);
+    file
+}
+
+fn config(state_file: &Path, more: &[(&str, &str)]) -> Config {
+    let settings = [
+        ("MILLSTREAM_HTTP__LISTEN", "127.0.0.1:0"),
+        ("MILLSTREAM_WEBRTC__LISTEN", "127.0.0.1:0"),
+        ("MILLSTREAM_WEBRTC__SHARDS", "1"),
+        ("MILLSTREAM_AUTH__PUBLISH_TOKEN", PUBLISH),
+        ("MILLSTREAM_AUTH__PLAY_TOKEN", "play-everything"),
+        ("MILLSTREAM_AUTH__API_TOKEN", "operator"),
+        ("MILLSTREAM_PIPELINES__TRANSCODE", "false"),
+        ("MILLSTREAM_API__STATE_FILE", state_file.to_str().expect("UTF-8")),
+    ];
+    let environment = settings
+        .iter()
+        .chain(more)
+        .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    Config::parse("", Path::new("test.toml"), environment).unwrap_or_else(|error| panic!("{error}"))
+}
+
+async fn start(state_file: &Path) -> Gateway {
+    Gateway::start(config(state_file, &[])).await.expect("starts")
+}
+
+async fn issue(gateway: &Gateway, request: &Value) -> Reply {
+    let post = Request::new("POST", "/api/v1/tokens").bearer("operator");
+    post.header("Content-Type", "application/json")
+        .body(request.to_string())
+        .send(gateway)
+        .await
+}
+
+async fn issued(gateway: &Gateway, request: &Value) -> Value {
+    let reply = issue(gateway, request).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    serde_json::from_slice(&reply.body).expect("JSON")
+}
+
+async fn list(gateway: &Gateway) -> Value {
+    let reply = Request::new("GET", "/api/v1/tokens")
+        .bearer("operator")
+        .send(gateway)
+        .await;
+    serde_json::from_slice(&reply.body).expect("JSON")
+}
+
+async fn revoke(gateway: &Gateway, id: &Value) -> Reply {
+    let path = format!("/api/v1/tokens/{}", id.as_str().expect("an id"));
+    Request::new("DELETE", &path).bearer("operator").send(gateway).await
+}
+
+fn text<'a>(token: &'a Value, member: &str) -> &'a str {
+    token[member].as_str().expect(member)
+}
+
+#[tokio::test]
+async fn a_token_permits_what_it_was_issued_for_and_survives_a_restart() {
+    let file = state_file("life");
+    let gateway = start(&file).await;
+    let publisher = issued(&gateway, &json!({ "publish": "studio/*", "label": "OBS" })).await;
+    let viewer = issued(&gateway, &json!({ "play": ["live"], "expires_in": 3600 })).await;
+    assert_eq!(publisher["links"], Value::Null, "it is for many streams");
+    let token = text(&viewer, "token");
+    assert_eq!(
+        viewer["links"],
+        json!({
+            "watch": format!("/watch/live#token={token}"),
+            "hls": format!("/hls/live/index.m3u8?token={token}"),
+            "publish": null,
+        })
+    );
+    assert_eq!(
+        viewer["expires"].as_u64(),
+        viewer["issued"].as_u64().map(|issued| issued + 3_600)
+    );
+    // They are shown once, and kept as digests.
+    let listed = list(&gateway).await;
+    assert_eq!(listed.as_array().expect("a list").len(), 2);
+    let kept = fs::read_to_string(&file).expect("written");
+    for token in [&publisher, &viewer] {
+        let secret = text(token, "token");
+        assert!(!listed.to_string().contains(secret) && !kept.contains(secret));
+    }
+    gateway.stop().await;
+
+    let gateway = start(&file).await;
+    assert_eq!(list(&gateway).await, listed);
+    make_live(&gateway, "live");
+    make_live(&gateway, "other");
+    for (target, offer, token, status) in [
+        ("/whip/studio/a", OBS, text(&publisher, "token"), 201),
+        ("/whip/live", OBS, text(&publisher, "token"), 403),
+        ("/whep/live", VIEWER, text(&publisher, "token"), 403),
+        ("/whep/live", VIEWER, token, 201),
+        ("/whep/other", VIEWER, token, 403),
+        ("/whip/live", OBS, token, 403),
+        ("/whep/live", VIEWER, "a-wrong-token", 401),
+    ] {
+        let reply = Request::offer(target, offer).bearer(token).send(&gateway).await;
+        assert_eq!(reply.status, status, "{target} {}", reply.text());
+    }
+    let page = Request::new("GET", "/hls/live/index.m3u8?token=wrong")
+        .send(&gateway)
+        .await;
+    assert_eq!(page.status, 401);
+    for path in ["/api/v1/streams", "/api/v1/tokens", "/metrics"] {
+        assert_eq!(
+            Request::new("GET", path).bearer(token).send(&gateway).await.status,
+            403,
+            "{path}"
+        );
+    }
+    gateway.stop().await;
+    let _ = fs::remove_file(&file);
+}
+
+#[tokio::test]
+async fn sessions_end_with_their_token() {
+    let file = state_file("revoked");
+    let mut gateway = start(&file).await;
+    make_live(&gateway, "live");
+    let revoked = issued(&gateway, &json!({ "play": "live" })).await;
+    let kept = issued(&gateway, &json!({ "play": "live" })).await;
+    let short = issued(&gateway, &json!({ "play": "live", "expires_in": 2 })).await;
+    for token in [&revoked, &kept, &short] {
+        let offer = Request::offer("/whep/live", VIEWER).bearer(text(token, "token"));
+        offer.send(&gateway).await.location();
+    }
+    assert_eq!(revoke(&gateway, &revoked["id"]).await.status, 204);
+    let again = revoke(&gateway, &revoked["id"]).await;
+    assert_eq!((again.status, again.problem().as_str()), (404, "unknown_token"));
+    let causes = async {
+        loop {
+            let reply = Request::new("GET", "/api/v1/sessions")
+                .bearer("operator")
+                .send(&gateway)
+                .await;
+            let shown: Value = serde_json::from_slice(&reply.body).expect("JSON");
+            let mut causes: Vec<String> = shown["sessions"]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .map(|session| session["cause"].as_str().unwrap_or("none").to_owned())
+                .collect();
+            causes.sort();
+            if causes.iter().filter(|cause| *cause != "none").count() == 2 {
+                return causes;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert_eq!(causes.await, ["none", "token_expired", "token_revoked"]);
+    let offer = |token: &Value| Request::offer("/whep/live", VIEWER).bearer(text(token, "token"));
+    let reply = offer(&revoked).send(&gateway).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (401, "token_wrong"));
+    let reply = offer(&short).send(&gateway).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (401, "token_expired"));
+    // A reload of the configuration does not touch them.
+    let reloaded = gateway.replace_config(config(&file, &[])).await.expect("valid");
+    assert_eq!(reloaded.sessions_ended, 0);
+    assert_eq!(offer(&kept).send(&gateway).await.status, 201);
+    gateway.stop().await;
+    let _ = fs::remove_file(&file);
+}
+
+#[tokio::test]
+async fn requests_with_mistakes_are_refused() {
+    let file = state_file("mistakes");
+    let gateway = Gateway::start(config(&file, &[("MILLSTREAM_API__MAX_TOKENS", "2")]))
+        .await
+        .expect("starts");
+    for (request, expected) in [
+        (json!({}), "no permission"),
+        (json!({ "play": [] }), "no permission"),
+        (json!({ "play": "a b" }), "`play` is invalid"),
+        (json!({ "publish": ["a", 7] }), "`publish` is invalid"),
+        (json!({ "play": vec!["a"; 17] }), "more than 16 patterns"),
+        (json!({ "play": "a", "expires_in": 0 }), "`expires_in` has to be"),
+        (json!({ "play": "a", "expires_in": u64::MAX }), "`expires_in` has to be"),
+        (json!({ "play": "a", "expires": 7 }), "unknown field `expires`"),
+        (
+            json!({ "play": "a", "label": "x".repeat(129) }),
+            "`label` has more than 128 characters",
+        ),
+    ] {
+        let reply = issue(&gateway, &request).await;
+        assert_eq!(
+            (reply.status, reply.problem().as_str()),
+            (422, "bad_token_request"),
+            "{request}"
+        );
+        assert!(reply.text().contains(expected), "{expected} in {}", reply.text());
+    }
+    for _ in 0..2 {
+        issued(&gateway, &json!({ "play": "a", "expires_in": 1 })).await;
+    }
+    let full = issue(&gateway, &json!({ "play": "a" })).await;
+    assert_eq!((full.status, full.problem().as_str()), (409, "too_many_tokens"));
+    // Tokens that have expired take no room.
+    while issue(&gateway, &json!({ "play": "a" })).await.status != 201 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(list(&gateway).await.as_array().expect("a list").len() < 3);
+    gateway.stop().await;
+    let text = fs::read_to_string(&file)
+        .expect("written")
+        .replace("digest = \"", "digest = \"x");
+    fs::write(&file, text).expect("written");
+    let error = Gateway::start(config(&file, &[]))
+        .await
+        .err()
+        .expect("a mistake")
+        .to_string();
+    assert!(
+        error.contains("`tokens[0]` is not a token that the API has issued"),
+        "{error}"
+    );
+    let _ = fs::remove_file(&file);
+}
