@@ -20,6 +20,7 @@ use crate::config::{self, Config, ConfigError, ReloadMode, Secret};
 use crate::control::ControlPlane;
 use crate::control::api_streams::ApiStreams;
 use crate::control::client_settings::ClientSettings;
+use crate::control::ladders::run_ladder_timeouts;
 use crate::control::reload::{ReloadReplySender, ReloadRequestSender, Reloaded};
 use crate::control::sessions::SessionTable;
 use crate::control::stream_provider::GatewayStreamProvider;
@@ -40,7 +41,7 @@ use crate::shard::{
 use crate::sources::fetch::registry::SourceRegistry;
 use crate::telemetry;
 use crate::transcode::{self, WorkerOwnerLookup};
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::session::identity::DtlsIdentity;
 use millstream_core::session::{CloseReason, CryptoSetupError};
 
@@ -155,6 +156,7 @@ impl Gateway {
             (&programs.slots, api_streams),
             &mut tasks,
         );
+        tasks.spawn(run_ladder_timeouts(media.clone(), control.ladders_changed.clone()));
         let transcoding = if config.pipelines.transcode {
             let owners = transcode_owner_lookup(&control);
             transcode::start_transcoding_service(parts.pipeline_library, programs.clone(), media, owners).await
@@ -175,6 +177,7 @@ impl Gateway {
             health_router: http::out_of_descriptors_router(state.clone()),
         };
         let server = tokio::spawn(server::serve_listener(listener, router, options, stop));
+        control.reconcile_ladders(&config.ladders);
         control.supervisor.reconcile(parts.configured_sources, false).await;
         *control.api_streams.lock().await = Some(api_context);
         log_doctor_findings(&config);
@@ -269,13 +272,18 @@ impl Gateway {
         let sessions_ended = ended.count();
         control.set_client_settings(ClientSettings::new(&config));
         self.http_state.webhooks.replace_targets(parts.webhook_targets);
+        control.reconcile_ladders(&config.ladders);
         let reconciled = control
             .supervisor
             .reconcile(parts.configured_sources, restarts_all)
             .await;
         *api_context = Some(new_context);
         drop(api_context);
-        let names = |streams: Vec<StreamName>| streams.iter().map(ToString::to_string).collect();
+        let name = |key: &StreamKey| match key.ladder_source() {
+            Some(source) => format!("{} ({source})", key.name),
+            None => key.name.to_string(),
+        };
+        let names = |streams: Vec<StreamKey>| streams.iter().map(name).collect();
         let reloaded = Reloaded {
             changed: paths(ReloadMode::Live),
             needs_restart: paths(ReloadMode::Restart),

@@ -45,7 +45,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         shard: ShardIndex(0),
         accepts_key_frame_requests: true,
     };
-    let mut publisher = Publisher::new(now, name.clone(), source, publication(*choice), &mut counter());
+    let mut publisher = Publisher::new(now, name.clone().into(), source, publication(*choice), &mut counter());
     publisher.attach_on_connect_if_no_source(now, &hub);
     let mut seen = Seen::default();
     for (index, packet) in packets(rest).enumerate() {

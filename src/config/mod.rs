@@ -27,6 +27,7 @@ mod auth;
 mod document;
 mod environment;
 pub mod json;
+mod ladder;
 pub mod mistake;
 mod reader;
 mod renames;
@@ -44,6 +45,9 @@ pub use self::api::Api;
 pub use self::auth::{AuthConfig, TokenConfig};
 pub use self::document::join_key_path;
 pub use self::environment::read_environment_variable;
+pub use self::ladder::{
+    LadderConfig, LadderEntryKeys, LadderSourceConfig, LadderSourceKind, LadderTimesConfig, Standby,
+};
 use self::mistake::KeyLocations;
 pub use self::mistake::{ConfigError, ConfigLocation, Mistake, MistakeKind};
 pub use self::secret::{Redacted, Secret};
@@ -70,10 +74,12 @@ pub struct Config {
     pub sources: SourcesConfig,
     pub api: Api,
     pub log: Log,
-    /// Streams that the gateway pulls from cameras, HLS origins and pipelines.
+    /// What the gateway pulls from cameras, HLS origins and pipelines.
     pub streams: Vec<StreamConfig>,
     /// URLs that are told of events.
     pub webhooks: Vec<WebhookConfig>,
+    /// Streams with several sources.
+    pub ladders: Vec<LadderConfig>,
     /// What works but should be changed, such as the former name of a key.
     pub warnings: Vec<Mistake>,
     key_locations: KeyLocations,
@@ -198,12 +204,15 @@ impl Config {
             sources: reader.read_section(),
             api: reader.read_section(),
             log: reader.read_section(),
-            streams: streams::read_streams(&mut reader, streams::MAX_CONFIGURED_STREAMS),
+            streams: Vec::new(),
+            ladders: Vec::new(),
             webhooks: webhooks::read_webhooks(&mut reader),
             warnings: Vec::new(),
             key_locations: KeyLocations::new(),
             default_state_file,
         };
+        let configured = streams::read_streams(&mut reader, streams::MAX_CONFIGURED_STREAMS);
+        (config.streams, config.ladders) = (configured.pulled, configured.ladders);
         let findings = reader.into_findings();
         config.key_locations = findings.key_locations;
         config.warnings = findings.warnings;
@@ -228,7 +237,12 @@ impl Config {
 
     /// Adds the stream `demo`, unless a stream of that name is configured.
     pub fn add_demo_stream_if_absent(&mut self) {
-        let demo = StreamConfig::demo().filter(|demo| self.streams.iter().all(|stream| stream.name != demo.name));
+        let is_free = |demo: &StreamConfig| {
+            let of_ladders = self.ladders.iter().map(|ladder| &ladder.stream);
+            let mut names = self.streams.iter().map(|stream| &stream.name).chain(of_ladders);
+            names.all(|name| *name != demo.name)
+        };
+        let demo = StreamConfig::demo().filter(is_free);
         self.streams.extend(demo);
     }
 

@@ -10,7 +10,7 @@ use super::json::with_json_pointer;
 use super::mistake::{ConfigError, ConfigLocation, KeyLocations, Mistake, MistakeKind, location_of_key};
 use super::reader::ConfigReader;
 use super::section::{STREAMS_SECTION, section};
-use super::streams::{self, StreamConfig};
+use super::streams::{self, SOURCES_KEY, StreamConfig};
 use super::value_parsers;
 use millstream_core::hub::name::StreamName;
 
@@ -96,7 +96,7 @@ impl StateFile {
     /// Reads TOML `text`, which errors call `path`.
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let mut reader = ConfigReader::new(ConfigDocument::parse(text, path), ConfigVariables::default(), &[], &[]);
-        let configs = streams::read_streams(&mut reader, MAX_STREAMS_IN_STATE_FILE);
+        let configs = streams::read_streams(&mut reader, MAX_STREAMS_IN_STATE_FILE).pulled;
         let tokens = reader
             .take_value(TOKENS_LIST)
             .map(|list| reader.read_list_of_tables(TOKENS_LIST, list, "has to be a table with the header [[tokens]]"));
@@ -146,6 +146,11 @@ impl ApiStream {
             let problem = "cannot be set by the API, which must not send secrets of this host anywhere: set `password`";
             return Err(found(vec![Mistake::new(key, problem)]));
         }
+        if settings.contains_key(SOURCES_KEY) {
+            let problem = "can be set in the configuration file only: set `rtsp`, `hls` or `pipeline`";
+            let key = join_key_path(&path, SOURCES_KEY);
+            return Err(found(vec![Mistake::new(key, problem)]));
+        }
         let text = state_file_text([(name, &settings)], &[]);
         let mut reader = ConfigReader::new(
             ConfigDocument::parse(&text, Path::new("")),
@@ -153,7 +158,7 @@ impl ApiStream {
             &[],
             &[],
         );
-        let config = streams::read_streams(&mut reader, 1).pop();
+        let config = streams::read_streams(&mut reader, 1).pulled.pop();
         let mistakes = reader.into_findings().mistakes;
         match config {
             Some(config) if mistakes.is_empty() => Ok(Self { config, settings }),

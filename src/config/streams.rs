@@ -7,18 +7,37 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::document::join_key_path;
+use super::ladder::{self, LadderConfig, LadderSourceKind, Standby};
 use super::mistake::{Mistake, MistakeKind, nearest_name};
 use super::reader::ConfigReader;
 use super::secret::Redacted;
 use super::section::{ConfigSection as _, STREAMS_SECTION, section};
 use super::value_parsers::{self, NamedVariants};
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
 
-/// A configured stream and its source.
+/// A configured source of a stream that the gateway pulls.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamConfig {
     pub name: StreamName,
     pub source: StreamSourceConfig,
+    /// For one of several sources of the stream.
+    pub ladder_source: Option<PulledLadderSource>,
+}
+
+/// What a source that is one of several has beside its own keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PulledLadderSource {
+    pub name: SourceName,
+    pub standby: Standby,
+    /// Path of its table.
+    path: String,
+}
+
+/// The configured streams.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct ConfiguredStreams {
+    pub(super) pulled: Vec<StreamConfig>,
+    pub(super) ladders: Vec<LadderConfig>,
 }
 
 /// The source of a configured stream.
@@ -152,13 +171,27 @@ const DEMO_STREAM_NAME: &str = "demo";
 impl StreamConfig {
     /// Returns how long the source keeps running after its last viewer; `None` if it always runs.
     pub fn on_demand_stop_after(&self) -> Option<Duration> {
+        if let Some(source) = &self.ladder_source {
+            return (source.standby == Standby::Cold).then_some(DEFAULT_ON_DEMAND_STOP_AFTER);
+        }
         let (on_demand, stop_after) = self.source.on_demand_settings();
         on_demand.then(|| stop_after.unwrap_or(DEFAULT_ON_DEMAND_STOP_AFTER))
     }
 
     /// Returns the path of its table.
     pub fn config_table_path(&self) -> String {
-        join_key_path(STREAMS_SECTION, self.name.as_str())
+        match &self.ladder_source {
+            Some(source) => source.path.clone(),
+            None => join_key_path(STREAMS_SECTION, self.name.as_str()),
+        }
+    }
+
+    /// Returns the key of the stream that the source writes to.
+    pub fn stream_key(&self) -> StreamKey {
+        match &self.ladder_source {
+            Some(source) => self.name.ladder_source_key(&source.name),
+            None => self.name.clone().into(),
+        }
     }
 
     /// Returns the name of the pipeline, if the source is one.
@@ -179,6 +212,7 @@ impl StreamConfig {
         Some(Self {
             name: StreamName::parse(DEMO_STREAM_NAME).ok()?,
             source: StreamSourceConfig::Pipeline(Box::new(pipeline)),
+            ladder_source: None,
         })
     }
 }
@@ -196,11 +230,14 @@ impl StreamSourceConfig {
 /// Maximum number of streams in the configuration file: each has a connection.
 pub(super) const MAX_CONFIGURED_STREAMS: usize = 1_000;
 
+/// The key of a stream with several sources.
+pub(super) const SOURCES_KEY: &str = "sources";
+
 /// The keys that select the source. A stream has one of them.
 const SOURCE_KIND_KEYS: [&str; 3] = ["rtsp", "hls", "pipeline"];
 
 /// Reads all tables of the section, at most `max_streams`.
-pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) -> Vec<StreamConfig> {
+pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) -> ConfiguredStreams {
     let section = reader.take_table(STREAMS_SECTION);
     if let Some((name, _)) = section.iter().nth(max_streams) {
         let at = name.span().start;
@@ -208,9 +245,9 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
             at,
             Mistake::new(STREAMS_SECTION, format!("has more than {max_streams} streams")),
         );
-        return Vec::new();
+        return ConfiguredStreams::default();
     }
-    let mut streams = Vec::new();
+    let mut streams = ConfiguredStreams::default();
     for (name, value) in section {
         let path = join_key_path(STREAMS_SECTION, name.get_ref());
         let parsed = StreamName::parse(name.get_ref());
@@ -224,12 +261,91 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
         let Some(table) = reader.table_or_mistake(&path, value, problem) else {
             continue;
         };
+        if table.contains_key(SOURCES_KEY) {
+            read_stream_with_ladder(reader, (&path, parsed.ok()), table, &mut streams);
+            continue;
+        }
         let source = read_stream_source(reader, &path, name.span().start, table);
         if let (Ok(name), Some(source)) = (parsed, source) {
-            streams.push(StreamConfig { name, source });
+            streams.pulled.push(StreamConfig {
+                name,
+                source,
+                ladder_source: None,
+            });
         }
     }
+    share_pipelines(&mut streams);
     streams
+}
+
+/// Lets each pipeline with the same parameters run once for all lists of sources that it is in, such as a slate.
+fn share_pipelines(streams: &mut ConfiguredStreams) {
+    let mut kept: Vec<StreamConfig> = Vec::new();
+    for stream in std::mem::take(&mut streams.pulled) {
+        let is_same = |other: &&mut StreamConfig| other.ladder_source.is_some() && other.source == stream.source;
+        let is_pipeline = matches!(stream.source, StreamSourceConfig::Pipeline(_));
+        let shareable = stream.ladder_source.as_ref().filter(|_| is_pipeline);
+        let Some((source, first)) = shareable.zip(kept.iter_mut().find(is_same)) else {
+            kept.push(stream);
+            continue;
+        };
+        let Some(owner) = &mut first.ladder_source else {
+            continue;
+        };
+        if source.standby == Standby::Warm {
+            owner.standby = Standby::Warm;
+        }
+        let shared_with = Some((first.name.clone(), owner.name.clone()));
+        let ladders = streams.ladders.iter_mut().filter(|ladder| ladder.stream == stream.name);
+        let mut entries = ladders.flat_map(|ladder| &mut ladder.sources);
+        if let Some(entry) = entries.find(|entry| entry.name == source.name) {
+            entry.shared_with = shared_with;
+        }
+    }
+    streams.pulled = kept;
+}
+
+/// Reads a stream with several sources; `name` is `None` if that is a mistake.
+fn read_stream_with_ladder<'a>(
+    reader: &mut ConfigReader<'a>,
+    (path, name): (&str, Option<StreamName>),
+    table: DeTable<'a>,
+    streams: &mut ConfiguredStreams,
+) {
+    let single = SOURCE_KIND_KEYS.iter().find_map(|key| table.get_key_value(*key));
+    if let Some((key, _)) = single {
+        let problem = "cannot be combined with `sources`: add it to that list";
+        let mistake = Mistake::new(join_key_path(path, key.get_ref()), problem);
+        return reader.add_mistake_unless_caused_by_syntax_error(key.span().start, mistake);
+    }
+    let Some((entries, times)) = ladder::read_ladder(reader, path, table) else {
+        return;
+    };
+    let mut sources = Vec::new();
+    for entry in entries {
+        if let Some((path, at, table)) = entry.pulled {
+            let source = read_stream_source(reader, &path, at, table);
+            if let (Some(name), Some(source)) = (&name, source) {
+                let standby = match entry.config.kind {
+                    LadderSourceKind::Pulled(standby) => standby,
+                    LadderSourceKind::Whip => Standby::Warm,
+                };
+                streams.pulled.push(StreamConfig {
+                    name: name.clone(),
+                    source,
+                    ladder_source: Some(PulledLadderSource {
+                        name: entry.config.name.clone(),
+                        standby,
+                        path,
+                    }),
+                });
+            }
+        }
+        sources.push(entry.config);
+    }
+    streams
+        .ladders
+        .extend(name.map(|stream| LadderConfig { stream, sources, times }));
 }
 
 fn read_stream_source<'a>(

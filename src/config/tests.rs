@@ -1,4 +1,5 @@
 use super::*;
+use millstream_core::hub::name::SourceName;
 
 fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
@@ -198,6 +199,8 @@ fn the_reference_lists_every_key() {
         RtspConfig::KEYS,
         HlsSourceConfig::KEYS,
         PipelineSourceConfig::KEYS,
+        LadderTimesConfig::KEYS,
+        LadderEntryKeys::KEYS,
     ] {
         wanted.extend(table.iter().map(inner));
     }
@@ -311,4 +314,145 @@ fn a_variable_takes_precedence_over_the_other_way_to_say_the_same() {
         warnings,
         ["test.toml, line 2, column 1: `auth.play_token` is ignored: `auth.play_token_file` is set too"]
     );
+}
+
+const SHOW: &str = "[streams.show]\nsources = [\n{ whip = \"main\" },\n{ whip = \"backup\" },\n\
+    { rtsp = \"rtsp://a/\" },\n{ rtsp = \"rtsp://b/\", name = \"yard\", standby = \"cold\" },\n\
+    { pipeline = \"slate\", params = { text = \"Back soon\" }, standby = \"cold\" },\n]\nhold_off = 9\n";
+
+#[test]
+fn a_stream_has_a_list_of_sources() {
+    let config = parse(SHOW, &[]).expect("valid");
+    let [ladder] = &config.ladders[..] else {
+        panic!("{:?}", config.ladders)
+    };
+    let names: Vec<(&str, LadderSourceKind)> = ladder
+        .sources
+        .iter()
+        .map(|source| (source.name.as_str(), source.kind))
+        .collect();
+    let (warm, cold) = (
+        LadderSourceKind::Pulled(Standby::Warm),
+        LadderSourceKind::Pulled(Standby::Cold),
+    );
+    assert_eq!(
+        names,
+        [
+            ("main", LadderSourceKind::Whip),
+            ("backup", LadderSourceKind::Whip),
+            ("rtsp", warm),
+            ("yard", cold),
+            ("pipeline", cold)
+        ]
+    );
+    assert_eq!(
+        (ladder.times.hold_off.as_secs(), ladder.times.stall_timeout.as_millis()),
+        (9, 400)
+    );
+    assert_eq!(ladder.whip_source(None).map(SourceName::as_str), Some("main"));
+    assert_eq!(
+        ladder.whip_source(Some("backup")).map(SourceName::as_str),
+        Some("backup")
+    );
+    assert_eq!(ladder.whip_source(Some("yard")), None, "the gateway pulls it");
+    let pulled: Vec<(String, bool)> = config
+        .streams
+        .iter()
+        .map(|stream| (stream.stream_key().to_string(), stream.on_demand_stop_after().is_some()))
+        .collect();
+    let wanted = [("show#=rtsp", false), ("show#=yard", true), ("show#=pipeline", true)];
+    assert_eq!(pulled, wanted.map(|(key, is_on_demand)| (key.to_owned(), is_on_demand)));
+    assert_eq!(config.streams[1].config_table_path(), "streams.show.sources[3]");
+}
+
+#[test]
+fn mistakes_in_a_list_of_sources_name_the_source() {
+    let stream = |sources: &str| mistakes(&format!("[streams.far]\nsources = {sources}"));
+    for (sources, wanted) in [
+        ("1", "`streams.far.sources` has to be a list of tables"),
+        ("[]", "`streams.far.sources` has 0 sources; expected 1 to 8"),
+        ("[1]", "`streams.far.sources[0]` has to be a table"),
+        ("[{}]", "`streams.far.sources[0]` has no source"),
+        (
+            "[{ whip = true }]",
+            "`streams.far.sources[0].whip` is true: expected the name of the source",
+        ),
+        (
+            "[{ whip = \"a\" }, { whip = \"a\" }]",
+            "`streams.far.sources[1]` has the name a of another source",
+        ),
+        (
+            "[{ whip = \"a\", standby = \"cold\" }]",
+            "`streams.far.sources[0].standby` cannot be combined with `whip`",
+        ),
+        (
+            "[{ whip = \"a\", rtsp = \"rtsp://a/\" }]",
+            "`streams.far.sources[0].rtsp` cannot be combined with `whip`",
+        ),
+        (
+            "[{ rtsp = \"rtsp://a/\", on_demand = true }]",
+            "`streams.far.sources[0].on_demand` has no effect",
+        ),
+        (
+            "[{ rtsp = \"rtsp://a/\", standby = \"hot\" }]",
+            "expected \"warm\" or \"cold\"",
+        ),
+        (
+            "[{ hls = \"https://a/\", repeat = 1 }]",
+            "`streams.far.sources[0].repeat` is 1",
+        ),
+        (
+            "[{ whip = \"a\" }]\nrtsp = \"rtsp://a/\"",
+            "`streams.far.rtsp` cannot be combined with `sources`",
+        ),
+        (
+            "[{ whip = \"a\" }]\nstall_timeout_ms = 5",
+            "expected a whole number of milliseconds from 100 to 60000",
+        ),
+        (
+            "[{ whip = \"a\" }]\non_demand = true",
+            "unknown key `streams.far.on_demand`",
+        ),
+    ] {
+        let found = stream(sources);
+        assert!(
+            matches!(&found[..], [one] if one.contains(wanted)),
+            "{sources}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_pipeline_with_the_same_parameters_runs_once_for_all_lists() {
+    let list = |stream: &str, text: &str, standby: &str| {
+        format!(
+            "[streams.{stream}]\nsources = [{{ whip = \"main\" }}, {{ pipeline = \"slate\", name = \"{stream}-slate\", \
+             params = {{ text = \"{text}\" }}, standby = \"{standby}\" }}]\n"
+        )
+    };
+    let text = [
+        list("a", "Back soon", "cold"),
+        list("b", "Back soon", "warm"),
+        list("c", "Later", "cold"),
+    ]
+    .concat();
+    let config = parse(&text, &[]).expect("valid");
+    let running: Vec<(String, bool)> = config
+        .streams
+        .iter()
+        .map(|stream| (stream.stream_key().to_string(), stream.on_demand_stop_after().is_some()))
+        .collect();
+    assert_eq!(
+        running,
+        [("a#=a-slate".to_owned(), false), ("c#=c-slate".to_owned(), true)]
+    );
+    let keys: Vec<String> = config
+        .ladders
+        .iter()
+        .map(|ladder| ladder.source_key(&ladder.sources[1]).to_string())
+        .collect();
+    assert_eq!(keys, ["a#=a-slate", "a#=a-slate", "c#=c-slate"]);
+    // The sources of single streams are their own.
+    let single = "[streams.x]\npipeline = \"slate\"\n[streams.y]\npipeline = \"slate\"\n";
+    assert_eq!(parse(single, &[]).expect("valid").streams.len(), 2);
 }

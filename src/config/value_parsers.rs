@@ -17,6 +17,7 @@ use super::document::may_be_url_with_secret;
 use super::mistake::nearest_name;
 use super::secret::{Redacted, Secret};
 use super::value_types::{CorsOrigins, TurnUser, WebhookEventType};
+use millstream_core::hub::name::SourceName;
 
 const TOKEN_FORMAT_TEXT: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
 const JWT_SECRET_FORMAT_TEXT: &str = "16 to 512 letters, digits and `-._~+/=`, without spaces";
@@ -124,6 +125,26 @@ where
     let expected = format!("a whole number of seconds from {MIN} to {MAX}");
     parse_value_with(value, &expected, |value| {
         integer_within(value, MIN, MAX).map(|seconds| Duration::from_secs(seconds).into())
+    })
+}
+
+/// Parses a whole number of milliseconds within bounds.
+pub(super) fn milliseconds<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: From<Duration>,
+{
+    let expected = format!("a whole number of milliseconds from {MIN} to {MAX}");
+    parse_value_with(value, &expected, |value| {
+        integer_within(value, MIN, MAX).map(|count| Duration::from_millis(count).into())
+    })
+}
+
+/// Parses the name of a source.
+pub(super) fn source_name<'de, D: Deserializer<'de>>(value: D) -> Result<Option<SourceName>, D::Error> {
+    let expected = "the name of the source, 1 to 32 of `a-z`, `0-9`, `_` and `-`, such as \"backup\"";
+    parse_value_with(value, expected, |value| {
+        SourceName::parse(value.as_str()?).ok().map(Some)
     })
 }
 

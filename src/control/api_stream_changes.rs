@@ -82,7 +82,7 @@ impl ControlPlane {
         streams.remove(name);
         api_streams.replace_streams(streams).await?;
         if !is_configured {
-            self.supervisor.remove_source(name).await;
+            self.supervisor.remove_source(&name.clone().into()).await;
         }
         info!(stream = %name, "stream removed by the API");
         Ok(())

@@ -1,5 +1,6 @@
 //! The control plane: state and decisions outside of the media path, independent of HTTP.
 //!
+//! * [`ladders`]: streams with several sources.
 //! * [`sessions`]: all sessions with a URL, from the offer to their end.
 //! * [`api_streams`]: streams that are set by the API, and the file that keeps them.
 //! * [`client_settings`]: configured settings that apply to clients.
@@ -13,11 +14,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 mod api_stream_changes;
 pub mod api_streams;
 pub mod client_settings;
+pub mod ladders;
 pub mod reload;
 pub mod session_record;
 pub mod sessions;
@@ -60,6 +62,8 @@ pub struct ControlPlane {
     pub api_streams: ApiStreams,
     /// Tests of sources for the API.
     pub source_tests: SourceTests,
+    /// Notified when there may be the first stream with several sources.
+    pub ladders_changed: Arc<Notify>,
     client_settings: RwLock<Arc<ClientSettings>>,
     draining: AtomicBool,
 }
@@ -84,6 +88,7 @@ impl ControlPlane {
             worker_slots: WorkerSlots::default(),
             api_streams: ApiStreams::default(),
             source_tests: SourceTests::default(),
+            ladders_changed: Arc::default(),
             client_settings: RwLock::new(Arc::new(client_settings)),
             draining: AtomicBool::new(false),
         }

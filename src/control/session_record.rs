@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::access::{AccessAction, Grant};
 use crate::shard::Requester;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{SourceName, StreamName};
 use millstream_core::media::Codec;
 use millstream_core::sdp::negotiated::IceCredentials;
 use millstream_core::sdp::{IceFragmentTemplate, LocalDescription, VideoSectionId};
@@ -52,6 +52,8 @@ pub struct SessionRecord {
     pub grant: Grant,
     pub action: AccessAction,
     pub stream: StreamName,
+    /// The source that a publisher feeds, if the stream has several.
+    pub ladder_source: Option<SourceName>,
     /// The video section of a viewer's session.
     pub video_section: Option<VideoSectionId>,
     /// Codecs that the video may be sent in; see `http::alternate`.

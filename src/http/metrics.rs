@@ -13,7 +13,9 @@ use crate::control::ControlPlane;
 use crate::pipeline::worker_process;
 use crate::sources::fetch::status::SourceState;
 use crate::telemetry;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::shard::counters::Histogram;
+use millstream_core::sources::ladder::status::{LadderSourceState, SwitchReason};
 
 /// Maximum number of streams that are listed by name; those with the most viewers come first.
 const MAX_LISTED_STREAMS: usize = 1_000;
@@ -216,7 +218,7 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
     for entry in control.source_registry.all() {
         let status = entry.status();
         for state in SourceState::ALL {
-            let labels = format!("stream=\"{}\",state=\"{}\"", entry.stream, state.label());
+            let labels = format!("{},state=\"{}\"", source_labels(&entry.stream), state.label());
             page.add_sample_with_label_list(&labels, u8::from(state == status.state));
         }
     }
@@ -226,7 +228,62 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
         "Failures of the configured source of the stream; each is followed by another start.",
     );
     for entry in control.source_registry.all() {
-        page.add_sample_with_label("stream", &entry.stream, entry.status().restart_count);
+        page.add_sample_with_label_list(&source_labels(&entry.stream), entry.status().restart_count);
+    }
+    write_ladder_metrics(page, control);
+}
+
+/// The stream of a source, and its name if the stream has several.
+fn source_labels(key: &StreamKey) -> String {
+    match key.ladder_source() {
+        Some(source) => format!("stream=\"{}\",source=\"{source}\"", key.name),
+        None => format!("stream=\"{}\"", key.name),
+    }
+}
+
+/// Streams with several sources.
+fn write_ladder_metrics(page: &mut MetricsText, control: &ControlPlane) {
+    let ladders = control.media_plane.ladders().all();
+    let ladders: Vec<_> = ladders.iter().map(|ladder| (&ladder.stream, ladder.status())).collect();
+    page.begin_family(
+        "millstream_stream_source_state",
+        "gauge",
+        "1 for the state that a source of a stream with several is in.",
+    );
+    for (stream, status) in &ladders {
+        for source in &status.sources {
+            for state in LadderSourceState::ALL {
+                let labels = format!(
+                    "stream=\"{stream}\",source=\"{}\",state=\"{}\"",
+                    source.name,
+                    state.label()
+                );
+                page.add_sample_with_label_list(&labels, u8::from(state == source.state));
+            }
+        }
+    }
+    page.begin_family(
+        "millstream_stream_source_selected",
+        "gauge",
+        "1 for the source that a stream with several shows.",
+    );
+    for (stream, status) in &ladders {
+        for source in &status.sources {
+            let labels = format!("stream=\"{stream}\",source=\"{}\"", source.name);
+            page.add_sample_with_label_list(&labels, u8::from(source.is_selected));
+        }
+    }
+    page.begin_family(
+        "millstream_stream_source_switches_total",
+        "counter",
+        "Changes between the sources of a stream with several, by reason.",
+    );
+    for (stream, status) in &ladders {
+        for reason in SwitchReason::ALL {
+            let counted = status.switch_counts.iter().find(|(counted, _)| *counted == reason);
+            let labels = format!("stream=\"{stream}\",reason=\"{}\"", reason.label());
+            page.add_sample_with_label_list(&labels, counted.map_or(0, |(_, count)| *count));
+        }
     }
 }
 

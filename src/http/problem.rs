@@ -5,6 +5,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::control::ladders::PublisherSourceError;
 use crate::pipeline::worker_slots::NoWorkerSlot;
 use crate::shard::SessionRefusal;
 use crate::shard::watchdog::StalledShard;
@@ -142,6 +143,18 @@ impl From<NoWorkerSlot> for Problem {
     fn from(reached: NoWorkerSlot) -> Self {
         let detail = format!("this stream must be transcoded for this client, but {reached}: retry later");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "workers_full", detail).with_retry_after(5)
+    }
+}
+
+impl From<PublisherSourceError> for Problem {
+    fn from(error: PublisherSourceError) -> Self {
+        let (status, code) = match error {
+            PublisherSourceError::SingleSource | PublisherSourceError::UnknownSource { .. } => {
+                (StatusCode::NOT_FOUND, "unknown_source")
+            }
+            PublisherSourceError::NoPublishers => (StatusCode::CONFLICT, "no_publisher_source"),
+        };
+        Self::new(status, code, error.to_string())
     }
 }
 

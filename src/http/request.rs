@@ -26,3 +26,9 @@ pub(super) fn stream_name_from_path(uri: &Uri) -> Result<StreamName, Problem> {
     let name = uri.path().splitn(3, '/').nth(2).unwrap_or_default();
     Ok(StreamName::parse(name.strip_suffix('/').unwrap_or(name))?)
 }
+
+/// Returns the source of the stream that a publisher names in the query: `?source=NAME`.
+pub(super) fn source_from_query(uri: &Uri) -> Option<String> {
+    let mut pairs = url::form_urlencoded::parse(uri.query()?.as_bytes());
+    pairs.find_map(|(key, value)| (key == "source").then(|| value.into_owned()))
+}

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::auth::AccessAction;
 use super::body::{self, MAX_SDP_BODY_BYTES, SDP_MEDIA_TYPE};
 use super::problem::Problem;
-use super::request::{caller, stream_name_from_path};
+use super::request::{caller, source_from_query, stream_name_from_path};
 use super::response::{ACCEPT_PATCH_HEADER_NAME, ACCEPT_POST_HEADER_NAME, add_no_store_header};
 use super::state::HttpState;
 use super::{alternate_links, cors, link_headers, session_url};
@@ -114,6 +114,7 @@ fn accept_publisher(
     request: &Parts,
     offer: &Offer,
 ) -> Result<Response, Problem> {
+    let key = control.publisher_stream_key(&stream, source_from_query(&request.uri).as_deref())?;
     let media = &control.media_plane;
     let placement = media.choose_next_shard_and_make_ice_credentials();
     let (publication, answer) = answer_whip_offer(
@@ -125,10 +126,10 @@ fn accept_publisher(
         &placement.ice_credentials,
         &answer,
     );
-    let record = new_session_record(request, grant, AccessAction::Publish, stream.clone(), None);
-    let session =
-        media.open_negotiated_publisher_session(stream.clone(), placement, publication, record.requester())?;
-    debug!(?session, %stream, "WHIP publisher accepted, waiting for its ICE connection");
+    let mut record = new_session_record(request, grant, AccessAction::Publish, stream, None);
+    record.ladder_source = key.ladder_source().cloned();
+    let session = media.open_negotiated_publisher_session(key.clone(), placement, publication, record.requester())?;
+    debug!(?session, stream = %key, "WHIP publisher accepted, waiting for its ICE connection");
     Ok(register_session_and_build_response(
         control, session, ice, record, answer.sdp,
     ))
@@ -359,6 +360,7 @@ fn new_session_record(
         grant,
         action,
         stream,
+        ladder_source: None,
         video_section: video,
         negotiated_video_codecs: None,
         opened_at: opened,

@@ -38,7 +38,7 @@ use crate::sources::fetch::attached::random_session_id;
 use millstream_core::congestion::ladder::FrameSelection;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::session_registry::SessionRegistry;
 pub use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionState};
 pub use millstream_core::hub::stream::{LayerSelection, SessionId, SimulcastLayer};
@@ -56,6 +56,7 @@ use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::tcp::TcpCloseReason;
 use millstream_core::shard::{SharedState, ufrag};
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
+use millstream_core::sources::ladder::map::LadderMap;
 
 /// Settings of the media plane.
 #[derive(Clone, Debug)]
@@ -147,6 +148,7 @@ impl MediaPlane {
                 Box::new(on_forget),
             ),
             hub,
+            ladders: LadderMap::default(),
             dtls_identity: identity,
             connect_timeout: settings.connect_timeout,
             mailboxes,
@@ -288,6 +290,16 @@ impl MediaPlane {
         &self.inner.shared.hub
     }
 
+    /// Returns the ladders of the streams that have several sources.
+    pub fn ladders(&self) -> &LadderMap {
+        &self.inner.shared.ladders
+    }
+
+    /// Lets the ladders select another source if it is time.
+    pub fn handle_ladder_timeout(&self) {
+        self.inner.shared.handle_ladder_timeout(now());
+    }
+
     /// Returns the counters of the media plane.
     pub fn counters(&self) -> &SharedMediaCounters {
         &self.inner.shared.counters
@@ -338,7 +350,7 @@ impl MediaPlane {
     /// A [`SessionRefusal`]; nothing was opened.
     pub fn open_negotiated_publisher_session(
         &self,
-        stream: StreamName,
+        stream: StreamKey,
         placement: SessionPlacement,
         publication: NegotiatedPublication,
         requester: Requester,
@@ -375,13 +387,13 @@ impl MediaPlane {
         playback: NegotiatedPlayback,
         requester: Requester,
     ) -> Result<SessionId, SessionRefusal> {
-        self.register_session_and_notify_shard(id, stream, placement, NegotiatedRole::Play(playback), requester)
+        self.register_session_and_notify_shard(id, stream.into(), placement, NegotiatedRole::Play(playback), requester)
     }
 
     fn register_session_and_notify_shard(
         &self,
         session: SessionId,
-        stream: StreamName,
+        stream: StreamKey,
         placement: SessionPlacement,
         role: NegotiatedRole,
         requester: Requester,
@@ -411,7 +423,7 @@ impl MediaPlane {
         }
         let opening = Box::new(NewSession {
             session_id: session,
-            stream_name: stream,
+            stream_key: stream,
             local_credentials: placement.ice_credentials,
             role,
         });
@@ -540,7 +552,7 @@ impl FrameSink for MediaPlane {
     }
 
     fn publish_frames_unless_displaced(&self, feed: &mut FrameSource) -> bool {
-        self.inner.shared.publish_frames_unless_displaced(feed)
+        self.inner.shared.publish_frames_unless_displaced(now(), feed)
     }
 
     fn request_key_frame_of_source(&self, source: SourceRef) {

@@ -26,6 +26,7 @@ use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::peers::Peer as ShardPeer;
 use millstream_core::shard::{ShardCore, SharedState, ufrag};
 use millstream_core::sources::frame_source::{FrameSource, NalFraming};
+use millstream_core::sources::ladder::map::LadderMap;
 use millstream_test_support::{
     Answer, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
 };
@@ -100,7 +101,11 @@ fn main() {
 /// The measured part: one tick, from the frames of a source to the datagrams of all viewers.
 #[inline(never)]
 fn publish_and_forward_frames(setup: &mut ForwardingBench) {
-    assert!(setup.shared.publish_frames_unless_displaced(&mut setup.source));
+    assert!(
+        setup
+            .shared
+            .publish_frames_unless_displaced(setup.now, &mut setup.source)
+    );
     let mut messages = VecDeque::new();
     setup.shared.mailboxes[0].take_all(&mut messages);
     for message in messages {
@@ -121,6 +126,7 @@ impl ForwardingBench {
         };
         let shared = Arc::new(SharedState {
             hub: Hub::default(),
+            ladders: LadderMap::default(),
             session_registry: SessionRegistry::new(limits, Arc::default(), Box::new(|_| {})),
             dtls_identity: Arc::new(DtlsIdentity::generate().expect("makes a key")),
             connect_timeout: millstream_core::session::DEFAULT_CONNECT_TIMEOUT,
@@ -207,7 +213,7 @@ impl ForwardingBench {
         assert_eq!(opened, Ok(None));
         let opening = NewSession {
             session_id: session,
-            stream_name: stream_name(),
+            stream_key: stream_name().into(),
             local_credentials: local,
             role: NegotiatedRole::Play(playback),
         };

@@ -11,6 +11,7 @@ use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, ChangeTopic}
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
+use super::streams::Stream;
 use super::warnings::LoggedWarnings;
 use super::{sessions, streams};
 use crate::control::ControlPlane;
@@ -70,6 +71,7 @@ impl EventLog {
 /// Records events, and logs new warnings of streams, until the gateway ends.
 pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc<EventLog>) {
     let mut previous_streams: BTreeMap<String, Value> = BTreeMap::new();
+    let mut seen_switches: BTreeMap<String, u64> = BTreeMap::new();
     let mut previous_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
     let mut changes = control
         .media_plane
@@ -84,6 +86,9 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
         });
         let live = all.iter().filter(|stream| stream.live);
         logged.log_new(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
+        for stream in &all {
+            log_source_switches(&log, stream, &mut seen_switches);
+        }
         for stream in all {
             let source = stream.source.as_ref();
             let shown = json!({
@@ -91,6 +96,7 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
                 "live": stream.live,
                 "stalled": stream.stalled,
                 "publisher": stream.publisher,
+                "selected_source": selected_source(&stream),
                 "source": source.map(|source| source.state),
                 "error": source.and_then(|source| source.last_error.clone()),
             });
@@ -117,6 +123,31 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
         // Warnings also come with time.
         let _ = timeout(MAX_STATE_COMPARE_INTERVAL, changes.changed()).await;
     }
+}
+
+/// Adds the switches between the sources of a stream since the last call.
+fn log_source_switches(log: &EventLog, stream: &Stream, seen: &mut BTreeMap<String, u64>) {
+    let Some(newest) = stream.source_switches.last().map(|switch| switch.number) else {
+        seen.remove(&stream.name);
+        return;
+    };
+    let before = seen.insert(stream.name.clone(), newest).unwrap_or(0);
+    // A lower number is one of new sources.
+    let before = if before > newest { 0 } else { before };
+    for switch in stream.source_switches.iter().filter(|switch| switch.number > before) {
+        let shown = json!({
+            "stream": stream.name,
+            "from": switch.from,
+            "to": switch.to,
+            "reason": switch.reason,
+        });
+        log.add("source_switch", &shown);
+    }
+}
+
+fn selected_source(stream: &Stream) -> Option<&str> {
+    let selected = stream.sources.iter().find(|source| source.selected);
+    selected.map(|source| source.name.as_str())
 }
 
 /// The events of the log, while their reader has access to the API.

@@ -3,28 +3,32 @@
 
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
+use serde::Deserialize;
 use tokio::sync::oneshot;
-use utoipa::OpenApi;
+use utoipa::{IntoParams, OpenApi};
 
 use self::events::{EventLog, EventLogReader};
 use self::sessions::{Session, SessionListQuery, Sessions};
 use self::snapshot::SnapshotFormat;
+use self::sources::SourceChoice;
 use self::streams::Stream;
 use crate::access::Grant;
 use crate::control::ControlPlane;
 use crate::control::reload::Reloaded;
 use crate::http::auth::AccessAction;
 use crate::http::auth::Authenticator;
+use crate::http::body;
 use crate::http::problem::Problem;
 use crate::http::request::caller;
 use crate::http::state::HttpState;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::session::CloseReason;
 
 mod api_streams;
@@ -32,9 +36,13 @@ pub mod events;
 pub mod sessions;
 pub mod snapshot;
 pub mod source_tests;
+pub mod sources;
 pub mod streams;
 pub mod tokens;
 pub mod warnings;
+
+/// Maximum length of the body that chooses a source.
+const MAX_SOURCE_CHOICE_BYTES: usize = 1_024;
 
 /// State shared by the handlers.
 #[derive(Clone)]
@@ -69,6 +77,7 @@ struct ApiState {
         tokens::all_tokens,
         tokens::issue_token,
         tokens::revoke_token,
+        choose_source,
         reload,
         stream_events,
         openapi
@@ -89,7 +98,7 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
             "/api/v1/streams/{*stream}",
             get(one_stream)
                 .post(api_streams::add_stream)
-                .put(api_streams::put_stream)
+                .put(put_stream_or_choose_source)
                 .patch(api_streams::patch_stream)
                 .delete(api_streams::remove_stream),
         )
@@ -218,6 +227,38 @@ fn take_snapshot() {}
 )]
 fn take_png() {}
 
+/// Chooses which of several sources the stream shows, from the next key frame of that source on. It ranks above all others
+/// until the choice is withdrawn; while it fails, the others stand in.
+#[utoipa::path(
+    put,
+    path = "/api/v1/streams/{stream}/source",
+    params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
+    request_body = SourceChoice,
+    responses(
+        (status = 204, description = "the source is chosen"),
+        (status = 400, description = "the body is not a choice"),
+        (status = 404, description = "the stream does not have several sources, or none of this name"),
+    )
+)]
+async fn choose_source(api: &ApiState, stream: &str, headers: &HeaderMap, body: Body) -> Result<StatusCode, Problem> {
+    let stream = StreamName::parse(stream)?;
+    let bytes = body::read_uncompressed_request_body(headers, body, MAX_SOURCE_CHOICE_BYTES).await?;
+    sources::choose_source(&api.control, &stream, &bytes)
+}
+
+/// The wildcard of the route includes the suffix `/source`.
+async fn put_stream_or_choose_source(
+    State(api): State<ApiState>,
+    path: Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    match path.0.strip_suffix("/source") {
+        Some(stream) => Ok(choose_source(&api, stream, &headers, body).await?.into_response()),
+        None => api_streams::put_stream(State(api), path, headers, body).await,
+    }
+}
+
 fn find_session(api: &ApiState, id: &str) -> Result<(crate::shard::SessionId, Session), Problem> {
     let mut all = sessions::describe_all_sessions(&api.control).into_iter();
     all.find(|(_, session)| session.id == id)
@@ -256,21 +297,49 @@ fn unknown_source_problem() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "unknown_source", detail)
 }
 
+/// Which of several sources of a stream is meant.
+#[derive(Debug, Deserialize, IntoParams)]
+struct SourceQuery {
+    /// Name of the source, if the stream has several.
+    source: Option<String>,
+}
+
+/// Returns the key of the stream that a source writes to.
+fn source_key(control: &ControlPlane, stream: &str, which: &SourceQuery) -> Result<StreamKey, Problem> {
+    let stream = StreamName::parse(stream)?;
+    let Some(name) = &which.source else {
+        return Ok(stream.into());
+    };
+    let ladder = control
+        .source_registry
+        .ladder(&stream)
+        .ok_or_else(unknown_source_problem)?;
+    let mut sources = ladder.config.sources.iter();
+    let source = sources.find(|source| source.name.as_str() == name);
+    source
+        .map(|source| ladder.config.source_key(source))
+        .ok_or_else(unknown_source_problem)
+}
+
 /// Starts or restarts the source of a configured stream.
 #[utoipa::path(
     post,
     path = "/api/v1/sources/start/{stream}",
-    params(("stream" = String, Path, description = "the name of the stream")),
+    params(("stream" = String, Path, description = "the name of the stream"), SourceQuery),
     responses(
         (status = 204, description = "the source is being started"),
         (status = 404, description = "no source is configured for this stream"),
     )
 )]
-async fn start_source(State(api): State<ApiState>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
+async fn start_source(
+    State(api): State<ApiState>,
+    Path(stream): Path<String>,
+    Query(which): Query<SourceQuery>,
+) -> Result<StatusCode, Problem> {
     let found = api
         .control
         .supervisor
-        .start_or_restart_source(&StreamName::parse(&stream)?)
+        .start_or_restart_source(&source_key(&api.control, &stream, &which)?)
         .await;
     found
         .then_some(StatusCode::NO_CONTENT)
@@ -281,14 +350,18 @@ async fn start_source(State(api): State<ApiState>, Path(stream): Path<String>) -
 #[utoipa::path(
     post,
     path = "/api/v1/sources/stop/{stream}",
-    params(("stream" = String, Path, description = "the name of the stream")),
+    params(("stream" = String, Path, description = "the name of the stream"), SourceQuery),
     responses((status = 204, description = "the source is stopped"), (status = 404, description = "no source is configured for this stream"))
 )]
-async fn stop_source(State(api): State<ApiState>, Path(stream): Path<String>) -> Result<StatusCode, Problem> {
+async fn stop_source(
+    State(api): State<ApiState>,
+    Path(stream): Path<String>,
+    Query(which): Query<SourceQuery>,
+) -> Result<StatusCode, Problem> {
     let found = api
         .control
         .supervisor
-        .stop_source_until_started(&StreamName::parse(&stream)?)
+        .stop_source_until_started(&source_key(&api.control, &stream, &which)?)
         .await;
     found
         .then_some(StatusCode::NO_CONTENT)
@@ -323,7 +396,7 @@ async fn reload(State(api): State<ApiState>) -> Result<Json<Reloaded>, Problem> 
     }
 }
 
-/// Server-sent events `stream` and `session`. The last 200 events are sent first, or those after `Last-Event-ID`. The
+/// Server-sent events `stream`, `session` and `source_switch`. The last 200 events are sent first, or those after `Last-Event-ID`. The
 /// stream ends within 15 s after the token has expired or was removed.
 #[utoipa::path(
     get,

@@ -22,6 +22,8 @@ pub struct Session {
     /// `publisher` or `viewer`.
     pub role: &'static str,
     pub stream: String,
+    /// The source that a publisher feeds, if the stream has several.
+    pub source: Option<String>,
     /// `connecting`, `connected` or `ended`.
     pub state: &'static str,
     /// Why it has ended, as in the metrics.
@@ -145,6 +147,7 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
             AccessAction::Play | AccessAction::Api => "viewer",
         },
         stream: record.stream.to_string(),
+        source: record.ladder_source.as_ref().map(ToString::to_string),
         state,
         cause: cause.map(|reason| reason.label()),
         explanation: cause.map(|reason| control.media_plane.explain_close_reason(reason)),

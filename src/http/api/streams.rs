@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::sources::{LadderSource, Source, SourceSwitch, describe_ladder, describe_source};
 use super::warnings::{self, SourceWarningInputs, VideoWarningInputs, Warning};
-use crate::sources::fetch::registry::{RegisteredSource, SourceRegistry};
+use crate::sources::fetch::registry::SourceRegistry;
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{ShardIndex, StreamState};
@@ -29,8 +30,14 @@ pub struct Stream {
     pub hls_viewers: usize,
     /// Kind of the current source.
     pub publisher: Option<&'static str>,
-    /// The configured source.
+    /// The configured source; `null` if the stream has several.
     pub source: Option<Source>,
+    /// The sources of a stream that has several, the best one first; else empty.
+    pub sources: Vec<LadderSource>,
+    /// The source that was chosen by hand; `null` while the gateway selects by itself.
+    pub chosen_source: Option<String>,
+    /// The most recent changes between the sources, the oldest first.
+    pub source_switches: Vec<SourceSwitch>,
     pub video: Option<Video>,
     pub audio: Option<Audio>,
     /// Running transcodes.
@@ -57,37 +64,6 @@ pub struct Layer {
     /// Bits per second.
     pub bitrate: u64,
     pub active: bool,
-}
-
-/// A configured source.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Source {
-    /// `rtsp`, `hls` or `pipeline`.
-    pub kind: &'static str,
-    pub on_demand: bool,
-    /// `idle`, `starting`, `live`, `failed`, `standing_back` or `stopped`.
-    pub state: &'static str,
-    /// Seconds in this state.
-    pub seconds: Option<f64>,
-    /// The last error, if any. It may be long ago.
-    pub last_error: Option<String>,
-    /// Number of failures.
-    pub restarts: u64,
-    /// Why the camera is read by the pipeline `rtsp`, or through a relay that corrects its RTSP messages, instead of by
-    /// the gateway's own client alone; `None` if it is not.
-    pub fallback: Option<&'static str>,
-    /// Number of malformed or unexpected packets and messages of a camera in this session, or of segments of an HLS
-    /// source, that were ignored.
-    pub passed_over: u64,
-    /// The first of them.
-    pub passed_over_reason: Option<String>,
-    /// Tracks that are left out because their codec is not supported, such as `audio L16/44100`, and variants of an HLS
-    /// source, such as `variant dvh1.05.06`.
-    pub left_out: Vec<String>,
-    /// Input was ignored within the last minute.
-    #[serde(skip)]
-    #[schema(ignore)]
-    has_recently_ignored: bool,
 }
 
 /// The video track of a stream.
@@ -141,9 +117,6 @@ pub struct Transcode {
 /// for 30 s.
 const NO_MEDIA_WARNING_AFTER: Duration = Duration::from_secs(3);
 
-/// How long segments that are missing are warned of.
-const IGNORED_INPUT_WARNING_DURATION: Duration = Duration::from_secs(60);
-
 /// Returns all streams that are published, watched or configured, sorted by name. `hls_viewer_count` returns the number of HLS
 /// viewers of a stream.
 pub fn list_streams(
@@ -155,7 +128,8 @@ pub fn list_streams(
     let originals = streams.iter().filter(|stream| stream.key.is_original());
     let names: BTreeSet<StreamName> = originals
         .map(|stream| stream.key.name.clone())
-        .chain(sources.all().into_iter().map(|entry| entry.stream.clone()))
+        .chain(sources.all().into_iter().map(|entry| entry.stream.name.clone()))
+        .chain(sources.all_ladders().into_iter().map(|ladder| ladder.config.stream))
         .collect();
     names
         .iter()
@@ -170,8 +144,8 @@ pub fn describe_stream(
     sources: &SourceRegistry,
     hls_viewer_count: impl Fn(&StreamName) -> usize,
 ) -> Option<Stream> {
-    let (stream, entry) = (hub.find_stream(name), sources.get(name));
-    if stream.is_none() && entry.is_none() {
+    let (stream, entry, ladder) = (hub.find_stream(name), sources.get(name), sources.ladder(name));
+    if stream.is_none() && entry.is_none() && ladder.is_none() {
         return None;
     }
     let transcodes = running_transcodes(name, hub);
@@ -183,6 +157,17 @@ pub fn describe_stream(
         hls_viewers: hls_viewer_count(name),
         ..Stream::default()
     };
+    if let Some(ladder) = ladder {
+        let described = describe_ladder(&ladder, sources);
+        shown.sources = described.sources;
+        shown.chosen_source = described.chosen;
+        shown.source_switches = described.switches;
+    }
+    let selected = shown
+        .sources
+        .iter()
+        .find(|source| source.selected)
+        .map(|source| source.kind);
     let mut silence = None;
     if let Some(stream) = stream {
         stream.with_state(|state| {
@@ -192,7 +177,7 @@ pub fn describe_stream(
             shown.viewers = state.viewer_count();
             shown.publisher = state.source().map(|source| match (source.shard, &shown.source) {
                 (ShardIndex::NONE, Some(source)) => source.kind,
-                _ => "whip",
+                _ => selected.unwrap_or("whip"),
             });
             if shown.live {
                 shown.video = describe_video(state);
@@ -289,26 +274,6 @@ fn describe_layers(state: &StreamState) -> Vec<Layer> {
             }
         })
         .collect()
-}
-
-fn describe_source(entry: &RegisteredSource) -> Source {
-    let status = entry.status();
-    Source {
-        kind: entry.source_kind,
-        on_demand: entry.on_demand,
-        state: status.state.label(),
-        seconds: status.state_since.map(|since| since.elapsed().as_secs_f64()),
-        last_error: status.last_error,
-        restarts: status.restart_count,
-        fallback: status.fallback_reason,
-        has_recently_ignored: status
-            .ignored_input
-            .last_at
-            .is_some_and(|last| last.elapsed() < IGNORED_INPUT_WARNING_DURATION),
-        passed_over: status.ignored_input.count,
-        passed_over_reason: status.ignored_input.first_description,
-        left_out: status.unsupported_tracks,
-    }
 }
 
 fn describe_video(state: &StreamState) -> Option<Video> {

@@ -54,7 +54,7 @@ impl SourceConfig {
         };
         match kind {
             Some(kind) if mistakes.is_empty() => Ok(Self {
-                stream: stream.name.clone(),
+                stream: stream.stream_key(),
                 kind,
                 on_demand_linger: stream.on_demand_stop_after(),
             }),

@@ -19,7 +19,7 @@ use super::rtsp::camera::{Camera, CameraError};
 use super::rtsp::{self};
 use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
 use millstream_core::hub::changes::ChangeTopic;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::sources::frame_source::FrameSink;
 
 pub mod address;
@@ -39,7 +39,8 @@ use self::pipeline::PipelineSpec;
 /// A stream and its source.
 #[derive(Clone, Debug)]
 pub struct SourceConfig {
-    pub stream: StreamName,
+    /// The stream that it writes to.
+    pub stream: StreamKey,
     pub kind: SourceKind,
     /// How long the source keeps running after the last viewer left; `None` if it always runs.
     pub on_demand_linger: Option<Duration>,
@@ -169,17 +170,15 @@ async fn wait_until_not_needed<P: FrameSink>(entry: &RegisteredSource, config: &
     }
 }
 
-async fn wait_until_no_other_source<P: FrameSink>(plane: &P, stream: &StreamName) {
-    let mut changes = plane
-        .hub()
-        .change_notifier()
-        .listen([ChangeTopic::Stream(stream.clone())]);
+async fn wait_until_no_other_source<P: FrameSink>(plane: &P, stream: &StreamKey) {
+    let topic = ChangeTopic::Stream(stream.name.clone());
+    let mut changes = plane.hub().change_notifier().listen([topic]);
     while has_other_source(plane, stream) {
         changes.changed().await;
     }
 }
 
-fn has_other_source<P: FrameSink>(plane: &P, stream: &StreamName) -> bool {
+fn has_other_source<P: FrameSink>(plane: &P, stream: &StreamKey) -> bool {
     let stream = plane.hub().find_stream(stream);
     stream.is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
 }

@@ -12,7 +12,7 @@ use crate::pipeline::parameter::TargetHost;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
 use crate::pipeline::worker_slots::{SlotKeptAcrossRestarts, WorkerOwner};
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::clock::duration_to_ticks;
 use millstream_core::media::{Codec, Format, MediaKind};
@@ -66,7 +66,7 @@ const CAPTURE_TIME_ESTIMATE_INTERVAL: Duration = Duration::from_secs(1);
 /// Runs the worker until it fails. `live` is called once the stream receives frames.
 pub async fn play_pipeline<P: FrameSink>(
     spec: &PipelineSpec,
-    (stream, plane): (&StreamName, &P),
+    (stream, plane): (&StreamKey, &P),
     reservation: &SlotKeptAcrossRestarts,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
@@ -105,7 +105,7 @@ pub async fn play_pipeline<P: FrameSink>(
 
 /// Passes the frames of a worker to the frame source of a stream.
 pub struct WorkerRelay<'a, P: FrameSink> {
-    stream: &'a StreamName,
+    stream: &'a StreamKey,
     media_plane: &'a P,
     pending_tracks: PendingTracks,
     attached_source: Option<AttachedSource<'a, P>>,
@@ -117,7 +117,7 @@ pub struct WorkerRelay<'a, P: FrameSink> {
 impl<'a, P: FrameSink> WorkerRelay<'a, P> {
     /// Makes a relay that waits for the tracks of the worker. If `accepts_key_frame_requests` is set, key frame requests
     /// are sent to the worker until it refuses one.
-    pub fn new(stream: &'a StreamName, plane: &'a P, accepts_key_frame_requests: bool) -> Self {
+    pub fn new(stream: &'a StreamKey, plane: &'a P, accepts_key_frame_requests: bool) -> Self {
         Self {
             stream,
             media_plane: plane,

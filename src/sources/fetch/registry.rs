@@ -8,21 +8,32 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::status::{SourceState, SourceStatus};
+use crate::config::LadderConfig;
 use millstream_core::hub::Hub;
 use millstream_core::hub::changes::{ChangeNotifier, ChangeTopic};
 use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{StreamKey, StreamName};
+use millstream_core::sources::ladder::switcher::Ladder;
 
-/// The fetched streams. Clones share the same entries.
+/// The fetched streams, and the streams with several sources. Clones share the same entries.
 #[derive(Clone, Debug, Default)]
 pub struct SourceRegistry {
-    registered_sources: Arc<RwLock<BTreeMap<StreamName, Arc<RegisteredSource>>>>,
+    ladders: Arc<RwLock<BTreeMap<StreamName, ConfiguredLadder>>>,
+    registered_sources: Arc<RwLock<BTreeMap<StreamKey, Arc<RegisteredSource>>>>,
+}
+
+/// A stream with several sources.
+#[derive(Clone, Debug)]
+pub struct ConfiguredLadder {
+    pub config: LadderConfig,
+    pub ladder: Arc<Ladder>,
 }
 
 /// One fetched stream.
 #[derive(Debug)]
 pub struct RegisteredSource {
-    pub stream: StreamName,
+    /// The stream that it writes to.
+    pub stream: StreamKey,
     /// Kind as in the configuration: `rtsp`, `hls` or `pipeline`.
     pub source_kind: &'static str,
     /// The source runs only while the stream is watched.
@@ -48,14 +59,38 @@ pub enum StartOutcome {
 const SOURCE_START_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl SourceRegistry {
-    /// Returns the entry of a stream.
-    pub fn get(&self, stream: &StreamName) -> Option<Arc<RegisteredSource>> {
-        self.lock_for_reading().get(stream).cloned()
+    /// Returns the entry of a stream. A stream with several sources has none of its own.
+    pub fn get(&self, stream: impl Into<StreamKey>) -> Option<Arc<RegisteredSource>> {
+        self.lock_for_reading().get(&stream.into()).cloned()
     }
 
     /// Returns all entries, sorted by name.
     pub fn all(&self) -> Vec<Arc<RegisteredSource>> {
         self.lock_for_reading().values().cloned().collect()
+    }
+
+    /// Returns the ladder of a stream with several sources.
+    pub fn ladder(&self, stream: &StreamName) -> Option<ConfiguredLadder> {
+        let ladders = self.ladders.read().unwrap_or_else(PoisonError::into_inner);
+        ladders.get(stream).cloned()
+    }
+
+    /// Returns all ladders, sorted by stream.
+    pub fn all_ladders(&self) -> Vec<ConfiguredLadder> {
+        let ladders = self.ladders.read().unwrap_or_else(PoisonError::into_inner);
+        ladders.values().cloned().collect()
+    }
+
+    /// Adds the ladder of a stream, replacing its previous one.
+    pub fn insert_ladder(&self, ladder: ConfiguredLadder) {
+        let mut ladders = self.ladders.write().unwrap_or_else(PoisonError::into_inner);
+        ladders.insert(ladder.config.stream.clone(), ladder);
+    }
+
+    /// Removes the ladder of a stream.
+    pub fn remove_ladder(&self, stream: &StreamName) {
+        let mut ladders = self.ladders.write().unwrap_or_else(PoisonError::into_inner);
+        ladders.remove(stream);
     }
 
     /// Adds an entry, replacing the previous one of the stream.
@@ -64,19 +99,19 @@ impl SourceRegistry {
         entries.insert(entry.stream.clone(), entry);
     }
 
-    pub(super) fn remove(&self, stream: &StreamName) {
+    pub(super) fn remove(&self, stream: &StreamKey) {
         let mut entries = self.registered_sources.write().unwrap_or_else(PoisonError::into_inner);
         entries.remove(stream);
     }
 
     /// Marks a stream as stopped until it is started again.
-    pub(super) fn mark_stopped(&self, stream: &StreamName) {
+    pub(super) fn mark_stopped(&self, stream: &StreamKey) {
         if let Some(entry) = self.get(stream) {
             entry.set_state(SourceState::Stopped);
         }
     }
 
-    fn lock_for_reading(&self) -> RwLockReadGuard<'_, BTreeMap<StreamName, Arc<RegisteredSource>>> {
+    fn lock_for_reading(&self) -> RwLockReadGuard<'_, BTreeMap<StreamKey, Arc<RegisteredSource>>> {
         self.registered_sources.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -124,7 +159,7 @@ impl SourceRegistry {
 
 impl RegisteredSource {
     /// Makes the entry of a stream that is not started yet.
-    pub fn new(stream: StreamName, source: &'static str, on_demand: bool, changes: Arc<ChangeNotifier>) -> Arc<Self> {
+    pub fn new(stream: StreamKey, source: &'static str, on_demand: bool, changes: Arc<ChangeNotifier>) -> Arc<Self> {
         Arc::new(Self {
             stream,
             source_kind: source,
@@ -174,7 +209,8 @@ impl RegisteredSource {
     }
 
     fn wake_stream_listeners(&self) {
-        self.change_notifier.notify(&ChangeTopic::Stream(self.stream.clone()));
+        self.change_notifier
+            .notify(&ChangeTopic::Stream(self.stream.name.clone()));
     }
 
     fn request_start(&self) {
@@ -196,7 +232,9 @@ impl RegisteredSource {
 
     /// Waits until the stream is requested or watched.
     pub(super) async fn wait_until_watched_or_requested(&self, hub: &Hub) {
-        let mut changes = hub.change_notifier().listen([ChangeTopic::Stream(self.stream.clone())]);
+        let mut changes = hub
+            .change_notifier()
+            .listen([ChangeTopic::Stream(self.stream.name.clone())]);
         let is_watched = || {
             let stream = hub.find_stream(&self.stream);
             stream.is_some_and(|stream| stream.with_state(|state| state.is_watched()))

@@ -8,14 +8,14 @@ use tokio::task::JoinHandle;
 use super::registry::{RegisteredSource, SourceRegistry};
 use super::{SourceConfig, run_source};
 use crate::config::StreamConfig;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::sources::frame_source::FrameSink;
 
 /// All fetched streams of a gateway.
 pub struct SourceSupervisor<P> {
     registry: SourceRegistry,
     media_plane: P,
-    supervised_sources: Mutex<BTreeMap<StreamName, SupervisedSource>>,
+    supervised_sources: Mutex<BTreeMap<StreamKey, SupervisedSource>>,
 }
 
 struct SupervisedSource {
@@ -29,9 +29,9 @@ struct SupervisedSource {
 /// The changes made by [`SourceSupervisor::reconcile`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReconcileResult {
-    pub started: Vec<StreamName>,
-    pub stopped: Vec<StreamName>,
-    pub restarted: Vec<StreamName>,
+    pub started: Vec<StreamKey>,
+    pub stopped: Vec<StreamKey>,
+    pub restarted: Vec<StreamKey>,
 }
 
 /// A source and the configuration that it was built from.
@@ -52,11 +52,11 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     pub async fn reconcile(&self, configured_sources: Vec<ConfiguredSource>, restart_all: bool) -> ReconcileResult {
         let mut supervised = self.supervised_sources.lock().await;
         let mut reconciled = ReconcileResult::default();
-        let mut desired: BTreeMap<StreamName, ConfiguredSource> = configured_sources
+        let mut desired: BTreeMap<StreamKey, ConfiguredSource> = configured_sources
             .into_iter()
             .map(|configured| (configured.0.stream.clone(), configured))
             .collect();
-        let gone: Vec<StreamName> = supervised
+        let gone: Vec<StreamKey> = supervised
             .iter()
             .filter(|(name, source)| match desired.get(*name) {
                 Some((_, config)) => restart_all || config != &source.stream_config,
@@ -112,7 +112,7 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     }
 
     /// Ends the source of one stream, which then has none.
-    pub async fn remove_source(&self, name: &StreamName) {
+    pub async fn remove_source(&self, name: &StreamKey) {
         let mut supervised = self.supervised_sources.lock().await;
         if let Some(source) = supervised.remove(name) {
             source.abort_task_and_wait().await;
@@ -132,7 +132,7 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     }
 
     /// Stops fetching a stream until it is started again. Returns whether it has a configured source.
-    pub async fn stop_source_until_started(&self, name: &StreamName) -> bool {
+    pub async fn stop_source_until_started(&self, name: &StreamKey) -> bool {
         let mut supervised = self.supervised_sources.lock().await;
         let Some(source) = supervised.get_mut(name) else {
             return false;
@@ -145,7 +145,7 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     }
 
     /// Starts or restarts the source of a stream. Returns whether it has a configured source.
-    pub async fn start_or_restart_source(&self, name: &StreamName) -> bool {
+    pub async fn start_or_restart_source(&self, name: &StreamKey) -> bool {
         let mut supervised = self.supervised_sources.lock().await;
         let Some(source) = supervised.get_mut(name) else {
             return false;

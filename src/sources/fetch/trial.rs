@@ -15,7 +15,7 @@ use super::{SourceConfig, play_source};
 use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
 use millstream_core::hub::Hub;
 use millstream_core::hub::batch::PacketBatchToDeliver;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::hub::stream::SourceRef;
 use millstream_core::media::MediaKind;
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
@@ -44,7 +44,7 @@ pub struct SourceTrial {
     /// Holds the status of this source only.
     pub registry: SourceRegistry,
     plane: TrialPlane,
-    stream: StreamName,
+    stream: StreamKey,
     task: JoinHandle<()>,
     failure: oneshot::Receiver<FetchError>,
 }
@@ -126,7 +126,7 @@ async fn play_until_failure(entry: &RegisteredSource, config: &SourceConfig, pla
     }
 }
 
-async fn wait_until_known(plane: &TrialPlane, stream: &StreamName) {
+async fn wait_until_known(plane: &TrialPlane, stream: &StreamKey) {
     let mut live_since = None;
     loop {
         if is_live(plane, stream) {
@@ -139,13 +139,13 @@ async fn wait_until_known(plane: &TrialPlane, stream: &StreamName) {
     }
 }
 
-fn is_live(plane: &TrialPlane, stream: &StreamName) -> bool {
+fn is_live(plane: &TrialPlane, stream: &StreamKey) -> bool {
     let stream = plane.hub().find_stream(stream);
     stream.is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
 }
 
 /// Whether the interval of key frames is known, or there are none.
-fn has_known_key_frame_interval(plane: &TrialPlane, stream: &StreamName) -> bool {
+fn has_known_key_frame_interval(plane: &TrialPlane, stream: &StreamKey) -> bool {
     let stream = plane.hub().find_stream(stream);
     stream.is_some_and(|stream| {
         stream

@@ -10,7 +10,7 @@ use crate::pipeline::worker_process::WorkerProcessError;
 use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
 use crate::sources::fetch::error::FetchError;
 use crate::sources::fetch::pipeline::{self, PipelineSpec};
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::sources::frame_source::FrameSink;
 
 /// Timeouts of the worker in seconds: a camera may send a frame every few seconds only.
@@ -22,7 +22,7 @@ pub(super) async fn play_by_pipeline<P: FrameSink>(
     camera: &Camera,
     fallback: &PipelineFallback,
     incompatibility: CameraIncompatibility,
-    (stream, plane): (&StreamName, &P),
+    (stream, plane): (&StreamKey, &P),
     reservation: &SlotKeptAcrossRestarts,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {

@@ -28,7 +28,7 @@ use super::relay::CameraRelayEndpoint;
 use super::retina_errors::{self, ErrorVerdict};
 use super::tracks::{CameraTrack, TrackSelection, select_best_tracks};
 use crate::config::RtspTransport;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::media::clock::SenderNtpMapper;
 use millstream_core::media::{Codec, MediaKind};
 use millstream_core::sources::frame_source::{AnnouncedTrack, NalFraming};
@@ -44,7 +44,7 @@ pub(super) struct RtspClient {
     ntp_clock: SenderNtpMapper,
     /// Events that were read but not returned yet.
     ready_events: VecDeque<CameraEvent>,
-    stream: StreamName,
+    stream: StreamKey,
     ignored_input: IgnoredInput,
     /// Errors in a row without an item in between.
     consecutive_retina_errors: u32,
@@ -121,7 +121,7 @@ async fn start_relay_and_prepare_describe(
 
 impl RtspClient {
     /// Connects, selects the tracks, and starts playing.
-    pub(super) async fn connect_and_play(camera: &Camera, stream: &StreamName) -> Result<Self, CameraError> {
+    pub(super) async fn connect_and_play(camera: &Camera, stream: &StreamKey) -> Result<Self, CameraError> {
         probe_tcp_connection(camera).await?;
         match Self::connect_and_play_once(camera, stream, camera.uses_relay()).await {
             // The relay forwards no datagrams.
@@ -132,11 +132,7 @@ impl RtspClient {
         }
     }
 
-    async fn connect_and_play_once(
-        camera: &Camera,
-        stream: &StreamName,
-        uses_relay: bool,
-    ) -> Result<Self, CameraError> {
+    async fn connect_and_play_once(camera: &Camera, stream: &StreamKey, uses_relay: bool) -> Result<Self, CameraError> {
         let has_credentials = camera.has_credentials();
         let describing = start_relay_and_prepare_describe(camera, uses_relay).await?;
         let described = with_step_timeout(RtspStep::Describe, has_credentials, describing).await;
@@ -443,7 +439,7 @@ impl RtspClient {
     }
 }
 
-fn count_ignored_input(passed_over: &mut IgnoredInput, stream: &StreamName, count: u64, what: &dyn Fn() -> String) {
+fn count_ignored_input(passed_over: &mut IgnoredInput, stream: &StreamKey, count: u64, what: &dyn Fn() -> String) {
     passed_over.count += count;
     passed_over.last_at = Some(now());
     if passed_over.first_description.is_none() {

@@ -3,6 +3,7 @@
 mod absence;
 mod adaptation;
 mod joins;
+mod ladder;
 mod layers;
 mod locks;
 mod log;

@@ -91,7 +91,7 @@ impl Source {
         let name = StreamName::parse("live").expect("a stream name");
         Self {
             hub: Hub::default(),
-            publisher: Publisher::new(now, name, source, publication, &mut || 7),
+            publisher: Publisher::new(now, name.into(), source, publication, &mut || 7),
             now,
         }
     }
@@ -105,7 +105,7 @@ impl Source {
         let published = self.publisher.publish_arrived_packets(&self.hub);
         let home = self
             .hub
-            .find_stream(self.publisher.stream_name())
+            .find_stream(self.publisher.stream_key())
             .map(|stream| stream.id);
         let batches = published.batches.iter().filter(|batch| Some(batch.stream_id) == home);
         batches.map(|batch| batch.packets.len()).sum()
@@ -438,7 +438,7 @@ fn a_publisher_is_stalled_five_seconds_after_its_last_packet_until_the_next() {
         .publisher
         .attach_on_connect_if_no_source(connected_at, &source.hub);
     let is_stalled_at = |source: &Source, milliseconds: u64| {
-        let stream = source.hub.find_stream(source.publisher.stream_name());
+        let stream = source.hub.find_stream(source.publisher.stream_key());
         let at = connected_at + Duration::from_millis(milliseconds);
         stream
             .expect("connected")
@@ -468,7 +468,7 @@ fn a_publisher_that_takes_over_from_a_silent_one_is_not_stalled() {
     source.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
     let stream = source
         .hub
-        .find_stream(source.publisher.stream_name())
+        .find_stream(source.publisher.stream_key())
         .expect("connected");
     let successor = SourceRef {
         session_id: SessionId([9; 16]),
@@ -505,7 +505,7 @@ fn video_that_was_negotiated_and_does_not_begin_is_noted_in_its_stream() {
         source.publisher.handle_timeout(source.now);
         let stream = source
             .hub
-            .find_stream(source.publisher.stream_name())
+            .find_stream(source.publisher.stream_key())
             .expect("connected");
         stream.with_state(|state| (state.video.missing_media(), state.audio.missing_media()))
     };

@@ -16,6 +16,11 @@ pub(super) struct Publisher {
     /// The simulcast layers below the best one, best first.
     lower_layers: Vec<(u32, SyntheticVideo)>,
     started: Option<Instant>,
+    /// When it sent for the first time: its clock runs on while it is frozen.
+    switched_on: Option<Instant>,
+    polled_at: Option<Instant>,
+    /// It does nothing, and goes on where it was.
+    pub is_frozen: bool,
     /// When each video frame was sent.
     pub sent_at: HashMap<u32, Instant>,
     history: VecDeque<Vec<u8>>,
@@ -80,6 +85,9 @@ impl Publisher {
             audio_ssrc: config.ssrc ^ 0xffff,
             lower_layers: Vec::new(),
             started: None,
+            switched_on: None,
+            polled_at: None,
+            is_frozen: false,
             sent_at: HashMap::new(),
             history: VecDeque::new(),
             audio_retransmission: None,
@@ -182,6 +190,12 @@ impl Publisher {
 
     /// RTP and RTCP that are due.
     pub(super) fn poll(&mut self, now: Instant) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+        let polled_at = self.polled_at.replace(now).unwrap_or(now);
+        if self.is_frozen {
+            self.started = self.started.map(|started| started + (now - polled_at));
+            return (Vec::new(), Vec::new());
+        }
+        self.switched_on.get_or_insert(now);
         let started = *self.started.get_or_insert(now);
         let mut rtp = std::mem::take(&mut self.pending);
         while started + self.video.next_at() <= now {
@@ -225,7 +239,8 @@ impl Publisher {
     fn report(&mut self, now: Instant, started: Instant) -> Vec<u8> {
         self.next_report = Some(now + Duration::from_secs(1));
         let elapsed = now.duration_since(started);
-        let ntp = clock::unix_to_ntp(Duration::from_secs(1_700_000_000) + elapsed);
+        let running = now.duration_since(self.switched_on.unwrap_or(started));
+        let ntp = clock::unix_to_ntp(Duration::from_secs(1_700_000_000) + running);
         let mut compound = Vec::new();
         let first = self.config.first_time;
         for (ssrc, rate, first) in [(self.config.ssrc, 90_000, first), (self.audio_ssrc, 48_000, 0)] {

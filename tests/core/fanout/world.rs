@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
-use millstream_core::hub::name::StreamName;
 use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionRegistry, SessionState};
 use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
 use millstream_core::sdp::{self, LocalTransport, Offer};
@@ -21,6 +20,7 @@ use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::ufrag;
 use millstream_core::shard::{ShardCore, SharedState};
 use millstream_core::sources::frame_source::FrameSource;
+use millstream_core::sources::ladder::map::LadderMap;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
     PeerIdentity, Profiles, VideoCodec,
@@ -28,6 +28,7 @@ use millstream_test_support::{
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
+use crate::fanout::ladder::stream_key;
 use crate::fanout::publisher::Publisher;
 use crate::fanout::viewer::Viewer;
 
@@ -36,6 +37,9 @@ pub(super) const GATEWAY: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 8189);
 
 const OVERHEARD_PER_KIND: usize = 200;
+
+/// Steps between two looks at the sources of the ladders, as in the gateway.
+const LADDER_INTERVAL_STEPS: u64 = 50;
 
 const STEP: Duration = Duration::from_millis(1);
 
@@ -61,6 +65,7 @@ pub(super) struct World {
     pub astray: HashMap<SocketAddr, usize>,
     /// How often a shard did what was due by time.
     pub timeouts: usize,
+    ladder_steps: u64,
     /// Whether the gateway takes congestion feedback.
     pub congestion_control: bool,
 }
@@ -121,6 +126,7 @@ impl World {
         let mailboxes = (0..shards).map(|_| Arc::new(Mailbox::new(mailbox, || {}))).collect();
         let shared = Arc::new(SharedState {
             hub: Hub::default(),
+            ladders: LadderMap::default(),
             session_registry: SessionRegistry::new(
                 SessionLimits {
                     max_sessions: 10_000,
@@ -168,6 +174,7 @@ impl World {
             route_messages: 0,
             astray: HashMap::new(),
             timeouts: 0,
+            ladder_steps: 0,
             congestion_control: true,
         }
     }
@@ -243,7 +250,7 @@ impl World {
         mut role: Role,
     ) -> usize {
         let (offer, text) = offer;
-        let name = StreamName::parse(stream).expect("a stream name");
+        let key = stream_key(stream);
         let local = ufrag::generate_ice_credentials(ShardIndex(shard as u16), &mut || self.rng.next_u32());
         let parsed = Offer::parse(text.as_bytes()).expect("a good offer");
         let fingerprint = &self.shared.dtls_identity.fingerprint;
@@ -263,7 +270,7 @@ impl World {
             }
             Role::Viewer(viewer) => {
                 let hub = &self.shared.hub;
-                let available_formats = hub.find_stream(&name).and_then(|s| {
+                let available_formats = hub.find_stream(&key).and_then(|s| {
                     s.with_state(|state| {
                         state.tracks_offerable_to_viewers(|codec| hub.can_transcode_codec_for_browsers(codec))
                     })
@@ -290,7 +297,7 @@ impl World {
         assert_eq!(opened, Ok(None));
         let opening = NewSession {
             session_id: session,
-            stream_name: name,
+            stream_key: key,
             local_credentials: local,
             role: opening,
         };
@@ -362,7 +369,7 @@ impl World {
     /// Puts on the line what a feed has taken, as the handle on the shards does.
     pub(super) fn feed(&mut self, feed: &mut FrameSource) {
         assert!(
-            self.shared.publish_frames_unless_displaced(feed),
+            self.shared.publish_frames_unless_displaced(self.now, feed),
             "the stream has no other source"
         );
     }
@@ -475,6 +482,10 @@ impl World {
                 core.handle_timeout(now);
             }
             core.finish_tick(now);
+        }
+        self.ladder_steps += 1;
+        if self.ladder_steps.is_multiple_of(LADDER_INTERVAL_STEPS) {
+            self.shared.handle_ladder_timeout(now);
         }
         self.send_down();
         self.deliver_down();

@@ -280,7 +280,7 @@ async fn a_restart_keeps_the_streams_and_a_reload_does_not_touch_them() {
         let sources = gateway.source_registry().all();
         sources
             .iter()
-            .find(|source| source.stream.as_str() == "door")
+            .find(|source| source.stream.name.as_str() == "door")
             .map(|source| source.source_kind)
     };
     assert_eq!(kind(&gateway), Some("pipeline"));

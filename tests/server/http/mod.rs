@@ -19,6 +19,7 @@ mod publishing;
 mod revocation;
 mod sessions;
 mod source_tests;
+mod sources;
 mod stalls;
 mod stream_tokens;
 mod tls;

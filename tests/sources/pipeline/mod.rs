@@ -18,6 +18,7 @@ mod cycles;
 mod escapes;
 mod faults;
 mod hostile;
+mod ladder;
 mod many_players;
 mod origin_servers;
 mod origins;
@@ -142,7 +143,7 @@ fn poll(hub: &hub::Hub, stream: &str) -> Option<Seen> {
 fn trouble(gateway: &Gateway, stream: &str) -> String {
     let entry = gateway
         .source_registry()
-        .get(&StreamName::parse(stream).expect("a name"));
+        .get(StreamName::parse(stream).expect("a name"));
     entry.and_then(|entry| entry.status().last_error).unwrap_or_default()
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use millstream::Gateway;
 use millstream::config::{Config, ConfigError};
+use millstream::http::api::sources::Source;
 use millstream::http::api::streams;
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
@@ -25,7 +26,7 @@ mod source_tests;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The state of a configured stream, as the API shows it.
-fn shown(gateway: &Gateway, name: &str) -> streams::Source {
+fn shown(gateway: &Gateway, name: &str) -> Source {
     let name = StreamName::parse(name).expect("a name");
     let shown = streams::describe_stream(&name, gateway.media_plane().hub(), gateway.source_registry(), |_| 0);
     shown.and_then(|stream| stream.source).expect("it is configured")
@@ -155,7 +156,7 @@ const NOTHING: Option<Seen> = Some(Seen {
 fn trouble(gateway: &Gateway) -> String {
     let entry = gateway
         .source_registry()
-        .get(&StreamName::parse("door").expect("a name"));
+        .get(StreamName::parse("door").expect("a name"));
     entry.and_then(|entry| entry.status().last_error).unwrap_or_default()
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::ladder_input::LadderInput;
 use super::ring::{RingEntries, RingEntry};
-use super::stream::{ShardIndex, Stream, StreamId, StreamState};
+use super::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
 use super::tap::TapQueue;
+use super::track::TrackSourceProperties;
 
 /// Packets to be delivered: see [`crate::shard::SharedState::deliver_to_taps_and_other_shards`].
 pub struct PacketBatchToDeliver {
@@ -16,6 +18,46 @@ pub struct PacketBatchToDeliver {
     pub shards_with_viewers: Vec<ShardIndex>,
     /// Queues of the readers that are not viewers.
     pub tap_queues: Vec<Arc<TapQueue>>,
+    /// For a stream that is a source of ladders. Boxed: hardly any stream is.
+    pub ladder_feed: Option<Box<LadderFeed>>,
+}
+
+/// What the ladders that a stream is a source of need beside its packets.
+pub struct LadderFeed {
+    pub inputs: Vec<LadderInput>,
+    pub source: SourceState,
+}
+
+/// The source of a stream and what is known of its tracks.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceState {
+    pub source: SourceRef,
+    pub video: TrackSourceProperties,
+    pub audio: TrackSourceProperties,
+    pub responds_to_key_frame_requests: bool,
+}
+
+impl SourceState {
+    /// Returns that of a stream; `None` without a source.
+    pub(crate) fn of(state: &StreamState) -> Option<Self> {
+        Some(Self {
+            source: state.source()?,
+            video: state.video.source_properties(),
+            audio: state.audio.source_properties(),
+            responds_to_key_frame_requests: state.responds_to_key_frame_requests,
+        })
+    }
+}
+
+impl LadderFeed {
+    fn of(state: &StreamState) -> Option<Box<Self>> {
+        let inputs = state.ladder_inputs();
+        if inputs.is_empty() {
+            return None;
+        }
+        let source = SourceState::of(state)?;
+        Some(Box::new(Self { inputs, source }))
+    }
 }
 
 impl PacketBatchToDeliver {
@@ -34,6 +76,7 @@ impl PacketBatchToDeliver {
             formats_or_layers_changed: state.take_format_or_layer_change_flag(),
             shards_with_viewers: state.shards_with_viewers().collect(),
             tap_queues: state.prune_and_list_tap_queues_with_reader(),
+            ladder_feed: LadderFeed::of(state),
         })
     }
 }

@@ -16,6 +16,10 @@ pub enum LockRank {
     Packager,
     /// The bookkeeping that accompanies one packager.
     PackagerState,
+    /// The map of source ladders by stream.
+    LadderMap,
+    /// One source ladder. It writes to the stream that it feeds.
+    Ladder,
     /// The map of streams by name.
     StreamMap,
     /// One stream. Two streams are never locked at the same time.

@@ -10,6 +10,7 @@ pub mod batch;
 pub mod changes;
 pub mod half_open;
 pub mod id;
+pub mod ladder_input;
 pub mod lock;
 pub mod log_limit;
 pub mod mailbox;

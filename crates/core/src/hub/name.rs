@@ -56,6 +56,11 @@ impl StreamName {
         self.variant_key(StreamVariant::Transcoded(target))
     }
 
+    /// Returns the key of what one of several sources of this stream sends.
+    pub fn ladder_source_key(&self, source: &SourceName) -> StreamKey {
+        self.variant_key(StreamVariant::LadderSource(source.clone()))
+    }
+
     /// Returns the key of a simulcast layer of this stream.
     pub fn lower_simulcast_layer_key(&self, rid: &Rid) -> StreamKey {
         self.variant_key(StreamVariant::SimulcastLayer(rid.clone()))
@@ -69,19 +74,51 @@ impl StreamName {
     }
 }
 
+/// Name of one of the sources of a stream that has several, such as `backup`: unique within its stream.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SourceName(Arc<str>);
+
+/// Reason why a text is not a valid source name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a source name has 1 to {MAX_SOURCE_NAME_LENGTH} characters: lower-case ASCII letters, digits, `_` and `-`")]
+pub struct SourceNameError;
+
+const MAX_SOURCE_NAME_LENGTH: usize = 32;
+
+impl SourceName {
+    /// Parses a name.
+    ///
+    /// # Errors
+    ///
+    /// A [`SourceNameError`].
+    pub fn parse(text: &str) -> Result<Self, SourceNameError> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b);
+        if text.is_empty() || text.len() > MAX_SOURCE_NAME_LENGTH || !text.bytes().all(allowed) {
+            return Err(SourceNameError);
+        }
+        Ok(Self(text.into()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// Identifies a stream in the hub: the name by which clients know it, and which variant of it this is. Clients can only
 /// address originals.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamKey {
     pub name: StreamName,
     pub variant: StreamVariant,
 }
 
 /// What a stream in the hub carries.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StreamVariant {
-    /// What the source sends; of a simulcast, the best layer.
+    /// What the source sends; of a simulcast, the best layer. With several sources, what the selected one sends.
     Original,
+    /// What one of several sources sends, whether it is selected or stands by.
+    LadderSource(SourceName),
     /// A lower layer of a simulcast.
     SimulcastLayer(Rid),
     /// One track of the original, transcoded.
@@ -103,7 +140,15 @@ impl StreamKey {
     pub(crate) fn lower_simulcast_rid(&self) -> Option<&Rid> {
         match &self.variant {
             StreamVariant::SimulcastLayer(rid) => Some(rid),
-            StreamVariant::Original | StreamVariant::Transcoded(_) => None,
+            StreamVariant::Original | StreamVariant::LadderSource(_) | StreamVariant::Transcoded(_) => None,
+        }
+    }
+
+    /// Returns the source whose media this is, if the stream has several.
+    pub fn ladder_source(&self) -> Option<&SourceName> {
+        match &self.variant {
+            StreamVariant::LadderSource(source) => Some(source),
+            StreamVariant::Original | StreamVariant::SimulcastLayer(_) | StreamVariant::Transcoded(_) => None,
         }
     }
 
@@ -111,7 +156,7 @@ impl StreamKey {
     pub fn transcode_target(&self) -> Option<TranscodeTarget> {
         match self.variant {
             StreamVariant::Transcoded(target) => Some(target),
-            StreamVariant::Original | StreamVariant::SimulcastLayer(_) => None,
+            StreamVariant::Original | StreamVariant::LadderSource(_) | StreamVariant::SimulcastLayer(_) => None,
         }
     }
 }
@@ -137,12 +182,13 @@ impl From<&StreamKey> for StreamKey {
     }
 }
 
-/// For logs: `door`, `door#opus`, `door#@low`. No stream name contains `#`.
+/// For logs: `door`, `door#opus`, `door#@low`, `door#=backup`. No stream name contains `#`.
 impl fmt::Display for StreamKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.variant {
             StreamVariant::Original => write!(f, "{}", self.name),
             StreamVariant::SimulcastLayer(rid) => write!(f, "{}#@{}", self.name, rid.0),
+            StreamVariant::LadderSource(source) => write!(f, "{}#={source}", self.name),
             StreamVariant::Transcoded(target) => write!(f, "{}#{}", self.name, target.label()),
         }
     }
@@ -155,6 +201,18 @@ impl fmt::Debug for StreamKey {
 }
 
 impl fmt::Display for StreamName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for SourceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -177,6 +235,7 @@ mod tests {
         let variants = [
             name.transcode_key(TranscodeTarget::Opus),
             name.lower_simulcast_layer_key(&Rid("low".into())),
+            name.ladder_source_key(&SourceName::parse("backup").expect("a name")),
         ];
         for variant in variants {
             assert_ne!(variant, original);
@@ -187,6 +246,19 @@ mod tests {
             );
         }
         assert_eq!(original.to_string(), "yard/gate");
+    }
+
+    #[test]
+    fn source_names_fit_a_query_and_a_label() {
+        for good in ["backup", "obs-2", "a_1"] {
+            assert_eq!(
+                SourceName::parse(good).map(|name| name.to_string()),
+                Ok(good.to_owned())
+            );
+        }
+        for bad in ["", "Backup", "a b", "a&b", "a/b", &"x".repeat(33)] {
+            assert_eq!(SourceName::parse(bad), Err(SourceNameError), "{bad:?}");
+        }
     }
 
     #[test]

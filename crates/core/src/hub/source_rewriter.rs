@@ -59,8 +59,8 @@ pub struct IngestNumberingRewriter {
     /// Highest source sequence number that is numbered on the track.
     highest_mapped_seq: Option<u64>,
     numbering_epoch: u32,
-    /// Source timestamps are already track timestamps.
-    has_track_timestamps: bool,
+    /// Offset of all source timestamps, wrapping, if it does not follow from the arrivals.
+    fixed_timestamp_offset: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -114,14 +114,19 @@ impl IngestNumberingRewriter {
             last_timestamp_alignment: None,
             highest_mapped_seq: None,
             numbering_epoch: 0,
-            has_track_timestamps: false,
+            fixed_timestamp_offset: None,
         }
     }
 
     /// Creates the state for a source whose timestamps are already track timestamps, taken from another track.
     pub fn with_track_timestamps() -> Self {
+        Self::with_timestamp_offset(0)
+    }
+
+    /// Creates the state for a source whose timestamps become track timestamps by adding this, wrapping.
+    pub(crate) fn with_timestamp_offset(offset: u64) -> Self {
         Self {
-            has_track_timestamps: true,
+            fixed_timestamp_offset: Some(offset),
             ..Self::new()
         }
     }
@@ -130,7 +135,7 @@ impl IngestNumberingRewriter {
     fn restart(&mut self, epoch: u32) {
         *self = Self {
             numbering_epoch: epoch,
-            has_track_timestamps: self.has_track_timestamps,
+            fixed_timestamp_offset: self.fixed_timestamp_offset,
             ..Self::new()
         };
     }
@@ -152,7 +157,7 @@ impl IngestNumberingRewriter {
         let Some(mut time) = self.to_track_time(report.numbering_epoch, report.timestamp) else {
             return;
         };
-        if !self.has_track_timestamps
+        if self.fixed_timestamp_offset.is_none()
             && let Some(expected) = track.clock.reported_track_time_at(report.captured_at)
             && let Some(lag) = expected.checked_sub(time)
             && ticks_to_duration(lag, track.clock.clock_rate()) > MIN_LAG_BEHIND_SENDER_REPORTS_TO_REALIGN
@@ -286,13 +291,11 @@ impl IngestNumberingRewriter {
         self.highest_mapped_seq = None;
         self.seq_offsets
             .push_back((first.seq, track.first_seq_of_next_source().wrapping_sub(first.seq)));
-        self.timestamp_offset = if self.has_track_timestamps {
-            0
-        } else {
+        self.timestamp_offset = self.fixed_timestamp_offset.unwrap_or_else(|| {
             track
                 .first_time_of_next_source(first.arrival, first.codec.clock_rate())
                 .wrapping_sub(first.timestamp)
-        };
+        });
         if first.codec == Codec::Vp8 {
             self.vp8_offset = track
                 .vp8_counter_tracker

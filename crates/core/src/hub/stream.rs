@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::changes::{ChangeNotifier, ChangeTopic};
 pub use super::id::{SessionId, ShardIndex, StreamId};
+use super::ladder_input::{LadderInput, LadderInputs};
 use super::lock::{LockRank, RankedMutex};
-use super::name::StreamKey;
+use super::name::{StreamKey, StreamName};
 use super::tap_queue::{TapList, TapQueue};
 use super::track::Track;
 use super::traffic::StreamTransportStats;
@@ -108,6 +109,7 @@ pub struct StreamState {
     /// Shards with viewers, and the number of viewers on each.
     viewer_counts_by_shard: Vec<(ShardIndex, usize)>,
     taps: TapList,
+    ladder_inputs: LadderInputs,
 }
 
 impl Stream {
@@ -125,6 +127,7 @@ impl Stream {
             key_frame_requested: false,
             viewer_counts_by_shard: Vec::new(),
             taps: TapList::default(),
+            ladder_inputs: LadderInputs::default(),
         };
         Self {
             id,
@@ -270,7 +273,7 @@ impl StreamState {
 
     /// What the source says of itself has changed, if it is still this one.
     pub(crate) fn update_source_if_current(&mut self, source: SourceRef) {
-        if self.is_source_session(source.session_id) {
+        if self.is_source_session(source.session_id) && self.source != Some(source) {
             self.source = Some(source);
             self.has_unnotified_change = true;
         }
@@ -351,14 +354,37 @@ impl StreamState {
         self.has_unnotified_change |= !self.is_watched();
     }
 
+    /// Makes this stream a source of a ladder.
+    pub(crate) fn add_ladder_input(&mut self, input: LadderInput) {
+        self.ladder_inputs.add(input);
+    }
+
+    /// This stream is no longer a source of the ladder of `ladder`.
+    pub(crate) fn remove_from_ladder(&mut self, ladder: &StreamName) {
+        self.has_unnotified_change = true;
+        self.ladder_inputs.remove_ladder(ladder);
+    }
+
+    /// Sets whether a ladder needs the source of this stream to run: see [`Self::is_watched`].
+    pub(crate) fn set_ladder_demand(&mut self, input: &LadderInput, is_needed: bool) {
+        let was_watched = self.is_watched();
+        self.ladder_inputs.set_demand(input, is_needed);
+        self.has_unnotified_change |= was_watched != self.is_watched();
+    }
+
+    /// The ladders that this stream is a source of.
+    pub(super) fn ladder_inputs(&self) -> Vec<LadderInput> {
+        self.ladder_inputs.to_vec()
+    }
+
     /// Queues of the readers that are not viewers.
     pub(crate) fn prune_and_list_tap_queues_with_reader(&mut self) -> Vec<Arc<TapQueue>> {
         self.taps.prune_and_list_queues_with_reader()
     }
 
-    /// Whether the stream has viewers or taps.
+    /// Whether the stream has viewers or taps, or a ladder needs it.
     pub fn is_watched(&self) -> bool {
-        !self.viewer_counts_by_shard.is_empty() || !self.taps.has_no_reader()
+        !self.viewer_counts_by_shard.is_empty() || !self.taps.has_no_reader() || self.ladder_inputs.has_demand()
     }
 
     /// Shards with viewers.
@@ -388,6 +414,6 @@ impl StreamState {
     }
 
     pub(super) fn is_unused(&self) -> bool {
-        self.source.is_none() && !self.is_watched()
+        self.source.is_none() && !self.is_watched() && self.ladder_inputs.is_empty()
     }
 }

@@ -48,6 +48,18 @@ pub struct TrackFormatAndClock {
     pub clock: TrackClock,
 }
 
+/// What is known of the source of a track: for a track that is a copy of another one.
+#[derive(Clone, Copy, Debug)]
+pub struct TrackSourceProperties {
+    pub format: Option<Format>,
+    resolution: Option<(u16, u16)>,
+    has_b_frames: bool,
+    pub clock: TrackClock,
+    missing_media: Option<MissingPacketsOrKeyFrame>,
+    discard_counts: PayloadDiscardCounts,
+    arrival_timed_frame_count: u64,
+}
+
 /// What the source of a track negotiated and does not send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MissingPacketsOrKeyFrame {
@@ -146,6 +158,29 @@ impl Track {
             frame_rate: self.rate_meter.last_rate().frames_per_second,
             clock: self.clock,
         }
+    }
+
+    /// Returns what is known of the source.
+    pub(crate) fn source_properties(&self) -> TrackSourceProperties {
+        TrackSourceProperties {
+            format: self.format,
+            resolution: self.resolution,
+            has_b_frames: self.has_b_frames(),
+            clock: self.clock,
+            missing_media: self.missing_media,
+            discard_counts: self.discard_counts,
+            arrival_timed_frame_count: self.arrival_timed_frame_count,
+        }
+    }
+
+    /// Takes over what is known of the source of another track, whose packets this one copies.
+    pub(crate) fn copy_source_properties(&mut self, of: &TrackSourceProperties) {
+        self.set_format_if_known(of.format);
+        self.set_resolution_if_known(of.resolution);
+        self.set_has_b_frames_if_found(of.has_b_frames);
+        self.missing_media = of.missing_media;
+        self.discard_counts = of.discard_counts;
+        self.arrival_timed_frame_count = of.arrival_timed_frame_count;
     }
 
     /// Starts a new source.

@@ -23,6 +23,34 @@ struct ClockAnchor {
     instant: Instant,
 }
 
+/// Compresses the times from `first_packet_time` on, so that they start at `mapped_first_packet_time`; times from
+/// `live_edge_time` on are unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimestampCompression {
+    /// Track time of the first packet.
+    pub first_packet_time: TrackTime,
+    /// Track time that it is mapped to: the live edge at the start.
+    pub mapped_first_packet_time: TrackTime,
+    /// Track time at which the viewer reaches the live edge.
+    pub live_edge_time: TrackTime,
+}
+
+impl TimestampCompression {
+    /// Maps a track time.
+    pub fn compress_time(self, time: TrackTime) -> TrackTime {
+        if time >= self.live_edge_time {
+            return time;
+        }
+        let (past, whole, room) = (
+            time.saturating_sub(self.first_packet_time),
+            self.live_edge_time - self.first_packet_time,
+            self.live_edge_time.saturating_sub(self.mapped_first_packet_time),
+        );
+        let compressed = u128::from(past) * u128::from(room) / u128::from(whole.max(1));
+        self.mapped_first_packet_time + u64::try_from(compressed).unwrap_or(0)
+    }
+}
+
 /// Fraction of a later arrival that moves the reference: 1/256 follows clock drift, but not jitter.
 const DRIFT_DIVISOR: u32 = 256;
 
@@ -101,6 +129,13 @@ impl TrackClock {
     pub(crate) fn reported_track_time_at(&self, at: Instant) -> Option<TrackTime> {
         let anchor = self.report_anchor.filter(|_| self.has_capture_times)?;
         Some(anchor.track_time_at(at, self.clock_rate))
+    }
+
+    /// Returns the last report or alignment of the source: a timestamp, the instant that belongs to it, and whether that is
+    /// a capture time of the source's own.
+    pub(crate) fn last_report(&self) -> Option<(TrackTime, Instant, bool)> {
+        let anchor = self.report_anchor?;
+        Some((anchor.track_time, anchor.instant, self.has_capture_times))
     }
 
     /// Returns the timestamp of media captured at `instant`. `None` before the first packet.

@@ -33,7 +33,7 @@ pub struct Pt(pub u8);
 pub struct Mid(pub Arc<str>);
 
 /// Restriction identifier (RID) of a simulcast layer (RFC 8851 §4).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Rid(pub Arc<str>);
 
 /// Media kind of a track.

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 
+use crate::media::clock::TimestampCompression;
 use crate::media::packet::{TrackSeq, TrackTime};
 
 /// Maps track positions to outgoing sequence numbers and timestamps.
@@ -27,33 +28,6 @@ struct SeqOffsetRange {
     /// Outgoing sequence number minus track position, wrapping.
     seq_offset: u64,
     timestamp_compression: Option<TimestampCompression>,
-}
-
-/// Compresses the times from `from` on, so that they start at `mapped_first_packet_time`; times from `live_edge_time` on are unchanged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TimestampCompression {
-    /// Track time of the first packet.
-    pub first_packet_time: TrackTime,
-    /// Track time that it is mapped to: the live edge at the start.
-    pub mapped_first_packet_time: TrackTime,
-    /// Track time at which the viewer reaches the live edge.
-    pub live_edge_time: TrackTime,
-}
-
-impl TimestampCompression {
-    /// Maps a track time.
-    pub fn compress_time(self, time: TrackTime) -> TrackTime {
-        if time >= self.live_edge_time {
-            return time;
-        }
-        let (past, whole, room) = (
-            time.saturating_sub(self.first_packet_time),
-            self.live_edge_time - self.first_packet_time,
-            self.live_edge_time.saturating_sub(self.mapped_first_packet_time),
-        );
-        let compressed = u128::from(past) * u128::from(room) / u128::from(whole.max(1));
-        self.mapped_first_packet_time + u64::try_from(compressed).unwrap_or(0)
-    }
 }
 
 /// Number of segments kept for retransmissions and late packets.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::playout_delay::PlayoutDelayControl;
 use super::retransmission_limiter::{RetransmissionLimiter, SenderReportCounts};
-use super::rewriter::{RtpSeqAndTimestampRewriter, TimestampCompression};
+use super::rewriter::RtpSeqAndTimestampRewriter;
 use super::sent_transport_numbers::TransportNumbersByOutSeq;
 use super::transport_cc_egress::{OutgoingPayload, TransportCcEgress, wire_len};
 use crate::congestion::PacketPurpose;
@@ -15,7 +15,7 @@ use crate::congestion::ladder::FrameSelection;
 use crate::congestion::pacer::PACING_INTERVAL_US;
 use crate::hub::ring::{PacketRing, RingEntry};
 use crate::hub::vp8_rewriter::{Vp8CounterOffset, Vp8CounterTracker};
-use crate::media::clock::{duration_to_ticks, ticks_to_duration};
+use crate::media::clock::{TimestampCompression, duration_to_ticks, ticks_to_duration};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 use crate::media::{Codec, MediaKind, Pt, Ssrc};
 use crate::sdp::negotiated::OutgoingTrack;

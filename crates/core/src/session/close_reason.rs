@@ -24,6 +24,8 @@ pub enum CloseReason {
     TokenExpired,
     /// The configuration no longer gives what it was opened with.
     TokenRevoked,
+    /// The configuration no longer has the source that it fed.
+    SourceRemoved,
     /// Ended by the API.
     Kicked,
     /// It had sent no check, and a newer session needed its place.
@@ -36,7 +38,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Deleted,
         Self::PeerClosed,
         Self::PeerSilent,
@@ -47,6 +49,7 @@ impl CloseReason {
         Self::TakenOver,
         Self::TokenExpired,
         Self::TokenRevoked,
+        Self::SourceRemoved,
         Self::Kicked,
         Self::Evicted,
         Self::Shutdown,
@@ -74,6 +77,9 @@ impl CloseReason {
             Self::TakenOver => "another publisher took the stream over",
             Self::TokenExpired => "the access token of the session has expired",
             Self::TokenRevoked => "the access token of the session was revoked by a change of the configuration",
+            Self::SourceRemoved => {
+                "the source of the stream that the session fed is no longer configured: publish again to another source"
+            }
             Self::Kicked => "the session was ended through the API",
             Self::Evicted => {
                 "the client had sent no ICE connectivity check, and a newer session took its place: too many sessions were being set up at the \
@@ -114,6 +120,7 @@ impl CloseReason {
             Self::TakenOver => "taken_over",
             Self::TokenExpired => "token_expired",
             Self::TokenRevoked => "token_revoked",
+            Self::SourceRemoved => "source_removed",
             Self::Kicked => "kicked",
             Self::Evicted => "evicted",
             Self::Shutdown => "shutdown",

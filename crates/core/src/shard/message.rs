@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::hub::mailbox::Mailbox;
-use crate::hub::name::StreamName;
+use crate::hub::name::StreamKey;
 use crate::hub::ring::RingEntries;
 use crate::hub::stream::{LayerSelection, SessionId, ShardIndex, StreamId};
 use crate::media::Rid;
@@ -63,7 +63,8 @@ pub enum ShardMessage {
 #[derive(Debug)]
 pub struct NewSession {
     pub session_id: SessionId,
-    pub stream_name: StreamName,
+    /// The stream that a viewer watches, or the one that a publisher writes to.
+    pub stream_key: StreamKey,
     pub local_credentials: IceCredentials,
     pub role: NegotiatedRole,
 }

@@ -220,7 +220,7 @@ impl ShardCore {
     fn open_session(&mut self, now: Instant, opening: NewSession) {
         let NewSession {
             session_id: id,
-            stream_name: stream,
+            stream_key: stream,
             local_credentials: local,
             role,
         } = opening;
@@ -368,7 +368,7 @@ impl ShardCore {
         let remote = peer.destination.map(|d| tracing::field::display(AddressDisplay(d.to)));
         match &mut peer.role {
             PeerRole::Publisher(publisher) => {
-                info!(session = ?peer.session_id, stream = %publisher.stream_name(), remote, ?took, "publisher connected");
+                info!(session = ?peer.session_id, stream = %publisher.stream_key(), remote, ?took, "publisher connected");
                 publisher.attach_on_connect_if_no_source(now, &self.shared.hub);
             }
             PeerRole::Viewer(viewer) => {
@@ -439,7 +439,7 @@ impl ShardCore {
                     if publisher.take_no_media_warning(now) {
                         let why =
                             "the publisher is connected but sends no packet of a negotiated format: check its encoder";
-                        warn!(session = ?peer.session_id, stream = %publisher.stream_name(), why, "publisher is connected, but no usable media packet has arrived from it");
+                        warn!(session = ?peer.session_id, stream = %publisher.stream_key(), why, "publisher is connected, but no usable media packet has arrived from it");
                     }
                     for feedback in publisher.handle_timeout(now) {
                         egress.send_rtcp(&feedback);
@@ -532,14 +532,14 @@ impl ShardCore {
         let (role, stream) = match peer.role {
             PeerRole::Publisher(publisher) => {
                 publisher.detach(&self.shared.hub);
-                ("publisher", publisher.stream_name().clone())
+                ("publisher", publisher.stream_key().clone())
             }
             PeerRole::Viewer(viewer) => {
                 for stream in viewer.streams_besides_own() {
                     self.unsubscribe(&stream, key);
                 }
                 self.unsubscribe(&viewer.stream, key);
-                ("viewer", viewer.stream.key.name.clone())
+                ("viewer", viewer.stream.key.clone())
             }
         };
         let (session, is_connected) = (peer.session_id, peer.connected_at.is_some());

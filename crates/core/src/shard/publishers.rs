@@ -23,7 +23,7 @@ impl ShardCore {
         let PeerRole::Publisher(publisher) = &mut peer.role else {
             return;
         };
-        let published = publisher.publish_arrived_packets(&self.shared.hub);
+        let mut published = publisher.publish_arrived_packets(&self.shared.hub);
         if let Some(previous) = published.replaced_source {
             self.send_or_handle_message(
                 now,
@@ -37,6 +37,7 @@ impl ShardCore {
         if published.displaced {
             return self.close_session(now, key, CloseReason::TakenOver);
         }
+        self.shared.append_batches_of_ladders(now, &mut published.batches);
         for batch in published.batches {
             if let Some(local) = self.shared.deliver_to_taps_and_other_shards(self.index, batch) {
                 self.forward_packets(now, local.stream_id, &local.packets);

@@ -15,10 +15,13 @@ use crate::hub::stream::ShardIndex;
 use crate::media::clock;
 use crate::session::identity::DtlsIdentity;
 use crate::sources::frame_source::FrameSource;
+use crate::sources::ladder::map::LadderMap;
+use crate::sources::ladder::switcher::LadderOutput;
 
 /// State shared by all shards of a gateway.
 pub struct SharedState {
     pub hub: Hub,
+    pub ladders: LadderMap,
     pub session_registry: SessionRegistry,
     pub dtls_identity: Arc<DtlsIdentity>,
     /// Maximum time from the offer to the end of the DTLS handshake.
@@ -70,14 +73,48 @@ impl SharedState {
         has_local_viewers.then_some(batch)
     }
 
+    /// Appends the batches of the streams that show what these ones carry: see [`crate::sources::ladder`].
+    pub(crate) fn append_batches_of_ladders(&self, now: Instant, batches: &mut Vec<PacketBatchToDeliver>) {
+        for index in 0..batches.len() {
+            let Some(batch) = batches.get_mut(index) else { return };
+            if let Some(feed) = batch.ladder_feed.take() {
+                let output = self.ladders.feed(now, &self.hub, batch, &feed);
+                batches.extend(self.send_key_frame_requests_and_take_batches(output));
+            }
+        }
+    }
+
+    fn send_key_frame_requests_and_take_batches(&self, output: LadderOutput) -> Vec<PacketBatchToDeliver> {
+        for source in output.key_frame_requests {
+            if let Some(mailbox) = self.mailbox(source.shard) {
+                // If the message is lost, the ladder requests again.
+                let _ = mailbox.push_low_priority(ShardMessage::RequestKeyFrame {
+                    session: source.session_id,
+                    layer: None,
+                });
+            }
+        }
+        output.batches
+    }
+
     /// Publishes the frames that a source took since the last call. Returns `false` if its stream has another source; the
     /// frame source must then end.
-    pub fn publish_frames_unless_displaced(&self, source: &mut FrameSource) -> bool {
-        let published = source.publish_to_hub(&self.hub);
+    pub fn publish_frames_unless_displaced(&self, now: Instant, source: &mut FrameSource) -> bool {
+        let mut published = source.publish_to_hub(&self.hub);
+        self.append_batches_of_ladders(now, &mut published.batches);
         for batch in published.batches {
             self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);
         }
         !published.displaced
+    }
+
+    /// Lets the ladders select another source if it is time: see
+    /// [`Ladder::handle_timeout`](crate::sources::ladder::switcher::Ladder::handle_timeout).
+    pub fn handle_ladder_timeout(&self, now: Instant) {
+        let output = self.ladders.handle_timeout(now, &self.hub);
+        for batch in self.send_key_frame_requests_and_take_batches(output) {
+            self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);
+        }
     }
 
     /// The mailbox of a shard; `None` for [`ShardIndex::NONE`].

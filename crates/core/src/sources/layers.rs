@@ -11,7 +11,7 @@ use super::incoming_encoding::{FormatChange, IncomingEncoding};
 use super::publisher_track::{PublisherTrack, is_clearly_better_layer};
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
-use crate::hub::name::{StreamKey, StreamName};
+use crate::hub::name::StreamKey;
 use crate::hub::source_rewriter::{CaptureTimeReport, IngestNumberingRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, SimulcastLayer, SourceRef, Stream, StreamState};
 use crate::media::MediaKind;
@@ -101,14 +101,14 @@ impl LayerStreams {
     }
 
     /// Updates the list of layers in the main stream and reads its current timestamp. Called after the packets of the
-    /// main stream were published.
+    /// main stream were published. One of several sources of a stream has no layers: its stream shows the best one.
     pub fn update_layer_list_and_timestamp_anchor(
         &mut self,
         tracks: &[PublisherTrack],
-        name: &StreamName,
+        key: &StreamKey,
         state: &mut StreamState,
     ) {
-        let Some(video) = find_simulcast_track(tracks) else {
+        let Some(video) = find_simulcast_track(tracks).filter(|_| key.is_original()) else {
             return;
         };
         let newest = state.video.ring().newest_track_time_and_arrival();
@@ -144,7 +144,7 @@ impl LayerStreams {
         for layer in &mut self.tracks {
             let encoding = video.encodings.get(layer.encoding_index);
             let rid = encoding.and_then(|encoding| encoding.rid.as_ref());
-            layer.stream_key = rid.map(|rid| name.lower_simulcast_layer_key(rid));
+            layer.stream_key = rid.map(|rid| key.name.lower_simulcast_layer_key(rid));
         }
     }
 

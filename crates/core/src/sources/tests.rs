@@ -109,7 +109,7 @@ impl Source {
         let publication = NegotiatedPublication { transport, tracks };
         Self {
             hub: Hub::default(),
-            publisher: Publisher::new(now, name, source, publication, &mut || 7),
+            publisher: Publisher::new(now, name.into(), source, publication, &mut || 7),
             now,
             sent: Vec::new(),
         }
@@ -165,7 +165,7 @@ impl Source {
     }
 
     fn stream<R: 'static>(&self, work: impl FnOnce(&mut crate::hub::stream::StreamState) -> R) -> R {
-        let stream = self.hub.find_stream(self.publisher.stream_name()).expect("published");
+        let stream = self.hub.find_stream(self.publisher.stream_key()).expect("published");
         stream.with_state(work)
     }
 }

@@ -16,7 +16,7 @@ use super::missing_media_detector::MissingMediaDetector;
 use super::publisher_track::{EncodingPacketBatch, PublisherTrack};
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
-use crate::hub::name::StreamName;
+use crate::hub::name::StreamKey;
 use crate::hub::ring::RingEntry;
 use crate::hub::source_rewriter::{CaptureTimeReport, ReceivedPacket};
 use crate::hub::stream::{SourceRef, Stream, StreamState};
@@ -29,7 +29,7 @@ use crate::sdp::negotiated::{AudioVideoFormats, NegotiatedPublication};
 
 /// What a publisher's session feeds to its stream.
 pub struct Publisher {
-    stream_name: StreamName,
+    stream_key: StreamKey,
     source_ref: SourceRef,
     stream: Option<Arc<Stream>>,
     attached: bool,
@@ -83,7 +83,7 @@ impl Publisher {
     /// `random` gives the SSRC of our feedback.
     pub fn new(
         now: Instant,
-        name: StreamName,
+        key: StreamKey,
         source: SourceRef,
         publication: NegotiatedPublication,
         random: &mut dyn FnMut() -> u32,
@@ -112,7 +112,7 @@ impl Publisher {
         let remb = !transport && offers(|f| f.remb);
         let feedback = PublisherFeedback::new(now, transport, remb, random);
         Self {
-            stream_name: name,
+            stream_key: key,
             source_ref: source,
             stream: None,
             attached: false,
@@ -128,9 +128,9 @@ impl Publisher {
         }
     }
 
-    /// Name of the stream that it feeds.
-    pub fn stream_name(&self) -> &StreamName {
-        &self.stream_name
+    /// Key of the stream that it feeds.
+    pub fn stream_key(&self) -> &StreamKey {
+        &self.stream_key
     }
 
     /// The transport is up. A stream without a source takes this one now, so that viewers may come; one with a source
@@ -141,7 +141,7 @@ impl Publisher {
         let formats = self.received_or_negotiated_formats();
         let source = self.source_ref;
         let mut attached = false;
-        let stream = hub.open_and_update_stream(&self.stream_name, |state| {
+        let stream = hub.open_and_update_stream(&self.stream_key, |state| {
             if state.source().is_none() {
                 state.replace_source(source, &formats);
                 state.expect_media_since(now);
@@ -359,7 +359,7 @@ impl Publisher {
             let mut packets = Vec::new();
             self.write_arrived_packets_to_stream(state, &mut packets);
             self.layer_streams
-                .update_layer_list_and_timestamp_anchor(&self.tracks, &self.stream_name, state);
+                .update_layer_list_and_timestamp_anchor(&self.tracks, &self.stream_key, state);
             published
                 .batches
                 .extend(PacketBatchToDeliver::new(&stream, state, packets));
@@ -384,7 +384,7 @@ impl Publisher {
         }
         let (source, formats) = (self.source_ref, self.received_or_negotiated_formats());
         let first_arrival = self.pending_packets.iter().map(|(.., packet, _)| packet.arrival).min();
-        let stream = hub.open_and_update_stream(&self.stream_name, |state| {
+        let stream = hub.open_and_update_stream(&self.stream_key, |state| {
             published.replaced_source = state.replace_source(source, &formats);
             if let Some(arrival) = first_arrival {
                 state.expect_media_since(arrival);

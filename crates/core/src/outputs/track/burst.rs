@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{BURST_PART_INTERVAL, BurstSchedule, SendState, TrackSender};
 use crate::hub::ring::PacketRing;
-use crate::media::clock::{duration_to_ticks, ticks_to_duration};
-use crate::outputs::rewriter::TimestampCompression;
+use crate::media::clock::{TimestampCompression, duration_to_ticks, ticks_to_duration};
 
 /// Maximum duration of a burst that congestion control paces.
 const MAX_PACED_BURST_DURATION: Duration = Duration::from_secs(3);

@@ -311,7 +311,7 @@ impl Viewer {
             .and_then(|video| match &video.current_stream.key.variant {
                 StreamVariant::SimulcastLayer(rid) => Some(rid.clone()),
                 StreamVariant::Original => self.stream.with_state(best),
-                StreamVariant::Transcoded(_) => None,
+                StreamVariant::LadderSource(_) | StreamVariant::Transcoded(_) => None,
             });
         ViewerQuality {
             layer,

@@ -1,0 +1,198 @@
+//! One source of a ladder: whether it is live, and what can be shown of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::selection::SourceCondition;
+use super::settings::LadderSourceSettings;
+use super::status::LadderSourceState;
+use super::track_copy::CopyStart;
+use crate::hub::batch::SourceState;
+use crate::hub::ladder_input::LadderInput;
+use crate::hub::ring::RingEntry;
+use crate::hub::stream::{SessionId, Stream, StreamState};
+use crate::hub::track::Track;
+use crate::media::MediaKind;
+use crate::sdp::negotiated::AudioVideoFormats;
+
+/// A source and its stream.
+#[derive(Debug)]
+pub(super) struct LadderSource {
+    pub settings: LadderSourceSettings,
+    pub stream: Arc<Stream>,
+    pub condition: SourceCondition,
+    pub state_since: Option<Instant>,
+    input: LadderInput,
+    /// Its session, and when that was first seen.
+    session: Option<(SessionId, Instant)>,
+    /// Whether the session has sent a key frame.
+    has_video: bool,
+    is_demanded: bool,
+}
+
+/// What is shown of a source at first.
+#[derive(Debug)]
+pub(super) struct SourceStart {
+    pub state: SourceState,
+    pub formats: AudioVideoFormats,
+    pub video: CopyStart,
+    pub audio: CopyStart,
+    /// Packets of audio that are too old to be shown.
+    pub skipped_audio_insertions: u64,
+}
+
+/// What is seen of a source at one moment.
+struct Observation {
+    session: SessionId,
+    is_video_announced: bool,
+    has_key_frame: bool,
+    newest_video: Option<Instant>,
+    newest_audio: Option<Instant>,
+    frames_per_second: f64,
+}
+
+/// A source that announces video and sends audio alone is taken for one of audio after this time.
+const VIDEO_WAIT: Duration = Duration::from_secs(5);
+
+/// Frames that must be missing before a source with few of them counts as stalled.
+const MISSING_FRAMES: f64 = 3.0;
+
+/// Stall timeout until the frame rate of a source is known, at least.
+const STALL_TIMEOUT_BEFORE_FRAME_RATE: Duration = Duration::from_secs(1);
+
+/// Stall timeout of a source with few frames, at most.
+const MAX_STALL_TIMEOUT_BY_FRAME_RATE: Duration = Duration::from_secs(10);
+
+impl LadderSource {
+    pub(super) fn new(settings: LadderSourceSettings, input: LadderInput, stream: Arc<Stream>) -> Self {
+        Self {
+            settings,
+            stream,
+            condition: SourceCondition::default(),
+            state_since: None,
+            input,
+            session: None,
+            has_video: false,
+            is_demanded: false,
+        }
+    }
+
+    /// Looks at the stream of the source.
+    pub(super) fn update_condition(&mut self, now: Instant, stall_timeout: Duration) {
+        let seen = self.stream.with_state(|state| Observation::of(state));
+        let state = match &seen {
+            Some(seen) => {
+                if self.session.is_none_or(|(session, _)| session != seen.session) {
+                    self.session = Some((seen.session, now));
+                    self.condition.live_since = None;
+                }
+                self.has_video = seen.has_key_frame;
+                let since = self.session.map_or(now, |(_, since)| since);
+                seen.state(now, since, stall_timeout)
+            }
+            None => {
+                self.session = None;
+                LadderSourceState::Away
+            }
+        };
+        if self.state_since.is_none() || state != self.condition.state {
+            self.condition.state = state;
+            self.state_since = Some(now);
+        }
+        if state == LadderSourceState::Live {
+            self.condition.live_since.get_or_insert(now);
+        } else {
+            self.condition.live_since = None;
+        }
+    }
+
+    /// Whether it can be shown from these packets on.
+    pub(super) fn can_begin_with(&self, packets: &[Arc<RingEntry>]) -> bool {
+        let is_key_frame =
+            |entry: &Arc<RingEntry>| entry.packet.identifies_key_frame && entry.packet.codec.kind() == MediaKind::Video;
+        !self.has_video || packets.iter().any(is_key_frame)
+    }
+
+    /// Whether it can be shown from what is cached. A key frame may have left the cache.
+    pub(super) fn can_begin_now(&self) -> bool {
+        let is_cached = |state: &mut StreamState| state.video.ring().newest_key_frame_seq().is_some();
+        !self.has_video || self.stream.with_state(is_cached)
+    }
+
+    /// Reads what is shown of it at first; `packets` are those that are being delivered. `None` if it has ended.
+    pub(super) fn read_start(&self, packets: &[Arc<RingEntry>]) -> Option<SourceStart> {
+        let is_audio = |entry: &&Arc<RingEntry>| entry.packet.codec.kind() == MediaKind::Audio;
+        let audio: Vec<Arc<RingEntry>> = packets.iter().filter(is_audio).cloned().collect();
+        self.stream.with_state(|state| {
+            let ring = state.video.ring();
+            let begin = ring.newest_key_frame_seq().unwrap_or(ring.end_seq());
+            let video = (begin..ring.end_seq()).filter_map(|seq| ring.get(seq).cloned());
+            let video = copy_start(&state.video, video.collect());
+            let oldest_audio = audio.iter().map(|entry| entry.insertion_order).min();
+            let inserted = state.audio.ring().insertion_count();
+            Some(SourceStart {
+                state: SourceState::of(state)?,
+                formats: state.formats()?,
+                video,
+                audio: copy_start(&state.audio, audio),
+                skipped_audio_insertions: oldest_audio.map_or(inserted, |order| order - 1),
+            })
+        })
+    }
+
+    /// Sets whether it has to run, if it runs on demand.
+    pub(super) fn set_demand(&mut self, is_needed: bool) {
+        if self.settings.runs_on_demand && self.is_demanded != is_needed {
+            self.is_demanded = is_needed;
+            self.stream
+                .with_state(|state| state.set_ladder_demand(&self.input, is_needed));
+        }
+    }
+}
+
+fn copy_start(track: &Track, cached_packets: Vec<Arc<RingEntry>>) -> CopyStart {
+    CopyStart {
+        clock: *track.clock(),
+        newest_time: track.ring().newest_track_time_and_arrival().map(|(time, _)| time),
+        cached_packets,
+    }
+}
+
+impl Observation {
+    fn of(state: &StreamState) -> Option<Self> {
+        let newest = |track: &Track| track.ring().newest_track_time_and_arrival().map(|(_, arrival)| arrival);
+        Some(Self {
+            session: state.source()?.session_id,
+            is_video_announced: state.video.format().is_some(),
+            has_key_frame: state.video.first_key_frame_arrival().is_some(),
+            newest_video: newest(&state.video),
+            newest_audio: newest(&state.audio),
+            frames_per_second: state.video.rate_meter().last_rate().frames_per_second,
+        })
+    }
+
+    fn state(&self, now: Instant, session_since: Instant, stall_timeout: Duration) -> LadderSourceState {
+        let is_audio_alone = !self.is_video_announced || now.saturating_duration_since(session_since) >= VIDEO_WAIT;
+        let (newest, timeout) = if self.has_key_frame {
+            (self.newest_video, self.video_stall_timeout(stall_timeout))
+        } else if is_audio_alone {
+            // What is older belongs to an earlier session.
+            (self.newest_audio.filter(|at| *at >= session_since), stall_timeout)
+        } else {
+            (None, stall_timeout)
+        };
+        match newest {
+            None => LadderSourceState::Starting,
+            Some(at) if now.saturating_duration_since(at) >= timeout => LadderSourceState::Stalled,
+            Some(_) => LadderSourceState::Live,
+        }
+    }
+
+    fn video_stall_timeout(&self, stall_timeout: Duration) -> Duration {
+        if self.frames_per_second <= 0.0 {
+            return stall_timeout.max(STALL_TIMEOUT_BEFORE_FRAME_RATE);
+        }
+        let frames = Duration::try_from_secs_f64(MISSING_FRAMES / self.frames_per_second).unwrap_or(Duration::MAX);
+        stall_timeout.max(frames.min(MAX_STALL_TIMEOUT_BY_FRAME_RATE))
+    }
+}

@@ -1,0 +1,469 @@
+//! The state machine of a ladder.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tracing::info;
+
+use super::selection::{Selection, SelectionInput, SourceCondition};
+use super::settings::{LadderSourceSettings, LadderTimes};
+use super::source::{LadderSource, SourceStart};
+use super::status::{LadderSourceState, LadderSourceStatus, LadderStatus, SourceSwitch, SwitchReason};
+use super::track_copy::TrackCopy;
+use crate::hub::Hub;
+use crate::hub::batch::{PacketBatchToDeliver, SourceState};
+use crate::hub::ladder_input::LadderInput;
+use crate::hub::lock::{LockRank, RankedGuard, RankedMutex};
+use crate::hub::name::{SourceName, StreamName};
+use crate::hub::ring::RingEntry;
+use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream};
+use crate::media::MediaKind;
+
+/// There is no source of this name.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("the stream has no source {0:?}")]
+pub struct UnknownSourceError(pub String);
+
+/// The sources of one stream, and which of them it shows.
+#[derive(Debug)]
+pub struct Ladder {
+    pub stream: StreamName,
+    state: RankedMutex<LadderState>,
+}
+
+/// What the shard has to do for a ladder.
+#[derive(Default)]
+pub struct LadderOutput {
+    /// Packets of the stream that the ladder feeds.
+    pub batches: Vec<PacketBatchToDeliver>,
+    /// Publishers that should send a key frame.
+    pub key_frame_requests: Vec<SourceRef>,
+}
+
+impl LadderOutput {
+    pub(super) fn append(&mut self, other: Self) {
+        self.batches.extend(other.batches);
+        self.key_frame_requests.extend(other.key_frame_requests);
+    }
+}
+
+#[derive(Debug)]
+struct LadderState {
+    stream_name: StreamName,
+    times: LadderTimes,
+    sources: Vec<LadderSource>,
+    shown: Option<ShownSource>,
+    chosen: Option<usize>,
+    is_choice_new: bool,
+    /// A switch that waits for a key frame of its source.
+    pending: Option<PendingSwitch>,
+    next_selection_at: Option<Instant>,
+    recent_switches: VecDeque<SourceSwitch>,
+    switch_counts: BTreeMap<SwitchReason, u64>,
+}
+
+/// The selected source and the copy of its tracks.
+#[derive(Debug)]
+struct ShownSource {
+    index: usize,
+    session: SessionId,
+    stream: Arc<Stream>,
+    video: TrackCopy,
+    audio: TrackCopy,
+    last_copied_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PendingSwitch {
+    to: usize,
+    last_request_at: Option<Instant>,
+}
+
+/// Packets of a source that are being delivered.
+#[derive(Clone, Copy)]
+struct Delivered<'a> {
+    source_index: usize,
+    packets: &'a [Arc<RingEntry>],
+}
+
+/// How often the sources are looked at.
+const SELECTION_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How often a key frame is requested from a source that is to be shown.
+const KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Switches that are remembered.
+const MAX_RECENT_SWITCHES: usize = 16;
+
+impl Ladder {
+    /// Makes a ladder of these sources, the highest first. Nothing is shown before one of them is live.
+    pub fn new(hub: &Hub, stream: StreamName, sources: Vec<LadderSourceSettings>, times: LadderTimes) -> Arc<Self> {
+        let open = |(source_index, settings): (usize, LadderSourceSettings)| {
+            let input = LadderInput {
+                ladder: stream.clone(),
+                source_index,
+            };
+            let added = input.clone();
+            let source_stream = hub.open_and_update_stream(&settings.key, |state| state.add_ladder_input(added));
+            LadderSource::new(settings, input, source_stream)
+        };
+        let state = LadderState {
+            stream_name: stream.clone(),
+            times,
+            sources: sources.into_iter().enumerate().map(open).collect(),
+            shown: None,
+            chosen: None,
+            is_choice_new: false,
+            pending: None,
+            next_selection_at: None,
+            recent_switches: VecDeque::new(),
+            switch_counts: BTreeMap::new(),
+        };
+        Arc::new(Self {
+            stream,
+            state: RankedMutex::new(LockRank::Ladder, state),
+        })
+    }
+
+    /// Ends the ladder: its stream has no source any more. Returns the sources that were connected.
+    pub(crate) fn close(&self, hub: &Hub) -> Vec<SourceRef> {
+        let mut state = self.lock();
+        let mut connected = Vec::new();
+        for source in std::mem::take(&mut state.sources) {
+            connected.extend(source.stream.with_state(|state| state.source()));
+            hub.update_stream_and_remove_if_unused(&source.stream, |state| state.remove_from_ladder(&self.stream));
+        }
+        state.detach_shown(hub);
+        connected
+    }
+
+    /// Sets the times of the ladder.
+    pub fn set_times(&self, times: LadderTimes) {
+        self.lock().times = times;
+    }
+
+    /// Chooses a source by hand; `None` leaves the selection to the ladder. The choice takes effect at the next key frame of
+    /// the source, once that is live.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownSourceError`].
+    pub fn choose(&self, source: Option<&str>) -> Result<(), UnknownSourceError> {
+        let mut state = self.lock();
+        let index = match source {
+            Some(name) => {
+                let found = state
+                    .sources
+                    .iter()
+                    .position(|source| source.settings.name.as_str() == name);
+                Some(found.ok_or_else(|| UnknownSourceError(name.to_owned()))?)
+            }
+            None => None,
+        };
+        state.chosen = index;
+        state.is_choice_new = index.is_some();
+        state.next_selection_at = None;
+        Ok(())
+    }
+
+    /// Returns the state of the ladder.
+    pub fn status(&self) -> LadderStatus {
+        let state = self.lock();
+        let shown = state.shown.as_ref().map(|shown| shown.index);
+        let sources = state
+            .sources
+            .iter()
+            .enumerate()
+            .map(|(index, source)| LadderSourceStatus {
+                name: source.settings.name.clone(),
+                state: source.condition.state,
+                since: source.state_since,
+                is_selected: shown == Some(index),
+            });
+        LadderStatus {
+            sources: sources.collect(),
+            chosen: state.chosen.and_then(|index| state.name_of(index)),
+            recent_switches: state.recent_switches.iter().cloned().collect(),
+            switch_counts: state
+                .switch_counts
+                .iter()
+                .map(|(reason, count)| (*reason, *count))
+                .collect(),
+        }
+    }
+
+    /// Takes a batch of a source: copies it if the source is selected, and selects another source if it is time.
+    pub(crate) fn handle_batch(
+        &self,
+        now: Instant,
+        hub: &Hub,
+        input: &LadderInput,
+        (batch, source): (&PacketBatchToDeliver, &SourceState),
+    ) -> LadderOutput {
+        let mut state = self.lock();
+        let mut output = LadderOutput::default();
+        let index = input.source_index;
+        // A batch of an earlier ladder of this stream.
+        if state
+            .sources
+            .get(index)
+            .is_none_or(|own| own.stream.id != batch.stream_id)
+        {
+            return output;
+        }
+        let is_shown = |shown: &ShownSource| shown.index == index && shown.session == source.source.session_id;
+        if state.shown.as_ref().is_some_and(is_shown) {
+            state.copy_batch(now, &batch.packets, source, &mut output);
+        } else if state.shown.as_ref().is_some_and(|shown| shown.index == index) {
+            // The same source with another session.
+            state.look_at_sources(now);
+            if state.is_live(index) {
+                state.switch_to(now, hub, (index, SwitchReason::NewSession), &batch.packets, &mut output);
+            }
+        }
+        let is_awaited = state.pending.is_some_and(|pending| pending.to == index);
+        let delivered = Delivered {
+            source_index: index,
+            packets: &batch.packets,
+        };
+        if (is_awaited && state.can_begin_with(delivered)) || state.next_selection_at.is_none_or(|at| now >= at) {
+            state.select(now, hub, Some(delivered), &mut output);
+        }
+        output
+    }
+
+    /// Selects another source if it is time. To be called every few tens of milliseconds: sources may all be silent.
+    pub(crate) fn handle_timeout(&self, now: Instant, hub: &Hub) -> LadderOutput {
+        let mut output = LadderOutput::default();
+        self.lock().select(now, hub, None, &mut output);
+        output
+    }
+
+    fn lock(&self) -> RankedGuard<'_, LadderState> {
+        self.state.lock()
+    }
+}
+
+impl LadderState {
+    fn name_of(&self, index: usize) -> Option<SourceName> {
+        self.sources.get(index).map(|source| source.settings.name.clone())
+    }
+
+    fn is_live(&self, index: usize) -> bool {
+        let source = self.sources.get(index);
+        source.is_some_and(|source| source.condition.state == LadderSourceState::Live)
+    }
+
+    /// Copies packets of the selected source.
+    fn copy_batch(
+        &mut self,
+        now: Instant,
+        packets: &[Arc<RingEntry>],
+        source: &SourceState,
+        output: &mut LadderOutput,
+    ) {
+        let Some(shown) = &mut self.shown else { return };
+        let batch = shown.copy_packets(now, (packets, packets), source);
+        output.batches.extend(batch);
+        let is_requested = source.source.shard == ShardIndex::NONE
+            && shown.stream.with_state(|state| state.take_key_frame_request_flag());
+        if is_requested && let Some(own) = self.sources.get(shown.index) {
+            // It finds the request in its own stream.
+            own.stream
+                .with_state(|state| state.flag_key_frame_request_and_get_source());
+        }
+    }
+
+    fn look_at_sources(&mut self, now: Instant) {
+        for source in &mut self.sources {
+            source.update_condition(now, self.times.stall_timeout);
+        }
+    }
+
+    fn select(&mut self, now: Instant, hub: &Hub, delivered: Option<Delivered<'_>>, output: &mut LadderOutput) {
+        self.next_selection_at = Some(now + SELECTION_INTERVAL);
+        self.look_at_sources(now);
+        let conditions: Vec<SourceCondition> = self.sources.iter().map(|source| source.condition).collect();
+        let shown = self.shown.as_ref();
+        let timeout = self.times.stall_timeout;
+        let input = SelectionInput {
+            now,
+            conditions: &conditions,
+            selected: shown.map(|shown| shown.index),
+            is_selected_silent: shown
+                .is_some_and(|shown| now.saturating_duration_since(shown.last_copied_at) >= timeout),
+            chosen: self.chosen,
+            is_choice_new: self.is_choice_new,
+            hold_off: self.times.hold_off,
+        };
+        match input.decide() {
+            Selection::Keep => self.pending = None,
+            Selection::SwitchAtOnce { to, reason } if self.can_begin_now(to) => {
+                let own = delivered.filter(|delivered| delivered.source_index == to);
+                self.switch_to(now, hub, (to, reason), own.map_or(&[], |own| own.packets), output);
+            }
+            Selection::SwitchAtOnce { to, reason } | Selection::SwitchAtKeyFrame { to, reason } => {
+                let own = delivered.filter(|own| own.source_index == to && self.can_begin_with(*own));
+                match own {
+                    Some(own) => self.switch_to(now, hub, (to, reason), own.packets, output),
+                    None => self.await_key_frame(now, to, output),
+                }
+            }
+            Selection::Release(reason) => {
+                self.record_switch(now, None, reason);
+                self.detach_shown(hub);
+            }
+        }
+        if self.chosen.is_some() && self.chosen == self.shown.as_ref().map(|shown| shown.index) {
+            self.is_choice_new = false;
+        }
+        self.update_demand();
+    }
+
+    fn can_begin_now(&self, index: usize) -> bool {
+        self.sources.get(index).is_some_and(LadderSource::can_begin_now)
+    }
+
+    fn can_begin_with(&self, delivered: Delivered<'_>) -> bool {
+        let source = self.sources.get(delivered.source_index);
+        source.is_some_and(|source| source.can_begin_with(delivered.packets))
+    }
+
+    /// Waits for a key frame of a source, and requests one if it takes requests.
+    fn await_key_frame(&mut self, now: Instant, to: usize, output: &mut LadderOutput) {
+        let before = self.pending.filter(|pending| pending.to == to);
+        let mut pending = PendingSwitch {
+            to,
+            last_request_at: before.and_then(|pending| pending.last_request_at),
+        };
+        let is_due = |last: Instant| now.saturating_duration_since(last) >= KEY_FRAME_REQUEST_INTERVAL;
+        if pending.last_request_at.is_none_or(is_due) {
+            pending.last_request_at = Some(now);
+            let asked = self.sources.get(to).and_then(|source| {
+                source
+                    .stream
+                    .with_state(|state| state.flag_key_frame_request_and_get_source())
+            });
+            output.key_frame_requests.extend(asked);
+        }
+        self.pending = Some(pending);
+    }
+
+    /// Shows another source from its newest key frame on. `packets` are those of it that are being delivered.
+    fn switch_to(
+        &mut self,
+        now: Instant,
+        hub: &Hub,
+        (to, reason): (usize, SwitchReason),
+        packets: &[Arc<RingEntry>],
+        output: &mut LadderOutput,
+    ) {
+        let Some(start) = self.sources.get(to).and_then(|source| source.read_start(packets)) else {
+            return;
+        };
+        let SourceStart {
+            state: source,
+            video,
+            audio,
+            ..
+        } = start;
+        let mut copies = None;
+        let stream = hub.open_and_update_stream(&self.stream_name, |state| {
+            let copy_video = TrackCopy::new(now, &state.video, &video);
+            let mut copy_audio = TrackCopy::new(now, &state.audio, &audio);
+            copy_audio.skip_packets_up_to(start.skipped_audio_insertions);
+            copies = Some((copy_video, copy_audio));
+            state.replace_source(source.source, &start.formats);
+            if source.source.shard != ShardIndex::NONE {
+                state.expect_media_since(now);
+            }
+        });
+        let Some((copy_video, copy_audio)) = copies else { return };
+        let mut shown = ShownSource {
+            index: to,
+            session: source.source.session_id,
+            stream,
+            video: copy_video,
+            audio: copy_audio,
+            last_copied_at: now,
+        };
+        let cached = (&video.cached_packets[..], &audio.cached_packets[..]);
+        output.batches.extend(shown.copy_packets(now, cached, &source));
+        self.record_switch(now, Some(to), reason);
+        self.shown = Some(shown);
+        self.pending = None;
+    }
+
+    fn record_switch(&mut self, now: Instant, to: Option<usize>, reason: SwitchReason) {
+        if matches!(reason, SwitchReason::Ended | SwitchReason::Stalled)
+            && let Some(failed) = self.shown.as_ref().and_then(|shown| self.sources.get_mut(shown.index))
+        {
+            failed.condition.has_failed = true;
+        }
+        let from = self.shown.as_ref().and_then(|shown| self.name_of(shown.index));
+        let to = to.and_then(|index| self.name_of(index));
+        let number = self.recent_switches.back().map_or(0, |last| last.number) + 1;
+        let show = |name: &Option<SourceName>| name.as_ref().map_or("none".to_owned(), ToString::to_string);
+        let why = reason.label();
+        info!(stream = %self.stream_name, from = show(&from), to = show(&to), reason = why, "source of the stream switched");
+        self.recent_switches.push_back(SourceSwitch {
+            number,
+            at: now,
+            from,
+            to,
+            reason,
+        });
+        if self.recent_switches.len() > MAX_RECENT_SWITCHES {
+            self.recent_switches.pop_front();
+        }
+        *self.switch_counts.entry(reason).or_default() += 1;
+    }
+
+    fn detach_shown(&mut self, hub: &Hub) {
+        if let Some(shown) = self.shown.take() {
+            hub.update_stream_and_remove_if_unused(&shown.stream, |state| {
+                state.detach_source_if_current(shown.session);
+            });
+        }
+        self.pending = None;
+    }
+
+    /// Has the sources that run on demand run while no higher one is live, or while they are shown or chosen.
+    fn update_demand(&mut self) {
+        let shown = self.shown.as_ref().map(|shown| shown.index);
+        let highest_live = (0..self.sources.len()).find(|index| self.is_live(*index));
+        let pending = self.pending.map(|pending| pending.to);
+        for (index, source) in self.sources.iter_mut().enumerate() {
+            let is_in_use = [shown, pending, self.chosen].contains(&Some(index));
+            source.set_demand(is_in_use || highest_live.is_none_or(|live| live >= index));
+        }
+    }
+}
+
+impl ShownSource {
+    /// Copies packets of the video and the audio of the source.
+    fn copy_packets(
+        &mut self,
+        now: Instant,
+        (video, audio): (&[Arc<RingEntry>], &[Arc<RingEntry>]),
+        source: &SourceState,
+    ) -> Option<PacketBatchToDeliver> {
+        self.last_copied_at = now;
+        let (stream, session) = (self.stream.clone(), self.session);
+        stream.with_state(|state| {
+            if !state.is_source_session(session) {
+                return None;
+            }
+            state.update_source_if_current(source.source);
+            state.responds_to_key_frame_requests = source.responds_to_key_frame_requests;
+            let mut packets = Vec::new();
+            self.video
+                .copy(state.track(MediaKind::Video), video, &source.video, &mut packets);
+            self.audio
+                .copy(state.track(MediaKind::Audio), audio, &source.audio, &mut packets);
+            PacketBatchToDeliver::new(&stream, state, packets)
+        })
+    }
+}

@@ -1,0 +1,234 @@
+//! The key `sources` of a stream: several sources, the best one first. Each source that the gateway pulls is configured
+//! as that of a stream with one source.
+
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::document::join_key_path;
+use super::mistake::{Mistake, MistakeKind};
+use super::reader::ConfigReader;
+use super::section::section;
+use super::value_parsers::{self, NamedVariants};
+use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
+
+/// The sources of a stream that has several.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LadderConfig {
+    pub stream: StreamName,
+    /// The best one first.
+    pub sources: Vec<LadderSourceConfig>,
+    pub times: LadderTimesConfig,
+}
+
+/// One source of a stream that has several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LadderSourceConfig {
+    pub name: SourceName,
+    pub kind: LadderSourceKind,
+    /// Stream and name of the source that runs for this one too: a pipeline with the same parameters runs once.
+    pub shared_with: Option<(StreamName, SourceName)>,
+}
+
+/// Where a source comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LadderSourceKind {
+    /// A publisher sends it.
+    Whip,
+    /// The gateway pulls it.
+    Pulled(Standby),
+}
+
+/// What a source that the gateway pulls does while a better one is live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standby {
+    /// It is connected, and its last key frame is cached: a switch to it takes half a second.
+    #[default]
+    Warm,
+    /// It does not run.
+    Cold,
+}
+
+impl NamedVariants for Standby {
+    const NAMED_VARIANTS: &'static [(&'static str, Self)] = &[("warm", Self::Warm), ("cold", Self::Cold)];
+}
+
+section! {
+    /// When a stream with several sources changes them.
+    pub struct LadderTimesConfig("streams.*") {
+        /// Seconds that a better source which has failed must be live without interruption before it is shown again, 0 to
+        /// 3600.
+        #[key("hold_off", Live, "`5`", "value_parsers::parse_whole_seconds::<0, 3_600, _, _>")]
+        pub hold_off: Duration = Duration::from_secs(5),
+
+        /// Milliseconds without media after which the next source is shown, 100 to 60000. At least three frame intervals
+        /// of the source.
+        #[key("stall_timeout_ms", Live, "`400`", "value_parsers::milliseconds::<100, 60_000, _, _>")]
+        pub stall_timeout: Duration = Duration::from_millis(400),
+    }
+}
+
+section! {
+    /// A source of a stream that has several: one of `whip`, `rtsp`, `hls` and `pipeline`, and these keys.
+    pub struct LadderEntryKeys("streams.*.sources") {
+        /// The source is a publisher, and this is its name: `/whip/STREAM?source=NAME`. The first such source is also that
+        /// of `/whip/STREAM`.
+        #[key("whip", Live, "none", "value_parsers::source_name")]
+        pub whip: Option<SourceName> = None,
+
+        /// Name of a source that the gateway pulls: up to 32 of `a-z`, `0-9`, `_` and `-`.
+        #[key("name", Live, "its kind", "value_parsers::source_name")]
+        pub name: Option<SourceName> = None,
+
+        /// What a source that the gateway pulls does while a better one is live: `warm` keeps it connected, `cold` starts it
+        /// when it is needed.
+        #[key("standby", Live, "`warm`", "value_parsers::parse_named_variant")]
+        pub standby: Standby = Standby::Warm,
+    }
+}
+
+/// A source of a ladder as it is read: its entry, and the table of what the gateway pulls.
+pub(super) struct LadderEntry<'a> {
+    pub config: LadderSourceConfig,
+    /// Path, place in the file, and keys of the source; `None` for a publisher.
+    pub pulled: Option<(String, usize, DeTable<'a>)>,
+}
+
+/// Maximum number of sources of a stream: each that stands by has a connection.
+const MAX_SOURCES: usize = 8;
+
+/// Keys of a source that have no meaning in a ladder.
+const ON_DEMAND_KEYS: [&str; 2] = ["on_demand", "stop_after"];
+
+/// Reads a stream with the key `sources`. `None` if there is a mistake in it.
+pub(super) fn read_ladder<'a>(
+    reader: &mut ConfigReader<'a>,
+    path: &str,
+    mut table: DeTable<'a>,
+) -> Option<(Vec<LadderEntry<'a>>, LadderTimesConfig)> {
+    let sources = table.remove("sources")?;
+    let times = reader.read_file_only_table::<LadderTimesConfig>(path, table);
+    let (path, at) = (join_key_path(path, "sources"), sources.span().start);
+    let DeValue::Array(items) = sources.into_inner() else {
+        let problem = "has to be a list of tables, such as [{ whip = \"main\" }, { rtsp = \"rtsp://host/path\" }]";
+        reader.add_mistake_unless_caused_by_syntax_error(at, Mistake::new(path, problem));
+        return None;
+    };
+    if items.is_empty() || items.len() > MAX_SOURCES {
+        let problem = format!("has {} sources; expected 1 to {MAX_SOURCES}", items.len());
+        reader.add_mistake_unless_caused_by_syntax_error(at, Mistake::new(path, problem));
+        return None;
+    }
+    let mut entries: Vec<LadderEntry<'a>> = Vec::new();
+    let mut is_complete = true;
+    for (index, item) in items.into_iter().enumerate() {
+        match read_entry(reader, format!("{path}[{index}]"), item, &entries) {
+            Some(entry) => entries.push(entry),
+            None => is_complete = false,
+        }
+    }
+    is_complete.then_some((entries, times))
+}
+
+fn read_entry<'a>(
+    reader: &mut ConfigReader<'a>,
+    path: String,
+    item: Spanned<DeValue<'a>>,
+    before: &[LadderEntry<'a>],
+) -> Option<LadderEntry<'a>> {
+    let at = item.span().start;
+    let problem = "has to be a table, such as { whip = \"main\" } or { rtsp = \"rtsp://host/path\" }";
+    let mut pulled = reader.table_or_mistake(&path, item, problem)?;
+    let mut own = DeTable::new();
+    for key in LadderEntryKeys::NAMES {
+        if let Some((name, value)) = pulled.remove_entry(*key) {
+            own.insert(name, value);
+        }
+    }
+    for key in ON_DEMAND_KEYS {
+        if let Some((name, _)) = pulled.remove_entry(key) {
+            let problem = "has no effect in a list of sources: set `standby = \"cold\"` for a source that runs only when it \
+                           is needed";
+            let mistake = Mistake::with_kind(join_key_path(&path, key), MistakeKind::MissingKey(problem.to_owned()));
+            reader.add_mistake_unless_caused_by_syntax_error(name.span().start, mistake);
+        }
+    }
+    let is_whip = own.contains_key("whip");
+    let extra = if is_whip {
+        // A publisher has no other keys.
+        let of_pulled = ["name", "standby"].into_iter().find_map(|key| own.get_key_value(key));
+        of_pulled.or_else(|| pulled.iter().next()).map(|(key, _)| key.clone())
+    } else {
+        None
+    };
+    let keys = reader.read_file_only_table::<LadderEntryKeys>(&path, own);
+    if let Some(extra) = extra {
+        let problem = "cannot be combined with `whip`: a publisher has no other keys";
+        let mistake = Mistake::new(join_key_path(&path, extra.get_ref()), problem);
+        reader.add_mistake_unless_caused_by_syntax_error(extra.span().start, mistake);
+        return None;
+    }
+    let is_taken = |name: &SourceName| before.iter().any(|entry| entry.config.name == *name);
+    let name = match keys.whip.or(keys.name) {
+        Some(name) if is_taken(&name) => {
+            let problem = format!("has the name {name} of another source of this stream");
+            reader.add_mistake_unless_caused_by_syntax_error(at, Mistake::new(path, problem));
+            return None;
+        }
+        Some(name) => name,
+        // Its value is a mistake.
+        None if is_whip => return None,
+        None => free_name(&pulled, is_taken)?,
+    };
+    let kind = if is_whip {
+        LadderSourceKind::Whip
+    } else {
+        LadderSourceKind::Pulled(keys.standby)
+    };
+    Some(LadderEntry {
+        config: LadderSourceConfig {
+            name,
+            kind,
+            shared_with: None,
+        },
+        pulled: (!is_whip).then_some((path, at, pulled)),
+    })
+}
+
+/// Returns the kind of a source as its name, with a number if that is taken.
+fn free_name(table: &DeTable<'_>, is_taken: impl Fn(&SourceName) -> bool) -> Option<SourceName> {
+    let kinds = ["rtsp", "hls", "pipeline"];
+    // Without a kind there is a mistake anyway.
+    let kind = kinds
+        .into_iter()
+        .find(|kind| table.contains_key(*kind))
+        .unwrap_or("source");
+    let numbered = (2..).map(|number| format!("{kind}-{number}"));
+    let mut names = std::iter::once(kind.to_owned()).chain(numbered);
+    names.find_map(|name| SourceName::parse(&name).ok().filter(|name| !is_taken(name)))
+}
+
+impl LadderEntryKeys {
+    const NAMES: &'static [&'static str] = &["whip", "name", "standby"];
+}
+
+impl LadderConfig {
+    /// Returns the key of the stream that a source writes to.
+    pub fn source_key(&self, source: &LadderSourceConfig) -> StreamKey {
+        match &source.shared_with {
+            Some((stream, name)) => stream.ladder_source_key(name),
+            None => self.stream.ladder_source_key(&source.name),
+        }
+    }
+
+    /// Returns the source that a publisher feeds: the first one, or the one of this name.
+    pub fn whip_source(&self, name: Option<&str>) -> Option<&SourceName> {
+        let mut whip = self
+            .sources
+            .iter()
+            .filter(|source| source.kind == LadderSourceKind::Whip);
+        whip.find(|source| name.is_none_or(|name| source.name.as_str() == name))
+            .map(|source| &source.name)
+    }
+}

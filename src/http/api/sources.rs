@@ -1,0 +1,174 @@
+//! Sources of streams in the API: those that the gateway pulls, and the several sources of one stream.
+
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::config::{LadderSourceKind, Standby};
+use crate::control::ControlPlane;
+use crate::http::problem::Problem;
+use crate::sources::fetch::registry::{ConfiguredLadder, RegisteredSource, SourceRegistry};
+use millstream_core::hub::name::StreamName;
+
+/// A configured source.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Source {
+    /// `rtsp`, `hls` or `pipeline`.
+    pub kind: &'static str,
+    pub on_demand: bool,
+    /// `idle`, `starting`, `live`, `failed`, `standing_back` or `stopped`.
+    pub state: &'static str,
+    /// Seconds in this state.
+    pub seconds: Option<f64>,
+    /// The last error, if any. It may be long ago.
+    pub last_error: Option<String>,
+    /// Number of failures.
+    pub restarts: u64,
+    /// Why the camera is read by the pipeline `rtsp`, or through a relay that corrects its RTSP messages, instead of by
+    /// the gateway's own client alone; `None` if it is not.
+    pub fallback: Option<&'static str>,
+    /// Number of malformed or unexpected packets and messages of a camera in this session, or of segments of an HLS
+    /// source, that were ignored.
+    pub passed_over: u64,
+    /// The first of them.
+    pub passed_over_reason: Option<String>,
+    /// Tracks that are left out because their codec is not supported, such as `audio L16/44100`, and variants of an HLS
+    /// source, such as `variant dvh1.05.06`.
+    pub left_out: Vec<String>,
+    /// Input was ignored within the last minute.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(super) has_recently_ignored: bool,
+}
+
+/// One of several sources of a stream.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct LadderSource {
+    /// Unique within the stream; publishers name it as `?source=NAME`.
+    pub name: String,
+    /// `whip`, `rtsp`, `hls` or `pipeline`.
+    pub kind: &'static str,
+    /// `away` (not connected), `starting` (connected, nothing to begin with yet), `live` or `stalled` (connected, its media
+    /// has stopped).
+    pub state: &'static str,
+    /// Seconds in this state.
+    pub seconds: Option<f64>,
+    /// The stream shows it.
+    pub selected: bool,
+    /// Of a source that the gateway pulls: `warm` or `cold`.
+    pub standby: Option<&'static str>,
+    /// Of a source that the gateway pulls: its connection, with the last error.
+    pub connection: Option<Source>,
+}
+
+/// A change from one source of a stream to another.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct SourceSwitch {
+    /// Counts the changes of the stream.
+    pub number: u64,
+    /// `null` if there was none.
+    pub from: Option<String>,
+    /// `null` if none is left.
+    pub to: Option<String>,
+    /// `available` (there was none), `ended`, `stalled`, `preferred` (a better one came), `recovered` (a better one is back),
+    /// `chosen` (by hand) or `new_session` (of the same source).
+    pub reason: &'static str,
+    /// Seconds ago.
+    pub seconds: f64,
+}
+
+/// The sources of a stream that has several.
+pub(super) struct DescribedLadder {
+    pub(super) sources: Vec<LadderSource>,
+    pub(super) chosen: Option<String>,
+    pub(super) switches: Vec<SourceSwitch>,
+}
+
+/// A choice between the sources of a stream.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceChoice {
+    /// Name of a source; `null` leaves the selection to the gateway.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub source: Option<String>,
+}
+
+/// How long segments that are missing are warned of.
+const IGNORED_INPUT_WARNING_DURATION: Duration = Duration::from_secs(60);
+
+/// Describes a source that the gateway pulls.
+pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
+    let status = entry.status();
+    Source {
+        kind: entry.source_kind,
+        on_demand: entry.on_demand,
+        state: status.state.label(),
+        seconds: status.state_since.map(|since| since.elapsed().as_secs_f64()),
+        last_error: status.last_error,
+        restarts: status.restart_count,
+        fallback: status.fallback_reason,
+        has_recently_ignored: status
+            .ignored_input
+            .last_at
+            .is_some_and(|last| last.elapsed() < IGNORED_INPUT_WARNING_DURATION),
+        passed_over: status.ignored_input.count,
+        passed_over_reason: status.ignored_input.first_description,
+        left_out: status.unsupported_tracks,
+    }
+}
+
+/// Describes the sources of a stream that has several.
+pub(super) fn describe_ladder(configured: &ConfiguredLadder, registry: &SourceRegistry) -> DescribedLadder {
+    let status = configured.ladder.status();
+    let by_source = configured.config.sources.iter().zip(&status.sources);
+    let sources = by_source.map(|(config, status)| {
+        let entry = registry.get(configured.config.source_key(config));
+        LadderSource {
+            name: config.name.to_string(),
+            kind: entry.as_ref().map_or("whip", |entry| entry.source_kind),
+            state: status.state.label(),
+            seconds: status.since.map(seconds_since),
+            selected: status.is_selected,
+            standby: match config.kind {
+                LadderSourceKind::Whip => None,
+                LadderSourceKind::Pulled(Standby::Warm) => Some("warm"),
+                LadderSourceKind::Pulled(Standby::Cold) => Some("cold"),
+            },
+            connection: entry.map(|entry| describe_source(&entry)),
+        }
+    });
+    let sources = sources.collect();
+    let switches = status.recent_switches.iter().map(|switch| SourceSwitch {
+        number: switch.number,
+        from: switch.from.as_ref().map(ToString::to_string),
+        to: switch.to.as_ref().map(ToString::to_string),
+        reason: switch.reason.label(),
+        seconds: seconds_since(switch.at),
+    });
+    DescribedLadder {
+        sources,
+        chosen: status.chosen.map(|name| name.to_string()),
+        switches: switches.collect(),
+    }
+}
+
+/// Chooses between the sources of a stream.
+pub(super) fn choose_source(control: &ControlPlane, stream: &StreamName, body: &[u8]) -> Result<StatusCode, Problem> {
+    let choice: SourceChoice = serde_json::from_slice(body).map_err(|error| {
+        let detail = format!("send {{\"source\": \"NAME\"}}, or {{\"source\": null}} for automatic selection: {error}");
+        Problem::new(StatusCode::BAD_REQUEST, "bad_source_choice", detail)
+    })?;
+    let Some(configured) = control.source_registry.ladder(stream) else {
+        let detail = "this stream does not have several sources: set `sources` of the stream in the configuration";
+        return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_source", detail));
+    };
+    let chosen = configured.ladder.choose(choice.source.as_deref());
+    chosen.map_err(|error| Problem::new(StatusCode::NOT_FOUND, "unknown_source", error.to_string()))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn seconds_since(at: Instant) -> f64 {
+    at.elapsed().as_secs_f64()
+}
