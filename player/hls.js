@@ -2,30 +2,16 @@
 // hls.js, or the browser's native HLS where hls.js cannot run (iPhones). hls.js is preferred because Chromium claims
 // native HLS support but fails on live streams.
 
+import { loadLibrary } from './library.js';
 import { missingVideo } from './session.js';
 
-const LIBRARY = new URL('hls.min.js', import.meta.url);
 /** Playback that makes no progress for this time fails, in milliseconds. */
 const STALL_TIMEOUT = 8_000;
 /** An attempt whose playlist does not grow for this time fails, in milliseconds: the stream has no new media. */
 const PLAYLIST_TIMEOUT = 3_000;
 
-let loading;
-
-/** Loads hls.js on first use. Resolves with null if it cannot be loaded. */
-function loadLibrary() {
-  loading ??= new Promise((resolve) => {
-    const script = document.createElement('script');
-    script.src = LIBRARY;
-    script.onload = () => resolve(globalThis.Hls ?? null);
-    script.onerror = () => resolve(null);
-    document.head.append(script);
-  });
-  return loading;
-}
-
 /** Loads hls.js in advance. */
-export const prepare = () => void loadLibrary();
+export const prepare = (playlist) => void (playlist && loadLibrary(playlist));
 
 /** Returns the URL of the HLS playlist for a WHEP endpoint; null if it is not an endpoint of the gateway. */
 export function playlistOf(endpoint) {
@@ -45,6 +31,7 @@ export class HlsClient extends EventTarget {
 
   #url;
   #token;
+  #play;
   #hls = null;
   #video = null;
   #timer = 0;
@@ -57,17 +44,19 @@ export class HlsClient extends EventTarget {
   /** Codec of the stream's video if the playlists lack it; else empty. */
   missing = '';
 
-  constructor(url, { token = '' } = {}) {
+  /** `play` plays the video element once it has content. */
+  constructor(url, { token = '', play } = {}) {
     super();
     this.#url = url;
     this.#token = token;
+    this.#play = play;
   }
 
   async start(video) {
     if (this.state !== 'idle' && this.state !== 'failed') return;
     this.#setState('connecting');
     this.#failAfter(STALL_TIMEOUT);
-    const Hls = await loadLibrary();
+    const Hls = await loadLibrary(this.#url);
     if (this.state !== 'connecting') return;
     this.#video = video;
     if (Hls?.isSupported()) {
@@ -101,8 +90,10 @@ export class HlsClient extends EventTarget {
         edges.set(level, details.edge);
         if (before === undefined || details.edge <= before) return;
         this.#attach(video);
+        // Its source is attached at once or later, as the browser has it.
+        this.#hls.once(Hls.Events.MEDIA_ATTACHED, () => this.#play());
         this.#hls.attachMedia(video);
-        video.play().catch(() => {});
+        this.#play();
       });
       this.#hls.loadSource(this.#url.href);
     } else if (video.canPlayType('application/vnd.apple.mpegurl')) {
@@ -110,7 +101,7 @@ export class HlsClient extends EventTarget {
       if (this.#token) url.searchParams.set('token', this.#token);
       this.#attach(video);
       video.src = url;
-      video.play().catch(() => {});
+      this.#play();
       video.addEventListener('error', this.#fail);
     } else {
       return this.#fail();

@@ -1,9 +1,11 @@
 // The player: a WHEP client and the custom element
 //
 //   <script type="module" src="/player.js"></script>
-//   <millstream-player src="/whep/NAME" token="..."></millstream-player>
+//   <millstream-player src="/whep/NAME" token="..." autoplay muted controls></millstream-player>
 //
-// The element starts muted, because browsers block unmuted autoplay. Its attributes show its state:
+// The element behaves as an HTMLMediaElement: see `media-element.js`. Without `autoplay` it loads nothing before `play()`, or
+// the click on the button that `controls` shows. Where the browser blocks unmuted autoplay, it mutes itself. Its attributes show
+// its state:
 //
 //   data-state        idle, connecting, playing (a frame was shown within the last two seconds, or no video is sent and
 //                     audio arrives), paused (connected without incoming media), waiting (the stream is not
@@ -31,12 +33,14 @@
 // When the gateway sends less than the best because the path carries no more (docs/quality.md), a notice says so
 // (`limit.js`).
 
+import { Controls } from './controls.js';
 import { HlsClient, playlistOf, prepare } from './hls.js';
 import { QualityLimit } from './limit.js';
+import { MediaElement } from './media-element.js';
 import { explain, explainHls, explainLimit, unsupported, WAITING } from './messages.js';
 import { namedLayers, QualityMenu } from './quality.js';
 import { PathLost } from './session.js';
-import { Statistics } from './statistics.js';
+import { StatsPanel } from './stats-panel.js';
 import { CSS, HTML } from './template.js';
 import { chooseTransport, Flow, liveUntil, LIVE_TIMEOUT } from './transport.js';
 import { WhepClient } from './whep.js';
@@ -52,8 +56,8 @@ const MAX_FLOW_GAP = 600;
 /** If no frame is decoded for this time, the gateway is asked whether it sends fewer, in milliseconds. */
 const FRAME_GAP = 800;
 
-export class MillstreamPlayer extends HTMLElement {
-  static observedAttributes = ['src', 'token'];
+export class MillstreamPlayer extends MediaElement {
+  static observedAttributes = ['src', 'token', 'autoplay', 'poster'];
 
   #client = null;
   // The element is in a document: a change of its attributes starts a new session.
@@ -69,7 +73,7 @@ export class MillstreamPlayer extends HTMLElement {
   #flow = new Flow(0);
   /** A frame of this stream has been displayed, over any transport. */
   #hasShownFrame = false;
-  #statistics = new Statistics();
+  #stats;
   #limit = new QualityLimit();
   /** No frame has been decoded for some time although there is video. */
   #isInGap = false;
@@ -84,8 +88,8 @@ export class MillstreamPlayer extends HTMLElement {
   #frameCount = 0;
   #webrtcProgress = { count: 0, at: 0, since: 0 };
   #refreshedLayers = false;
-  #pointerTimer = 0;
   #menu;
+  #controls;
 
   constructor() {
     super();
@@ -96,17 +100,18 @@ export class MillstreamPlayer extends HTMLElement {
     root.innerHTML = HTML;
     const part = (name) => root.querySelector(name);
     this.#parts = {
-      video: part('video'), overlay: part('.overlay'), title: part('.title'), text: part('.text'),
-      retry: part('.retry'), lastFrame: part('.last-frame'), hint: part('.hint'), notice: part('.notice'), stats: part('.stats'), bar: part('.bar'),
-      mute: part('.mute'), muteLabel: part('.mute span'), play: part('.play'), volume: part('.volume'),
-      statsToggle: part('.stats-toggle'), fullscreen: part('.fullscreen'), live: part('.live'),
-      transport: part('.transport'), pip: part('.pip'),
+      video: part('video'), poster: part('.poster'), overlay: part('.overlay'), title: part('.title'), text: part('.text'),
+      retry: part('.retry'), lastFrame: part('.last-frame'), hint: part('.hint'), notice: part('.notice'), stats: part('.stats'),
+      start: part('.start'), bar: part('.bar'), mute: part('.mute'), muteLabel: part('.mute span'), play: part('.play'),
+      volume: part('.volume'), captions: part('.captions'), statsToggle: part('.stats-toggle'), fullscreen: part('.fullscreen'),
+      live: part('.live'), transport: part('.transport'), pip: part('.pip'),
     };
     this.#menu = new QualityMenu(part('.quality'), () => this.#updateShownLayer());
-    this.#parts.video.muted = true;
+    this.#stats = new StatsPanel(this.#parts.stats, () => [['Player', this.src], ['State', this.dataset.state ?? ''], ['Browser', navigator.userAgent]]);
+    this.initialize(this.#parts.video);
     this.#watchFrames();
-    this.#addListeners();
-    this.#updateMute();
+    this.#parts.retry.addEventListener('click', () => this.#client?.start());
+    this.#controls = new Controls(this, this.#parts, () => this.#hls?.toLiveEdge());
   }
 
   /** The WHEP client; null while the element is not in a document or has no `src`. */
@@ -118,8 +123,18 @@ export class MillstreamPlayer extends HTMLElement {
     return this.#parts.video;
   }
 
+  /** The error that playback has ended with, as a MediaError has it; null for none. */
+  get error() {
+    const { state, reason } = this.#client ?? {};
+    return state === 'failed' ? { code: MediaError.MEDIA_ERR_SRC_NOT_SUPPORTED, message: reason?.message ?? '' } : null;
+  }
+
   connectedCallback() {
-    if (!this.hasAttribute('tabindex')) this.tabIndex = 0;
+    super.connectedCallback();
+    this.#controls.updateMute();
+    for (const [name, value] of [['tabindex', '0'], ['role', 'region'], ['aria-label', 'Video player']]) {
+      if (!this.hasAttribute(name)) this.setAttribute(name, value);
+    }
     addEventListener('pagehide', this.#stop);
     addEventListener('pageshow', this.#start);
     addEventListener('online', this.#retryNow);
@@ -136,15 +151,29 @@ export class MillstreamPlayer extends HTMLElement {
   }
 
   attributeChangedCallback(name, before, after) {
+    if (name === 'poster') return this.#updatePoster();
     if (!this.#inDocument) return;
+    if (name === 'autoplay') return this.#start();
+    if (name === 'src' && before !== after) this.forgetPlayRequest();
     this.#stop();
     if (name === 'src' && before !== after) this.#clearVideo();
     this.#start();
   }
 
+  startLoading() {
+    this.#start();
+    if (this.#client?.state === 'failed') this.#client.start();
+  }
+
+  restart() {
+    this.#stop();
+    this.#start();
+  }
+
   #start = () => {
     const src = this.getAttribute('src');
-    if (!src || this.#client) return;
+    if (!src || !this.#inDocument || this.#client) return;
+    if (!this.mayPlay) return this.#show('idle');
     this.#client = new WhepClient(src, { token: this.getAttribute('token') ?? '' });
     this.#client.addEventListener('state', () => this.#onClientState());
     this.#client.addEventListener('layers', () => this.#updateQuality());
@@ -198,7 +227,7 @@ export class MillstreamPlayer extends HTMLElement {
     if (video.srcObject === stream || this.#hls) return;
     this.#keepLastFrame();
     video.srcObject = stream;
-    video.play().catch(() => {});
+    this.playVideo();
   }
 
   /** Resets the frame state when the transport or the session changes. */
@@ -225,6 +254,12 @@ export class MillstreamPlayer extends HTMLElement {
     video.classList.remove('has-frame');
     lastFrame.hidden = true;
     this.#hasShownFrame = false;
+  }
+
+  #updatePoster() {
+    const { poster } = this.#parts;
+    poster.hidden = !this.poster;
+    if (this.poster) poster.src = this.poster;
   }
 
   #watchFrames() {
@@ -297,7 +332,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.#countFrames(stats.frames, now);
     // There is no callback for audio.
     this.#updateLive();
-    this.#updateStats(stats);
+    this.#stats.update(stats, Boolean(this.#hls));
   }
 
   #updateFlow(stats, now) {
@@ -352,7 +387,7 @@ export class MillstreamPlayer extends HTMLElement {
       tried: now - this.#lastAttemptAt,
       failures: this.#hlsFailures,
     });
-    if (prepareHls) prepare();
+    if (prepareHls) prepare(playlistOf(this.getAttribute('src')));
     if (use === 'hls' && !isHls) this.#enterHls(why);
     if (use === 'webrtc' && isHls) this.#leaveHls();
     // The stream may have changed to a codec that the session cannot carry. This is checked once for each stall.
@@ -405,7 +440,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.#lastAttemptAt = performance.now();
     const url = this.getAttribute('hls') === 'off' ? null : playlistOf(this.getAttribute('src'));
     if (!url) return;
-    const hls = new HlsClient(url, { token: this.getAttribute('token') ?? '' });
+    const hls = new HlsClient(url, { token: this.getAttribute('token') ?? '', play: () => this.playVideo() });
     this.#hls = hls;
     this.#hlsReason = why;
     this.#webrtcProgress = { count: Infinity, at: 0, since: 0 };
@@ -475,7 +510,7 @@ export class MillstreamPlayer extends HTMLElement {
     this.#countFrames(now.frames, performance.now());
     this.#updateLive();
     this.#updateTransport();
-    this.#updateStats(now);
+    this.#stats.update(now, Boolean(this.#hls));
   }
 
   #updateTransport() {
@@ -509,89 +544,11 @@ export class MillstreamPlayer extends HTMLElement {
     hint.classList.toggle('middle', Boolean(missing));
     hint.hidden = !missing && !(['paused', 'waiting'].includes(shown) && this.#hasShownFrame);
     this.dispatchEvent(new CustomEvent('statechange', { detail: { state: shown, reason } }));
-  }
-
-  #updateStats(now) {
-    const rows = this.#statistics.update(now, Boolean(this.#hls));
-    if (!rows || this.#parts.stats.hidden) return;
-    this.#parts.stats.replaceChildren(...rows.flatMap(([name, value]) => {
-      const [dt, dd] = [document.createElement('dt'), document.createElement('dd')];
-      [dt.textContent, dd.textContent] = [name, value];
-      return [dt, dd];
-    }));
-  }
-
-  #addListeners() {
-    const { video, retry, play, mute, volume, statsToggle, fullscreen, stats, live, pip } = this.#parts;
-    retry.addEventListener('click', () => this.#client?.start());
-    play.addEventListener('click', () => this.#togglePlay());
-    for (const event of ['play', 'pause']) video.addEventListener(event, () => this.#updatePlay());
-    mute.addEventListener('click', () => this.#toggleMute());
-    volume.addEventListener('input', () => (video.volume = Number(volume.value)));
-    video.addEventListener('volumechange', () => this.#updateMute());
-    statsToggle.addEventListener('click', () => {
-      stats.hidden = !stats.hidden;
-      statsToggle.setAttribute('aria-pressed', String(!stats.hidden));
-    });
-    live.addEventListener('click', () => this.#hls?.toLiveEdge());
-    pip.hidden = !document.pictureInPictureEnabled;
-    pip.addEventListener('click', () => this.#togglePictureInPicture());
-    fullscreen.addEventListener('click', () => this.#toggleFullscreen());
-    video.addEventListener('dblclick', () => this.#toggleFullscreen());
-    this.addEventListener('keydown', (event) => {
-      if (event.ctrlKey || event.metaKey || event.altKey) return;
-      // A focused control that uses keys itself has priority.
-      const [inner] = event.composedPath();
-      if (inner.matches?.('select, input')) return;
-      const action = { k: play, m: mute, f: fullscreen, i: statsToggle, p: pip }[event.key.toLowerCase()];
-      action?.click();
-    });
-    this.addEventListener('pointermove', () => {
-      this.classList.remove('inactive');
-      clearTimeout(this.#pointerTimer);
-      this.#pointerTimer = setTimeout(() => this.classList.add('inactive'), 3_000);
-    });
-  }
-
-  #togglePlay() {
-    const { video } = this.#parts;
-    if (!video.paused) return video.pause();
-    // Playback resumes at the live edge.
-    this.#hls?.toLiveEdge();
-    video.play().catch(() => {});
-  }
-
-  #updatePlay() {
-    const { video, bar, play } = this.#parts;
-    bar.classList.toggle('paused', video.paused);
-    play.setAttribute('aria-label', video.paused ? 'Play' : 'Pause');
-  }
-
-  #toggleMute() {
-    const { video } = this.#parts;
-    video.muted = !video.muted;
-    video.play().catch(() => {});
-  }
-
-  #updateMute() {
-    const { video, bar, mute, muteLabel } = this.#parts;
-    bar.classList.toggle('muted', video.muted);
-    muteLabel.textContent = video.muted ? 'Unmute' : '';
-    mute.setAttribute('aria-label', video.muted ? 'Unmute' : 'Mute');
-  }
-
-  #togglePictureInPicture() {
-    const { video } = this.#parts;
-    if (document.pictureInPictureElement) document.exitPictureInPicture();
-    else video.requestPictureInPicture?.().catch(() => {});
-  }
-
-  #toggleFullscreen() {
-    if (document.fullscreenElement) document.exitFullscreen();
-    // iPhones support full screen only for the video element.
-    else if (this.requestFullscreen) this.requestFullscreen().catch(() => {});
-    else this.#parts.video.webkitEnterFullscreen?.();
+    if (shown !== 'failed') return;
+    this.abortPlays(reason?.message ?? '');
+    this.dispatchEvent(new Event('error'));
   }
 }
 
-customElements.define('millstream-player', MillstreamPlayer);
+// Two builds of the player may be on a page, and there is no registry where pages are rendered on a server.
+if (globalThis.customElements && !customElements.get('millstream-player')) customElements.define('millstream-player', MillstreamPlayer);

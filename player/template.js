@@ -1,15 +1,18 @@
 // The shadow tree of the player element: markup and style sheet.
 
 export const HTML = `
-  <video playsinline autoplay muted></video>
+  <video part="video" playsinline></video>
+  <img class="poster" part="poster" alt="" hidden>
   <canvas class="last-frame" hidden></canvas>
-  <div class="overlay" role="status" aria-live="polite"><p class="title"></p><p class="text"></p>
+  <button class="start" part="start-button" type="button" aria-label="Play">
+    <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 4.5v15l12-7.5z"/></svg></button>
+  <div class="overlay" part="overlay" role="status" aria-live="polite"><p class="title"></p><p class="text"></p>
     <button class="retry" type="button" hidden>Try again</button></div>
   <p class="hint" role="status" hidden></p>
   <p class="notice" role="status"></p>
-  <dl class="stats" hidden></dl>
-  <div class="bar">
-    <button class="play" type="button" aria-label="Pause" aria-keyshortcuts="k">
+  <div class="stats" part="stats" hidden><dl></dl><button type="button" class="copy-stats">Copy</button></div>
+  <div class="bar" part="controls">
+    <button class="play" type="button" aria-label="Pause" aria-keyshortcuts="k Space">
       <svg viewBox="0 0 24 24" aria-hidden="true"><path class="play-icon" d="M7 4.5v15l12-7.5z"/>
         <path class="pause-icon" d="M8 5v14m8-14v14"/></svg></button>
     <button class="live" type="button" title="Go to the live edge"><i></i><span>Live</span></button>
@@ -21,6 +24,8 @@ export const HTML = `
         <path class="off" d="M16 9.5l5 5m0-5l-5 5"/></svg><span></span></button>
     <input class="volume" type="range" min="0" max="1" step="0.05" value="1" aria-label="Volume">
     <select class="quality" aria-label="Video quality" hidden></select>
+    <button class="captions" type="button" aria-label="Captions" aria-keyshortcuts="c" aria-pressed="false" hidden>
+      <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M3 5h18v14H3zm7 5.5a2.2 2.2 0 1 0 0 3m7-3a2.2 2.2 0 1 0 0 3"/></svg></button>
     <button class="pip" type="button" aria-label="Picture in picture" aria-keyshortcuts="p">
       <svg viewBox="0 0 24 24" aria-hidden="true"><path d="M3 5h18v14H3zm9 7h7v5h-7z"/></svg></button>
     <button class="stats-toggle" type="button" aria-label="Statistics" aria-keyshortcuts="i" aria-pressed="false">
@@ -35,7 +40,15 @@ export const CSS = `
   :host(:fullscreen) { border-radius: 0; }
   [hidden] { display: none !important; }
   video, .last-frame { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
+  .poster { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
+  video.has-frame + .poster { display: none; }
   .last-frame { background: #0b1114; }
+  :host(:focus-visible) { outline: 3px solid #0f766e; outline-offset: 2px; }
+  .start { display: none; position: absolute; inset: 0; margin: auto; width: 84px; height: 84px; padding: 0; justify-content: center;
+    border-radius: 50%; background: #0b1114cc; } .start svg { width: 38px; height: 38px; }
+  .start:hover { background: #0b1114; }
+  :host([controls][data-state=idle][src]) .start { display: flex; }
+  :host(:not([controls])) .bar, :host([data-state=idle]) .bar { display: none; }
   video { opacity: 0; transition: opacity .4s; }
   video.has-frame { opacity: 1; }
   .overlay { position: absolute; inset: 0; display: grid; place-content: center; justify-items: center; gap: 6px;
@@ -55,9 +68,10 @@ export const CSS = `
     box-sizing: border-box; max-width: calc(100% - 28px); background: #0b1114cc; color: #dbe5e6; font-size: .85em; pointer-events: none; }
   .notice:empty { padding: 0; }
   .overlay.shown ~ .notice { visibility: hidden; }
-  .stats { position: absolute; top: 14px; right: 14px; margin: 0; padding: 10px 14px; border-radius: 8px;
-    background: #0b1114cc; font-size: .85em; font-variant-numeric: tabular-nums; display: grid;
-    grid-template-columns: auto auto; gap: 2px 14px; }
+  .stats { position: absolute; top: 14px; right: 14px; box-sizing: border-box; padding: 10px 14px; border-radius: 8px; max-height: calc(100% - 72px);
+    overflow-y: auto; background: #0b1114cc; font-size: .85em; font-variant-numeric: tabular-nums; }
+  .stats dl { display: grid; grid-template-columns: auto auto; gap: 2px 14px; margin: 0; }
+  .copy-stats { height: 28px; margin: 6px 0 0 -9px; } button[aria-pressed=true] { background: #ffffff24; }
   .stats dt { color: #9fb0b3; } .stats dd { margin: 0; text-align: right; }
   .bar { position: absolute; inset: auto 0 0; display: flex; align-items: center; gap: 6px; padding: 28px 12px 10px;
     background: linear-gradient(#0b111400, #0b1114cc); opacity: 0; transition: opacity .3s; }
@@ -84,7 +98,8 @@ export const CSS = `
   .volume { width: 84px; accent-color: #f4f7f7; }
   @media (max-width: 460px) {
     .overlay { padding: 8px 14px; gap: 2px; font-size: .88em; } .volume, .pip { display: none; }
-    .stats { top: 8px; right: 8px; padding: 6px 10px; font-size: .72em; line-height: 1.25; gap: 0 10px; } .notice { font-size: .8em; }
+    .stats { top: 8px; right: 8px; padding: 6px 10px; font-size: .72em; line-height: 1.25; max-height: calc(100% - 66px); }
+    .stats dl { gap: 0 10px; } .copy-stats { height: 22px; margin-top: 2px; } .notice { font-size: .8em; }
     .notice:has(~ .stats:not([hidden])) { max-width: calc(50% - 50px); }
     .bar { gap: 0; padding-inline: 6px; } .live { margin-right: 4px; } button { padding: 0 7px; }
     .bar.muted .mute { padding: 0 10px; font-size: .9em; } select { max-width: 112px; margin-inline: 6px 2px; font-size: .8em; }

@@ -25,5 +25,6 @@ tokenForm.addEventListener('submit', (event) => {
 const transport = new URLSearchParams(location.search).get('way');
 if (transport === 'hls') player.setAttribute('hls', 'only');
 if (transport === 'webrtc') player.setAttribute('hls', 'off');
+player.setAttribute('aria-label', `Live stream ${stream}`);
 player.setAttribute('token', loadToken(TOKEN));
 player.setAttribute('src', `/whep/${stream}`);

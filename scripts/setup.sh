@@ -42,7 +42,7 @@ for group in "${@:-run}"; do
       # The cryptography (aws-lc) is C and assembler: a C compiler and the C library's headers are all it needs.
       need cc gcc libc6-dev
       need pkg-config pkg-config
-      # build.rs takes hls.js from npm.
+      # The build takes hls.js from npm.
       need node nodejs
       need npm npm
       # GStreamer: its library to build with, its plugins for pipelines, and a font for the test picture.

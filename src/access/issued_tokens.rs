@@ -42,7 +42,8 @@ impl IssuedToken {
         rand::rng().fill_bytes(&mut token);
         rand::rng().fill_bytes(&mut id);
         let secret = Secret::new(&URL_SAFE_NO_PAD.encode(token))?;
-        let issued_at = wall_clock_now();
+        // Whole seconds, as the state file has them: a restart must not change the order of the list.
+        let issued_at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds_since_1970(wall_clock_now()));
         let expires_at = match lifetime {
             Some(lifetime) => Some(issued_at.checked_add(lifetime)?),
             None => None,
@@ -121,7 +122,7 @@ impl IssuedTokens {
         *self.by_digest.write().unwrap_or_else(PoisonError::into_inner) = tokens.collect();
     }
 
-    /// Returns all tokens in the order in which they were issued.
+    /// Returns all tokens in the order in which they were issued, to the second.
     pub fn all(&self) -> Vec<Arc<IssuedToken>> {
         let mut all: Vec<_> = self.read().values().cloned().collect();
         all.sort_by(|a, b| (a.issued_at, &a.id).cmp(&(b.issued_at, &b.id)));

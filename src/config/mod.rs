@@ -53,7 +53,7 @@ pub use self::mistake::{ConfigError, ConfigLocation, Mistake, MistakeKind};
 pub use self::secret::{Redacted, Secret};
 pub use self::section::{ConfigKey, ConfigSection, ReloadMode};
 pub use self::sections::{
-    CorsOrigins, CounterOfferMode, HttpConfig, IceConfig, LimitsConfig, Log, LogFormat, PipelineWorkersConfig,
+    AllowedOrigins, CounterOfferMode, HttpConfig, IceConfig, LimitsConfig, Log, LogFormat, PipelineWorkersConfig,
     SourcesConfig, TurnUser, WebRtcConfig,
 };
 pub use self::streams::{

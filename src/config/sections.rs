@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::secret::Secret;
 use super::section::section;
 use super::value_parsers::{self, NamedVariants};
-pub use super::value_types::{CorsOrigins, TurnUser};
+pub use super::value_types::{AllowedOrigins, TurnUser};
 use crate::pipeline::worker_slots::WorkerSlotLimits;
 use millstream_core::session::DEFAULT_CONNECT_TIMEOUT;
 
@@ -21,8 +21,13 @@ section! {
         pub listen: SocketAddr = unspecified_ipv6_address(8080),
 
         /// Origins of web pages that may use the gateway (CORS), such as `["https://example.org"]`.
-        #[key("cors_origins", Live, "`*`", "value_parsers::parse_cors_origins")]
-        pub cors_origins: CorsOrigins = CorsOrigins::Any,
+        #[key("cors_origins", Live, "`*`", "value_parsers::parse_origins")]
+        pub cors_origins: AllowedOrigins = AllowedOrigins::Any,
+
+        /// Origins of web pages that may show a stream in a frame, from `/embed/NAME`, such as `["https://example.org"]`; `*`
+        /// for all. Other pages of the gateway are never framed by other origins.
+        #[key("embed_origins", Live, "none", "value_parsers::parse_origins")]
+        pub embed_origins: AllowedOrigins = AllowedOrigins::Listed(Vec::new()),
 
         /// Networks of reverse proxies, such as `["10.0.0.0/8"]`, whose `Forwarded` or `X-Forwarded-For` is believed. See
         /// Behind a proxy.

@@ -11,7 +11,7 @@ fn nothing_configured_gives_the_defaults() {
     let config = parse("", &[]).expect("valid");
     assert_eq!(config.http.listen.to_string(), "[::]:8080");
     assert_eq!(config.webrtc.listen.to_string(), "[::]:8189");
-    assert_eq!(config.http.cors_origins, CorsOrigins::Any);
+    assert_eq!(config.http.cors_origins, AllowedOrigins::Any);
     assert_eq!(config.webrtc.max_sessions, 10_000);
     assert!(config.auth.publish_token.is_none() && !config.auth.token_in_query);
 }
@@ -106,6 +106,8 @@ fn bad_values_are_refused_with_key_value_and_what_is_expected() {
         ("http.cors_origins", "[\"example.org\"]"),
         ("http.cors_origins", "[\"https://example.org/\"]"),
         ("http.cors_origins", "[\"*\", \"https://example.org\"]"),
+        ("http.embed_origins", "[\"https://example.org; script-src *\"]"),
+        ("http.embed_origins", "[\"https://example.org;script-src\"]"),
         ("http.wait_for_publisher", "61"),
         ("webrtc.listen", "\"[::]\""),
         ("webrtc.announce", "[\"example.org\"]"),

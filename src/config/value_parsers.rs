@@ -16,14 +16,14 @@ use tracing_subscriber::filter::Directive;
 use super::document::may_be_url_with_secret;
 use super::mistake::nearest_name;
 use super::secret::{Redacted, Secret};
-use super::value_types::{CorsOrigins, TurnUser, WebhookEventType};
+use super::value_types::{AllowedOrigins, TurnUser, WebhookEventType};
 use millstream_core::hub::name::SourceName;
 
 const TOKEN_FORMAT_TEXT: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
 const JWT_SECRET_FORMAT_TEXT: &str = "16 to 512 letters, digits and `-._~+/=`, without spaces";
 const TURN_USER_FORMAT_TEXT: &str = "`name:password`, each of letters, digits and `-._~+/=`";
 const HTTP_URL_FORMAT_TEXT: &str = "an http:// or https:// URL, such as \"https://example.org/path\"";
-const CORS_ORIGINS_FORMAT_TEXT: &str =
+const ORIGINS_FORMAT_TEXT: &str =
     "\"*\", or a list of origins without a path or a final `/`, such as [\"https://example.org\"]";
 const LOG_LEVEL_FORMAT_TEXT: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
                      \"info,millstream::session=debug\"";
@@ -290,21 +290,21 @@ pub(super) fn parse_networks<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<
 }
 
 /// Parses a list of origins, in the form that browsers send.
-pub(super) fn parse_cors_origins<'de, D: Deserializer<'de>>(value: D) -> Result<CorsOrigins, D::Error> {
-    let origins = parse_list(value, CORS_ORIGINS_FORMAT_TEXT, usize::MAX, |origin| {
+pub(super) fn parse_origins<'de, D: Deserializer<'de>>(value: D) -> Result<AllowedOrigins, D::Error> {
+    let origins = parse_list(value, ORIGINS_FORMAT_TEXT, usize::MAX, |origin| {
         let host = origin
             .strip_prefix("https://")
             .or_else(|| origin.strip_prefix("http://"));
         let is_host =
-            |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@".contains(&b));
+            |host: &str| !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@,;'\"".contains(&b));
         (origin == "*" || host.is_some_and(is_host)).then(|| origin.to_owned())
     })?;
     match origins.iter().any(|origin| origin == "*") {
-        true if origins.len() == 1 => Ok(CorsOrigins::Any),
+        true if origins.len() == 1 => Ok(AllowedOrigins::Any),
         true => Err(D::Error::custom(
             "\"*\" allows all origins: expected no other origin in the list",
         )),
-        false => Ok(CorsOrigins::Listed(origins)),
+        false => Ok(AllowedOrigins::Listed(origins)),
     }
 }
 

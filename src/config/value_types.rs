@@ -2,9 +2,9 @@
 
 use super::secret::Secret;
 
-/// Origins of web pages that may use the gateway.
+/// Origins of web pages that may do something.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CorsOrigins {
+pub enum AllowedOrigins {
     Any,
     /// In the form that browsers send: `https://example.org`, without a path or trailing slash.
     Listed(Vec<String>),

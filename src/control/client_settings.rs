@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, CorsOrigins, CounterOfferMode, IceConfig, Secret};
+use crate::config::{AllowedOrigins, Config, CounterOfferMode, IceConfig, Secret};
 
 /// Settings that apply to clients.
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
-    pub cors_origins: CorsOrigins,
+    pub cors_origins: AllowedOrigins,
+    /// See [`crate::config::HttpConfig::embed_origins`].
+    pub embed_origins: AllowedOrigins,
     pub ice_servers: IceServers,
     /// See [`crate::config::HttpConfig::strict_preconditions`].
     pub strict_preconditions: bool,
@@ -24,6 +26,7 @@ impl ClientSettings {
     pub fn new(config: &Config) -> Self {
         Self {
             cors_origins: config.http.cors_origins.clone(),
+            embed_origins: config.http.embed_origins.clone(),
             ice_servers: (&config.ice).into(),
             strict_preconditions: config.http.strict_preconditions,
             counter_offer: config.http.counter_offer,

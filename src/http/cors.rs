@@ -3,7 +3,7 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::config::CorsOrigins;
+use crate::config::AllowedOrigins;
 
 /// Listed explicitly because `*` does not include `Authorization`. One player sends a request header named `ETag`.
 const CORS_ALLOWED_HEADERS: &str = "Authorization, Content-Type, If-Match, If-None-Match, ETag, Accept, Link";
@@ -31,11 +31,11 @@ impl CorsRequestHeaders {
 }
 
 /// Adds the CORS headers of every response.
-pub fn add_cors_headers(origins: &CorsOrigins, request: &CorsRequestHeaders, headers: &mut HeaderMap) {
+pub fn add_cors_headers(origins: &AllowedOrigins, request: &CorsRequestHeaders, headers: &mut HeaderMap) {
     let origin = request.origin.as_ref();
     let allowed = match origins {
-        CorsOrigins::Any => Some(HeaderValue::from_static("*")),
-        CorsOrigins::Listed(list) => {
+        AllowedOrigins::Any => Some(HeaderValue::from_static("*")),
+        AllowedOrigins::Listed(list) => {
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
             origin
                 .filter(|origin| list.iter().any(|o| o.as_bytes() == origin.as_bytes()))

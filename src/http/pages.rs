@@ -1,84 +1,53 @@
-//! Web pages and player: the files of `player/`, embedded in the binary.
+//! Web pages and player: the files of `player/`, embedded in the binary by `build/`.
+
+use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
+use self::web_files::{EMBED_PAGE, INDEX_PAGE, NOT_FOUND_PAGE, PUBLISH_PAGE, STATIC_FILES, STREAM_PAGE, WATCH_PAGE};
 use super::problem::Problem;
 use super::request::stream_name_from_path;
 use super::state::HttpState;
+use super::static_file::{CacheRule, StaticFile};
+use crate::config::AllowedOrigins;
+use crate::control::ControlPlane;
 
-/// An embedded file and the path it is served at.
-struct EmbeddedFile {
-    path: &'static str,
-    media_type: &'static str,
-    content: &'static [u8],
+mod web_files {
+    use super::StaticFile;
+
+    include!(concat!(env!("OUT_DIR"), "/web_files.rs"));
 }
 
-const JAVASCRIPT_MEDIA_TYPE: &str = "text/javascript; charset=utf-8";
-const CSS_MEDIA_TYPE: &str = "text/css; charset=utf-8";
-const HTML_MEDIA_TYPE: &str = "text/html; charset=utf-8";
-const SVG_MEDIA_TYPE: &str = "image/svg+xml";
-
-macro_rules! file {
-    ($path:literal, $media_type:expr) => {
-        EmbeddedFile {
-            path: concat!("/", $path),
-            media_type: $media_type,
-            content: include_bytes!(concat!("../../player/", $path)),
-        }
-    };
-}
-
-const EMBEDDED_FILES: &[EmbeddedFile] = &[
-    file!("board.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("favicon.svg", SVG_MEDIA_TYPE),
-    file!("hls.js", JAVASCRIPT_MEDIA_TYPE),
-    // Copied from npm by build.rs.
-    EmbeddedFile {
-        path: "/hls.min.js",
-        media_type: JAVASCRIPT_MEDIA_TYPE,
-        content: include_bytes!(concat!(env!("OUT_DIR"), "/hls.min.js")),
-    },
-    file!("index.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("limit.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("page.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("player.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("publish.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("quality.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("session.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("statistics.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("style.css", CSS_MEDIA_TYPE),
-    file!("messages.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("template.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("transport.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("watch.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("whep.js", JAVASCRIPT_MEDIA_TYPE),
-    file!("whip.js", JAVASCRIPT_MEDIA_TYPE),
-];
-
-const INDEX_PAGE: EmbeddedFile = file!("index.html", HTML_MEDIA_TYPE);
-const WATCH_PAGE: EmbeddedFile = file!("watch.html", HTML_MEDIA_TYPE);
-const PUBLISH_PAGE: EmbeddedFile = file!("publish.html", HTML_MEDIA_TYPE);
-const NOT_FOUND_PAGE: EmbeddedFile = file!("not-found.html", HTML_MEDIA_TYPE);
-
-/// Only files of the gateway may be loaded and run, and only its own pages may frame a page.
+/// Only files of the gateway may be loaded and run.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       media-src 'self' blob: mediastream:; img-src 'self' data:; base-uri 'none'; form-action 'none'; \
-                      frame-ancestors 'self'";
+                      frame-ancestors ";
 
-/// File names contain no version, so browsers revalidate each time and see a new release at once.
-const PAGE_CACHE_CONTROL: &str = "no-cache";
+/// Only the gateway's own pages may show a page in a frame: others could place their own over its buttons.
+const OWN_FRAME_ANCESTORS: &str = "'self'";
 
 /// Adds the routes of all pages and files.
 pub fn add_page_routes(router: Router<HttpState>) -> Router<HttpState> {
     let router = router
-        .route("/", get(async || respond_with_file(&INDEX_PAGE)))
+        .route(
+            "/",
+            get(async |headers: HeaderMap| respond_with_page(&INDEX_PAGE, &headers)),
+        )
         .route("/watch/{*stream}", get(serve_watch_page))
-        .route("/publish/{*stream}", get(serve_publish_page));
-    EMBEDDED_FILES.iter().fold(router, |router, file| {
-        router.route(file.path, get(async || respond_with_file(file)))
+        .route("/publish/{*stream}", get(serve_publish_page))
+        .route("/streams/{*stream}", get(serve_stream_page))
+        .route("/embed/{*stream}", get(serve_embed_page));
+    STATIC_FILES.iter().fold(router, |router, file| {
+        let serve = move |cache| get(async move |headers: HeaderMap| respond_with_file(file, &headers, cache));
+        file.immutable_paths
+            .iter()
+            .fold(router.route(file.path, serve(CacheRule::Revalidate)), |router, path| {
+                router.route(path, serve(CacheRule::Immutable))
+            })
     })
 }
 
@@ -90,9 +59,31 @@ async fn serve_publish_page(uri: Uri, headers: HeaderMap) -> Response {
     respond_with_stream_page(&PUBLISH_PAGE, &uri, &headers)
 }
 
-fn respond_with_stream_page(page: &EmbeddedFile, uri: &Uri, headers: &HeaderMap) -> Response {
+async fn serve_stream_page(uri: Uri, headers: HeaderMap) -> Response {
+    respond_with_stream_page(&STREAM_PAGE, &uri, &headers)
+}
+
+/// Serves the page for frames on pages of other origins, where `http.embed_origins` allows any.
+async fn serve_embed_page(State(control): State<Arc<ControlPlane>>, uri: Uri, headers: HeaderMap) -> Response {
+    let ancestors = match &control.client_settings().embed_origins {
+        AllowedOrigins::Any => "*".to_owned(),
+        AllowedOrigins::Listed(origins) if origins.is_empty() => {
+            let detail = "frames on other pages are not allowed here: set `http.embed_origins` in the configuration";
+            return respond_with_problem_or_404_page(
+                Problem::new(StatusCode::NOT_FOUND, "embedding_off", detail),
+                &headers,
+            );
+        }
+        AllowedOrigins::Listed(origins) => format!("{OWN_FRAME_ANCESTORS} {}", origins.join(" ")),
+    };
+    let mut response = respond_with_stream_page(&EMBED_PAGE, &uri, &headers);
+    set_content_security_policy(&mut response, &ancestors);
+    response
+}
+
+fn respond_with_stream_page(page: &StaticFile, uri: &Uri, headers: &HeaderMap) -> Response {
     match stream_name_from_path(uri) {
-        Ok(_) => respond_with_file(page),
+        Ok(_) => respond_with_page(page, headers),
         Err(problem) => respond_with_problem_or_404_page(problem, headers),
     }
 }
@@ -101,7 +92,7 @@ fn respond_with_stream_page(page: &EmbeddedFile, uri: &Uri, headers: &HeaderMap)
 pub(super) async fn respond_to_unknown_path(uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path().trim_end_matches('/');
     let detail = match path {
-        "/whip" | "/whep" | "/watch" | "/publish" | "/hls" => {
+        "/whip" | "/whep" | "/watch" | "/publish" | "/hls" | "/streams" | "/embed" => {
             format!("the path contains no stream name: use {path}/NAME")
         }
         _ => "not found: publish to /whip/NAME, or in a browser at /publish/NAME; watch at \
@@ -120,23 +111,33 @@ fn respond_with_problem_or_404_page(problem: Problem, headers: &HeaderMap) -> Re
     if !is_browser {
         return problem.into_response();
     }
-    let mut response = respond_with_file(&NOT_FOUND_PAGE);
-    *response.status_mut() = StatusCode::NOT_FOUND;
+    // A condition applies to what would be a success (RFC 9110 §13.2.1).
+    let mut unconditional = headers.clone();
+    unconditional.remove(header::IF_NONE_MATCH);
+    let mut response = respond_with_page(&NOT_FOUND_PAGE, &unconditional);
+    if response.status() == StatusCode::OK {
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        response.headers_mut().remove(header::ETAG);
+    }
     response
 }
 
-fn respond_with_file(file: &EmbeddedFile) -> Response {
-    let mut response = (StatusCode::OK, file.content).into_response();
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_TYPE, file.media_type),
-        (header::CACHE_CONTROL, PAGE_CACHE_CONTROL),
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-        (header::REFERRER_POLICY, "no-referrer"),
-        // The player can be embedded by pages of any origin.
-        (HeaderName::from_static("cross-origin-resource-policy"), "cross-origin"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
+fn respond_with_page(page: &StaticFile, headers: &HeaderMap) -> Response {
+    respond_with_file(page, headers, CacheRule::Revalidate)
+}
+
+fn respond_with_file(file: &StaticFile, headers: &HeaderMap, cache: CacheRule) -> Response {
+    let mut response = file.respond(headers, cache);
+    set_content_security_policy(&mut response, OWN_FRAME_ANCESTORS);
     response
+        .headers_mut()
+        .insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
+}
+
+fn set_content_security_policy(response: &mut Response, frame_ancestors: &str) {
+    // Origins are checked when the configuration is read, and are visible ASCII.
+    if let Ok(policy) = HeaderValue::from_str(&format!("{CONTENT_SECURITY_POLICY}{frame_ancestors}")) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
 }

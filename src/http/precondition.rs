@@ -1,4 +1,4 @@
-//! `If-Match` (RFC 9110 §13.1.1), as WHIP and WHEP clients send it.
+//! Conditional requests: `If-Match` (RFC 9110 §13.1.1), as WHIP and WHEP clients send it, and `If-None-Match` (§13.1.2).
 
 use axum::http::{HeaderMap, header};
 
@@ -40,6 +40,19 @@ impl IfMatchResult {
     }
 }
 
+/// Returns whether `If-None-Match` lists the current tag, given without quotes, so that the client has the content
+/// already. Weak tags match too, as proxies make them of strong ones.
+pub fn if_none_match_lists(headers: &HeaderMap, current: &str) -> bool {
+    let values = headers.get_all(header::IF_NONE_MATCH).iter();
+    let mut tags = values.flat_map(|value| value.to_str().unwrap_or_default().split(','));
+    tags.any(|tag| {
+        let tag = tag.trim();
+        let strong = tag.strip_prefix("W/").unwrap_or(tag);
+        let opaque = strong.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+        tag == "*" || opaque == Some(current)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +79,29 @@ mod tests {
                 headers.append(header::IF_MATCH, HeaderValue::from_str(value).expect("header"));
             }
             assert_eq!(IfMatchResult::evaluate(&headers, "now"), expected, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn content_that_the_client_has_is_recognized_by_its_tag() {
+        for (values, expected) in [
+            (&[][..], false),
+            (&["*"], true),
+            (&["\"now\""], true),
+            (&["W/\"now\""], true),
+            (&["\"old\", W/\"older\" ,\"now\""], true),
+            (&["\"old\"", "\"now\""], true),
+            (&["\"old\""], false),
+            (&["now"], false),
+            (&["\"now"], false),
+            (&["\"*\""], false),
+            (&["\"caf\u{e9}\""], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::IF_NONE_MATCH, HeaderValue::from_str(value).expect("header"));
+            }
+            assert_eq!(if_none_match_lists(&headers, "now"), expected, "{values:?}");
         }
     }
 }

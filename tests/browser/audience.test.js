@@ -57,6 +57,7 @@ test(`a publisher is killed under ${PLAYERS} players`, { timeout: 240_000 }, asy
     const first = document.querySelector('millstream-player');
     const players = Array.from({ length: count }, () => {
       const player = document.createElement('millstream-player');
+      Object.assign(player, { autoplay: true, muted: true, controls: true });
       player.setAttribute('src', first.getAttribute('src'));
       return player;
     });

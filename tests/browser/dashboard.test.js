@@ -1,12 +1,10 @@
 // The dashboard, and accessibility of all pages by axe-core.
 
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
+import { violations } from './axe.js';
 import { chromium, isLive, open, playerData, plays, publish, startGateway, until, watch } from './harness.js';
 
-const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 const API_TOKEN = 'api-token-of-the-tests';
 
 let browser;
@@ -20,15 +18,6 @@ after(() => browser?.close());
 const shot = async (page, name) => {
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/${name}.png`, fullPage: true });
 };
-
-/** What axe-core finds against WCAG 2.1 A and AA. */
-async function violations(page) {
-  // The pages let no inline script run; what the debugger evaluates is none of theirs.
-  await page.evaluate(AXE);
-  const { violations } = await page.evaluate(() =>
-    window.axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa'] }));
-  return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(' | ')}`);
-}
 
 /** Viewers by both ways, and the delay from the camera to the gateway, in the API and in the metrics. */
 async function countsBoth(t, gateway) {
@@ -99,7 +88,6 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   assert.equal(wide, false, 'nothing sticks out on a phone');
 
   // By keyboard: the source of the demo is stopped, and started again.
-  // In one step: the page replaces its buttons all the time, and one that is gone takes no focus.
   await page.evaluate(() => document.querySelector('[aria-label="Stop source: demo"]').focus());
   await page.keyboard.press('Enter');
   await until(() => text(page), (seen) => /stopped/.test(seen), 'the source to stop');

@@ -106,6 +106,7 @@ async function watch({ stream, frame0, frames, fps, blocks }) {
   const { x, y, size, bits } = blocks;
   const canvas = new OffscreenCanvas((bits + 1) * 8, 8).getContext('2d', { willReadFrequently: true });
   const player = document.createElement('millstream-player');
+  Object.assign(player, { autoplay: true, muted: true, controls: true });
   player.setAttribute('src', `/whep/${stream}`);
   const joined = performance.now();
   document.body.replaceChildren(player);

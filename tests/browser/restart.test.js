@@ -39,6 +39,7 @@ async function watchMany(gateway) {
     document.body.replaceChildren(
       ...Array.from({ length: count }, () => {
         const player = document.createElement('millstream-player');
+        Object.assign(player, { autoplay: true, muted: true, controls: true });
         player.setAttribute('src', '/whep/small');
         player.style.width = '160px';
         return player;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use millstream_core::hub::changes::{ChangeListener, ChangeNotifier, ChangeTopic};
@@ -43,9 +43,13 @@ impl EventLog {
         let _ = self.observer.set(observer);
     }
 
-    fn add(&self, name: &str, data: &Value) {
+    /// Adds an event with this data, a JSON object, and the time.
+    fn add(&self, name: &str, mut data: Value) {
+        if let Some(members) = data.as_object_mut() {
+            members.insert("time".to_owned(), unix_seconds().into());
+        }
         if let Some(observer) = self.observer.get() {
-            observer(name, data);
+            observer(name, &data);
         }
         let mut kept = self.recent_events.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, events) = &mut *kept;
@@ -66,6 +70,13 @@ impl EventLog {
         let new = kept.1.iter().filter(|(id, _)| *id > number);
         (kept.0.max(number), new.map(|(_, text)| text.as_str()).collect())
     }
+}
+
+/// Seconds since 1970, with milliseconds.
+fn unix_seconds() -> f64 {
+    #[expect(clippy::disallowed_methods, reason = "the time of the event")]
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_millis() as f64 / 1_000.0
 }
 
 /// Records events, and logs new warnings of streams, until the gateway ends.
@@ -101,12 +112,12 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
                 "error": source.and_then(|source| source.last_error.clone()),
             });
             if previous_streams.get(&stream.name) != Some(&shown) {
-                log.add("stream", &shown);
+                log.add("stream", shown.clone());
             }
             now.insert(stream.name, shown);
         }
         for gone in previous_streams.keys().filter(|name| !now.contains_key(*name)) {
-            log.add("stream", &json!({ "stream": gone, "live": false, "gone": true }));
+            log.add("stream", json!({ "stream": gone, "live": false, "gone": true }));
         }
         previous_streams = now;
         let mut now = BTreeMap::new();
@@ -114,7 +125,7 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
             if previous_sessions.get(&session.id) != Some(&session.state)
                 && let Ok(shown) = serde_json::to_value(&session)
             {
-                log.add("session", &shown);
+                log.add("session", shown);
             }
             now.insert(session.id, session.state);
         }
@@ -141,7 +152,7 @@ fn log_source_switches(log: &EventLog, stream: &Stream, seen: &mut BTreeMap<Stri
             "to": switch.to,
             "reason": switch.reason,
         });
-        log.add("source_switch", &shown);
+        log.add("source_switch", shown);
     }
 }
 
@@ -186,5 +197,23 @@ impl SseEventProducer for EventLogReader {
 
     fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<()> {
         self.changes.poll_changed(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_say_when_they_happened() {
+        let log = EventLog::default();
+        let before = unix_seconds();
+        log.add("stream", json!({ "stream": "live" }));
+        let (last, text) = log.text_of_kept_events_after(0);
+        let data = text.lines().find_map(|line| line.strip_prefix("data: ")).expect("data");
+        let data: Value = serde_json::from_str(data).expect("JSON");
+        assert_eq!((last, &data["stream"]), (1, &json!("live")));
+        let time = data["time"].as_f64().expect("time");
+        assert!((before..=unix_seconds()).contains(&time), "{time}");
     }
 }

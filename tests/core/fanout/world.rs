@@ -318,7 +318,6 @@ impl World {
         role: Role,
     ) -> usize {
         let index = self.nodes.len();
-        // A host for each: what the path to one carries is remembered.
         let host = [198, 51, 100 + (index / 250) as u8, 1 + (index % 250) as u8];
         let address = SocketAddr::from((host, 20_000 + index as u16));
         let peer = Peer::new(

@@ -13,6 +13,7 @@ mod leftovers;
 mod media_by_tcp;
 mod offers;
 mod operations;
+mod pages;
 mod preflights;
 mod proxies;
 mod publishing;

@@ -3,7 +3,7 @@
 //! Each source writes to a stream of its own, which nobody watches ([`StreamVariant::LadderSource`]): its ring caches the
 //! last key frame, so that a source that stands by can be shown at once. The ladder copies the packets of the selected one
 //! to the stream that viewers have, as part of the delivery of each batch: no other thread and no queue are involved. For
-//! that stream a switch is what a takeover is: [`StreamState::replace_source`].
+//! that stream a switch is what a takeover is: `StreamState::replace_source`.
 //!
 //! A source fails when it ends, or when nothing has arrived from it for the stall timeout. Its stream then continues with
 //! the cached key frame of the next one. A higher source that has failed returns after the hold-off time, at its next key
