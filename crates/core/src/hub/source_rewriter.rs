@@ -278,7 +278,7 @@ impl IngestNumberingRewriter {
             Some(ahead) => ticks_to_duration(ahead, rate).abs_diff(elapsed),
             None => ticks_to_duration(newest.timestamp - packet.timestamp, rate),
         };
-        // A packet far behind is late. It is dropped later if it precedes the first packet of this intake.
+        // A packet far behind is late. It is dropped later if it precedes the first packet since the source was attached.
         let ahead = packet.seq.saturating_sub(newest.seq);
         let has_time = !packet.payload.is_empty();
         ahead > MAX_SEQ_JUMP || (ahead > 0 && has_time && time_jump > MAX_TIMESTAMP_DEVIATION_FROM_ARRIVAL)
