@@ -345,7 +345,7 @@ export class MillstreamPlayer extends MediaElement {
     if (!flows && now - this.#webrtcProgress.at > MAX_FLOW_GAP) this.#webrtcProgress = { count, at: now, since: 0 };
     if (flows) this.#webrtcProgress = { count, at: now, since: this.#webrtcProgress.since || now };
     const isInGap = this.#client.state === 'live' && this.#client.hasVideo && !this.#client.missing && this.#flow.frameGap(now) > FRAME_GAP;
-    if (isInGap && !this.#isInGap) this.#client.watchQuality();
+    if (isInGap) this.#client.watchQuality();
     this.#isInGap = isInGap;
   }
 

@@ -30,6 +30,8 @@ export class WhepClient extends Client {
   #events = null;
   /** The event stream that the gateway has opened, `{ from, location }`: a session may have few, so it is read again. */
   #openedEvents = null;
+  /** No event stream is opened before, in milliseconds of `performance.now()`: the last one failed. */
+  #eventsPausedUntil = 0;
   #layerTimer = 0;
   #qualityTimer = 0;
   /** The layer selection that was not sent yet. */
@@ -39,6 +41,7 @@ export class WhepClient extends Client {
   constructor(endpoint, options) {
     super(endpoint, options);
     this.addEventListener('state', () => {
+      this.#eventsPausedUntil = 0;
       if (this.state === 'live') this.#pollLayers(0);
       else this.#closeEvents();
     });
@@ -85,8 +88,8 @@ export class WhepClient extends Client {
   }
 
   /**
-   * Has the gateway report the quality of the session as long as it is limited: for streams with one layer, when frames
-   * are missing.
+   * Has the gateway report the quality of the session as long as it is limited: for streams with one layer, while frames
+   * are missing. To be called again as long as they are: on a path that carries little, the first attempts may fail.
    */
   watchQuality() {
     if (this.state !== 'live') return;
@@ -106,7 +109,7 @@ export class WhepClient extends Client {
 
   async #openEvents() {
     const url = this.extensions['server-sent-events'];
-    if (!url || this.#events) return;
+    if (!url || this.#events || performance.now() < this.#eventsPausedUntil) return;
     // Also marks this attempt: the session may end meanwhile.
     const events = { close() {} };
     this.#events = events;
@@ -114,10 +117,10 @@ export class WhepClient extends Client {
     if (this.#openedEvents?.from !== url.href) {
       const signal = AbortSignal.timeout(EVENTS_TIMEOUT);
       const opened = await fetch(url, { method: 'POST', body: '["layers","quality"]', signal }).catch(() => null);
-      if (this.#events !== events) return;
       const location = opened?.ok && opened.headers.get('Location');
+      if (location) this.#openedEvents = { from: url.href, location: new URL(location, url) };
+      if (this.#events !== events) return;
       if (!location) return this.#reopenEvents();
-      this.#openedEvents = { from: url.href, location: new URL(location, url) };
     }
     const source = new EventSource(this.#openedEvents.location);
     this.#events = source;
@@ -133,6 +136,7 @@ export class WhepClient extends Client {
 
   #reopenEvents() {
     this.#closeEvents();
+    this.#eventsPausedUntil = performance.now() + EVENTS_RETRY_DELAY;
     this.#layerTimer = setTimeout(() => this.state === 'live' && this.#pollLayers(LAYER_POLL_DELAYS.length), EVENTS_RETRY_DELAY);
   }
 
