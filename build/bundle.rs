@@ -20,15 +20,15 @@ impl std::fmt::Display for BundleError {
 
 impl std::error::Error for BundleError {}
 
-struct Import {
+struct JavaScriptImport {
     /// Path relative to the module, such as `./session.js`.
     from: String,
     /// What stands between the braces of a destructuring: `a, b: c`. Empty if the module is imported for its effects.
     bindings: String,
 }
 
-struct Module {
-    imports: Vec<Import>,
+struct JavaScriptModule {
+    imports: Vec<JavaScriptImport>,
     exports: Vec<String>,
     /// Lines without the imports. Those that export are marked by their number.
     lines: Vec<String>,
@@ -37,7 +37,7 @@ struct Module {
 
 /// Returns the text of one module with everything that the module at `path` imports. It exports the same.
 pub(crate) fn bundle(path: &Path) -> Result<String, BundleError> {
-    let mut bundle = Bundle::default();
+    let mut bundle = JavaScriptBundle::default();
     let entry = bundle.read(path)?;
     for import in &entry.imports {
         bundle.add(&resolve(path, import))?;
@@ -52,14 +52,14 @@ pub(crate) fn bundle(path: &Path) -> Result<String, BundleError> {
 }
 
 #[derive(Default)]
-struct Bundle {
+struct JavaScriptBundle {
     text: String,
     finished: Vec<PathBuf>,
     open: Vec<PathBuf>,
 }
 
-impl Bundle {
-    fn read(&mut self, path: &Path) -> Result<Module, BundleError> {
+impl JavaScriptBundle {
+    fn read(&mut self, path: &Path) -> Result<JavaScriptModule, BundleError> {
         let refuse = |problem: &dyn std::fmt::Display| BundleError(format!("{}: {problem}", path.display()));
         let text = fs::read_to_string(path).map_err(|error| refuse(&error))?;
         self.open.push(path.to_owned());
@@ -80,7 +80,7 @@ impl Bundle {
         for import in &module.imports {
             self.add(&resolve(path, import))?;
         }
-        let Module {
+        let JavaScriptModule {
             imports,
             exports,
             lines,
@@ -104,7 +104,7 @@ impl Bundle {
     }
 }
 
-fn resolve(importer: &Path, import: &Import) -> PathBuf {
+fn resolve(importer: &Path, import: &JavaScriptImport) -> PathBuf {
     importer.with_file_name(import.from.trim_start_matches("./"))
 }
 
@@ -114,7 +114,7 @@ fn variable(path: &Path) -> String {
     format!("${}", stem.replace(['-', '.'], "_"))
 }
 
-fn declarations(imports: &[Import]) -> Result<String, BundleError> {
+fn declarations(imports: &[JavaScriptImport]) -> Result<String, BundleError> {
     let mut text = String::new();
     for import in imports.iter().filter(|import| !import.bindings.is_empty()) {
         let from = variable(Path::new(&import.from));
@@ -124,8 +124,8 @@ fn declarations(imports: &[Import]) -> Result<String, BundleError> {
 }
 
 /// Finds the imports and exports of a module; they begin their lines.
-fn parse(text: &str) -> Result<Module, String> {
-    let mut module = Module {
+fn parse(text: &str) -> Result<JavaScriptModule, String> {
+    let mut module = JavaScriptModule {
         imports: Vec::new(),
         exports: Vec::new(),
         lines: Vec::new(),
@@ -160,7 +160,7 @@ fn parse(text: &str) -> Result<Module, String> {
 }
 
 /// Parses `import { a, b as c } from './x.js';` or `import './x.js';`.
-fn parse_import(statement: &str) -> Result<Import, String> {
+fn parse_import(statement: &str) -> Result<JavaScriptImport, String> {
     let refuse = || format!("this import is not known: {statement}");
     let rest = statement.trim_start_matches("import ").trim();
     let (bindings, from) = match rest.strip_prefix('{') {
@@ -175,7 +175,7 @@ fn parse_import(statement: &str) -> Result<Import, String> {
         .map(|binding| binding.trim().replace(" as ", ": "))
         .filter(|binding| !binding.is_empty())
         .collect();
-    Ok(Import {
+    Ok(JavaScriptImport {
         from: path.to_owned(),
         bindings: bindings.join(", "),
     })

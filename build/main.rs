@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("js") => {
                 let mut file = WebFile::new(&name, bundle::bundle(&path)?.into_bytes())?;
-                file.make_immutable_by_content();
+                file.add_content_hashed_name();
                 if name == "player.js" {
                     file.immutable_names.push(format!("player@{version}.js"));
                 }
@@ -39,14 +39,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             Some("html") => pages.push((name, fs::read_to_string(&path)?)),
             _ => {
                 let mut file = WebFile::new(&name, fs::read(&path)?)?;
-                file.make_immutable_by_content();
+                file.add_content_hashed_name();
                 files.push(file);
             }
         }
     }
     let pages = pages
         .into_iter()
-        .map(|(name, text)| WebFile::new(&name, refer_by_content(text, &files).into_bytes()))
+        .map(|(name, text)| WebFile::new(&name, replace_file_names_with_hashed_names(text, &files).into_bytes()))
         .collect::<Result<Vec<_>, _>>()?;
     web_file::write_all(&out, &files, &pages)?;
     Ok(())
@@ -66,7 +66,7 @@ fn player_files() -> Result<Vec<String>, Box<dyn Error>> {
 }
 
 /// Replaces the names of files in a page by those that contain a digest, which browsers keep without asking again.
-fn refer_by_content(page: String, files: &[WebFile]) -> String {
+fn replace_file_names_with_hashed_names(page: String, files: &[WebFile]) -> String {
     files
         .iter()
         .fold(page, |page, file| match file.immutable_names.first() {

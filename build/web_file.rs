@@ -46,7 +46,7 @@ impl WebFile {
     }
 
     /// Adds a name such as `watch@0f1e2d3c4b5a6978.js`.
-    pub(crate) fn make_immutable_by_content(&mut self) {
+    pub(crate) fn add_content_hashed_name(&mut self) {
         if let Some((stem, extension)) = self.name.rsplit_once('.') {
             self.immutable_names.push(format!("{stem}@{}.{extension}", self.digest));
         }

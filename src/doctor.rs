@@ -31,14 +31,14 @@ pub enum FindingLevel {
 
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct CheckFinding {
     pub level: FindingLevel,
     pub description: String,
     /// The command or configuration key that fixes it.
     pub remedy: Option<String>,
 }
 
-impl Finding {
+impl CheckFinding {
     fn ok(what: impl Into<String>) -> Self {
         Self {
             level: FindingLevel::Ok,
@@ -63,7 +63,7 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for CheckFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let label = match self.level {
             FindingLevel::Ok => "ok  ",
@@ -85,7 +85,7 @@ const RECOMMENDED_OPEN_FILE_LIMIT: u64 = 16_384;
 const EARLIEST_PLAUSIBLE_UNIX_SECONDS: u64 = 1_767_225_600;
 
 /// Runs all checks, including those of ports and pipelines.
-pub async fn run_all_doctor_checks(config: &Config) -> Vec<Finding> {
+pub async fn run_all_doctor_checks(config: &Config) -> Vec<CheckFinding> {
     let mut findings = vec![
         check_tcp_address_is_free("http.listen", config.http.listen),
         check_udp_address_is_free("webrtc.listen", config.webrtc.listen),
@@ -99,7 +99,7 @@ pub async fn run_all_doctor_checks(config: &Config) -> Vec<Finding> {
 }
 
 /// Runs the checks that are possible while the gateway runs.
-pub fn run_startup_checks(config: &Config) -> Vec<Finding> {
+pub fn run_startup_checks(config: &Config) -> Vec<CheckFinding> {
     let mut findings = vec![
         check_announced_addresses(config),
         check_udp_buffer("receive", "net.core.rmem_max", UDP_RECEIVE_BUFFER_BYTES),
@@ -114,26 +114,26 @@ pub fn run_startup_checks(config: &Config) -> Vec<Finding> {
     findings
 }
 
-fn check_tcp_address_is_free(key: &'static str, address: SocketAddr) -> Finding {
+fn check_tcp_address_is_free(key: &'static str, address: SocketAddr) -> CheckFinding {
     match server::bind_std_listener(address) {
-        Ok(_) => Finding::ok(format!("{key}: TCP {address} is free")),
+        Ok(_) => CheckFinding::ok(format!("{key}: TCP {address} is free")),
         Err(error) => port_unavailable_finding(&BindFailure::new(key, TransportProtocol::Tcp, address, &error)),
     }
 }
 
-fn check_udp_address_is_free(key: &'static str, address: SocketAddr) -> Finding {
+fn check_udp_address_is_free(key: &'static str, address: SocketAddr) -> CheckFinding {
     match ports::bind_udp_with_ipv4_fallback(address) {
-        Ok(_) => Finding::ok(format!("{key}: UDP {address} is free")),
+        Ok(_) => CheckFinding::ok(format!("{key}: UDP {address} is free")),
         Err(error) => port_unavailable_finding(&BindFailure::new(key, TransportProtocol::Udp, address, &error)),
     }
 }
 
-fn port_unavailable_finding(failure: &BindFailure) -> Finding {
-    Finding::failure(format!("{}: {}", failure.config_key, failure.problem()), failure.remedy)
+fn port_unavailable_finding(failure: &BindFailure) -> CheckFinding {
+    CheckFinding::failure(format!("{}: {}", failure.config_key, failure.problem()), failure.remedy)
 }
 
 /// Checks whether the announced addresses can be reached from other networks.
-fn check_announced_addresses(config: &Config) -> Finding {
+fn check_announced_addresses(config: &Config) -> CheckFinding {
     let announced: Vec<IpAddr> = match (config.webrtc.announce.as_slice(), config.webrtc.listen.ip()) {
         ([], ip) if !ip.is_unspecified() => vec![ip],
         ([], _) => crate::shard::host_addresses_with_loopback_last(config.webrtc.listen.is_ipv6()),
@@ -142,7 +142,7 @@ fn check_announced_addresses(config: &Config) -> Finding {
     let shown: Vec<String> = announced.iter().map(ToString::to_string).collect();
     let shown = shown.join(", ");
     if config.webrtc.announce_by_stun.is_some() {
-        return Finding::ok(format!(
+        return CheckFinding::ok(format!(
             "announced addresses: {shown}, and the public address that STUN reports"
         ));
     }
@@ -154,14 +154,14 @@ fn check_announced_addresses(config: &Config) -> Finding {
     let remedy = "set webrtc.announce to the address that viewers see, or webrtc.announce_by_stun; forward the media port \
                   (UDP and TCP)";
     if announced.iter().any(is_public) {
-        Finding::ok(format!("announced addresses: {shown}"))
+        CheckFinding::ok(format!("announced addresses: {shown}"))
     } else if is_container && config.webrtc.announce.is_empty() {
-        Finding::failure(
+        CheckFinding::failure(
             format!("announced addresses: {shown}: addresses of the container, which only its host can reach"),
             remedy,
         )
     } else {
-        Finding::warning(
+        CheckFinding::warning(
             format!("announced addresses: {shown}: private addresses, which only this network can reach"),
             remedy,
         )
@@ -174,16 +174,16 @@ fn is_carrier_grade_nat(ip: std::net::Ipv4Addr) -> bool {
     a == 100 && (64..128).contains(&b)
 }
 
-fn check_udp_buffer(which: &str, key: &str, wanted: usize) -> Finding {
+fn check_udp_buffer(which: &str, key: &str, wanted: usize) -> CheckFinding {
     let path = format!("/proc/sys/{}", key.replace('.', "/"));
     let most: usize = std::fs::read_to_string(path)
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(0);
     if most >= wanted {
-        Finding::ok(format!("UDP {which} buffer: {most} bytes"))
+        CheckFinding::ok(format!("UDP {which} buffer: {most} bytes"))
     } else {
-        Finding::warning(
+        CheckFinding::warning(
             format!(
                 "UDP {which} buffer: at most {most} bytes; packet bursts may be lost with less than {wanted} bytes"
             ),
@@ -193,40 +193,40 @@ fn check_udp_buffer(which: &str, key: &str, wanted: usize) -> Finding {
 }
 
 /// Checks for UDP_SEGMENT (Linux 4.18). Without it a viewer costs several times as much.
-fn check_kernel_version_for_udp_gso() -> Finding {
+fn check_kernel_version_for_udp_gso() -> CheckFinding {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     let version = (numbers.next(), numbers.next());
     match version {
         (Some(Ok(major)), Some(Ok(minor))) if (major, minor) >= (4, 18) => {
-            Finding::ok(format!("kernel {}: supports UDP_SEGMENT", release.trim()))
+            CheckFinding::ok(format!("kernel {}: supports UDP_SEGMENT", release.trim()))
         }
-        _ => Finding::warning(
+        _ => CheckFinding::warning(
             format!("kernel {}: does not support UDP_SEGMENT", release.trim()),
             "update to Linux 4.18 or newer, which serves several times as many viewers",
         ),
     }
 }
 
-fn check_open_file_limit() -> Finding {
+fn check_open_file_limit() -> CheckFinding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let current = limit.current.unwrap_or(u64::MAX);
     if current >= RECOMMENDED_OPEN_FILE_LIMIT {
-        Finding::ok(format!("limit of open files: {current}"))
+        CheckFinding::ok(format!("limit of open files: {current}"))
     } else {
-        Finding::warning(
+        CheckFinding::warning(
             format!("limit of open files: {current}; many HLS viewers need {RECOMMENDED_OPEN_FILE_LIMIT}"),
             "run `ulimit -n 65536`, or set LimitNOFILE=65536 in the systemd unit",
         )
     }
 }
 
-fn check_system_clock() -> Finding {
+fn check_system_clock() -> CheckFinding {
     #[expect(clippy::disallowed_methods, reason = "this checks the clock")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     match now {
-        Ok(now) if now.as_secs() >= EARLIEST_PLAUSIBLE_UNIX_SECONDS => Finding::ok("system clock: set"),
-        _ => Finding::failure(
+        Ok(now) if now.as_secs() >= EARLIEST_PLAUSIBLE_UNIX_SECONDS => CheckFinding::ok("system clock: set"),
+        _ => CheckFinding::failure(
             "system clock: years behind; the expiry of tokens and certificates is wrong",
             "set the system clock, and enable NTP: `timedatectl set-ntp true`",
         ),
@@ -241,26 +241,26 @@ pub fn landlock_warning() -> Option<String> {
 }
 
 /// Checks whether workers can be kept from files (Landlock, Linux 5.13).
-fn check_landlock(is_supported: bool) -> Finding {
+fn check_landlock(is_supported: bool) -> CheckFinding {
     if is_supported {
-        return Finding::ok("worker processes: kept from files and devices by Landlock");
+        return CheckFinding::ok("worker processes: kept from files and devices by Landlock");
     }
-    Finding::warning(
+    CheckFinding::warning(
         "worker processes: this kernel has no Landlock, so a worker that was taken over may read what this user may read",
         "use Linux 5.13 or newer with `landlock` in the boot parameter `lsm=`, or run the gateway as a user that may read nothing secret",
     )
 }
 
-fn check_https(config: &Config) -> Vec<Finding> {
+fn check_https(config: &Config) -> Vec<CheckFinding> {
     let (Some(certificate), Some(key)) = (&config.http.tls_certificate, &config.http.tls_key) else {
         let is_off = config.http.tls_certificate.is_none() && config.http.tls_key.is_none();
         return vec![if is_off {
-            Finding::warning(
+            CheckFinding::warning(
                 "HTTPS: disabled; browsers allow cameras on localhost only, and tokens are sent in clear text",
                 "set http.tls_certificate and http.tls_key, or use a reverse proxy with TLS",
             )
         } else {
-            Finding::failure(
+            CheckFinding::failure(
                 "HTTPS: http.tls_certificate and http.tls_key must be set together",
                 "set both keys, or neither for plain HTTP",
             )
@@ -268,25 +268,25 @@ fn check_https(config: &Config) -> Vec<Finding> {
     };
     let problems = tls::certificate_and_key_file_errors(certificate, key);
     if problems.is_empty() {
-        return vec![Finding::ok("HTTPS: the key belongs to the certificate")];
+        return vec![CheckFinding::ok("HTTPS: the key belongs to the certificate")];
     }
     let remedy = "set http.tls_certificate and http.tls_key to PEM files that belong together";
     let failures = problems
         .into_iter()
-        .map(|error| Finding::failure(error.to_string(), remedy));
+        .map(|error| CheckFinding::failure(error.to_string(), remedy));
     failures.collect()
 }
 
-fn check_publish_token_is_configured(config: &Config) -> Option<Finding> {
+fn check_publish_token_is_configured(config: &Config) -> Option<CheckFinding> {
     (!config.auth.is_publish_token_or_file_set()).then(|| {
-        Finding::warning(
+        CheckFinding::warning(
             "authorization: a new publish token is generated at each start",
             "set auth.publish_token",
         )
     })
 }
 
-async fn check_pipelines(config: &Config) -> Vec<Finding> {
+async fn check_pipelines(config: &Config) -> Vec<CheckFinding> {
     let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline_name).collect();
     let mut mistakes = Vec::new();
     let trials = load_builtin_and_folder_pipelines(config, &mut mistakes).trial_jobs();
@@ -295,11 +295,11 @@ async fn check_pipelines(config: &Config) -> Vec<Finding> {
         Err(error) => {
             let what = format!("pipelines: none can run: {error}");
             return vec![match used.is_empty() {
-                true => Finding::warning(
+                true => CheckFinding::warning(
                     what,
                     "if you need pipelines or transcoding, correct this error; the worker program may not be installed",
                 ),
-                false => Finding::failure(
+                false => CheckFinding::failure(
                     what,
                     "install or correct what this finding names: a configured stream needs it",
                 ),
@@ -307,7 +307,7 @@ async fn check_pipelines(config: &Config) -> Vec<Finding> {
         }
     };
     let found = findings.into_iter().map(|finding| match finding.failure {
-        None => Finding::ok(format!("pipeline {}: ready", finding.name)),
+        None => CheckFinding::ok(format!("pipeline {}: ready", finding.name)),
         Some(failure) => {
             let what = format!(
                 "pipeline {}: {}",
@@ -315,11 +315,11 @@ async fn check_pipelines(config: &Config) -> Vec<Finding> {
                 worker_process::explain_failure(&failure)
             );
             match used.contains(&finding.name.as_str()) {
-                true => Finding::failure(
+                true => CheckFinding::failure(
                     what,
                     "install or correct what this finding names: a configured stream needs it",
                 ),
-                false => Finding::warning(
+                false => CheckFinding::warning(
                     what,
                     "if you need this pipeline, install or correct what this finding names",
                 ),

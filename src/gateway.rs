@@ -20,7 +20,7 @@ use crate::config::{self, Config, ConfigError, ReloadMode, Secret};
 use crate::control::ControlPlane;
 use crate::control::api_streams::ApiStreams;
 use crate::control::client_settings::ClientSettings;
-use crate::control::ladders::run_ladder_timeouts;
+use crate::control::failover_groups::run_failover_timeouts;
 use crate::control::reload::{ReloadReplySender, ReloadRequestSender, Reloaded};
 use crate::control::sessions::SessionTable;
 use crate::control::stream_provider::GatewayStreamProvider;
@@ -156,7 +156,10 @@ impl Gateway {
             (&programs.slots, api_streams),
             &mut tasks,
         );
-        tasks.spawn(run_ladder_timeouts(media.clone(), control.ladders_changed.clone()));
+        tasks.spawn(run_failover_timeouts(
+            media.clone(),
+            control.failover_groups_changed.clone(),
+        ));
         let transcoding = if config.pipelines.transcode {
             let owners = transcode_owner_lookup(&control);
             transcode::start_transcoding_service(parts.pipeline_library, programs.clone(), media, owners).await
@@ -177,7 +180,7 @@ impl Gateway {
             health_router: http::out_of_descriptors_router(state.clone()),
         };
         let server = tokio::spawn(server::serve_listener(listener, router, options, stop));
-        control.reconcile_ladders(&config.ladders);
+        control.reconcile_failover_groups(&config.failover_groups);
         control.supervisor.reconcile(parts.configured_sources, false).await;
         *control.api_streams.lock().await = Some(api_context);
         log_doctor_findings(&config);
@@ -272,14 +275,14 @@ impl Gateway {
         let sessions_ended = ended.count();
         control.set_client_settings(ClientSettings::new(&config));
         self.http_state.webhooks.replace_targets(parts.webhook_targets);
-        control.reconcile_ladders(&config.ladders);
+        control.reconcile_failover_groups(&config.failover_groups);
         let reconciled = control
             .supervisor
             .reconcile(parts.configured_sources, restarts_all)
             .await;
         *api_context = Some(new_context);
         drop(api_context);
-        let name = |key: &StreamKey| match key.ladder_source() {
+        let name = |key: &StreamKey| match key.failover_source() {
             Some(source) => format!("{} ({source})", key.name),
             None => key.name.to_string(),
         };
@@ -487,7 +490,12 @@ fn start_control_plane(
     let control = Arc::new(control.with_api_streams(api_streams));
     if let Some(forgotten) = forgotten {
         let control = control.clone();
-        tasks.spawn(async move { control.sessions.run_removal_and_token_expiry(forgotten, expiries).await });
+        tasks.spawn(async move {
+            control
+                .sessions
+                .run_session_removal_and_token_expiry(forgotten, expiries)
+                .await
+        });
     }
     control
 }
@@ -501,7 +509,9 @@ fn start_event_tasks(
 ) {
     state.webhooks.replace_targets(targets);
     let webhooks = state.webhooks.clone();
-    log.set_observer(Box::new(move |name, data| webhooks.pass_on_event(name, data)));
+    log.set_event_observer(Box::new(move |name, data| {
+        webhooks.forward_event_to_webhooks(name, data)
+    }));
     tasks.spawn(api::events::record_events_and_log_warnings(
         state.control.clone(),
         log.clone(),

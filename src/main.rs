@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use millstream::config::{ConfigError, Mistake};
+use millstream::config::{ConfigError, ConfigMistake};
 use millstream::doctor::{self, FindingLevel};
 use millstream::gateway::banner::banner;
-use millstream::gateway::discover::{DiscoverOptions, discover};
+use millstream::gateway::discover::{CameraDiscoveryOptions, discover};
 use millstream::gateway::reload::ConfigLoader;
-use millstream::gateway::run::{self, Signals};
+use millstream::gateway::run::{self, ProcessSignals};
 use millstream::gateway::{config_check, health};
 use millstream::pipeline::worker_process::DEMUXER_COMMAND;
 use millstream::{Config, Gateway, telemetry};
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
             Err(error) => print_error(&error.into()),
         };
     }
-    millstream::shard::socket::limit_allocator_arenas();
+    millstream::shard::socket::limit_malloc_arenas();
     match load_config_and_run_command(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => print_error(&error),
@@ -142,7 +142,7 @@ fn load_config_and_run_command(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-impl From<DiscoverArguments> for DiscoverOptions {
+impl From<DiscoverArguments> for CameraDiscoveryOptions {
     fn from(arguments: DiscoverArguments) -> Self {
         Self {
             at: arguments.at,
@@ -167,13 +167,13 @@ async fn run_doctor(config: &Config) -> anyhow::Result<()> {
 }
 
 /// Fails if there are mistakes in the configuration, or in what it refers to.
-fn ensure_no_config_mistakes(mistakes: &[Mistake], more: Vec<Mistake>) -> Result<(), ConfigError> {
+fn ensure_no_config_mistakes(mistakes: &[ConfigMistake], more: Vec<ConfigMistake>) -> Result<(), ConfigError> {
     ConfigError::result_from_mistakes([mistakes, &more].concat())
 }
 
 async fn run_gateway(config: Config, source: ConfigLoader, has_demo: bool) -> anyhow::Result<()> {
     // Before the ports are bound, so that no signal kills a gateway that is starting.
-    let signals = Signals::new().context("cannot install signal handlers")?;
+    let signals = ProcessSignals::new().context("cannot install signal handlers")?;
     let gateway = Gateway::start(config).await?;
     print_stdout(&banner(&gateway, has_demo));
     run::run_gateway_until_signal(gateway, source, signals).await;

@@ -20,7 +20,7 @@ use millstream_core::{
     sdp::negotiated::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport},
     session::{
         CloseReason, Session, TransportEvent,
-        dtls_filter::{DtlsRecordFilter, record_types_and_epochs},
+        dtls_filter::{DtlsRecordFilter, dtls_record_types_and_epochs},
         ice,
         identity::DtlsIdentity,
         stun::PendingBindingRequest,
@@ -215,8 +215,8 @@ fn check_guard(datagram: &[u8]) {
     let Ok(admitted) = DtlsRecordFilter::default().filter_datagram(datagram) else {
         return;
     };
-    let mut offered = record_types_and_epochs(datagram).into_iter();
-    let passed = record_types_and_epochs(&admitted);
+    let mut offered = dtls_record_types_and_epochs(datagram).into_iter();
+    let passed = dtls_record_types_and_epochs(&admitted);
     assert!(admitted.len() <= datagram.len());
     assert!(
         passed.iter().all(|kind| offered.any(|other| other == *kind)),

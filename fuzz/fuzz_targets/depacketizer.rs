@@ -12,7 +12,7 @@ use millstream_core::media::{
     depacketizer::{Depacketizer, Frame},
     packet::Packet,
     packetizer::{MAX_ACCESS_UNIT_BYTES, Packetizer, split_annex_b},
-    rtp::{ParsedRtpHeader, SeqUnwrapper, TimeUnwrapper},
+    rtp::{ParsedRtpHeader, RtpTimestampUnwrapper, SeqUnwrapper},
 };
 use millstream_fuzz::{origin, packets};
 
@@ -40,8 +40,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let mut inspector = PayloadInspector::new(codec);
     let mut depacketizer = Depacketizer::new(codec.kind());
     let (mut seqs, mut times) = (
-        SeqUnwrapper::starting_at_or_above(0),
-        TimeUnwrapper::starting_at_or_above(0),
+        SeqUnwrapper::with_first_value_at_or_above(0),
+        RtpTimestampUnwrapper::with_first_value_at_or_above(0),
     );
     let mut frames = Vec::new();
     for bytes in packets(rest) {

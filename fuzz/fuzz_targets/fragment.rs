@@ -50,7 +50,9 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         sdp_session_id: 1,
     };
     let description = create_offer_to_viewer(&AudioVideoFormats::default(), &local);
-    let written = description.ice_fragment_template.restart_fragment(&credentials, &local);
+    let written = description
+        .ice_fragment_template
+        .ice_restart_sdp_fragment(&credentials, &local);
     let again = TrickleFragmentCredentials::parse(written.as_bytes()).expect("our fragment parses");
     assert_eq!(again.credentials(), Ok(credentials));
 });

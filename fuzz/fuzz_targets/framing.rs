@@ -12,7 +12,7 @@ use std::{
 
 use millstream::shard::tcp::{
     MAX_FRAMED_PACKET_BYTES, read_framed_packet,
-    send_queue::{DatagramQueue, MAX_QUEUED_BYTES},
+    send_queue::{DatagramQueue, MAX_TCP_QUEUED_BYTES},
 };
 use millstream_fuzz::origin;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -77,7 +77,7 @@ async fn check_queue(frames: &[Vec<u8>]) {
         let segment = (frame.len() / 2).max(1);
         let taken = queue.push_datagrams(origin(), frame, segment);
         expected.extend(frame.chunks(segment).take(taken).map(<[u8]>::to_vec));
-        assert!(queue.queued_bytes() <= MAX_QUEUED_BYTES);
+        assert!(queue.queued_bytes() <= MAX_TCP_QUEUED_BYTES);
     }
     queue.close();
     let mut written = Vec::new();

@@ -5,7 +5,7 @@
 #![no_main]
 
 use millstream_core::{
-    media::{Format, ProfileLevelId, track_delivery::SourceTrack},
+    media::{CodecFormat, ProfileLevelId, track_delivery::SourceTrack},
     sdp::{
         LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer, formats_sent_to_offerer,
         negotiated::{
@@ -104,18 +104,18 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
 
 /// One of three streams.
 fn source(choice: usize) -> AudioVideoFormats {
-    let h264 = Format::H264 {
+    let h264 = CodecFormat::H264 {
         profile: ProfileLevelId([0x64, 0x00, 0x1f]),
         packetization_mode: 1,
     };
-    let audio = Some(Format::Opus { stereo: true });
+    let audio = Some(CodecFormat::Opus { stereo: true });
     match choice % 3 {
         0 => AudioVideoFormats {
             video: Some(h264),
             audio,
         },
         1 => AudioVideoFormats {
-            video: Some(Format::Vp8),
+            video: Some(CodecFormat::Vp8),
             audio: None,
         },
         _ => AudioVideoFormats { video: None, audio },

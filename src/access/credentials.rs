@@ -6,7 +6,7 @@ use super::jwt::{JwtKey, JwtVerifier};
 use super::pattern::StreamNamePattern;
 use super::request::{Permissions, StaticToken};
 use super::webhook::WebhookClient;
-use crate::config::{AuthConfig, LimitsConfig, Mistake, Secret, TokenConfig, read_environment_variable};
+use crate::config::{AuthConfig, ConfigMistake, LimitsConfig, Secret, TokenConfig, read_environment_variable};
 
 /// The credentials that [`super::AccessControl`] is built from.
 pub struct AuthCredentials {
@@ -27,12 +27,12 @@ impl AuthCredentials {
     /// # Errors
     ///
     /// All mistakes, by key.
-    pub fn read(auth: &AuthConfig, limits: &LimitsConfig) -> Result<Self, Vec<Mistake>> {
+    pub fn read(auth: &AuthConfig, limits: &LimitsConfig) -> Result<Self, Vec<ConfigMistake>> {
         let mut mistakes = Vec::new();
         let keys = read_jwt_keys(auth, &mut mistakes);
         let mut token = |key: &str, given: &Option<Secret>, file: Option<&Path>| match file {
             Some(file) => read_token_file(file)
-                .map_err(|problem| mistakes.push(Mistake::new(key, problem)))
+                .map_err(|problem| mistakes.push(ConfigMistake::new(key, problem)))
                 .ok(),
             None => given.clone(),
         };
@@ -72,7 +72,7 @@ impl AuthCredentials {
     }
 }
 
-fn read_jwt_keys(auth: &AuthConfig, mistakes: &mut Vec<Mistake>) -> Vec<JwtKey> {
+fn read_jwt_keys(auth: &AuthConfig, mistakes: &mut Vec<ConfigMistake>) -> Vec<JwtKey> {
     let secret = auth.jwt_secret.as_ref();
     let mut keys: Vec<JwtKey> = secret
         .map(|secret| JwtKey::from_secret(secret.reveal()))
@@ -92,15 +92,15 @@ fn read_jwt_keys(auth: &AuthConfig, mistakes: &mut Vec<Mistake>) -> Vec<JwtKey> 
             },
             Err(error) => unreadable_file_text(file, &error),
         };
-        mistakes.push(Mistake::new(format!("auth.jwt_key_files[{index}]"), problem));
+        mistakes.push(ConfigMistake::new(format!("auth.jwt_key_files[{index}]"), problem));
     }
     keys
 }
 
 /// Reads an entry of `auth.tokens`.
-fn read_static_token(config: &TokenConfig) -> Result<StaticToken, Vec<Mistake>> {
+fn read_static_token(config: &TokenConfig) -> Result<StaticToken, Vec<ConfigMistake>> {
     let mut mistakes = Vec::new();
-    let mut refuse = |key: &str, problem: String| mistakes.push(Mistake::new(key, problem));
+    let mut refuse = |key: &str, problem: String| mistakes.push(ConfigMistake::new(key, problem));
     let token = match (&config.token, &config.token_file, &config.token_env) {
         (Some(token), None, None) => Some(token.clone()),
         (None, Some(file), None) => read_token_file(file)

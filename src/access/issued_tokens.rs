@@ -29,7 +29,7 @@ pub struct IssuedToken {
 /// Random bytes of a token.
 const TOKEN_BYTES: usize = 24;
 /// Random bytes of its id.
-const ID_BYTES: usize = 8;
+const TOKEN_ID_BYTES: usize = 8;
 
 impl IssuedToken {
     /// Issues a token. Its text is known only to the caller.
@@ -38,7 +38,7 @@ impl IssuedToken {
         lifetime: Option<Duration>,
         label: Option<String>,
     ) -> Option<(Self, Secret)> {
-        let (mut token, mut id) = ([0; TOKEN_BYTES], [0; ID_BYTES]);
+        let (mut token, mut id) = ([0; TOKEN_BYTES], [0; TOKEN_ID_BYTES]);
         rand::rng().fill_bytes(&mut token);
         rand::rng().fill_bytes(&mut id);
         let secret = Secret::new(&URL_SAFE_NO_PAD.encode(token))?;
@@ -82,7 +82,7 @@ impl IssuedToken {
     }
 
     /// Returns what the state file keeps.
-    pub fn to_record(&self) -> TokenRecord {
+    pub fn to_token_record(&self) -> TokenRecord {
         let texts =
             |patterns: &[StreamNamePattern]| patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
         TokenRecord {
@@ -170,10 +170,10 @@ mod tests {
         };
         let lifetime = Some(Duration::from_secs(60));
         let (token, secret) = IssuedToken::issue(permissions, lifetime, Some("OBS".to_owned())).expect("a token");
-        let record = token.to_record();
+        let record = token.to_token_record();
         assert!(!format!("{record:?}").contains(secret.reveal()));
         let read = IssuedToken::from_record(&record).expect("valid");
-        assert_eq!(read.to_record(), record);
+        assert_eq!(read.to_token_record(), record);
         assert!(!read.is_expired());
         let tokens = IssuedTokens::new(vec![read]);
         assert!(tokens.get(&token_digest(secret.reveal())).is_some());

@@ -260,7 +260,7 @@ impl JwtVerifier {
     }
 
     /// Whether a token that was verified with an earlier configuration is valid with this one.
-    pub(super) fn still_accepts(&self, token: &VerifiedJwt) -> bool {
+    pub(super) fn still_accepts_verified_token(&self, token: &VerifiedJwt) -> bool {
         let has_key = self
             .configured_keys
             .iter()

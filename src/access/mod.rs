@@ -32,7 +32,7 @@ use self::webhook::WebhookClient;
 pub struct AccessControl {
     static_tokens: Vec<StaticToken>,
     /// Playback requires no token, because nothing is configured that restricts it.
-    is_playback_open: bool,
+    is_playback_allowed_without_token: bool,
     /// Something other than publishing to all streams needs a token.
     restricts_more_than_publishing: bool,
     jwt_verifier: Option<JwtVerifier>,
@@ -69,7 +69,7 @@ impl AccessControl {
         fixed.extend(tokens);
         Self {
             static_tokens: fixed,
-            is_playback_open: open,
+            is_playback_allowed_without_token: open,
             restricts_more_than_publishing: restricted,
             jwt_verifier: verifier,
             webhook: hook,
@@ -91,8 +91,8 @@ impl AccessControl {
     }
 
     /// Whether playback requires no token.
-    pub fn is_playback_open(&self) -> bool {
-        self.is_playback_open
+    pub fn is_playback_allowed_without_token(&self) -> bool {
+        self.is_playback_allowed_without_token
     }
 
     /// Whether anything is restricted besides publishing to all streams, which always is.
@@ -113,7 +113,7 @@ impl AccessControl {
     ///
     /// A [`Denial`].
     pub async fn authorize(&self, request: AccessRequest<'_>) -> Result<Grant, Denial> {
-        if request.action == AccessAction::Play && self.is_playback_open {
+        if request.action == AccessAction::Play && self.is_playback_allowed_without_token {
             return Ok(Grant::default());
         }
         let Some(token) = request.token else {
@@ -154,8 +154,8 @@ impl AccessControl {
     }
 
     /// Whether a grant that was given by an earlier configuration is valid with this one; `stream` is `None` for the API.
-    pub fn still_grants(&self, grant: &Grant, action: AccessAction, stream: Option<&StreamName>) -> bool {
-        if action == AccessAction::Play && self.is_playback_open {
+    pub fn is_grant_still_valid(&self, grant: &Grant, action: AccessAction, stream: Option<&StreamName>) -> bool {
+        if action == AccessAction::Play && self.is_playback_allowed_without_token {
             return true;
         }
         match &grant.basis {
@@ -171,7 +171,7 @@ impl AccessControl {
             GrantBasis::VerifiedJwt(token) => self
                 .jwt_verifier
                 .as_ref()
-                .is_some_and(|verifier| verifier.still_accepts(token)),
+                .is_some_and(|verifier| verifier.still_accepts_verified_token(token)),
             GrantBasis::Webhook(url) => {
                 let hook = self.webhook.as_ref().filter(|hook| hook.url() == &**url);
                 hook.is_some_and(|hook| grant.is_token_based || hook.decides_without_token())

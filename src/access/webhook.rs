@@ -28,10 +28,10 @@ pub struct WebhookClient {
     decides_without_token: bool,
     client: reqwest::Client,
     admission: WebhookAdmission,
-    cached_grants: Cache<WebhookDecisionKey, Grant>,
-    cached_denials: Cache<WebhookDecisionKey, Denial>,
+    cached_grants: ExpiringCache<WebhookDecisionKey, Grant>,
+    cached_denials: ExpiringCache<WebhookDecisionKey, Denial>,
     /// Tokens that were valid.
-    known_valid_tokens: Cache<[u8; 32], ()>,
+    known_valid_tokens: ExpiringCache<[u8; 32], ()>,
     /// Of lines about failed requests.
     failure_log_limiter: Mutex<LogRateLimiter>,
 }
@@ -82,9 +82,9 @@ impl WebhookClient {
             decides_without_token: auth.webhook_anonymous,
             client: http_client_without_redirects(),
             admission: WebhookAdmission::new(limits),
-            cached_grants: Cache::new(GRANT_CACHE_LIFETIME),
-            cached_denials: Cache::new(DENIAL_CACHE_LIFETIME),
-            known_valid_tokens: Cache::new(KNOWN_VALID_TOKEN_LIFETIME),
+            cached_grants: ExpiringCache::new(GRANT_CACHE_LIFETIME),
+            cached_denials: ExpiringCache::new(DENIAL_CACHE_LIFETIME),
+            known_valid_tokens: ExpiringCache::new(KNOWN_VALID_TOKEN_LIFETIME),
             failure_log_limiter: Mutex::default(),
         })
     }
@@ -235,12 +235,12 @@ fn parse_webhook_grant_body(text: &[u8]) -> Result<WebhookGrantBody, String> {
 }
 
 /// A bounded map whose entries expire.
-struct Cache<K, V> {
+struct ExpiringCache<K, V> {
     lifetime: Duration,
     entries: Mutex<HashMap<K, (Instant, V)>>,
 }
 
-impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+impl<K: Eq + Hash, V: Clone> ExpiringCache<K, V> {
     fn new(lifetime: Duration) -> Self {
         Self {
             lifetime,

@@ -51,11 +51,11 @@ pub(super) struct WebhookAdmission {
 struct RequestCounters {
     /// Open and waiting requests, by class.
     request_counts_by_queue: [usize; WEBHOOK_QUEUE_COUNT],
-    address_shares: HashMap<(AddressPrefix, WebhookRequestClass), AddressShare>,
+    address_shares: HashMap<(AddressPrefix, WebhookRequestClass), PerAddressRequestShare>,
 }
 
 /// What one address may use at the same time.
-struct AddressShare {
+struct PerAddressRequestShare {
     slots: Arc<Semaphore>,
     slot_count: usize,
     /// Open and waiting requests.
@@ -67,7 +67,7 @@ pub(super) struct WebhookRequestPermit<'a> {
     _request_slot: SemaphorePermit<'a>,
     _anonymous_or_suspect_slot: Option<SemaphorePermit<'a>>,
     _address_slots: Vec<OwnedSemaphorePermit>,
-    _counted_request: CountedRequest<'a>,
+    _counted_request: WebhookRequestCountGuard<'a>,
 }
 
 /// Number of classes: publishing, other requests with a token, and those that anybody can send. Each has a queue.
@@ -155,7 +155,7 @@ impl WebhookAdmission {
         &self,
         kind: WebhookRequestClass,
         address: Option<IpAddr>,
-    ) -> Result<(CountedRequest<'_>, Vec<Arc<Semaphore>>), AdmissionRefused> {
+    ) -> Result<(WebhookRequestCountGuard<'_>, Vec<Arc<Semaphore>>), AdmissionRefused> {
         let size = match kind {
             WebhookRequestClass::Publish | WebhookRequestClass::OtherWithToken | WebhookRequestClass::Anonymous => {
                 self.slots_per_address
@@ -163,13 +163,13 @@ impl WebhookAdmission {
             WebhookRequestClass::FromSuspectAddress => MAX_OPEN_REQUESTS_OF_SUSPECT_ADDRESS,
         };
         let host = address.map(|address| (AddressPrefix::of_host(address), size));
-        let site = address.and_then(|address| Some((AddressPrefix::of_site(address)?, 2 * size)));
+        let site = address.and_then(|address| Some((AddressPrefix::site_prefix_of(address)?, 2 * size)));
         let class = kind.queue_index();
         let mut requests = self.lock_request_counters();
         if requests.request_counts_by_queue.get(class) >= self.max_requests_by_queue.get(class) {
             return Err(AdmissionRefused);
         }
-        let mut place = CountedRequest {
+        let mut place = WebhookRequestCountGuard {
             admission: self,
             queue_index: class,
             address_share_keys: Vec::new(),
@@ -179,7 +179,7 @@ impl WebhookAdmission {
             let share = requests
                 .address_shares
                 .entry((key, kind))
-                .or_insert_with(|| AddressShare {
+                .or_insert_with(|| PerAddressRequestShare {
                     slots: Arc::new(Semaphore::new(size)),
                     slot_count: size,
                     request_count: 0,
@@ -206,14 +206,14 @@ impl WebhookAdmission {
 }
 
 /// A place among the open and waiting requests. Dropping it frees the place.
-struct CountedRequest<'a> {
+struct WebhookRequestCountGuard<'a> {
     admission: &'a WebhookAdmission,
     /// Index in [`RequestCounters::request_counts_by_queue`]; out of range if it was not counted there.
     queue_index: usize,
     address_share_keys: Vec<(AddressPrefix, WebhookRequestClass)>,
 }
 
-impl Drop for CountedRequest<'_> {
+impl Drop for WebhookRequestCountGuard<'_> {
     fn drop(&mut self) {
         let mut requests = self.admission.lock_request_counters();
         if let Some(total) = requests.request_counts_by_queue.get_mut(self.queue_index) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::mistake::{ConfigLocation, Mistake, MistakeKind};
+use super::mistake::{ConfigLocation, ConfigMistake, MistakeKind};
 use super::syntax::{explain_syntax_error, is_unclosed_list_or_table_error};
 
 /// A parsed file. Parsing continues after a syntax error.
@@ -21,12 +21,12 @@ pub(super) struct ConfigDocument<'a> {
     /// The place of each key, by its path.
     pub(super) key_locations: BTreeMap<String, ConfigLocation>,
     syntax_errors: Vec<SyntaxError>,
-    duplicate_key_mistakes: Vec<Mistake>,
+    duplicate_key_mistakes: Vec<ConfigMistake>,
 }
 
 struct SyntaxError {
     offset: usize,
-    mistake: Mistake,
+    mistake: ConfigMistake,
     /// The lines below may have been parsed as part of something else.
     affects_following_lines: bool,
 }
@@ -53,7 +53,7 @@ impl<'a> ConfigDocument<'a> {
     }
 
     /// Returns syntax errors and duplicates.
-    pub(super) fn mistakes(&self) -> impl Iterator<Item = Mistake> + use<'_> {
+    pub(super) fn mistakes(&self) -> impl Iterator<Item = ConfigMistake> + use<'_> {
         let errors = self.syntax_errors.iter().map(|error| &error.mistake);
         errors.chain(&self.duplicate_key_mistakes).cloned()
     }
@@ -74,7 +74,7 @@ impl<'a> ConfigDocument<'a> {
         })
     }
 
-    pub(super) fn location_at(&self, at: usize) -> ConfigLocation {
+    pub(super) fn location_at_offset(&self, at: usize) -> ConfigLocation {
         let line = self.line_starts.partition_point(|start| *start <= at);
         let in_line = self.text.get(self.line_start_offset(at)..at).unwrap_or_default();
         ConfigLocation::Line {
@@ -105,13 +105,13 @@ impl<'a> ConfigDocument<'a> {
     fn collect_key_locations(&self, table: &DeTable<'_>, path: &str, places: &mut BTreeMap<String, ConfigLocation>) {
         for (key, value) in table {
             let path = join_key_path(path, key.get_ref());
-            places.insert(path.clone(), self.location_at(key.span().start));
+            places.insert(path.clone(), self.location_at_offset(key.span().start));
             match value.get_ref() {
                 DeValue::Table(table) => self.collect_key_locations(table, &path, places),
                 DeValue::Array(items) => {
                     for (index, item) in items.iter().enumerate() {
                         let path = format!("{path}[{index}]");
-                        places.insert(path.clone(), self.location_at(item.span().start));
+                        places.insert(path.clone(), self.location_at_offset(item.span().start));
                         if let DeValue::Table(table) = item.get_ref() {
                             self.collect_key_locations(table, &path, places);
                         }
@@ -145,7 +145,7 @@ impl<'a> ConfigDocument<'a> {
             if last.replace(self.line_start_offset(at)) == Some(self.line_start_offset(at)) {
                 continue;
             }
-            let place = Some(self.location_at(at));
+            let place = Some(self.location_at_offset(at));
             let line = self.line_text_at(at);
             let is_header = line.trim_start().starts_with('[');
             if message == "duplicate key" {
@@ -153,22 +153,22 @@ impl<'a> ConfigDocument<'a> {
                     is_table: is_header,
                     first_line: None,
                 };
-                let mistake = Mistake::with_kind(self.key_path_at(&span), problem);
-                self.duplicate_key_mistakes.push(Mistake {
+                let mistake = ConfigMistake::with_kind(self.key_path_at(&span), problem);
+                self.duplicate_key_mistakes.push(ConfigMistake {
                     location: place,
                     ..mistake
                 });
                 continue;
             }
             let problem = MistakeKind::Syntax(explain_syntax_error(message, line, span.is_empty()));
-            let mistake = Mistake::with_kind(self.key_path_of_value(at), problem);
+            let mistake = ConfigMistake::with_kind(self.key_path_of_value(at), problem);
             let is_structural = is_unclosed_list_or_table_error(message)
                 || is_header
                 || line.contains("\"\"\"")
                 || line.contains("'''");
             self.syntax_errors.push(SyntaxError {
                 offset: at,
-                mistake: Mistake {
+                mistake: ConfigMistake {
                     location: place,
                     ..mistake
                 },
@@ -203,7 +203,7 @@ impl<'a> ConfigDocument<'a> {
                 .duplicate_key_mistakes
                 .get(index)
                 .and_then(|mistake| self.first_occurrence_line_number(mistake));
-            if let Some(Mistake {
+            if let Some(ConfigMistake {
                 kind: MistakeKind::Duplicate { first_line, .. },
                 ..
             }) = self.duplicate_key_mistakes.get_mut(index)
@@ -213,7 +213,7 @@ impl<'a> ConfigDocument<'a> {
         }
     }
 
-    fn first_occurrence_line_number(&self, duplicate: &Mistake) -> Option<usize> {
+    fn first_occurrence_line_number(&self, duplicate: &ConfigMistake) -> Option<usize> {
         let is_header = |line: &str| {
             let header = line
                 .trim_start()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use super::mistake::{ConfigLocation, Hint, Mistake, MistakeKind, nearest_name};
+use super::mistake::{ConfigLocation, ConfigMistake, MistakeHint, MistakeKind, nearest_name};
 use super::section::{ConfigKey, ENVIRONMENT_VARIABLE_PREFIX, environment_variable_name};
 
 /// The variables that set keys, and mistakes in them.
@@ -11,7 +11,7 @@ use super::section::{ConfigKey, ENVIRONMENT_VARIABLE_PREFIX, environment_variabl
 pub(super) struct ConfigVariables {
     /// Variable name and value, by the path of the key.
     pub(super) values_by_key_path: BTreeMap<String, (String, String)>,
-    pub(super) mistakes: Vec<Mistake>,
+    pub(super) mistakes: Vec<ConfigMistake>,
 }
 
 /// Variables with our prefix that set no key: those of the command line and of the test programs.
@@ -44,16 +44,16 @@ impl ConfigVariables {
                     variables.values_by_key_path.insert(path.to_owned(), (name, value));
                     continue;
                 }
-                (Some(path), Err(_)) => Mistake::with_kind(
+                (Some(path), Err(_)) => ConfigMistake::with_kind(
                     path,
                     MistakeKind::InvalidValue {
                         shown: None,
                         expected: "expected UTF-8".to_owned(),
                     },
                 ),
-                (None, _) => Mistake::with_kind("", unknown_variable_mistake_kind(&upper, keys)),
+                (None, _) => ConfigMistake::with_kind("", unknown_variable_mistake_kind(&upper, keys)),
             };
-            variables.mistakes.push(Mistake {
+            variables.mistakes.push(ConfigMistake {
                 location: Some(ConfigLocation::Variable(name)),
                 ..mistake
             });
@@ -72,9 +72,11 @@ fn unknown_variable_mistake_kind(name: &str, keys: &[&ConfigKey]) -> MistakeKind
     let parts: Vec<String> = names.iter().map(|name| own(name)).collect();
     let near = nearest_name(&own(name), parts.iter().map(String::as_str));
     let hint = match near {
-        Some(near) => Hint::SimilarNames(vec![format!("{ENVIRONMENT_VARIABLE_PREFIX}{near}")]),
-        None if name.starts_with("MILLSTREAM_STREAM") => Hint::FreeText("; streams can be configured in the file only"),
-        None => Hint::FreeText("; `millstream --help` lists all keys"),
+        Some(near) => MistakeHint::SimilarNames(vec![format!("{ENVIRONMENT_VARIABLE_PREFIX}{near}")]),
+        None if name.starts_with("MILLSTREAM_STREAM") => {
+            MistakeHint::FreeText("; streams can be configured in the file only")
+        }
+        None => MistakeHint::FreeText("; `millstream --help` lists all keys"),
     };
     MistakeKind::UnknownName {
         what: "environment variable",

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json};
 use toml::Value as Toml;
 
-use super::mistake::{ConfigLocation, Mistake};
+use super::mistake::{ConfigLocation, ConfigMistake};
 
 /// Converts a JSON object to a table.
 ///
@@ -87,7 +87,7 @@ pub fn merge_patch(target: &mut Map<String, Json>, patch: &Map<String, Json>) {
 }
 
 /// Returns the mistake with its place in a JSON document whose root is the table at `table_path`.
-pub(super) fn with_json_pointer(mut mistake: Mistake, table_path: &str) -> Mistake {
+pub(super) fn with_json_pointer(mut mistake: ConfigMistake, table_path: &str) -> ConfigMistake {
     let rest = mistake.key.strip_prefix(table_path).unwrap_or_default();
     mistake.location = Some(ConfigLocation::JsonPointer(pointer_of_key_path(rest)));
     mistake

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 /// A mistake. Its text never contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct ConfigMistake {
     /// Path of the key, such as `http.listen` or `streams.door.rtsp`; empty if there is none.
     pub key: String,
     pub location: Option<ConfigLocation>,
@@ -35,7 +35,7 @@ pub enum MistakeKind {
     /// The key or table exists already; `first_line_of_error` is its first line, if known.
     Duplicate { is_table: bool, first_line: Option<usize> },
     /// No such `what` exists: a key, a section, an environment variable.
-    UnknownName { what: &'static str, hint: Hint },
+    UnknownName { what: &'static str, hint: MistakeHint },
     /// The value is invalid. `shown` is its text, unless it may be a secret.
     InvalidValue { shown: Option<String>, expected: String },
     /// Another key must be set too. The text follows the key in the message.
@@ -48,7 +48,7 @@ pub enum MistakeKind {
 
 /// What the operator probably meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Hint {
+pub enum MistakeHint {
     /// One of these names.
     SimilarNames(Vec<String>),
     /// One of all valid names.
@@ -75,19 +75,19 @@ pub(super) fn location_of_key(locations: &KeyLocations, key: &str) -> Option<Con
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub struct ConfigError {
     /// In the order of the file, followed by those of environment variables.
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<ConfigMistake>,
 }
 
 /// Maximum number of mistakes in the text; the rest are only counted.
 const MAX_LISTED_MISTAKES: usize = 100;
 
-impl Mistake {
+impl ConfigMistake {
     /// Creates a mistake without a place. `kind` follows the key in the message.
     pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::with_kind(key, MistakeKind::Other(problem.into()))
     }
 
-    /// Like [`Mistake::new`], for any kind of problem.
+    /// Like [`ConfigMistake::new`], for any kind of problem.
     pub fn with_kind(key: impl Into<String>, problem: MistakeKind) -> Self {
         Self {
             key: key.into(),
@@ -98,7 +98,7 @@ impl Mistake {
 
     /// Returns whether another mistake may be a consequence of this one: it has the same key, the table around it, or
     /// the key that was probably meant.
-    pub fn may_cause(&self, other: &Self) -> bool {
+    pub fn may_cause_mistake(&self, other: &Self) -> bool {
         let is_syntax = matches!(self.kind, MistakeKind::Syntax(_));
         let is_inside = self
             .key
@@ -112,7 +112,7 @@ impl Mistake {
     /// Returns whether the mistake is in this key, or in a name that was probably meant to be this key.
     pub fn concerns_key(&self, path: &str) -> bool {
         let MistakeKind::UnknownName {
-            hint: Hint::SimilarNames(names),
+            hint: MistakeHint::SimilarNames(names),
             ..
         } = &self.kind
         else {
@@ -146,7 +146,7 @@ impl Mistake {
 
 impl ConfigError {
     /// Sorts the mistakes by place. Those without a place are last.
-    pub fn new(mut mistakes: Vec<Mistake>) -> Self {
+    pub fn new(mut mistakes: Vec<ConfigMistake>) -> Self {
         mistakes.sort_by_cached_key(|mistake| (mistake.location.is_none(), mistake.location.clone()));
         Self { mistakes }
     }
@@ -156,7 +156,7 @@ impl ConfigError {
     /// # Errors
     ///
     /// All of them.
-    pub fn result_from_mistakes(mistakes: Vec<Mistake>) -> Result<(), Self> {
+    pub fn result_from_mistakes(mistakes: Vec<ConfigMistake>) -> Result<(), Self> {
         if mistakes.is_empty() {
             Ok(())
         } else {
@@ -181,7 +181,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigMistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(place) = &self.location {
             write!(f, "{place}: ")?;
@@ -191,7 +191,7 @@ impl fmt::Display for Mistake {
             MistakeKind::Syntax(problem) if key.is_empty() => f.write_str(problem),
             MistakeKind::Syntax(problem) => write!(f, "`{key}`: {problem}"),
             MistakeKind::Duplicate { is_table, first_line } => {
-                write_duplicate_mistake_text(f, key, *is_table, *first_line)
+                write_duplicate_key_mistake_text(f, key, *is_table, *first_line)
             }
             MistakeKind::UnknownName { what, hint } if key.is_empty() => write!(f, "unknown {what}{hint}"),
             MistakeKind::UnknownName { what, hint } => write!(f, "unknown {what} `{key}`{hint}"),
@@ -205,7 +205,7 @@ impl fmt::Display for Mistake {
     }
 }
 
-fn write_duplicate_mistake_text(
+fn write_duplicate_key_mistake_text(
     f: &mut fmt::Formatter<'_>,
     key: &str,
     is_table: bool,
@@ -236,7 +236,7 @@ impl fmt::Display for ConfigLocation {
     }
 }
 
-impl fmt::Display for Hint {
+impl fmt::Display for MistakeHint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SimilarNames(names) => write!(f, " (did you mean {}?)", quoted_list(names, "or")),
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn mistakes_beyond_the_limit_are_counted() {
-        let mistakes = vec![Mistake::new("a", "is wrong"); 103];
+        let mistakes = vec![ConfigMistake::new("a", "is wrong"); 103];
         let text = ConfigError { mistakes }.to_string();
         assert!(text.starts_with("the configuration has 103 mistakes:") && text.ends_with("and 3 more mistakes"));
         assert_eq!(text.lines().count(), 102);

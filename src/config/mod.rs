@@ -26,8 +26,8 @@ mod api;
 mod auth;
 mod document;
 mod environment;
+mod failover_group;
 pub mod json;
-mod ladder;
 pub mod mistake;
 mod reader;
 mod renames;
@@ -45,11 +45,11 @@ pub use self::api::Api;
 pub use self::auth::{AuthConfig, TokenConfig};
 pub use self::document::join_key_path;
 pub use self::environment::read_environment_variable;
-pub use self::ladder::{
-    LadderConfig, LadderEntryKeys, LadderSourceConfig, LadderSourceKind, LadderTimesConfig, Standby,
+pub use self::failover_group::{
+    FailoverConfig, FailoverEntryKeys, FailoverSourceConfig, FailoverSourceKind, FailoverTimesConfig, StandbyMode,
 };
 use self::mistake::KeyLocations;
-pub use self::mistake::{ConfigError, ConfigLocation, Mistake, MistakeKind};
+pub use self::mistake::{ConfigError, ConfigLocation, ConfigMistake, MistakeKind};
 pub use self::secret::{Redacted, Secret};
 pub use self::section::{ConfigKey, ConfigSection, ReloadMode};
 pub use self::sections::{
@@ -79,9 +79,9 @@ pub struct Config {
     /// URLs that are told of events.
     pub webhooks: Vec<WebhookConfig>,
     /// Streams with several sources.
-    pub ladders: Vec<LadderConfig>,
+    pub failover_groups: Vec<FailoverConfig>,
     /// What works but should be changed, such as the former name of a key.
-    pub warnings: Vec<Mistake>,
+    pub warnings: Vec<ConfigMistake>,
     key_locations: KeyLocations,
     default_state_file: PathBuf,
 }
@@ -148,7 +148,7 @@ impl Config {
     pub fn load_with_mistakes(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> (Self, Vec<Mistake>) {
+    ) -> (Self, Vec<ConfigMistake>) {
         let file = path.unwrap_or(Path::new(DEFAULT_CONFIG_FILE));
         let (text, unreadable) = match std::fs::read_to_string(file) {
             Ok(text) => (text, None),
@@ -159,7 +159,7 @@ impl Config {
             ),
         };
         let (config, mut mistakes) = Self::parse_with_mistakes(&text, file, environment);
-        mistakes.extend(unreadable.map(|problem| Mistake {
+        mistakes.extend(unreadable.map(|problem| ConfigMistake {
             key: String::new(),
             location: Some(ConfigLocation::File(file.to_owned())),
             kind: MistakeKind::Syntax(problem),
@@ -186,7 +186,7 @@ impl Config {
         text: &str,
         path: &Path,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> (Self, Vec<Mistake>) {
+    ) -> (Self, Vec<ConfigMistake>) {
         let keys = all_keys_except_streams();
         let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
         let state_directory = environment.iter().find(|(name, _)| name == STATE_DIRECTORY_VARIABLE);
@@ -205,14 +205,14 @@ impl Config {
             api: reader.read_section(),
             log: reader.read_section(),
             streams: Vec::new(),
-            ladders: Vec::new(),
+            failover_groups: Vec::new(),
             webhooks: webhooks::read_webhooks(&mut reader),
             warnings: Vec::new(),
             key_locations: KeyLocations::new(),
             default_state_file,
         };
         let configured = streams::read_streams(&mut reader, streams::MAX_CONFIGURED_STREAMS);
-        (config.streams, config.ladders) = (configured.pulled, configured.ladders);
+        (config.streams, config.failover_groups) = (configured.pulled, configured.failover_groups);
         let findings = reader.into_findings();
         config.key_locations = findings.key_locations;
         config.warnings = findings.warnings;
@@ -238,8 +238,8 @@ impl Config {
     /// Adds the stream `demo`, unless a stream of that name is configured.
     pub fn add_demo_stream_if_absent(&mut self) {
         let is_free = |demo: &StreamConfig| {
-            let of_ladders = self.ladders.iter().map(|ladder| &ladder.stream);
-            let mut names = self.streams.iter().map(|stream| &stream.name).chain(of_ladders);
+            let of_failover_groups = self.failover_groups.iter().map(|failover_group| &failover_group.stream);
+            let mut names = self.streams.iter().map(|stream| &stream.name).chain(of_failover_groups);
             names.all(|name| *name != demo.name)
         };
         let demo = StreamConfig::demo().filter(is_free);
@@ -258,7 +258,7 @@ impl Config {
     }
 
     /// Adds places to mistakes that a part of the gateway found in its section.
-    pub fn add_locations_to_mistakes(&self, mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
+    pub fn add_locations_to_mistakes(&self, mut mistakes: Vec<ConfigMistake>) -> Vec<ConfigMistake> {
         for mistake in mistakes.iter_mut().filter(|mistake| mistake.location.is_none()) {
             mistake.location = self.location_of_key(&mistake.key);
         }

@@ -7,7 +7,7 @@ use super::auth::AuthConfig;
 use super::document::{ConfigDocument, join_key_path, value_excerpt_unless_url_with_secret};
 use super::environment::ConfigVariables;
 use super::mistake::KeyLocations;
-use super::mistake::{ConfigLocation, Hint, Mistake, MistakeKind, nearest_name};
+use super::mistake::{ConfigLocation, ConfigMistake, MistakeHint, MistakeKind, nearest_name};
 use super::renames;
 use super::section::{ConfigKey, ConfigSection};
 use super::section::{STREAMS_SECTION, WEBHOOKS_LIST};
@@ -18,15 +18,15 @@ pub(super) struct ConfigReader<'a> {
     keys: &'a [&'static ConfigKey],
     document: ConfigDocument<'a>,
     variables: ConfigVariables,
-    mistakes: Vec<Mistake>,
-    warnings: Vec<Mistake>,
+    mistakes: Vec<ConfigMistake>,
+    warnings: Vec<ConfigMistake>,
 }
 
 /// What the reader found besides the values.
 pub(super) struct ConfigFindings {
     pub(super) key_locations: KeyLocations,
-    pub(super) mistakes: Vec<Mistake>,
-    pub(super) warnings: Vec<Mistake>,
+    pub(super) mistakes: Vec<ConfigMistake>,
+    pub(super) warnings: Vec<ConfigMistake>,
 }
 
 /// Pairs of keys that set the same thing. If both are set in the file, or both by variables, the second one is used.
@@ -89,7 +89,7 @@ impl<'a> ConfigReader<'a> {
             };
             self.add_mistake_unless_caused_by_syntax_error(
                 name.span().start,
-                Mistake::with_kind(join_key_path("", name.get_ref()), problem),
+                ConfigMistake::with_kind(join_key_path("", name.get_ref()), problem),
             );
         }
         let mut places = std::mem::take(&mut self.document.key_locations);
@@ -128,17 +128,17 @@ impl<'a> ConfigReader<'a> {
         match value.into_inner() {
             DeValue::Table(table) => Some(table),
             _ => {
-                self.add_mistake_unless_caused_by_syntax_error(span.start, Mistake::new(path, problem));
+                self.add_mistake_unless_caused_by_syntax_error(span.start, ConfigMistake::new(path, problem));
                 None
             }
         }
     }
 
     /// Adds a mistake at a place in the file.
-    pub(super) fn add_mistake_unless_caused_by_syntax_error(&mut self, offset: usize, mistake: Mistake) {
+    pub(super) fn add_mistake_unless_caused_by_syntax_error(&mut self, offset: usize, mistake: ConfigMistake) {
         if !self.document.may_be_caused_by_syntax_error(offset, &mistake.kind) {
-            let place = Some(self.document.location_at(offset));
-            self.mistakes.push(Mistake {
+            let place = Some(self.document.location_at_offset(offset));
+            self.mistakes.push(ConfigMistake {
                 location: place,
                 ..mistake
             });
@@ -161,7 +161,7 @@ impl<'a> ConfigReader<'a> {
         let problem = unknown_key_mistake_kind(name.get_ref(), own, &[]);
         self.add_mistake_unless_caused_by_syntax_error(
             name.span().start,
-            Mistake::with_kind(join_key_path(path, name.get_ref()), problem),
+            ConfigMistake::with_kind(join_key_path(path, name.get_ref()), problem),
         );
     }
 
@@ -176,7 +176,7 @@ impl<'a> ConfigReader<'a> {
         let DeValue::Array(items) = value.into_inner() else {
             self.add_mistake_unless_caused_by_syntax_error(
                 span.start,
-                Mistake::new(path, "has to be a list of tables"),
+                ConfigMistake::new(path, "has to be a list of tables"),
             );
             return Vec::new();
         };
@@ -212,7 +212,7 @@ impl<'a> ConfigReader<'a> {
                 let problem = unknown_key_mistake_kind(name.get_ref(), &own, self.keys);
                 self.add_mistake_unless_caused_by_syntax_error(
                     name.span().start,
-                    Mistake::with_kind(join_key_path(path, name.get_ref()), problem),
+                    ConfigMistake::with_kind(join_key_path(path, name.get_ref()), problem),
                 );
                 continue;
             };
@@ -226,7 +226,7 @@ impl<'a> ConfigReader<'a> {
                 let problem = MistakeKind::InvalidValue { shown, expected };
                 self.add_mistake_unless_caused_by_syntax_error(
                     value.span().start,
-                    Mistake::with_kind(join_key_path(path, key.name), problem),
+                    ConfigMistake::with_kind(join_key_path(path, key.name), problem),
                 );
                 continue;
             }
@@ -252,8 +252,8 @@ impl<'a> ConfigReader<'a> {
                     expected += "; in a variable, separate the items by commas";
                 }
                 let place = Some(ConfigLocation::Variable(variable.clone()));
-                let mistake = Mistake::with_kind(key.path, MistakeKind::InvalidValue { shown, expected });
-                self.mistakes.push(Mistake {
+                let mistake = ConfigMistake::with_kind(key.path, MistakeKind::InvalidValue { shown, expected });
+                self.mistakes.push(ConfigMistake {
                     location: place,
                     ..mistake
                 });
@@ -282,9 +282,9 @@ impl<'a> ConfigReader<'a> {
             }
             if has(file, a) && has(file, b) {
                 let at = file.get_key_value(a).map_or(0, |(key, _)| key.span().start);
-                let warning = Mistake::new(first, format!("is ignored: `{second}` is set too"));
-                let place = Some(self.document.location_at(at));
-                self.warnings.push(Mistake {
+                let warning = ConfigMistake::new(first, format!("is ignored: `{second}` is set too"));
+                let place = Some(self.document.location_at_offset(at));
+                self.warnings.push(ConfigMistake {
                     location: place,
                     ..warning
                 });
@@ -320,16 +320,16 @@ fn unknown_key_mistake_kind(name: &str, own: &[&str], others: &[&ConfigKey]) -> 
     let same = |key: &&&ConfigKey| key.name == name;
     let elsewhere: Vec<String> = others.iter().filter(same).map(|key| key.path.to_owned()).collect();
     let hint = match nearest_name(name, own.iter().copied()) {
-        Some(near) => Hint::SimilarNames(vec![near.to_owned()]),
-        None if !elsewhere.is_empty() => Hint::SimilarNames(elsewhere),
+        Some(near) => MistakeHint::SimilarNames(vec![near.to_owned()]),
+        None if !elsewhere.is_empty() => MistakeHint::SimilarNames(elsewhere),
         None if own.is_empty() => match nearest_name(name, others.iter().map(|key| key.name)) {
             Some(near) => {
                 let same = others.iter().filter(|key| key.name == near);
-                Hint::SimilarNames(same.map(|key| key.path.to_owned()).collect())
+                MistakeHint::SimilarNames(same.map(|key| key.path.to_owned()).collect())
             }
-            None => Hint::FreeText("; keys belong to sections such as [http]"),
+            None => MistakeHint::FreeText("; keys belong to sections such as [http]"),
         },
-        None => Hint::ValidNames(own.iter().map(|name| (*name).to_owned()).collect()),
+        None => MistakeHint::ValidNames(own.iter().map(|name| (*name).to_owned()).collect()),
     };
     MistakeKind::UnknownName { what: "key", hint }
 }
@@ -339,8 +339,8 @@ fn unknown_section_mistake_kind(name: &str, keys: &[&ConfigKey]) -> MistakeKind 
     sections.extend([STREAMS_SECTION, WEBHOOKS_LIST]);
     sections.dedup();
     let hint = match nearest_name(name, sections.iter().copied()) {
-        Some(near) => Hint::SimilarNames(vec![near.to_owned()]),
-        None => Hint::ValidNames(sections.iter().map(|name| (*name).to_owned()).collect()),
+        Some(near) => MistakeHint::SimilarNames(vec![near.to_owned()]),
+        None => MistakeHint::ValidNames(sections.iter().map(|name| (*name).to_owned()).collect()),
     };
     MistakeKind::UnknownName { what: "section", hint }
 }

@@ -5,7 +5,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::document::{ConfigDocument, join_key_path};
 use super::environment::ConfigVariables;
-use super::mistake::{ConfigLocation, Mistake};
+use super::mistake::{ConfigLocation, ConfigMistake};
 use super::section::STREAMS_SECTION;
 
 /// Former and new path of each renamed key. `streams.*` is the table of any stream.
@@ -18,8 +18,8 @@ pub(super) const RENAMED_KEYS: &[(&str, &str)] = &[
 /// Warnings and mistakes about former names.
 #[derive(Default)]
 pub(super) struct RenamedKeyFindings {
-    pub(super) warnings: Vec<Mistake>,
-    pub(super) mistakes: Vec<Mistake>,
+    pub(super) warnings: Vec<ConfigMistake>,
+    pub(super) mistakes: Vec<ConfigMistake>,
 }
 
 /// A key that has its former name.
@@ -66,7 +66,7 @@ fn replace_old_keys(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<OldKeyU
         old.strip_prefix(STREAM_KEY_PATH_PREFIX),
         new.strip_prefix(STREAM_KEY_PATH_PREFIX),
     ) {
-        return replace_old_stream_keys(root, old, new);
+        return replace_renamed_keys_of_streams(root, old, new);
     }
     let (Some((old_section, old_key)), Some((new_section, new_key))) = (old.split_once('.'), new.split_once('.'))
     else {
@@ -93,7 +93,7 @@ fn replace_old_keys(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<OldKeyU
     }]
 }
 
-fn replace_old_stream_keys(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<OldKeyUse> {
+fn replace_renamed_keys_of_streams(root: &mut DeTable<'_>, old: &str, new: &str) -> Vec<OldKeyUse> {
     let Some(streams) = find_top_level_table_mut(root, STREAMS_SECTION) else {
         return Vec::new();
     };
@@ -147,8 +147,8 @@ impl RenamedKeyFindings {
                 ),
             ),
         };
-        let mistake = Mistake::new(found.old.clone(), text);
-        list.push(Mistake {
+        let mistake = ConfigMistake::new(found.old.clone(), text);
+        list.push(ConfigMistake {
             location: place,
             ..mistake
         });
@@ -174,7 +174,7 @@ mod tests {
         let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
         let mut variables = ConfigVariables::read(environment, &crate::config::all_keys_except_streams(), renamed);
         let messages = apply_renames(&mut document, &mut variables, renamed);
-        let texts = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect();
+        let texts = |mistakes: Vec<ConfigMistake>| mistakes.iter().map(ToString::to_string).collect();
         (document, variables, texts(messages.warnings), texts(messages.mistakes))
     }
 

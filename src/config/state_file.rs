@@ -7,7 +7,7 @@ use std::path::Path;
 use super::document::{ConfigDocument, join_key_path};
 use super::environment::ConfigVariables;
 use super::json::with_json_pointer;
-use super::mistake::{ConfigError, ConfigLocation, KeyLocations, Mistake, MistakeKind, location_of_key};
+use super::mistake::{ConfigError, ConfigLocation, ConfigMistake, KeyLocations, MistakeKind, location_of_key};
 use super::reader::ConfigReader;
 use super::section::{STREAMS_SECTION, section};
 use super::streams::{self, SOURCES_KEY, StreamConfig};
@@ -84,7 +84,7 @@ impl StateFile {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => {
                 let problem = format!("the state file (`api.state_file`) cannot be read: {error}");
-                Err(ConfigError::new(vec![Mistake {
+                Err(ConfigError::new(vec![ConfigMistake {
                     key: String::new(),
                     location: Some(ConfigLocation::File(path.to_owned())),
                     kind: MistakeKind::Syntax(problem),
@@ -122,7 +122,7 @@ impl StateFile {
     }
 
     /// Adds places to mistakes that a part of the gateway found in what the file sets.
-    pub fn add_locations_to_mistakes(&self, mut mistakes: Vec<Mistake>) -> Vec<Mistake> {
+    pub fn add_locations_to_mistakes(&self, mut mistakes: Vec<ConfigMistake>) -> Vec<ConfigMistake> {
         for mistake in mistakes.iter_mut().filter(|mistake| mistake.location.is_none()) {
             mistake.location = location_of_key(&self.key_locations, &mistake.key);
         }
@@ -136,20 +136,20 @@ impl ApiStream {
     /// # Errors
     ///
     /// All mistakes, each with its JSON pointer.
-    pub fn from_settings(name: &StreamName, settings: toml::Table) -> Result<Self, Vec<Mistake>> {
+    pub fn from_settings(name: &StreamName, settings: toml::Table) -> Result<Self, Vec<ConfigMistake>> {
         let path = join_key_path(STREAMS_SECTION, name.as_str());
-        let found = |mistakes: Vec<Mistake>| -> Vec<Mistake> {
+        let found = |mistakes: Vec<ConfigMistake>| -> Vec<ConfigMistake> {
             let placed = mistakes.into_iter();
             placed.map(|mistake| with_json_pointer(mistake, &path)).collect()
         };
         if let Some(key) = find_key_of_host_secret(&path, &settings) {
             let problem = "cannot be set by the API, which must not send secrets of this host anywhere: set `password`";
-            return Err(found(vec![Mistake::new(key, problem)]));
+            return Err(found(vec![ConfigMistake::new(key, problem)]));
         }
         if settings.contains_key(SOURCES_KEY) {
             let problem = "can be set in the configuration file only: set `rtsp`, `hls` or `pipeline`";
             let key = join_key_path(&path, SOURCES_KEY);
-            return Err(found(vec![Mistake::new(key, problem)]));
+            return Err(found(vec![ConfigMistake::new(key, problem)]));
         }
         let text = state_file_text([(name, &settings)], &[]);
         let mut reader = ConfigReader::new(
@@ -167,7 +167,7 @@ impl ApiStream {
     }
 
     /// Returns mistakes that a part of the gateway found in the stream, each with its JSON pointer.
-    pub fn add_json_pointers(&self, mistakes: Vec<Mistake>) -> Vec<Mistake> {
+    pub fn add_json_pointers(&self, mistakes: Vec<ConfigMistake>) -> Vec<ConfigMistake> {
         let path = self.config.config_table_path();
         let placed = mistakes.into_iter();
         placed.map(|mistake| with_json_pointer(mistake, &path)).collect()

@@ -7,8 +7,8 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::document::join_key_path;
-use super::ladder::{self, LadderConfig, LadderSourceKind, Standby};
-use super::mistake::{Mistake, MistakeKind, nearest_name};
+use super::failover_group::{self, FailoverConfig, FailoverSourceKind, StandbyMode};
+use super::mistake::{ConfigMistake, MistakeKind, nearest_name};
 use super::reader::ConfigReader;
 use super::secret::Redacted;
 use super::section::{ConfigSection as _, STREAMS_SECTION, section};
@@ -21,14 +21,14 @@ pub struct StreamConfig {
     pub name: StreamName,
     pub source: StreamSourceConfig,
     /// For one of several sources of the stream.
-    pub ladder_source: Option<PulledLadderSource>,
+    pub failover_source: Option<PulledFailoverSource>,
 }
 
 /// What a source that is one of several has beside its own keys.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PulledLadderSource {
+pub struct PulledFailoverSource {
     pub name: SourceName,
-    pub standby: Standby,
+    pub standby: StandbyMode,
     /// Path of its table.
     path: String,
 }
@@ -37,7 +37,7 @@ pub struct PulledLadderSource {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ConfiguredStreams {
     pub(super) pulled: Vec<StreamConfig>,
-    pub(super) ladders: Vec<LadderConfig>,
+    pub(super) failover_groups: Vec<FailoverConfig>,
 }
 
 /// The source of a configured stream.
@@ -171,8 +171,8 @@ const DEMO_STREAM_NAME: &str = "demo";
 impl StreamConfig {
     /// Returns how long the source keeps running after its last viewer; `None` if it always runs.
     pub fn on_demand_stop_after(&self) -> Option<Duration> {
-        if let Some(source) = &self.ladder_source {
-            return (source.standby == Standby::Cold).then_some(DEFAULT_ON_DEMAND_STOP_AFTER);
+        if let Some(source) = &self.failover_source {
+            return (source.standby == StandbyMode::Cold).then_some(DEFAULT_ON_DEMAND_STOP_AFTER);
         }
         let (on_demand, stop_after) = self.source.on_demand_settings();
         on_demand.then(|| stop_after.unwrap_or(DEFAULT_ON_DEMAND_STOP_AFTER))
@@ -180,7 +180,7 @@ impl StreamConfig {
 
     /// Returns the path of its table.
     pub fn config_table_path(&self) -> String {
-        match &self.ladder_source {
+        match &self.failover_source {
             Some(source) => source.path.clone(),
             None => join_key_path(STREAMS_SECTION, self.name.as_str()),
         }
@@ -188,8 +188,8 @@ impl StreamConfig {
 
     /// Returns the key of the stream that the source writes to.
     pub fn stream_key(&self) -> StreamKey {
-        match &self.ladder_source {
-            Some(source) => self.name.ladder_source_key(&source.name),
+        match &self.failover_source {
+            Some(source) => self.name.failover_source_key(&source.name),
             None => self.name.clone().into(),
         }
     }
@@ -212,7 +212,7 @@ impl StreamConfig {
         Some(Self {
             name: StreamName::parse(DEMO_STREAM_NAME).ok()?,
             source: StreamSourceConfig::Pipeline(Box::new(pipeline)),
-            ladder_source: None,
+            failover_source: None,
         })
     }
 }
@@ -243,7 +243,7 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
         let at = name.span().start;
         reader.add_mistake_unless_caused_by_syntax_error(
             at,
-            Mistake::new(STREAMS_SECTION, format!("has more than {max_streams} streams")),
+            ConfigMistake::new(STREAMS_SECTION, format!("has more than {max_streams} streams")),
         );
         return ConfiguredStreams::default();
     }
@@ -254,7 +254,7 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
         if let Err(error) = &parsed {
             reader.add_mistake_unless_caused_by_syntax_error(
                 name.span().start,
-                Mistake::new(&path, format!("is not a valid stream name: {error}")),
+                ConfigMistake::new(&path, format!("is not a valid stream name: {error}")),
             );
         }
         let problem = "has to be a table, such as { rtsp = \"rtsp://host/path\" }";
@@ -262,7 +262,7 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
             continue;
         };
         if table.contains_key(SOURCES_KEY) {
-            read_stream_with_ladder(reader, (&path, parsed.ok()), table, &mut streams);
+            read_stream_with_failover_group(reader, (&path, parsed.ok()), table, &mut streams);
             continue;
         }
         let source = read_stream_source(reader, &path, name.span().start, table);
@@ -270,34 +270,37 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
             streams.pulled.push(StreamConfig {
                 name,
                 source,
-                ladder_source: None,
+                failover_source: None,
             });
         }
     }
-    share_pipelines(&mut streams);
+    merge_identical_pipelines(&mut streams);
     streams
 }
 
 /// Lets each pipeline with the same parameters run once for all lists of sources that it is in, such as a slate.
-fn share_pipelines(streams: &mut ConfiguredStreams) {
+fn merge_identical_pipelines(streams: &mut ConfiguredStreams) {
     let mut kept: Vec<StreamConfig> = Vec::new();
     for stream in std::mem::take(&mut streams.pulled) {
-        let is_same = |other: &&mut StreamConfig| other.ladder_source.is_some() && other.source == stream.source;
+        let is_same = |other: &&mut StreamConfig| other.failover_source.is_some() && other.source == stream.source;
         let is_pipeline = matches!(stream.source, StreamSourceConfig::Pipeline(_));
-        let shareable = stream.ladder_source.as_ref().filter(|_| is_pipeline);
+        let shareable = stream.failover_source.as_ref().filter(|_| is_pipeline);
         let Some((source, first)) = shareable.zip(kept.iter_mut().find(is_same)) else {
             kept.push(stream);
             continue;
         };
-        let Some(owner) = &mut first.ladder_source else {
+        let Some(owner) = &mut first.failover_source else {
             continue;
         };
-        if source.standby == Standby::Warm {
-            owner.standby = Standby::Warm;
+        if source.standby == StandbyMode::Warm {
+            owner.standby = StandbyMode::Warm;
         }
         let shared_with = Some((first.name.clone(), owner.name.clone()));
-        let ladders = streams.ladders.iter_mut().filter(|ladder| ladder.stream == stream.name);
-        let mut entries = ladders.flat_map(|ladder| &mut ladder.sources);
+        let failover_groups = streams
+            .failover_groups
+            .iter_mut()
+            .filter(|failover_group| failover_group.stream == stream.name);
+        let mut entries = failover_groups.flat_map(|failover_group| &mut failover_group.sources);
         if let Some(entry) = entries.find(|entry| entry.name == source.name) {
             entry.shared_with = shared_with;
         }
@@ -306,7 +309,7 @@ fn share_pipelines(streams: &mut ConfiguredStreams) {
 }
 
 /// Reads a stream with several sources; `name` is `None` if that is a mistake.
-fn read_stream_with_ladder<'a>(
+fn read_stream_with_failover_group<'a>(
     reader: &mut ConfigReader<'a>,
     (path, name): (&str, Option<StreamName>),
     table: DeTable<'a>,
@@ -315,10 +318,10 @@ fn read_stream_with_ladder<'a>(
     let single = SOURCE_KIND_KEYS.iter().find_map(|key| table.get_key_value(*key));
     if let Some((key, _)) = single {
         let problem = "cannot be combined with `sources`: add it to that list";
-        let mistake = Mistake::new(join_key_path(path, key.get_ref()), problem);
+        let mistake = ConfigMistake::new(join_key_path(path, key.get_ref()), problem);
         return reader.add_mistake_unless_caused_by_syntax_error(key.span().start, mistake);
     }
-    let Some((entries, times)) = ladder::read_ladder(reader, path, table) else {
+    let Some((entries, times)) = failover_group::read_failover_group(reader, path, table) else {
         return;
     };
     let mut sources = Vec::new();
@@ -327,13 +330,13 @@ fn read_stream_with_ladder<'a>(
             let source = read_stream_source(reader, &path, at, table);
             if let (Some(name), Some(source)) = (&name, source) {
                 let standby = match entry.config.kind {
-                    LadderSourceKind::Pulled(standby) => standby,
-                    LadderSourceKind::Whip => Standby::Warm,
+                    FailoverSourceKind::Pulled(standby) => standby,
+                    FailoverSourceKind::Whip => StandbyMode::Warm,
                 };
                 streams.pulled.push(StreamConfig {
                     name: name.clone(),
                     source,
-                    ladder_source: Some(PulledLadderSource {
+                    failover_source: Some(PulledFailoverSource {
                         name: entry.config.name.clone(),
                         standby,
                         path,
@@ -344,8 +347,8 @@ fn read_stream_with_ladder<'a>(
         sources.push(entry.config);
     }
     streams
-        .ladders
-        .extend(name.map(|stream| LadderConfig { stream, sources, times }));
+        .failover_groups
+        .extend(name.map(|stream| FailoverConfig { stream, sources, times }));
 }
 
 fn read_stream_source<'a>(
@@ -364,7 +367,10 @@ fn read_stream_source<'a>(
         [(kind, _)] => kind,
         [(first, _), (second, at), ..] => {
             let problem = format!("cannot be combined with `{first}`: a stream has one source");
-            reader.add_mistake_unless_caused_by_syntax_error(*at, Mistake::new(join_key_path(path, second), problem));
+            reader.add_mistake_unless_caused_by_syntax_error(
+                *at,
+                ConfigMistake::new(join_key_path(path, second), problem),
+            );
             return None;
         }
     };
@@ -383,7 +389,7 @@ fn read_stream_source<'a>(
         );
         reader.add_mistake_unless_caused_by_syntax_error(
             at,
-            Mistake::with_kind(join_key_path(path, "stop_after"), problem),
+            ConfigMistake::with_kind(join_key_path(path, "stop_after"), problem),
         );
     }
     Some(source)
@@ -400,7 +406,9 @@ fn add_missing_source_mistake(reader: &mut ConfigReader<'_>, path: &str, at: usi
     }
     if !is_misspelt {
         let problem = "has no source: set `rtsp`, `hls` or `pipeline`".to_owned();
-        reader
-            .add_mistake_unless_caused_by_syntax_error(at, Mistake::with_kind(path, MistakeKind::MissingKey(problem)));
+        reader.add_mistake_unless_caused_by_syntax_error(
+            at,
+            ConfigMistake::with_kind(path, MistakeKind::MissingKey(problem)),
+        );
     }
 }

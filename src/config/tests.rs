@@ -44,8 +44,8 @@ fn the_environment_wins_over_the_file() {
 /// Each message, without its place.
 fn mistakes(text: &str) -> Vec<String> {
     let (_, mistakes) = Config::parse_with_mistakes(text, Path::new("test.toml"), []);
-    let without_place = |mistake: Mistake| {
-        Mistake {
+    let without_place = |mistake: ConfigMistake| {
+        ConfigMistake {
             location: None,
             ..mistake
         }
@@ -201,8 +201,8 @@ fn the_reference_lists_every_key() {
         RtspConfig::KEYS,
         HlsSourceConfig::KEYS,
         PipelineSourceConfig::KEYS,
-        LadderTimesConfig::KEYS,
-        LadderEntryKeys::KEYS,
+        FailoverTimesConfig::KEYS,
+        FailoverEntryKeys::KEYS,
     ] {
         wanted.extend(table.iter().map(inner));
     }
@@ -325,38 +325,41 @@ const SHOW: &str = "[streams.show]\nsources = [\n{ whip = \"main\" },\n{ whip = 
 #[test]
 fn a_stream_has_a_list_of_sources() {
     let config = parse(SHOW, &[]).expect("valid");
-    let [ladder] = &config.ladders[..] else {
-        panic!("{:?}", config.ladders)
+    let [failover_group] = &config.failover_groups[..] else {
+        panic!("{:?}", config.failover_groups)
     };
-    let names: Vec<(&str, LadderSourceKind)> = ladder
+    let names: Vec<(&str, FailoverSourceKind)> = failover_group
         .sources
         .iter()
         .map(|source| (source.name.as_str(), source.kind))
         .collect();
     let (warm, cold) = (
-        LadderSourceKind::Pulled(Standby::Warm),
-        LadderSourceKind::Pulled(Standby::Cold),
+        FailoverSourceKind::Pulled(StandbyMode::Warm),
+        FailoverSourceKind::Pulled(StandbyMode::Cold),
     );
     assert_eq!(
         names,
         [
-            ("main", LadderSourceKind::Whip),
-            ("backup", LadderSourceKind::Whip),
+            ("main", FailoverSourceKind::Whip),
+            ("backup", FailoverSourceKind::Whip),
             ("rtsp", warm),
             ("yard", cold),
             ("pipeline", cold)
         ]
     );
     assert_eq!(
-        (ladder.times.hold_off.as_secs(), ladder.times.stall_timeout.as_millis()),
+        (
+            failover_group.times.hold_off.as_secs(),
+            failover_group.times.stall_timeout.as_millis()
+        ),
         (9, 400)
     );
-    assert_eq!(ladder.whip_source(None).map(SourceName::as_str), Some("main"));
+    assert_eq!(failover_group.whip_source(None).map(SourceName::as_str), Some("main"));
     assert_eq!(
-        ladder.whip_source(Some("backup")).map(SourceName::as_str),
+        failover_group.whip_source(Some("backup")).map(SourceName::as_str),
         Some("backup")
     );
-    assert_eq!(ladder.whip_source(Some("yard")), None, "the gateway pulls it");
+    assert_eq!(failover_group.whip_source(Some("yard")), None, "the gateway pulls it");
     let pulled: Vec<(String, bool)> = config
         .streams
         .iter()
@@ -449,9 +452,9 @@ fn a_pipeline_with_the_same_parameters_runs_once_for_all_lists() {
         [("a#=a-slate".to_owned(), false), ("c#=c-slate".to_owned(), true)]
     );
     let keys: Vec<String> = config
-        .ladders
+        .failover_groups
         .iter()
-        .map(|ladder| ladder.source_key(&ladder.sources[1]).to_string())
+        .map(|failover_group| failover_group.source_key(&failover_group.sources[1]).to_string())
         .collect();
     assert_eq!(keys, ["a#=a-slate", "a#=a-slate", "c#=c-slate"]);
     // The sources of single streams are their own.

@@ -53,7 +53,7 @@ fn parse_list<'de, D: Deserializer<'de>, T>(
     item: impl Fn(&str) -> Option<T>,
 ) -> Result<Vec<T>, D::Error> {
     let texts = parse_value_with(value, expected, |value| {
-        list_items(value).filter(|texts| texts.len() <= most)
+        parse_string_list(value).filter(|texts| texts.len() <= most)
     })?;
     let has_others = texts.len() > 1;
     let is_shown = |text: &str| has_others && !may_be_url_with_secret(text);
@@ -69,7 +69,7 @@ fn parse_list<'de, D: Deserializer<'de>, T>(
     texts.into_iter().map(read).collect()
 }
 
-fn list_items(value: &Value) -> Option<Vec<String>> {
+fn parse_string_list(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::Array(items) => items
             .iter()
@@ -141,7 +141,7 @@ where
 }
 
 /// Parses the name of a source.
-pub(super) fn source_name<'de, D: Deserializer<'de>>(value: D) -> Result<Option<SourceName>, D::Error> {
+pub(super) fn parse_source_name<'de, D: Deserializer<'de>>(value: D) -> Result<Option<SourceName>, D::Error> {
     let expected = "the name of the source, 1 to 32 of `a-z`, `0-9`, `_` and `-`, such as \"backup\"";
     parse_value_with(value, expected, |value| {
         SourceName::parse(value.as_str()?).ok().map(Some)
@@ -355,7 +355,7 @@ pub(super) fn parse_webhook_events<'de, D: Deserializer<'de>>(value: D) -> Resul
     let value = Value::deserialize(value).ok();
     let texts = value
         .as_ref()
-        .and_then(list_items)
+        .and_then(parse_string_list)
         .filter(|texts| !texts.is_empty())
         .unwrap_or_default();
     let unknown = texts.iter().find(|text| WebhookEventType::parse(text).is_none());

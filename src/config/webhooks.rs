@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::DeValue;
 
-use super::mistake::Mistake;
+use super::mistake::ConfigMistake;
 use super::reader::ConfigReader;
 use super::secret::{Redacted, Secret};
 use super::section::{WEBHOOKS_LIST, section};
@@ -45,7 +45,7 @@ pub(super) fn read_webhooks(reader: &mut ConfigReader<'_>) -> Vec<WebhookConfig>
     let at = list.span().start;
     if number_of_items(&list) > MAX_WEBHOOKS {
         let problem = format!("has more than {MAX_WEBHOOKS} webhooks");
-        reader.add_mistake_unless_caused_by_syntax_error(at, Mistake::new(WEBHOOKS_LIST, problem));
+        reader.add_mistake_unless_caused_by_syntax_error(at, ConfigMistake::new(WEBHOOKS_LIST, problem));
         return Vec::new();
     }
     let problem = "has to be a table with the header [[webhooks]]";

@@ -16,7 +16,7 @@ use tracing::warn;
 use super::state_file::replace_state_file;
 use crate::access::issued_tokens::{IssuedToken, IssuedTokens};
 use crate::config::state_file::{ApiStream, StateFile, TokenRecord, state_file_text};
-use crate::config::{Config, ConfigError, ConfigLocation, Mistake};
+use crate::config::{Config, ConfigError, ConfigLocation, ConfigMistake};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::sources::fetch::SourceConfig;
@@ -56,7 +56,7 @@ pub enum ApiStreamError {
     #[error("{0} tokens are valid, which is the limit: revoke one, or raise `api.max_tokens`")]
     TooManyTokens(usize),
     #[error("the settings of the stream have mistakes")]
-    Mistakes(Vec<Mistake>),
+    Mistakes(Vec<ConfigMistake>),
     #[error(
         "the state file {path} cannot be written: {error}; set `api.state_file` to a file in a folder of the gateway"
     )]
@@ -137,7 +137,7 @@ impl ApiStreams {
     /// # Errors
     ///
     /// All mistakes, each with its key.
-    pub fn build_sources(&self, context: &ApiStreamContext) -> Result<Vec<ConfiguredSource>, Vec<Mistake>> {
+    pub fn build_sources(&self, context: &ApiStreamContext) -> Result<Vec<ConfiguredSource>, Vec<ConfigMistake>> {
         let (mut sources, mut mistakes) = (Vec::new(), Vec::new());
         for (name, stream) in &*self.read_streams() {
             if context.configured_streams.contains(name) {
@@ -157,7 +157,7 @@ impl ApiStreams {
     }
 
     /// Returns the error of a reload for mistakes in streams that were set by the API.
-    pub fn state_file_error(&self, mut mistakes: Vec<Mistake>) -> ConfigError {
+    pub fn state_file_error(&self, mut mistakes: Vec<ConfigMistake>) -> ConfigError {
         for mistake in &mut mistakes {
             mistake.location = Some(ConfigLocation::File(self.state_file.clone()));
         }
@@ -173,7 +173,12 @@ impl ApiStreams {
         &self,
         streams: BTreeMap<StreamName, Arc<ApiStream>>,
     ) -> Result<(), ApiStreamError> {
-        let tokens: Vec<TokenRecord> = self.issued_tokens.all().iter().map(|token| token.to_record()).collect();
+        let tokens: Vec<TokenRecord> = self
+            .issued_tokens
+            .all()
+            .iter()
+            .map(|token| token.to_token_record())
+            .collect();
         self.write_state_file(&streams, &tokens).await?;
         *self.streams.write().unwrap_or_else(PoisonError::into_inner) = streams;
         Ok(())
@@ -181,7 +186,7 @@ impl ApiStreams {
 
     /// Writes the state file with another set of tokens, and then replaces the set.
     pub(super) async fn replace_tokens(&self, tokens: Vec<IssuedToken>) -> Result<(), ApiStreamError> {
-        let records: Vec<TokenRecord> = tokens.iter().map(IssuedToken::to_record).collect();
+        let records: Vec<TokenRecord> = tokens.iter().map(IssuedToken::to_token_record).collect();
         let streams = self.read_streams().clone();
         self.write_state_file(&streams, &records).await?;
         self.issued_tokens.replace(tokens);
@@ -215,12 +220,12 @@ impl ApiStream {
 }
 
 /// Reads the tokens of the state file.
-fn read_tokens(records: &[TokenRecord]) -> Result<Vec<IssuedToken>, Vec<Mistake>> {
+fn read_tokens(records: &[TokenRecord]) -> Result<Vec<IssuedToken>, Vec<ConfigMistake>> {
     let (mut tokens, mut mistakes) = (Vec::new(), Vec::new());
     for (index, record) in records.iter().enumerate() {
         match IssuedToken::from_record(record) {
             Some(token) => tokens.push(token),
-            None => mistakes.push(Mistake::new(
+            None => mistakes.push(ConfigMistake::new(
                 format!("tokens[{index}]"),
                 "is not a token that the API has issued: remove this table",
             )),
@@ -234,7 +239,7 @@ fn read_tokens(records: &[TokenRecord]) -> Result<Vec<IssuedToken>, Vec<Mistake>
 /// # Errors
 ///
 /// All mistakes, each with its key.
-pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<ConfiguredSource, Vec<Mistake>> {
+pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<ConfiguredSource, Vec<ConfigMistake>> {
     let build_context = SourceBuildContext {
         pipeline_library: &context.pipeline_library,
         worker_programs: &context.worker_programs,

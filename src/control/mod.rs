@@ -1,6 +1,6 @@
 //! The control plane: state and decisions outside of the media path, independent of HTTP.
 //!
-//! * [`ladders`]: streams with several sources.
+//! * [`failover_groups`]: streams with several sources.
 //! * [`sessions`]: all sessions with a URL, from the offer to their end.
 //! * [`api_streams`]: streams that are set by the API, and the file that keeps them.
 //! * [`client_settings`]: configured settings that apply to clients.
@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 mod api_stream_changes;
 pub mod api_streams;
 pub mod client_settings;
-pub mod ladders;
+pub mod failover_groups;
 pub mod reload;
 pub mod session_record;
 pub mod sessions;
@@ -32,7 +32,7 @@ use self::api_streams::ApiStreams;
 use self::client_settings::ClientSettings;
 use self::reload::ReloadRequestSender;
 use self::sessions::SessionTable;
-use self::source_tests::SourceTests;
+use self::source_tests::SourceTestService;
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::worker_slots::WorkerSlots;
 use crate::shard::MediaPlane;
@@ -61,9 +61,9 @@ pub struct ControlPlane {
     /// Streams that were set by the API.
     pub api_streams: ApiStreams,
     /// Tests of sources for the API.
-    pub source_tests: SourceTests,
+    pub source_tests: SourceTestService,
     /// Notified when there may be the first stream with several sources.
-    pub ladders_changed: Arc<Notify>,
+    pub failover_groups_changed: Arc<Notify>,
     client_settings: RwLock<Arc<ClientSettings>>,
     draining: AtomicBool,
 }
@@ -87,8 +87,8 @@ impl ControlPlane {
             hls_service: hls,
             worker_slots: WorkerSlots::default(),
             api_streams: ApiStreams::default(),
-            source_tests: SourceTests::default(),
-            ladders_changed: Arc::default(),
+            source_tests: SourceTestService::default(),
+            failover_groups_changed: Arc::default(),
             client_settings: RwLock::new(Arc::new(client_settings)),
             draining: AtomicBool::new(false),
         }

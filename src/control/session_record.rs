@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::access::{AccessAction, Grant};
-use crate::shard::Requester;
+use crate::shard::SessionRequester;
 use millstream_core::hub::name::{SourceName, StreamName};
 use millstream_core::media::Codec;
 use millstream_core::sdp::negotiated::IceCredentials;
@@ -53,7 +53,7 @@ pub struct SessionRecord {
     pub action: AccessAction,
     pub stream: StreamName,
     /// The source that a publisher feeds, if the stream has several.
-    pub ladder_source: Option<SourceName>,
+    pub failover_source: Option<SourceName>,
     /// The video section of a viewer's session.
     pub video_section: Option<VideoSectionId>,
     /// Codecs that the video may be sent in; see `http::alternate`.
@@ -67,8 +67,8 @@ pub struct SessionRecord {
 
 impl SessionRecord {
     /// Returns who requested the session.
-    pub fn requester(&self) -> Requester {
-        Requester {
+    pub fn requester(&self) -> SessionRequester {
+        SessionRequester {
             address: self.offer_sender_address,
             has_token: self.grant.is_token_based,
         }

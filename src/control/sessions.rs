@@ -25,7 +25,7 @@ const MAX_UNANSWERED_OFFERS: usize = 2_048;
 
 /// Interval at which expired offers and sessions that ended a minute ago are forgotten. They would otherwise be kept until
 /// the next client comes.
-const REMOVE_EXPIRED_INTERVAL: Duration = Duration::from_secs(5);
+const EXPIRED_SESSION_REMOVAL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum number of event streams of one session; more are rejected.
 const MAX_EVENT_STREAMS_PER_SESSION: usize = 4;
@@ -65,7 +65,7 @@ impl SessionEventType {
     }
 
     /// Returns the names of all events, separated by commas.
-    pub fn joined_names() -> String {
+    pub fn comma_separated_event_names() -> String {
         Self::ALL.map(Self::name).join(",")
     }
 }
@@ -89,7 +89,7 @@ impl OfferedSession {
         }
     }
 
-    fn is_unexpired(&self) -> bool {
+    fn is_offer_unexpired(&self) -> bool {
         self.created.elapsed() < GATEWAY_OFFER_LIFETIME
     }
 }
@@ -135,7 +135,7 @@ pub struct SessionTable {
     token_expiry_sender: mpsc::UnboundedSender<(SystemTime, SessionId)>,
 }
 
-/// Receives the expiry times of tokens, for [`SessionTable::run_removal_and_token_expiry`].
+/// Receives the expiry times of tokens, for [`SessionTable::run_session_removal_and_token_expiry`].
 pub type TokenExpiryReceiver = mpsc::UnboundedReceiver<(SystemTime, SessionId)>;
 
 impl SessionTable {
@@ -151,13 +151,13 @@ impl SessionTable {
 
     /// Removes the sessions that the media plane has forgotten and ends those whose token expires. Runs until the
     /// gateway stops.
-    pub async fn run_removal_and_token_expiry(
+    pub async fn run_session_removal_and_token_expiry(
         &self,
         mut forgotten: mpsc::UnboundedReceiver<SessionId>,
         mut expiring: TokenExpiryReceiver,
     ) {
         let mut due: BinaryHeap<Reverse<(Instant, SessionId)>> = BinaryHeap::new();
-        let mut expiry = interval(REMOVE_EXPIRED_INTERVAL);
+        let mut expiry = interval(EXPIRED_SESSION_REMOVAL_INTERVAL);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let next = due.peek().map(|Reverse((at, _))| *at);
@@ -270,14 +270,18 @@ impl SessionTable {
 
     fn remove_expired_offers(&self) {
         let mut entries = self.lock_state();
-        entries.offered_sessions.retain(|_, offered| offered.is_unexpired());
+        entries
+            .offered_sessions
+            .retain(|_, offered| offered.is_offer_unexpired());
         shrink_sparse_map(&mut entries.offered_sessions);
     }
 
     /// Adds an offer. Returns `false` if there are too many unanswered offers.
     pub fn add_unanswered_gateway_offer(&self, id: SessionId, offered: OfferedSession) -> bool {
         let mut entries = self.lock_state();
-        entries.offered_sessions.retain(|_, offered| offered.is_unexpired());
+        entries
+            .offered_sessions
+            .retain(|_, offered| offered.is_offer_unexpired());
         let has_room = entries.offered_sessions.len() < MAX_UNANSWERED_OFFERS;
         if has_room {
             entries.offered_sessions.insert(id, offered);
@@ -288,14 +292,14 @@ impl SessionTable {
     /// Returns an offer if it is still valid.
     pub fn unexpired_offer(&self, id: SessionId) -> Option<OfferedSession> {
         let found = self.lock_state().offered_sessions.get(&id).cloned();
-        found.filter(OfferedSession::is_unexpired)
+        found.filter(OfferedSession::is_offer_unexpired)
     }
 
     /// Removes an offer that was answered or declined. Returns whether it existed and was valid; this is true for only
     /// one of two concurrent callers.
     pub fn remove_unexpired_offer(&self, id: SessionId) -> bool {
         let taken = self.lock_state().offered_sessions.remove(&id);
-        taken.is_some_and(|offered| offered.is_unexpired())
+        taken.is_some_and(|offered| offered.is_offer_unexpired())
     }
 
     /// Adds an event stream to a running session. Returns `false` if the session has the maximum number of event
@@ -336,7 +340,7 @@ impl SessionTable {
     }
 
     /// Whether an event stream is open and no later request reads it.
-    pub fn is_current_reader(&self, session: SessionId, reader: &EventStreamReader) -> bool {
+    pub fn is_current_event_stream_reader(&self, session: SessionId, reader: &EventStreamReader) -> bool {
         let is_read = self.map_running_session(session, |session| {
             let mut streams = session.event_streams.iter();
             streams.any(|stream| {
@@ -383,7 +387,7 @@ impl SessionTable {
 }
 
 fn access_control_still_grants(access: &AccessControl, record: &SessionRecord) -> bool {
-    access.still_grants(&record.grant, record.action, Some(&record.stream))
+    access.is_grant_still_valid(&record.grant, record.action, Some(&record.stream))
 }
 
 /// Converts a time of the wall clock to an instant, assuming that the clock is not adjusted until then.

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use super::api_streams::ApiStreamContext;
 use crate::pipeline::worker_slots::WorkerOwner;
 use crate::sources::fetch::SourceConfig;
-use crate::sources::fetch::trial::{SourceTrial, TrialFailure, TrialPlane};
+use crate::sources::fetch::trial::{SourceTrial, TrialFailure, TrialSourceHub};
 use crate::transcode;
 use millstream_core::hub::name::{StreamName, StreamNameError};
 
@@ -18,18 +18,18 @@ use millstream_core::hub::name::{StreamName, StreamNameError};
 const MAX_CONCURRENT_SOURCE_TESTS: usize = 4;
 
 /// The tests of a gateway.
-pub struct SourceTests {
-    plane: TrialPlane,
+pub struct SourceTestService {
+    plane: TrialSourceHub,
     permits: Arc<Semaphore>,
     last_number: AtomicU64,
     /// Transcodes to JPEG for snapshots; started with the first one.
     transcoding: OnceCell<Option<TranscodingTask>>,
 }
 
-impl Default for SourceTests {
+impl Default for SourceTestService {
     fn default() -> Self {
         Self {
-            plane: TrialPlane::default(),
+            plane: TrialSourceHub::default(),
             permits: Arc::new(Semaphore::new(MAX_CONCURRENT_SOURCE_TESTS)),
             last_number: AtomicU64::new(0),
             transcoding: OnceCell::new(),
@@ -46,9 +46,9 @@ impl Drop for TranscodingTask {
     }
 }
 
-impl SourceTests {
+impl SourceTestService {
     /// Returns the streams of the sources that are tested.
-    pub fn plane(&self) -> &TrialPlane {
+    pub fn plane(&self) -> &TrialSourceHub {
         &self.plane
     }
 
@@ -66,12 +66,12 @@ impl SourceTests {
     /// Runs a source until enough is known of it, at most for `limit`. It goes on until the result is dropped.
     pub async fn run(&self, config: SourceConfig, limit: Duration) -> (SourceTrial, Result<(), TrialFailure>) {
         let mut trial = SourceTrial::start(config, &self.plane);
-        let known = trial.wait_until_known(limit).await;
+        let known = trial.wait_for_enough_media(limit).await;
         (trial, known)
     }
 
     /// Starts what makes snapshots of the tested streams.
-    pub async fn start_transcoding(&self, context: &ApiStreamContext) {
+    pub async fn start_snapshot_transcoding(&self, context: &ApiStreamContext) {
         let start = || async {
             let library = context.pipeline_library.clone();
             let programs = context.worker_programs.clone();

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::health;
 use super::sources_and_credentials::{self, SourcesAndCredentials, load_builtin_and_folder_pipelines};
-use crate::config::{Config, ConfigError, Mistake, MistakeKind, StreamConfig};
+use crate::config::{Config, ConfigError, ConfigMistake, MistakeKind, StreamConfig};
 use crate::doctor;
 use crate::doctor::ports::{self, BindFailure, TransportProtocol};
 use crate::http::{server, tls};
@@ -15,7 +15,7 @@ use crate::pipeline::worker_process;
 
 /// Why `millstream check` fails.
 #[derive(Debug, Error)]
-pub enum CheckError {
+pub enum ConfigCheckError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Pipelines that configured streams use and this machine cannot run.
@@ -30,9 +30,9 @@ pub enum CheckError {
 /// Everything that `serve` would refuse, or the pipelines that configured streams lack.
 pub async fn check_loaded_config(
     config: &Config,
-    mut mistakes: Vec<Mistake>,
+    mut mistakes: Vec<ConfigMistake>,
     print: impl Fn(&str),
-) -> Result<(), CheckError> {
+) -> Result<(), ConfigCheckError> {
     for warning in &config.warnings {
         print(&format!("warning: {warning}\n"));
     }
@@ -59,7 +59,7 @@ pub async fn check_loaded_config(
     let missing = report_pipeline_availability(config, print).await;
     match missing.is_empty() {
         true => Ok(()),
-        false => Err(CheckError::Pipelines(missing)),
+        false => Err(ConfigCheckError::Pipelines(missing)),
     }
 }
 
@@ -95,25 +95,28 @@ async fn report_pipeline_availability(config: &Config, print: impl Fn(&str)) -> 
 
 /// Returns the mistakes in what a configuration refers to: tokens, keys, certificates, pipelines, sources, the state
 /// file. Those that follow from a `known` one are left out.
-pub fn find_source_credential_certificate_mistakes(config: &Config, known: &[Mistake]) -> Vec<Mistake> {
-    let mut mistakes = find_build_and_state_file_mistakes(config);
+pub fn find_source_credential_certificate_mistakes(config: &Config, known: &[ConfigMistake]) -> Vec<ConfigMistake> {
+    let mut mistakes = find_source_build_and_state_file_mistakes(config);
     mistakes.extend(config.add_locations_to_mistakes(find_certificate_mistakes(config)));
-    drop_mistakes_caused_by_known(mistakes, known)
+    drop_mistakes_caused_by_known_mistakes(mistakes, known)
 }
 
-fn drop_mistakes_caused_by_known(mut mistakes: Vec<Mistake>, known: &[Mistake]) -> Vec<Mistake> {
-    mistakes.retain(|mistake| !known.iter().any(|known| known.may_cause(mistake)));
+fn drop_mistakes_caused_by_known_mistakes(
+    mut mistakes: Vec<ConfigMistake>,
+    known: &[ConfigMistake],
+) -> Vec<ConfigMistake> {
+    mistakes.retain(|mistake| !known.iter().any(|known| known.may_cause_mistake(mistake)));
     mistakes
 }
 
 /// Like [`find_source_credential_certificate_mistakes`], without certificates, which a running gateway reloads by itself, and without
 /// the state file, which it has read.
-pub fn find_source_and_credential_mistakes(config: &Config) -> Vec<Mistake> {
+pub fn find_source_and_credential_mistakes(config: &Config) -> Vec<ConfigMistake> {
     let built = SourcesAndCredentials::build(config, &WorkerProgramsAndSlots::installed());
     built.err().map_or_else(Vec::new, |error| error.mistakes)
 }
 
-fn find_build_and_state_file_mistakes(config: &Config) -> Vec<Mistake> {
+fn find_source_build_and_state_file_mistakes(config: &Config) -> Vec<ConfigMistake> {
     let programs = WorkerProgramsAndSlots::installed();
     let read = SourcesAndCredentials::build(config, &programs).and_then(|mut built| {
         let context = sources_and_credentials::api_stream_context(config, &built, &programs);
@@ -122,7 +125,7 @@ fn find_build_and_state_file_mistakes(config: &Config) -> Vec<Mistake> {
     read.err().map_or_else(Vec::new, |error| error.mistakes)
 }
 
-fn find_certificate_mistakes(config: &Config) -> Vec<Mistake> {
+fn find_certificate_mistakes(config: &Config) -> Vec<ConfigMistake> {
     match (&config.http.tls_certificate, &config.http.tls_key) {
         (None, None) => Vec::new(),
         (Some(certificate), Some(key)) => {
@@ -135,18 +138,18 @@ fn find_certificate_mistakes(config: &Config) -> Vec<Mistake> {
                 None => ("http.tls_key", "http.tls_certificate"),
             };
             let problem = format!("is not set: `{given}` needs it");
-            vec![Mistake {
+            vec![ConfigMistake {
                 location: config.location_of_key(given),
-                ..Mistake::new(missing, problem)
+                ..ConfigMistake::new(missing, problem)
             }]
         }
     }
 }
 
 /// Tries to bind all listen addresses at the same time, so that two keys with the same port are found.
-fn find_bind_failures(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
+fn find_bind_failures(config: &Config, known: &[ConfigMistake]) -> Vec<BindFailure> {
     // After a syntax error the addresses may not be the intended ones.
-    let is_doubtful = |mistake: &Mistake| matches!(mistake.kind, MistakeKind::Syntax(_));
+    let is_doubtful = |mistake: &ConfigMistake| matches!(mistake.kind, MistakeKind::Syntax(_));
     let is_known = |key: &str| {
         known
             .iter()
@@ -180,10 +183,10 @@ fn find_bind_failures(config: &Config, known: &[Mistake]) -> Vec<BindFailure> {
 }
 
 /// Returns a failure as a mistake of the configuration, with the place of its key.
-fn mistake_from_bind_failure(failure: &BindFailure, config: &Config) -> Mistake {
+fn mistake_from_bind_failure(failure: &BindFailure, config: &Config) -> ConfigMistake {
     let problem = format!("{}; {}", failure.problem(), failure.remedy);
-    Mistake {
+    ConfigMistake {
         location: config.location_of_key(failure.config_key),
-        ..Mistake::new(failure.config_key, problem)
+        ..ConfigMistake::new(failure.config_key, problem)
     }
 }

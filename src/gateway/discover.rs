@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::sources::onvif::device::{DiscoveredDevice, ProbeTarget};
+use crate::sources::onvif::device::{DiscoveredDevice, WsDiscoveryTarget};
 use crate::sources::onvif::media::{Credentials, DeviceError, StreamUrl, fetch_stream_urls};
 use crate::sources::onvif::probe::{ProbeError, WS_DISCOVERY_PORT, find_devices};
 
 /// What to search for.
 #[derive(Clone, Debug)]
-pub struct DiscoverOptions {
+pub struct CameraDiscoveryOptions {
     /// Ask this device only.
     pub at: Option<String>,
     pub username: Option<String>,
@@ -24,7 +24,7 @@ pub struct DiscoverOptions {
 
 /// Why cameras cannot be searched for.
 #[derive(Debug, Error)]
-pub enum DiscoverError {
+pub enum CameraDiscoveryError {
     #[error("{0:?} is not the address of a camera: expected an IP address, or one with a port such as 192.0.2.10:3702")]
     BadAddress(String),
     #[error("`--username` and `--password-file` need each other")]
@@ -39,12 +39,12 @@ pub enum DiscoverError {
 ///
 /// # Errors
 ///
-/// A [`DiscoverError`] if nothing could be searched for.
-pub async fn discover(options: &DiscoverOptions, print: impl Fn(&str)) -> Result<(), DiscoverError> {
+/// A [`CameraDiscoveryError`] if nothing could be searched for.
+pub async fn discover(options: &CameraDiscoveryOptions, print: impl Fn(&str)) -> Result<(), CameraDiscoveryError> {
     let credentials = read_credentials(options)?;
     let target = match &options.at {
-        Some(address) => ProbeTarget::Device(parse_address(address)?),
-        None => ProbeTarget::AllNetworks,
+        Some(address) => WsDiscoveryTarget::Device(parse_address(address)?),
+        None => WsDiscoveryTarget::AllNetworks,
     };
     let devices = find_devices(target, options.time).await?;
     if devices.is_empty() {
@@ -52,39 +52,39 @@ pub async fn discover(options: &DiscoverOptions, print: impl Fn(&str)) -> Result
     }
     for device in &devices {
         let streams = fetch_stream_urls(device, credentials.as_ref()).await;
-        print(&device_text(device, &streams));
+        print(&discovered_device_text(device, &streams));
     }
     Ok(())
 }
 
-fn read_credentials(options: &DiscoverOptions) -> Result<Option<Credentials>, DiscoverError> {
+fn read_credentials(options: &CameraDiscoveryOptions) -> Result<Option<Credentials>, CameraDiscoveryError> {
     match (&options.username, &options.password_file) {
         (None, None) => Ok(None),
         (Some(username), Some(file)) => Ok(Some(Credentials {
             username: username.clone(),
             password: read_password(file)?,
         })),
-        _ => Err(DiscoverError::IncompleteCredentials),
+        _ => Err(CameraDiscoveryError::IncompleteCredentials),
     }
 }
 
-fn read_password(file: &Path) -> Result<String, DiscoverError> {
+fn read_password(file: &Path) -> Result<String, CameraDiscoveryError> {
     let text = std::fs::read_to_string(file)
-        .map_err(|error| DiscoverError::PasswordFile(file.display().to_string(), error))?;
+        .map_err(|error| CameraDiscoveryError::PasswordFile(file.display().to_string(), error))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-fn parse_address(text: &str) -> Result<SocketAddr, DiscoverError> {
+fn parse_address(text: &str) -> Result<SocketAddr, CameraDiscoveryError> {
     let with_port = || text.parse::<SocketAddr>().ok();
     let address = text.parse::<IpAddr>().ok();
     address
         .map(|address| SocketAddr::new(address, WS_DISCOVERY_PORT))
         .or_else(with_port)
-        .ok_or_else(|| DiscoverError::BadAddress(text.to_owned()))
+        .ok_or_else(|| CameraDiscoveryError::BadAddress(text.to_owned()))
 }
 
 /// Returns the lines about a device.
-fn device_text(device: &DiscoveredDevice, streams: &Result<Vec<StreamUrl>, DeviceError>) -> String {
+fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<StreamUrl>, DeviceError>) -> String {
     let mut text = device.address.to_string();
     let names: Vec<&str> = [&device.name, &device.hardware]
         .into_iter()

@@ -120,16 +120,16 @@ impl WatchedFile {
     fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
-            last_reported_stamp: read_file_stamp(path),
+            last_reported_stamp: read_modification_time_and_size(path),
         }
     }
 
     /// Waits until the file has changed and has then stayed the same for an interval: an editor may still be writing.
     async fn wait_for_change(&mut self) {
-        let mut previous = read_file_stamp(&self.path);
+        let mut previous = read_modification_time_and_size(&self.path);
         loop {
             tokio::time::sleep(CONFIG_FILE_POLL_INTERVAL).await;
-            let current = read_file_stamp(&self.path);
+            let current = read_modification_time_and_size(&self.path);
             if current.is_some() && current != self.last_reported_stamp && current == previous {
                 self.last_reported_stamp = current;
                 return;
@@ -139,7 +139,7 @@ impl WatchedFile {
     }
 }
 
-fn read_file_stamp(path: &Path) -> Option<FileStamp> {
+fn read_modification_time_and_size(path: &Path) -> Option<FileStamp> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }

@@ -9,7 +9,7 @@ use super::Gateway;
 use super::reload::{ConfigLoader, ReloadTrigger, Reloader};
 
 /// The signals that a gateway handles. From their creation on none of them kills the process.
-pub struct Signals {
+pub struct ProcessSignals {
     /// Stops the gateway once its sessions have ended, or after `limits.drain_seconds`.
     terminate: Signal,
     /// Stops the gateway at once.
@@ -18,7 +18,7 @@ pub struct Signals {
     hang_up: Signal,
 }
 
-impl Signals {
+impl ProcessSignals {
     /// # Errors
     ///
     /// If a handler cannot be installed.
@@ -35,7 +35,7 @@ impl Signals {
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs a gateway and reloads its configuration from `source`, until SIGTERM or SIGINT. Then stops the gateway.
-pub async fn run_gateway_until_signal(mut gateway: Gateway, source: ConfigLoader, mut signals: Signals) {
+pub async fn run_gateway_until_signal(mut gateway: Gateway, source: ConfigLoader, mut signals: ProcessSignals) {
     let drain = gateway.config.limits.drain;
     let mut reloader = Reloader::new(&mut gateway, source);
     let drains = loop {

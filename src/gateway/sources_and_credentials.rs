@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::access::credentials::AuthCredentials;
-use crate::config::{Config, ConfigError, Mistake};
+use crate::config::{Config, ConfigError, ConfigMistake};
 use crate::control::api_streams::{ApiStreamContext, ApiStreams};
 use crate::http::webhooks::target::WebhookTarget;
 use crate::pipeline::library::PipelineLibrary;
@@ -45,7 +45,7 @@ impl SourcesAndCredentials {
                 Err(wrong) => mistakes.extend(wrong),
             }
         }
-        let webhooks = WebhookTarget::build_all(&config.webhooks).map_err(|wrong| mistakes.extend(wrong));
+        let webhooks = WebhookTarget::build_webhook_targets(&config.webhooks).map_err(|wrong| mistakes.extend(wrong));
         match credentials {
             Ok(credentials) if mistakes.is_empty() => Ok(Self {
                 credentials,
@@ -95,12 +95,12 @@ pub fn read_api_streams(
 }
 
 /// Returns the built-in pipelines and those of the operator's folder.
-pub fn load_builtin_and_folder_pipelines(config: &Config, mistakes: &mut Vec<Mistake>) -> PipelineLibrary {
+pub fn load_builtin_and_folder_pipelines(config: &Config, mistakes: &mut Vec<ConfigMistake>) -> PipelineLibrary {
     let mut library = PipelineLibrary::shipped();
     if let Some(folder) = &config.pipelines.folder
         && let Err(errors) = library.add_folder(folder)
     {
-        let mistake = |error| Mistake::new("pipelines.folder", format!("is invalid: {error}"));
+        let mistake = |error| ConfigMistake::new("pipelines.folder", format!("is invalid: {error}"));
         mistakes.extend(errors.into_iter().map(mistake));
     }
     library

@@ -69,17 +69,17 @@ fn undeliverable_video_codec(video: &AvailableTrack, codecs: &[Codec]) -> Option
 #[cfg(test)]
 mod tests {
     use super::*;
-    use millstream_core::media::Format;
+    use millstream_core::media::CodecFormat;
 
     #[test]
     fn video_is_missing_where_neither_it_nor_what_is_made_of_it_can_be_sent() {
-        let h265 = Format::H265 {
+        let h265 = CodecFormat::H265 {
             profile_id: 1,
             tier_flag: 0,
         };
         for (format, can_transcode, codecs, expected) in [
-            (Format::Vp8, false, &[Codec::Vp8][..], None),
-            (Format::Vp8, false, &[][..], Some(Codec::Vp8)),
+            (CodecFormat::Vp8, false, &[Codec::Vp8][..], None),
+            (CodecFormat::Vp8, false, &[][..], Some(Codec::Vp8)),
             (h265, false, &[Codec::H264][..], Some(Codec::H265)),
             (h265, true, &[Codec::H264][..], None),
             (h265, true, &[Codec::Vp8][..], Some(Codec::H265)),

@@ -27,7 +27,7 @@ pub struct Authenticator {
 
 /// The parts of a request that identify its sender.
 #[derive(Clone, Copy)]
-pub struct Caller<'a> {
+pub struct RequestSender<'a> {
     pub headers: &'a HeaderMap,
     pub query: Option<&'a str>,
     pub address: Option<IpAddr>,
@@ -63,12 +63,12 @@ impl Authenticator {
     /// tokens, 503 if access cannot be decided because the authorization webhook or the JWK set is unavailable or gave an invalid response: retry later.
     pub async fn authorize_request(
         &self,
-        caller: Caller<'_>,
+        caller: RequestSender<'_>,
         action: AccessAction,
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
         let access = self.access_control();
-        if action == AccessAction::Play && access.is_playback_open() {
+        if action == AccessAction::Play && access.is_playback_allowed_without_token() {
             return Ok(Grant::default());
         }
         let token = token_from_request(caller, access.accepts_query_token())?;
@@ -77,15 +77,18 @@ impl Authenticator {
 
     /// Whether a grant for the API has not expired and is valid with the access rules in effect.
     pub fn still_grants_api(&self, grant: &Grant) -> bool {
-        !grant.is_expired() && self.access_control().still_grants(grant, AccessAction::Api, None)
+        !grant.is_expired()
+            && self
+                .access_control()
+                .is_grant_still_valid(grant, AccessAction::Api, None)
     }
 
     /// Like [`Self::authorize_request`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
     /// may also be in the query or in the cookie [`PLAYBACK_TOKEN_COOKIE`]. The cookie grants read access only, so cross-site requests
     /// gain nothing from it.
-    pub async fn authorize_hls_player(&self, caller: Caller<'_>, stream: &StreamName) -> Result<Grant, Problem> {
+    pub async fn authorize_hls_player(&self, caller: RequestSender<'_>, stream: &StreamName) -> Result<Grant, Problem> {
         let access = self.access_control();
-        if access.is_playback_open() {
+        if access.is_playback_allowed_without_token() {
             return Ok(Grant::default());
         }
         let token = token_from_request(caller, true)?;
@@ -97,14 +100,15 @@ impl Authenticator {
     async fn authorize(
         &self,
         access: &AccessControl,
-        caller: Caller<'_>,
+        caller: RequestSender<'_>,
         token: Option<&str>,
         action: AccessAction,
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
         let now = monotonic_now();
         let failure_limit = caller.address.map_or(Ok(()), |address| {
-            self.wrong_token_rate_limit.check_token_available(now, address)
+            self.wrong_token_rate_limit
+                .check_rate_limit_token_available(now, address)
         });
         let request = AccessRequest {
             token,
@@ -123,7 +127,7 @@ impl Authenticator {
             _ => None,
         };
         if let (Denial::InvalidToken | Denial::ExpiredToken, Some(address)) = (denial, caller.address) {
-            wait = self.wrong_token_rate_limit.take_token(now, address).err();
+            wait = self.wrong_token_rate_limit.take_rate_limit_token(now, address).err();
         }
         if let Some(wait) = wait {
             self.counters.count_rejection(ReachedHttpLimit::FailureRate);
@@ -182,7 +186,7 @@ fn denial_problem(denial: Denial, action: AccessAction, stream: Option<&StreamNa
 }
 
 /// Returns the token of a request. The header takes precedence over the query.
-fn token_from_request(caller: Caller<'_>, accepts_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
+fn token_from_request(caller: RequestSender<'_>, accepts_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
     if let Some(value) = caller.headers.get(header::AUTHORIZATION) {
         let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
         let token = parse_bearer_token(value)
@@ -296,8 +300,8 @@ mod tests {
         checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
     }
 
-    fn caller<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> Caller<'a> {
-        Caller {
+    fn caller<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> RequestSender<'a> {
+        RequestSender {
             headers,
             query,
             address: None,
@@ -403,7 +407,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             let value = HeaderValue::from_str(&format!("Bearer {token}")).expect("header");
             headers.insert(header::AUTHORIZATION, value);
-            let caller = Caller {
+            let caller = RequestSender {
                 address,
                 ..caller(&headers, None)
             };

@@ -12,7 +12,7 @@ pub(super) enum ContentCoding {
 
 impl ContentCoding {
     /// The order in which the gateway prefers what a client accepts equally: the smallest first.
-    const BY_PREFERENCE: [Self; 3] = [Self::Brotli, Self::Gzip, Self::Identity];
+    const CODINGS_BY_PREFERENCE: [Self; 3] = [Self::Brotli, Self::Gzip, Self::Identity];
 
     /// Returns the value of `Content-Encoding`; `None` for identity, which has none.
     pub(super) fn header_value(self) -> Option<HeaderValue> {
@@ -36,7 +36,7 @@ impl ContentCoding {
 
 /// Weight in thousandths, doubled: an odd value lies between two that clients can send.
 type QualityValue = u16;
-const MAX_QUALITY: QualityValue = 2_000;
+const MAX_QVALUE: QualityValue = 2_000;
 
 /// Returns the coding among those that are `available` which the client weights highest; `None` if it accepts none.
 /// Without the header the content is sent as it is: clients that say nothing rarely decode anything.
@@ -45,7 +45,13 @@ pub(super) fn negotiate(headers: &HeaderMap, available: impl Fn(ContentCoding) -
     let mut is_present = false;
     for value in headers.get_all(header::ACCEPT_ENCODING) {
         is_present = true;
-        listed.extend(value.to_str().unwrap_or_default().split(',').filter_map(parse_item));
+        listed.extend(
+            value
+                .to_str()
+                .unwrap_or_default()
+                .split(',')
+                .filter_map(parse_accept_encoding_item),
+        );
     }
     if !is_present {
         return Some(ContentCoding::Identity);
@@ -61,7 +67,7 @@ pub(super) fn negotiate(headers: &HeaderMap, available: impl Fn(ContentCoding) -
         }
     };
     let mut best = None;
-    for coding in ContentCoding::BY_PREFERENCE {
+    for coding in ContentCoding::CODINGS_BY_PREFERENCE {
         let quality = quality_of(coding);
         let is_better = best.is_none_or(|(_, best)| quality > best);
         if quality > 0 && is_better && (coding == ContentCoding::Identity || available(coding)) {
@@ -72,11 +78,11 @@ pub(super) fn negotiate(headers: &HeaderMap, available: impl Fn(ContentCoding) -
 }
 
 /// Parses `gzip` or `gzip;q=0.8`. What is malformed is left out, as if the client had not listed it.
-fn parse_item(item: &str) -> Option<(&str, QualityValue)> {
+fn parse_accept_encoding_item(item: &str) -> Option<(&str, QualityValue)> {
     let mut parts = item.split(';');
     let name = parts.next()?.trim();
     let quality = match parts.next().map(str::trim) {
-        None => MAX_QUALITY,
+        None => MAX_QVALUE,
         Some(weight) => parse_weight(weight)?,
     };
     (!name.is_empty()).then_some((name, quality))
@@ -95,7 +101,7 @@ fn parse_weight(weight: &str) -> Option<QualityValue> {
     let thousandths = format!("{decimals:0<3}").parse::<QualityValue>().ok()?;
     match whole {
         "0" => Some(thousandths * 2),
-        "1" if thousandths == 0 => Some(MAX_QUALITY),
+        "1" if thousandths == 0 => Some(MAX_QVALUE),
         _ => None,
     }
 }

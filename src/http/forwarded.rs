@@ -40,12 +40,12 @@ impl TrustedProxies {
             return peer;
         }
         let forwarded = has_header(headers, &header::FORWARDED).then(|| {
-            let elements = elements_from_right(headers, &header::FORWARDED, true);
-            self.first_untrusted(peer, elements.map(parse_for_parameter))
+            let elements = header_list_elements_from_right(headers, &header::FORWARDED, true);
+            self.first_untrusted_address(peer, elements.map(parse_forwarded_for_parameter))
         });
         let appended = has_header(headers, &X_FORWARDED_FOR).then(|| {
-            let elements = elements_from_right(headers, &X_FORWARDED_FOR, false);
-            self.first_untrusted(peer, elements.map(parse_node_address))
+            let elements = header_list_elements_from_right(headers, &X_FORWARDED_FOR, false);
+            self.first_untrusted_address(peer, elements.map(parse_node_address))
         });
         match (forwarded, appended) {
             (Some(one), Some(other)) if one != other => peer,
@@ -56,7 +56,7 @@ impl TrustedProxies {
 
     /// Returns the first address that is not trusted, given those from right to left. Behind an unknown address
     /// (`unknown`, `_hidden`) nothing is known: the proxy that has reported it counts.
-    fn first_untrusted(&self, peer: IpAddr, addresses: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
+    fn first_untrusted_address(&self, peer: IpAddr, addresses: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
         let mut last = peer;
         for address in addresses {
             match address {
@@ -74,7 +74,7 @@ fn has_header(headers: &HeaderMap, name: &HeaderName) -> bool {
 }
 
 /// Returns the elements of a list header from right to left; one that is not text is [`UNREADABLE_LIST_ELEMENT`].
-fn elements_from_right<'a>(
+fn header_list_elements_from_right<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
     is_quoted: bool,
@@ -110,7 +110,7 @@ fn split_unquoted(text: &[u8], separator: u8, is_quoted: bool) -> Vec<&[u8]> {
 }
 
 /// Returns the address of the parameter `for` (RFC 7239 §5.2).
-fn parse_for_parameter(element: &str) -> Option<IpAddr> {
+fn parse_forwarded_for_parameter(element: &str) -> Option<IpAddr> {
     let pairs = split_unquoted(element.as_bytes(), b';', true);
     let text = pairs.into_iter().filter_map(|pair| std::str::from_utf8(pair).ok());
     let mut pairs = text.filter_map(|pair| pair.split_once('='));

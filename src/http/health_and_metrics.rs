@@ -6,7 +6,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
-use super::auth::{AccessAction, Caller};
+use super::auth::{AccessAction, RequestSender};
 use super::metrics;
 use super::problem::Problem;
 use super::request::caller;
@@ -51,7 +51,7 @@ pub async fn metrics(State(state): State<HttpState>, request: Request) -> Result
     if access.can_grant_api() {
         let (parts, _) = request.into_parts();
         // A token in the query is not accepted: metrics clients can send a header.
-        let caller = Caller {
+        let caller = RequestSender {
             query: None,
             ..caller(&parts)
         };

@@ -21,7 +21,7 @@ pub struct PerAddressRateLimit {
 /// Maximum number of buckets, about 2 MiB. Further addresses share one bucket.
 const MAX_BUCKETS: usize = 32_768;
 /// Key of the shared bucket.
-const SHARED_BUCKET_ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+const SHARED_RATE_LIMIT_BUCKET_KEY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 impl PerAddressRateLimit {
     /// Makes a limit of `per_second` requests on average, 0 for unlimited, and bursts of up to `burst` requests.
@@ -38,7 +38,7 @@ impl PerAddressRateLimit {
     /// # Errors
     ///
     /// The time to wait, if the bucket is empty.
-    pub fn check_token_available(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+    pub fn check_rate_limit_token_available(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
         let Some(interval) = self.token_interval else {
             return Ok(());
         };
@@ -53,7 +53,7 @@ impl PerAddressRateLimit {
     /// # Errors
     ///
     /// The time to wait, if the bucket is empty.
-    pub fn take_token(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+    pub fn take_rate_limit_token(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
         let Some(interval) = self.token_interval else {
             return Ok(());
         };
@@ -62,7 +62,7 @@ impl PerAddressRateLimit {
         if full_at.len() >= MAX_BUCKETS && !full_at.contains_key(&key) {
             full_at.retain(|_, full_at| *full_at > now);
             if full_at.len() >= MAX_BUCKETS {
-                key = AddressPrefix::of_host(SHARED_BUCKET_ADDRESS);
+                key = AddressPrefix::of_host(SHARED_RATE_LIMIT_BUCKET_KEY);
             }
         }
         let bucket = full_at.entry(key).or_insert(now);
@@ -133,15 +133,17 @@ mod tests {
     fn a_burst_passes_and_then_the_rate_holds() {
         let (limit, t) = (PerAddressRateLimit::new(10, 5), Instant::now());
         for _ in 0..5 {
-            assert_eq!(limit.take_token(t, parse_ip("192.0.2.1")), Ok(()));
+            assert_eq!(limit.take_rate_limit_token(t, parse_ip("192.0.2.1")), Ok(()));
         }
-        let wait = limit.take_token(t, parse_ip("192.0.2.1")).expect_err("empty");
+        let wait = limit
+            .take_rate_limit_token(t, parse_ip("192.0.2.1"))
+            .expect_err("empty");
         assert_eq!(wait, Duration::from_millis(100));
-        assert_eq!(limit.take_token(t + wait, parse_ip("192.0.2.1")), Ok(()));
-        assert!(limit.take_token(t + wait, parse_ip("192.0.2.1")).is_err());
+        assert_eq!(limit.take_rate_limit_token(t + wait, parse_ip("192.0.2.1")), Ok(()));
+        assert!(limit.take_rate_limit_token(t + wait, parse_ip("192.0.2.1")).is_err());
         let later = t + Duration::from_secs(60);
         let passed = (0..10)
-            .filter(|_| limit.take_token(later, parse_ip("192.0.2.1")).is_ok())
+            .filter(|_| limit.take_rate_limit_token(later, parse_ip("192.0.2.1")).is_ok())
             .count();
         assert_eq!(passed, 5, "a bucket holds no more than the burst");
     }
@@ -157,7 +159,11 @@ mod tests {
             ("2001:db8::2", false),
             ("2001:db8:0:1::2", true),
         ] {
-            assert_eq!(limit.take_token(t, parse_ip(address)).is_ok(), passes, "{address}");
+            assert_eq!(
+                limit.take_rate_limit_token(t, parse_ip(address)).is_ok(),
+                passes,
+                "{address}"
+            );
         }
     }
 
@@ -166,12 +172,12 @@ mod tests {
         let (limit, t) = (PerAddressRateLimit::new(1, 1), Instant::now());
         let address = |n: usize| IpAddr::V4((n as u32).into());
         for n in 0..MAX_BUCKETS {
-            assert_eq!(limit.take_token(t, address(n)), Ok(()));
+            assert_eq!(limit.take_rate_limit_token(t, address(n)), Ok(()));
         }
-        assert_eq!(limit.take_token(t, address(MAX_BUCKETS)), Ok(()));
-        assert!(limit.take_token(t, address(MAX_BUCKETS + 1)).is_err());
+        assert_eq!(limit.take_rate_limit_token(t, address(MAX_BUCKETS)), Ok(()));
+        assert!(limit.take_rate_limit_token(t, address(MAX_BUCKETS + 1)).is_err());
         let later = t + Duration::from_secs(2);
-        assert_eq!(limit.take_token(later, address(MAX_BUCKETS + 1)), Ok(()));
+        assert_eq!(limit.take_rate_limit_token(later, address(MAX_BUCKETS + 1)), Ok(()));
         assert_eq!(
             limit.bucket_full_at.lock().expect("lock").len(),
             1,
@@ -201,6 +207,6 @@ mod tests {
     #[test]
     fn zero_sets_no_bound() {
         let (limit, t) = (PerAddressRateLimit::new(0, 1), Instant::now());
-        assert!((0..10_000).all(|_| limit.take_token(t, parse_ip("192.0.2.1")).is_ok()));
+        assert!((0..10_000).all(|_| limit.take_rate_limit_token(t, parse_ip("192.0.2.1")).is_ok()));
     }
 }

@@ -22,14 +22,14 @@ use crate::control::sessions::SessionEventType;
 /// identifies the session to the TURN server; it is unique and reveals nothing.
 pub fn add_ice_server_links(servers: &IceServers, now: Duration, name: &str, headers: &mut HeaderMap) {
     for url in &servers.urls {
-        let is_turn = is_turn(url);
+        let is_turn_url = is_turn_url(url);
         let credentials = match &servers.turn_auth {
-            TurnAuth::SharedSecret(secret) if is_turn => Some(time_limited_ice_server_credentials(
+            TurnAuth::SharedSecret(secret) if is_turn_url => Some(time_limited_ice_server_credentials(
                 secret.reveal(),
                 now + servers.credential_lifetime,
                 name,
             )),
-            TurnAuth::StaticCredentials { username, password } if is_turn => {
+            TurnAuth::StaticCredentials { username, password } if is_turn_url => {
                 Some((username.clone(), password.reveal().to_owned()))
             }
             _ => None,
@@ -44,13 +44,13 @@ pub fn add_ice_server_links(servers: &IceServers, now: Duration, name: &str, hea
 
 /// Adds only the servers that need no credentials, for clients without a session.
 pub fn add_ice_server_links_without_credentials(servers: &IceServers, headers: &mut HeaderMap) {
-    let needs_none = |url: &&String| !is_turn(url) || matches!(servers.turn_auth, TurnAuth::NoCredentials);
+    let needs_none = |url: &&String| !is_turn_url(url) || matches!(servers.turn_auth, TurnAuth::NoCredentials);
     for url in servers.urls.iter().filter(needs_none) {
         add_ice_server_link(url, "", headers);
     }
 }
 
-fn is_turn(url: &str) -> bool {
+fn is_turn_url(url: &str) -> bool {
     url.starts_with("turn")
 }
 
@@ -70,7 +70,7 @@ pub fn add_extension_links(session: &str, headers: &mut HeaderMap) {
     let events = format!(
         "<{session}{EVENTS_PATH_SUFFIX}>; rel=\"{}\"; events=\"{}\"",
         EVENTS_REL,
-        SessionEventType::joined_names()
+        SessionEventType::comma_separated_event_names()
     );
     let layer = format!("<{session}{LAYER_PATH_SUFFIX}>; rel=\"{}\"", LAYER_REL);
     for line in [events, layer] {

@@ -15,7 +15,7 @@ use crate::sources::fetch::status::SourceState;
 use crate::telemetry;
 use millstream_core::hub::name::StreamKey;
 use millstream_core::shard::counters::Histogram;
-use millstream_core::sources::ladder::status::{LadderSourceState, SwitchReason};
+use millstream_core::sources::failover_group::status::{FailoverSourceState, SwitchReason};
 
 /// Maximum number of streams that are listed by name; those with the most viewers come first.
 const MAX_LISTED_STREAMS: usize = 1_000;
@@ -23,7 +23,7 @@ const MAX_LISTED_STREAMS: usize = 1_000;
 /// Returns all metrics as text.
 pub fn render_metrics_text(state: &HttpState) -> String {
     let mut page = MetricsText::default();
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_http_responses_total",
         "counter",
         "HTTP responses by class of status.",
@@ -69,7 +69,7 @@ fn write_session_admission_metrics(page: &mut MetricsText, control: &ControlPlan
         "millstream_sessions_refused_total",
         "Refused sessions, by the limit that was reached.",
         counters
-            .sessions_refused_by_limit()
+            .refused_session_counts_by_limit()
             .map(|(reason, count)| (reason.label(), count)),
     );
     page.add_counters_by_reason(
@@ -112,7 +112,7 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
             .load(Ordering::Relaxed) as f64
             / 256.0,
     );
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_viewers_limited",
         "gauge",
         "Viewers whose path is too small for more than they are sent, by what is sent of the video: all frames (of a \
@@ -174,7 +174,7 @@ fn write_load_and_resource_usage_metrics(page: &mut MetricsText, control: &Contr
         control.hls_service.blocked_request_count(),
     );
     write_worker_metrics(page, control);
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_shard_queue",
         "gauge",
         "Messages queued for a shard of the media plane.",
@@ -182,7 +182,7 @@ fn write_load_and_resource_usage_metrics(page: &mut MetricsText, control: &Contr
     for (shard, waiting) in control.media_plane.mailbox_lengths().into_iter().enumerate() {
         page.add_sample_with_label("shard", shard, waiting);
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_shard_tick_age_seconds",
         "gauge",
         "Time since the last tick of a shard; above 1, /healthz answers 503.",
@@ -210,7 +210,7 @@ fn write_load_and_resource_usage_metrics(page: &mut MetricsText, control: &Contr
 }
 
 fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_source_state",
         "gauge",
         "1 for the state that the configured source of the stream is in.",
@@ -222,7 +222,7 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
             page.add_sample_with_label_list(&labels, u8::from(state == status.state));
         }
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_source_failures_total",
         "counter",
         "Failures of the configured source of the stream; each is followed by another start.",
@@ -230,29 +230,32 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
     for entry in control.source_registry.all() {
         page.add_sample_with_label_list(&source_labels(&entry.stream), entry.status().restart_count);
     }
-    write_ladder_metrics(page, control);
+    write_failover_group_metrics(page, control);
 }
 
 /// The stream of a source, and its name if the stream has several.
 fn source_labels(key: &StreamKey) -> String {
-    match key.ladder_source() {
+    match key.failover_source() {
         Some(source) => format!("stream=\"{}\",source=\"{source}\"", key.name),
         None => format!("stream=\"{}\"", key.name),
     }
 }
 
 /// Streams with several sources.
-fn write_ladder_metrics(page: &mut MetricsText, control: &ControlPlane) {
-    let ladders = control.media_plane.ladders().all();
-    let ladders: Vec<_> = ladders.iter().map(|ladder| (&ladder.stream, ladder.status())).collect();
-    page.begin_family(
+fn write_failover_group_metrics(page: &mut MetricsText, control: &ControlPlane) {
+    let failover_groups = control.media_plane.failover_groups().all();
+    let failover_groups: Vec<_> = failover_groups
+        .iter()
+        .map(|failover_group| (&failover_group.stream, failover_group.status()))
+        .collect();
+    page.begin_metric_family(
         "millstream_stream_source_state",
         "gauge",
         "1 for the state that a source of a stream with several is in.",
     );
-    for (stream, status) in &ladders {
+    for (stream, status) in &failover_groups {
         for source in &status.sources {
-            for state in LadderSourceState::ALL {
+            for state in FailoverSourceState::ALL {
                 let labels = format!(
                     "stream=\"{stream}\",source=\"{}\",state=\"{}\"",
                     source.name,
@@ -262,23 +265,23 @@ fn write_ladder_metrics(page: &mut MetricsText, control: &ControlPlane) {
             }
         }
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_stream_source_selected",
         "gauge",
         "1 for the source that a stream with several shows.",
     );
-    for (stream, status) in &ladders {
+    for (stream, status) in &failover_groups {
         for source in &status.sources {
             let labels = format!("stream=\"{stream}\",source=\"{}\"", source.name);
             page.add_sample_with_label_list(&labels, u8::from(source.is_selected));
         }
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_stream_source_switches_total",
         "counter",
         "Changes between the sources of a stream with several, by reason.",
     );
-    for (stream, status) in &ladders {
+    for (stream, status) in &failover_groups {
         for reason in SwitchReason::ALL {
             let counted = status.switch_counts.iter().find(|(counted, _)| *counted == reason);
             let labels = format!("stream=\"{stream}\",reason=\"{}\"", reason.label());
@@ -318,7 +321,7 @@ fn write_transport_and_close_metrics(page: &mut MetricsText, control: &ControlPl
         "millstream_dropped_total",
         "Datagrams and messages dropped, by reason.",
         counters
-            .dropped_datagrams()
+            .dropped_datagram_counts()
             .map(|(reason, count)| (reason.label(), count)),
     );
     page.add_sample_with_label(
@@ -343,14 +346,14 @@ fn write_transport_and_close_metrics(page: &mut MetricsText, control: &ControlPl
         "millstream_media_tcp_closed_total",
         "Closed connections of the media TCP port, by reason.",
         counters
-            .closed_tcp_connections()
+            .closed_tcp_connection_counts()
             .map(|(reason, count)| (reason.label(), count)),
     );
     page.add_counters_by_reason(
         "millstream_sessions_closed_total",
         "Sessions that ended, by reason.",
         counters
-            .closed_sessions()
+            .closed_session_counts()
             .map(|(reason, count)| (reason.label(), count)),
     );
 }
@@ -363,7 +366,7 @@ struct MetricsText {
 }
 
 impl MetricsText {
-    fn begin_family(&mut self, name: &'static str, kind: &str, help: &str) {
+    fn begin_metric_family(&mut self, name: &'static str, kind: &str, help: &str) {
         self.family_name = name;
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
@@ -377,9 +380,9 @@ impl MetricsText {
     }
 
     fn add_histogram<const N: usize>(&mut self, name: &'static str, help: &str, histogram: &Histogram<N>) {
-        self.begin_family(name, "histogram", help);
+        self.begin_metric_family(name, "histogram", help);
         let counts = histogram.cumulative_counts();
-        let bounds = histogram.bounds_seconds().map(|bound| bound.to_string());
+        let bounds = histogram.bucket_bounds_seconds().map(|bound| bound.to_string());
         let bounds = bounds.chain(["+Inf".to_owned()]);
         for (bound, count) in bounds.zip(&counts) {
             let _ = writeln!(self.text, "{name}_bucket{{le=\"{bound}\"}} {count}");
@@ -390,13 +393,13 @@ impl MetricsText {
 
     /// A gauge without labels.
     fn add_gauge(&mut self, name: &'static str, help: &str, sample: impl Display) {
-        self.begin_family(name, "gauge", help);
+        self.begin_metric_family(name, "gauge", help);
         let _ = writeln!(self.text, "{name} {sample}");
     }
 
     /// A counter without labels.
     fn add_counter(&mut self, name: &'static str, help: &str, sample: impl Display) {
-        self.begin_family(name, "counter", help);
+        self.begin_metric_family(name, "counter", help);
         let _ = writeln!(self.text, "{name} {sample}");
     }
 
@@ -407,7 +410,7 @@ impl MetricsText {
         help: &str,
         counters: impl IntoIterator<Item = (&'static str, u64)>,
     ) {
-        self.begin_family(name, "counter", help);
+        self.begin_metric_family(name, "counter", help);
         for (reason, count) in counters {
             self.add_sample_with_label("reason", reason, count);
         }

@@ -87,16 +87,19 @@ fn limit_state_changing_request_rate(
     let (&Method::POST | &Method::PUT | &Method::PATCH | &Method::DELETE, Some(client)) = (method, client) else {
         return Ok(());
     };
-    state.request_rate_limit.take_token(now, client).map_err(|wait| {
-        state.counters.count_rejection(ReachedHttpLimit::RequestRate);
-        let seconds = wait.as_secs() + 1;
-        Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "too_many_requests",
-            "too many requests from this address: retry later",
-        )
-        .with_retry_after(seconds)
-    })
+    state
+        .request_rate_limit
+        .take_rate_limit_token(now, client)
+        .map_err(|wait| {
+            state.counters.count_rejection(ReachedHttpLimit::RequestRate);
+            let seconds = wait.as_secs() + 1;
+            Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_requests",
+                "too many requests from this address: retry later",
+            )
+            .with_retry_after(seconds)
+        })
 }
 
 #[expect(

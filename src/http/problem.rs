@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use crate::control::ladders::PublisherSourceError;
+use crate::control::failover_groups::PublisherSourceError;
 use crate::pipeline::worker_slots::NoWorkerSlot;
 use crate::shard::SessionRefusal;
 use crate::shard::watchdog::StalledShard;

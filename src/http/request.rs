@@ -3,14 +3,14 @@
 use axum::http::Uri;
 use axum::http::request::Parts;
 
-use super::auth::Caller;
+use super::auth::RequestSender;
 use super::forwarded::ClientAddress;
 use super::problem::Problem;
 use millstream_core::hub::name::StreamName;
 
 /// Returns the parts of a request that identify its sender.
-pub(super) fn caller(request: &Parts) -> Caller<'_> {
-    Caller {
+pub(super) fn caller(request: &Parts) -> RequestSender<'_> {
+    RequestSender {
         headers: &request.headers,
         query: request.uri.query(),
         address: request
@@ -28,7 +28,7 @@ pub(super) fn stream_name_from_path(uri: &Uri) -> Result<StreamName, Problem> {
 }
 
 /// Returns the source of the stream that a publisher names in the query: `?source=NAME`.
-pub(super) fn source_from_query(uri: &Uri) -> Option<String> {
+pub(super) fn source_name_from_query(uri: &Uri) -> Option<String> {
     let mut pairs = url::form_urlencoded::parse(uri.query()?.as_bytes());
     pairs.find_map(|(key, value)| (key == "source").then(|| value.into_owned()))
 }

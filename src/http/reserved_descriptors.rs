@@ -34,7 +34,7 @@ impl ReservedDescriptors {
     }
 
     /// Releases one descriptor for the next connection. Returns `false` if none is left.
-    pub(super) fn release_one(&self) -> bool {
+    pub(super) fn release_one_descriptor(&self) -> bool {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         files.pop().is_some()
     }

@@ -250,7 +250,7 @@ async fn accept_with_reserved_descriptor(
     listener: &TcpListener,
     descriptors: &ReservedDescriptors,
 ) -> Option<(TcpStream, SocketAddr)> {
-    let is_released = descriptors.release_one();
+    let is_released = descriptors.release_one_descriptor();
     if let (true, Ok(Ok(accepted))) = (is_released, timeout(ACCEPT_RETRY_DELAY, listener.accept()).await) {
         return Some(accepted);
     }

@@ -87,7 +87,7 @@ fn parse_event_names(bytes: &[u8]) -> Result<Vec<SessionEventType>, Problem> {
     let requested: Vec<String> = serde_json::from_slice(bytes).map_err(|_| {
         refuse(format!(
             "the body must be a JSON array with some of these event names: {}",
-            SessionEventType::joined_names()
+            SessionEventType::comma_separated_event_names()
         ))
     })?;
     let event = |name: &String| {
@@ -96,7 +96,7 @@ fn parse_event_names(bytes: &[u8]) -> Result<Vec<SessionEventType>, Problem> {
             refuse(format!(
                 "unknown session event `{}`; valid events: {}",
                 shorten_event_name(name),
-                SessionEventType::joined_names()
+                SessionEventType::comma_separated_event_names()
             ))
         })
     };
@@ -210,7 +210,10 @@ impl SessionEventStream {
 
 impl SseEventProducer for SessionEventStream {
     fn take_new_events(&mut self) -> Option<String> {
-        let is_open = self.control.sessions.is_current_reader(self.session, &self.reader);
+        let is_open = self
+            .control
+            .sessions
+            .is_current_event_stream_reader(self.session, &self.reader);
         if !is_open
             || matches!(
                 self.webrtc_session_state(),

@@ -178,7 +178,7 @@ fn restart_ice(
         (header::CONTENT_TYPE, body::TRICKLE_ICE_MEDIA_TYPE.to_owned()),
         (header::ETAG, ice.entity_tag()),
     ];
-    Ok((headers, ice.sdp_section.restart_fragment(&local, &ours)).into_response())
+    Ok((headers, ice.sdp_section.ice_restart_sdp_fragment(&local, &ours)).into_response())
 }
 
 fn fragment_problem(error: TrickleFragmentError) -> Problem {

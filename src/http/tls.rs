@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, ServerConfig};
 use tracing::{info, warn};
 
-use crate::config::Mistake;
+use crate::config::ConfigMistake;
 
 /// Why HTTPS cannot be served.
 #[derive(Debug, Error)]
@@ -37,36 +37,36 @@ pub enum TlsError {
 
 impl TlsError {
     /// Converts the error to a configuration error.
-    pub fn to_config_mistake(&self) -> Mistake {
+    pub fn to_config_mistake(&self) -> ConfigMistake {
         match self {
-            Self::IncompletePair => Mistake::new(
+            Self::IncompletePair => ConfigMistake::new(
                 CERTIFICATE_CONFIG_KEY,
                 format!("and `{PRIVATE_KEY_CONFIG_KEY}` must be set together"),
             ),
             Self::UnreadableFile { key, path, source } => {
-                Mistake::new(*key, format!("cannot be read: {}: {source}", path.display()))
+                ConfigMistake::new(*key, format!("cannot be read: {}: {source}", path.display()))
             }
-            Self::InvalidCertificate { path, problem } => Mistake::new(
+            Self::InvalidCertificate { path, problem } => ConfigMistake::new(
                 CERTIFICATE_CONFIG_KEY,
                 format!(
                     "refers to a file without a certificate in PEM: {}: {problem}",
                     path.display()
                 ),
             ),
-            Self::InvalidKey { path, problem } => Mistake::new(
+            Self::InvalidKey { path, problem } => ConfigMistake::new(
                 PRIVATE_KEY_CONFIG_KEY,
                 format!(
                     "refers to a file without a private key in PEM: {}: {problem}",
                     path.display()
                 ),
             ),
-            Self::KeyMismatch => Mistake::new(
+            Self::KeyMismatch => ConfigMistake::new(
                 PRIVATE_KEY_CONFIG_KEY,
                 format!(
                     "does not belong to `{CERTIFICATE_CONFIG_KEY}`: expected the private key that the certificate was issued for"
                 ),
             ),
-            Self::UnusableKey(problem) => Mistake::new(
+            Self::UnusableKey(problem) => ConfigMistake::new(
                 PRIVATE_KEY_CONFIG_KEY,
                 format!(
                     "cannot be used with `{CERTIFICATE_CONFIG_KEY}`: {problem}; expected a key of RSA, ECDSA or Ed25519"
@@ -95,7 +95,7 @@ struct LoadedCertificate {
 }
 
 /// Minimum interval between two checks of the files.
-const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const CERTIFICATE_FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl ReloadingCertificate {
     /// Reads both files.
@@ -104,7 +104,10 @@ impl ReloadingCertificate {
     ///
     /// A [`TlsError`] that names the configuration key.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
-        let stamps = [read_file_stamp(certificate), read_file_stamp(key)];
+        let stamps = [
+            read_modification_time_and_size(certificate),
+            read_modification_time_and_size(key),
+        ];
         let config = Arc::new(load_server_config(certificate, key)?);
         Ok(Self {
             certificate_path: certificate.to_owned(),
@@ -121,11 +124,14 @@ impl ReloadingCertificate {
     /// files are not usable, for example because only one was replaced yet, the old certificate stays in use.
     pub fn refresh_and_get_server_config(&self) -> Arc<ServerConfig> {
         let mut state = self.loaded_certificate.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.last_checked.elapsed() < FILE_CHECK_INTERVAL {
+        if state.last_checked.elapsed() < CERTIFICATE_FILE_CHECK_INTERVAL {
             return state.server_config.clone();
         }
         state.last_checked = Instant::now();
-        let stamps = [read_file_stamp(&self.certificate_path), read_file_stamp(&self.key_path)];
+        let stamps = [
+            read_modification_time_and_size(&self.certificate_path),
+            read_modification_time_and_size(&self.key_path),
+        ];
         if stamps != state.file_stamps {
             match load_server_config(&self.certificate_path, &self.key_path) {
                 Ok(config) => {
@@ -143,7 +149,7 @@ impl ReloadingCertificate {
 }
 
 /// Returns modification time and size of a file, to detect changes.
-fn read_file_stamp(path: &Path) -> Option<(SystemTime, u64)> {
+fn read_modification_time_and_size(path: &Path) -> Option<(SystemTime, u64)> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
 }

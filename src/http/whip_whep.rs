@@ -16,7 +16,7 @@ use tracing::debug;
 use super::auth::AccessAction;
 use super::body::{self, MAX_SDP_BODY_BYTES, SDP_MEDIA_TYPE};
 use super::problem::Problem;
-use super::request::{caller, source_from_query, stream_name_from_path};
+use super::request::{caller, source_name_from_query, stream_name_from_path};
 use super::response::{ACCEPT_PATCH_HEADER_NAME, ACCEPT_POST_HEADER_NAME, add_no_store_header};
 use super::state::HttpState;
 use super::{alternate_links, cors, link_headers, session_url};
@@ -114,7 +114,7 @@ fn accept_publisher(
     request: &Parts,
     offer: &Offer,
 ) -> Result<Response, Problem> {
-    let key = control.publisher_stream_key(&stream, source_from_query(&request.uri).as_deref())?;
+    let key = control.publisher_stream_key(&stream, source_name_from_query(&request.uri).as_deref())?;
     let media = &control.media_plane;
     let placement = media.choose_next_shard_and_make_ice_credentials();
     let (publication, answer) = answer_whip_offer(
@@ -127,7 +127,7 @@ fn accept_publisher(
         &answer,
     );
     let mut record = new_session_record(request, grant, AccessAction::Publish, stream, None);
-    record.ladder_source = key.ladder_source().cloned();
+    record.failover_source = key.failover_source().cloned();
     let session = media.open_negotiated_publisher_session(key.clone(), placement, publication, record.requester())?;
     debug!(?session, stream = %key, "WHIP publisher accepted, waiting for its ICE connection");
     Ok(register_session_and_build_response(
@@ -360,7 +360,7 @@ fn new_session_record(
         grant,
         action,
         stream,
-        ladder_source: None,
+        failover_source: None,
         video_section: video,
         negotiated_video_codecs: None,
         opened_at: opened,

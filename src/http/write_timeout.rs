@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// A stream whose peer has to read [`MIN_BYTES_PER_TIMEOUT`] bytes in every `write_timeout` while data is waiting to be
+/// A stream whose peer has to read [`MIN_BYTES_WRITTEN_PER_TIMEOUT`] bytes in every `write_timeout` while data is waiting to be
 /// sent.
 pub(super) struct WriteTimeoutStream<S> {
     stream: S,
@@ -20,7 +20,7 @@ pub(super) struct WriteTimeoutStream<S> {
 }
 
 /// In the 20 s of the default this is 13 kbit/s, far less than any video needs.
-const MIN_BYTES_PER_TIMEOUT: usize = 32 * 1024;
+const MIN_BYTES_WRITTEN_PER_TIMEOUT: usize = 32 * 1024;
 
 impl<S> WriteTimeoutStream<S> {
     pub(super) fn new(stream: S, write_timeout: Duration) -> Self {
@@ -52,7 +52,7 @@ impl<S> WriteTimeoutStream<S> {
     fn record_written(&mut self, count: usize) {
         if let Some(written) = &mut self.written_bytes {
             *written += count;
-            if *written >= MIN_BYTES_PER_TIMEOUT {
+            if *written >= MIN_BYTES_WRITTEN_PER_TIMEOUT {
                 self.written_bytes = None;
             }
         }

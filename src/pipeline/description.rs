@@ -80,7 +80,7 @@ pub enum PipelineDescriptionError {
 }
 
 /// Maximum length of the launch line, in bytes.
-const MAX_LAUNCH_BYTES: usize = 16_384;
+const MAX_LAUNCH_LINE_BYTES: usize = 16_384;
 
 impl PipelineDescription {
     /// Parses and validates a pipeline file.
@@ -107,7 +107,7 @@ impl PipelineDescription {
                 problem: problem.to_owned(),
             })
         };
-        if self.launch.trim().is_empty() || self.launch.len() > MAX_LAUNCH_BYTES {
+        if self.launch.trim().is_empty() || self.launch.len() > MAX_LAUNCH_LINE_BYTES {
             return invalid("launch", "the launch line must have between 1 and 16384 bytes");
         }
         let limits = &self.limits;
@@ -164,7 +164,7 @@ impl PipelineDescription {
     }
 
     /// Returns a job for [`super::worker_process::check_pipelines`]: parameters without a default are omitted.
-    pub fn trial_job(&self) -> PipelineJob {
+    pub fn pipeline_check_job(&self) -> PipelineJob {
         let defaults = self.params.values().filter_map(|parameter| {
             let value = parameter.validated_value(parameter.default.as_ref()?).ok()?;
             Some((parameter, value.text))

@@ -89,10 +89,10 @@ impl PipelineLibrary {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    /// Returns a trial job for each pipeline; see [`PipelineDescription::trial_job`].
+    /// Returns a trial job for each pipeline; see [`PipelineDescription::pipeline_check_job`].
     pub fn trial_jobs(&self) -> Vec<(String, PipelineJob)> {
         self.iter()
-            .map(|(name, description)| (name.to_owned(), description.trial_job()))
+            .map(|(name, description)| (name.to_owned(), description.pipeline_check_job()))
             .collect()
     }
 

@@ -279,7 +279,7 @@ impl WorkerProcess {
 
     async fn read_message_and_check_health(&mut self) -> Result<MessageFromWorker, WorkerProcessError> {
         loop {
-            while let Some(message) = MessageFromWorker::take_from_buffer(&mut self.receive_buffer)? {
+            while let Some(message) = MessageFromWorker::take_message_from_buffer(&mut self.receive_buffer)? {
                 self.last_message_at = Some(Instant::now());
                 match message {
                     MessageFromWorker::Heartbeat => {}
@@ -417,7 +417,7 @@ pub async fn check_pipelines(
         let _ = ours.write_all(&bytes).await;
         let mut buffer = BytesMut::new();
         loop {
-            while let Some(message) = MessageFromWorker::take_from_buffer(&mut buffer)? {
+            while let Some(message) = MessageFromWorker::take_message_from_buffer(&mut buffer)? {
                 if let MessageFromWorker::CheckResults(findings) = message {
                     return Ok(findings);
                 }

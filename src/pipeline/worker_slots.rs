@@ -94,7 +94,7 @@ struct SlotUsage {
     all: usize,
     transcoding: usize,
     without_token: usize,
-    by_address: PerAddressBudget,
+    peer_by_address: PerAddressBudget,
     /// Transcoded streams that hold a slot, and how many each.
     transcoded_streams: HashMap<StreamKey, usize>,
 }
@@ -119,7 +119,7 @@ impl WorkerSlots {
             all: 0,
             transcoding: 0,
             without_token: 0,
-            by_address: PerAddressBudget::new(limits.max_workers_per_address),
+            peer_by_address: PerAddressBudget::new(limits.max_workers_per_address),
             transcoded_streams: HashMap::new(),
         };
         Self {
@@ -151,7 +151,7 @@ impl WorkerSlots {
             self.shared.refusals.fetch_add(1, Ordering::Relaxed);
             return Err(reached);
         }
-        let taken = TakenSlot {
+        let taken = AcquiredWorkerSlot {
             slots: self.clone(),
             owner,
             transcoded: transcoded.cloned(),
@@ -217,20 +217,20 @@ impl SlotUsage {
         if self.without_token >= limits.max_workers_for_streams_without_token() {
             return Err(NoWorkerSlot::ReservedForTokenHolders(self.without_token));
         }
-        match address.and_then(|address| self.by_address.exhausted_prefix(address)) {
+        match address.and_then(|address| self.peer_by_address.exhausted_prefix(address)) {
             Some(_) => Err(NoWorkerSlot::AddressInUse(limits.max_workers_per_address)),
             None => Ok(()),
         }
     }
 
-    fn record_taken_slot(&mut self, slot: &TakenSlot) {
+    fn record_taken_slot(&mut self, slot: &AcquiredWorkerSlot) {
         self.all += 1;
         self.transcoding += usize::from(slot.owner != WorkerOwner::ConfiguredSource);
         if let WorkerOwner::WithoutToken(address) = slot.owner {
             self.without_token += 1;
             if let Some(address) = address {
                 // It was checked under the same lock.
-                let _ = self.by_address.try_acquire(address);
+                let _ = self.peer_by_address.try_acquire(address);
             }
         }
         if let Some(key) = &slot.transcoded {
@@ -238,13 +238,13 @@ impl SlotUsage {
         }
     }
 
-    fn record_released_slot(&mut self, slot: &TakenSlot) {
+    fn record_released_slot(&mut self, slot: &AcquiredWorkerSlot) {
         self.all -= 1;
         self.transcoding -= usize::from(slot.owner != WorkerOwner::ConfiguredSource);
         if let WorkerOwner::WithoutToken(address) = slot.owner {
             self.without_token -= 1;
             if let Some(address) = address {
-                self.by_address.release(address);
+                self.peer_by_address.release(address);
             }
         }
         let Some(key) = &slot.transcoded else { return };
@@ -259,17 +259,17 @@ impl SlotUsage {
 
 /// The right to run one worker. Dropping the last clone gives it back.
 #[derive(Clone, Debug)]
-pub struct WorkerSlot(Arc<TakenSlot>);
+pub struct WorkerSlot(Arc<AcquiredWorkerSlot>);
 
 #[derive(Debug)]
-struct TakenSlot {
+struct AcquiredWorkerSlot {
     slots: WorkerSlots,
     owner: WorkerOwner,
     /// The stream that the worker makes, if it transcodes.
     transcoded: Option<StreamKey>,
 }
 
-impl Drop for TakenSlot {
+impl Drop for AcquiredWorkerSlot {
     fn drop(&mut self) {
         self.slots.lock_usage().record_released_slot(self);
     }
@@ -278,13 +278,13 @@ impl Drop for TakenSlot {
 /// The slot of one source or transcode. It is kept while its worker is restarted: otherwise another one could take it
 /// meanwhile, and while the former worker still ends, two would be needed.
 #[derive(Debug, Default)]
-pub struct SlotKeptAcrossRestarts {
+pub struct WorkerSlotReservation {
     slot: Mutex<Option<WorkerSlot>>,
     /// The stream that the worker makes, if it transcodes.
     transcoded: Option<StreamKey>,
 }
 
-impl SlotKeptAcrossRestarts {
+impl WorkerSlotReservation {
     /// Makes a reservation for the transcode of a stream. [`Self::default`] is one for a source.
     pub fn for_transcode(key: StreamKey) -> Self {
         Self {
@@ -334,7 +334,7 @@ mod tests {
     }
 
     /// Takes as many slots as there are for an owner.
-    fn take_all(slots: &WorkerSlots, owner: WorkerOwner) -> (Vec<WorkerSlot>, NoWorkerSlot) {
+    fn take_all_messages(slots: &WorkerSlots, owner: WorkerOwner) -> (Vec<WorkerSlot>, NoWorkerSlot) {
         let mut taken = Vec::new();
         loop {
             match slots.acquire(owner) {
@@ -347,15 +347,15 @@ mod tests {
     #[test]
     fn strangers_leave_slots_to_token_holders_and_both_to_sources() {
         let slots = slots();
-        let (first, reached) = take_all(&slots, stranger(1));
+        let (first, reached) = take_all_messages(&slots, stranger(1));
         assert_eq!((first.len(), reached), (2, NoWorkerSlot::AddressInUse(2)));
-        let (second, _) = take_all(&slots, stranger(2));
-        let (third, reached) = take_all(&slots, stranger(3));
+        let (second, _) = take_all_messages(&slots, stranger(2));
+        let (third, reached) = take_all_messages(&slots, stranger(3));
         assert_eq!((second.len(), third.len()), (2, 0));
         assert_eq!(reached, NoWorkerSlot::ReservedForTokenHolders(4));
-        let (holders, reached) = take_all(&slots, WorkerOwner::TokenHolder);
+        let (holders, reached) = take_all_messages(&slots, WorkerOwner::TokenHolder);
         assert_eq!((holders.len(), reached), (2, NoWorkerSlot::ReservedForSources(6)));
-        let (sources, reached) = take_all(&slots, WorkerOwner::ConfiguredSource);
+        let (sources, reached) = take_all_messages(&slots, WorkerOwner::ConfiguredSource);
         assert_eq!((sources.len(), reached), (2, NoWorkerSlot::AllInUse(8)));
         assert_eq!(slots.refusal_count(), 5);
         // Whatever ends is free again, for those it is for.
@@ -374,7 +374,7 @@ mod tests {
             max_workers_per_address: 1,
         });
         for owner in [WorkerOwner::ConfiguredSource, WorkerOwner::TokenHolder, stranger(1)] {
-            assert_eq!(take_all(&slots, owner).0.len(), 1, "{owner:?}");
+            assert_eq!(take_all_messages(&slots, owner).0.len(), 1, "{owner:?}");
         }
     }
 
@@ -384,7 +384,7 @@ mod tests {
             max_workers: 1,
             max_workers_per_address: 1,
         });
-        let reservation = SlotKeptAcrossRestarts::default();
+        let reservation = WorkerSlotReservation::default();
         let owner = WorkerOwner::ConfiguredSource;
         let first = reservation.acquire(&slots, owner).expect("a free slot");
         // The former worker still ends.
@@ -401,17 +401,17 @@ mod tests {
         let slots = slots();
         let name = millstream_core::hub::name::StreamName::parse("door").expect("a name");
         let key = name.transcode_key(millstream_core::media::track_delivery::TranscodeTarget::Opus);
-        let reservation = SlotKeptAcrossRestarts::for_transcode(key.clone());
+        let reservation = WorkerSlotReservation::for_transcode(key.clone());
         assert!(!slots.holds_slot_for_transcode(&key));
         let slot = reservation.acquire(&slots, stranger(1)).expect("a free slot");
         assert!(slots.holds_slot_for_transcode(&key) && !slots.holds_slot_for_transcode(&(&name).into()));
         drop(slot);
-        assert_eq!(take_all(&slots, stranger(1)).0.len(), 1);
+        assert_eq!(take_all_messages(&slots, stranger(1)).0.len(), 1);
         // Another publisher took over.
         let slot = reservation
             .acquire(&slots, WorkerOwner::TokenHolder)
             .expect("a free slot");
-        assert_eq!(take_all(&slots, stranger(1)).0.len(), 2);
+        assert_eq!(take_all_messages(&slots, stranger(1)).0.len(), 2);
         reservation.release();
         assert!(slots.holds_slot_for_transcode(&key), "its worker still runs");
         drop(slot);

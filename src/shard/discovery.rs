@@ -15,7 +15,7 @@ use super::MediaPlane;
 use millstream_core::session::stun::PendingBindingRequest;
 
 /// Interval between discoveries. The address of a home connection changes about once a day.
-const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60);
+const PUBLIC_ADDRESS_DISCOVERY_INTERVAL: Duration = Duration::from_secs(60);
 /// Timeout of a request, and the number of requests per discovery.
 const STUN_RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 const MAX_STUN_REQUESTS: u32 = 4;
@@ -41,7 +41,7 @@ pub async fn track_and_announce_public_address(media: MediaPlane, server: String
             }
             None => {}
         }
-        sleep(DISCOVERY_INTERVAL).await;
+        sleep(PUBLIC_ADDRESS_DISCOVERY_INTERVAL).await;
     }
 }
 

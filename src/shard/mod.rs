@@ -40,7 +40,7 @@ use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::session_registry::SessionRegistry;
-pub use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionState};
+pub use millstream_core::hub::session_registry::{SessionLimits, SessionRequester, SessionState};
 pub use millstream_core::hub::stream::{LayerSelection, SessionId, SimulcastLayer};
 use millstream_core::hub::stream::{ShardIndex, SourceRef};
 use millstream_core::hub::viewer_quality::ViewerQuality;
@@ -55,8 +55,8 @@ use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
 use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::tcp::TcpCloseReason;
 use millstream_core::shard::{SharedState, ufrag};
+use millstream_core::sources::failover_group::map::SourceFailoverMap;
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
-use millstream_core::sources::ladder::map::LadderMap;
 
 /// Settings of the media plane.
 #[derive(Clone, Debug)]
@@ -148,7 +148,7 @@ impl MediaPlane {
                 Box::new(on_forget),
             ),
             hub,
-            ladders: LadderMap::default(),
+            failover_groups: SourceFailoverMap::default(),
             dtls_identity: identity,
             connect_timeout: settings.connect_timeout,
             mailboxes,
@@ -156,7 +156,7 @@ impl MediaPlane {
             candidate_addresses: RwLock::new(candidates.into()),
             path_capacities: PathCapacities::default(),
             tcp_connections: tcp.clone(),
-            wall_clock_origin: read_both_clocks(),
+            wall_clock_origin: read_monotonic_and_wall_clock(),
         });
         let ticks = Arc::new(ShardTicks::new(now(), shards));
         let mut threads = Vec::new();
@@ -241,7 +241,7 @@ impl MediaPlane {
     pub fn stalled_shard(&self) -> Option<StalledShard> {
         self.inner
             .shard_ticks
-            .find_stalled(now(), watchdog::UNHEALTHY_STALL_TIMEOUT)
+            .find_stalled_shard(now(), watchdog::UNHEALTHY_STALL_TIMEOUT)
     }
 
     /// Whether answers offer TCP candidates.
@@ -290,14 +290,14 @@ impl MediaPlane {
         &self.inner.shared.hub
     }
 
-    /// Returns the ladders of the streams that have several sources.
-    pub fn ladders(&self) -> &LadderMap {
-        &self.inner.shared.ladders
+    /// Returns the failover groups of the streams that have several sources.
+    pub fn failover_groups(&self) -> &SourceFailoverMap {
+        &self.inner.shared.failover_groups
     }
 
-    /// Lets the ladders select another source if it is time.
-    pub fn handle_ladder_timeout(&self) {
-        self.inner.shared.handle_ladder_timeout(now());
+    /// Lets the failover groups select another source if it is time.
+    pub fn handle_failover_timeout(&self) {
+        self.inner.shared.handle_failover_timeout(now());
     }
 
     /// Returns the counters of the media plane.
@@ -353,7 +353,7 @@ impl MediaPlane {
         stream: StreamKey,
         placement: SessionPlacement,
         publication: NegotiatedPublication,
-        requester: Requester,
+        requester: SessionRequester,
     ) -> Result<SessionId, SessionRefusal> {
         let role = NegotiatedRole::Publish(publication);
         self.register_session_and_notify_shard(random_session_id(), stream, placement, role, requester)
@@ -369,7 +369,7 @@ impl MediaPlane {
         stream: StreamName,
         placement: SessionPlacement,
         playback: NegotiatedPlayback,
-        requester: Requester,
+        requester: SessionRequester,
     ) -> Result<SessionId, SessionRefusal> {
         self.open_viewer_session_from_answer(random_session_id(), stream, placement, playback, requester)
     }
@@ -385,7 +385,7 @@ impl MediaPlane {
         stream: StreamName,
         placement: SessionPlacement,
         playback: NegotiatedPlayback,
-        requester: Requester,
+        requester: SessionRequester,
     ) -> Result<SessionId, SessionRefusal> {
         self.register_session_and_notify_shard(id, stream.into(), placement, NegotiatedRole::Play(playback), requester)
     }
@@ -396,7 +396,7 @@ impl MediaPlane {
         stream: StreamKey,
         placement: SessionPlacement,
         role: NegotiatedRole,
-        requester: Requester,
+        requester: SessionRequester,
     ) -> Result<SessionId, SessionRefusal> {
         if self.inner.is_stopping.load(Ordering::Acquire) {
             return Err(SessionRefusal::Stopping);
@@ -428,7 +428,9 @@ impl MediaPlane {
             role,
         });
         mailbox.push_control(ShardMessage::OpenSession(opening)).map_err(|_| {
-            shared.session_registry.on_ended(now(), session, CloseReason::Internal);
+            shared
+                .session_registry
+                .on_session_ended(now(), session, CloseReason::Internal);
             SessionRefusal::TooManySessions
         })?;
         Ok(session)
@@ -441,7 +443,7 @@ impl MediaPlane {
 
     /// Forgets the sessions that ended more than a minute ago, and reports them to the receiver of forgotten sessions.
     pub fn forget_expired_sessions(&self, now: Instant) {
-        self.inner.shared.session_registry.forget_expired(now);
+        self.inner.shared.session_registry.forget_expired_ended_sessions(now);
     }
 
     /// Returns what a viewer is sent; `None` for publishers, and before anything is.
@@ -571,7 +573,7 @@ impl FrameSink for MediaPlane {
     clippy::disallowed_methods,
     reason = "read once: sender reports follow the monotonic clock from here on"
 )]
-fn read_both_clocks() -> (Instant, std::time::Duration) {
+fn read_monotonic_and_wall_clock() -> (Instant, std::time::Duration) {
     (
         Instant::now(),
         SystemTime::now()

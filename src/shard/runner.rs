@@ -185,7 +185,7 @@ fn handle_mailbox_messages(
     messages: &mut VecDeque<ShardMessage>,
 ) {
     let now = now();
-    mailbox.take_all(messages);
+    mailbox.take_all_messages(messages);
     for message in messages.drain(..) {
         core.handle_message(now, message);
     }

@@ -124,7 +124,7 @@ const CONTROL_BUFFER_BYTES: usize = 64;
 
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct ControlBuffer([u8; CONTROL_BUFFER_BYTES]);
+struct ControlMessageBuffer([u8; CONTROL_BUFFER_BYTES]);
 
 impl DatagramReceiver {
     pub fn new() -> Self {
@@ -143,7 +143,7 @@ impl DatagramReceiver {
         self.datagram_info.clear();
         // SAFETY: all-zero is a valid value of these C structures.
         let mut addresses: [libc::sockaddr_storage; RECEIVE_BATCH_SIZE] = unsafe { mem::zeroed() };
-        let mut control_buffers = [ControlBuffer([0; CONTROL_BUFFER_BYTES]); RECEIVE_BATCH_SIZE];
+        let mut control_buffers = [ControlMessageBuffer([0; CONTROL_BUFFER_BYTES]); RECEIVE_BATCH_SIZE];
         let mut iovecs = [libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
@@ -256,7 +256,7 @@ const SEND_BATCH_SIZE: usize = 64;
 
 struct SendBatch {
     destinations: [MaybeUninit<SockAddr>; SEND_BATCH_SIZE],
-    control_buffers: [ControlBuffer; SEND_BATCH_SIZE],
+    control_buffers: [ControlMessageBuffer; SEND_BATCH_SIZE],
     iovecs: [libc::iovec; SEND_BATCH_SIZE],
     message_headers: [libc::mmsghdr; SEND_BATCH_SIZE],
     datagram_counts: [u64; SEND_BATCH_SIZE],
@@ -272,7 +272,7 @@ impl DatagramSender {
         let headers = unsafe { mem::zeroed() };
         let batch = Box::new(SendBatch {
             destinations: [const { MaybeUninit::uninit() }; SEND_BATCH_SIZE],
-            control_buffers: [ControlBuffer([0; CONTROL_BUFFER_BYTES]); SEND_BATCH_SIZE],
+            control_buffers: [ControlMessageBuffer([0; CONTROL_BUFFER_BYTES]); SEND_BATCH_SIZE],
             iovecs: [libc::iovec {
                 iov_base: std::ptr::null_mut(),
                 iov_len: 0,
@@ -555,7 +555,7 @@ fn allocator_arena_count(processors: usize) -> usize {
 /// Limits the arenas of the allocator, unless `MALLOC_ARENA_MAX` does. To be called before other threads are started. By
 /// default nearly each thread has an arena: what is free in one of them is not used by another thread, and can be given
 /// back only where a whole page is free.
-pub fn limit_allocator_arenas() {
+pub fn limit_malloc_arenas() {
     #[cfg(target_env = "gnu")]
     if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
         let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -30,7 +30,7 @@ use millstream_core::session::ice;
 use millstream_core::session::outbox::{DatagramSink, GsoRun};
 use millstream_core::shard::counters::SendCounters;
 use millstream_core::shard::message::{ShardMailbox, ShardMessage};
-use millstream_core::shard::tcp::{TcpCloseReason, TcpConnectionControl, is_tcp, mark_as_tcp};
+use millstream_core::shard::tcp::{TcpCloseReason, TcpConnectionControl, is_tcp, to_tcp_marked_address};
 use millstream_core::shard::{SharedState, ufrag};
 
 pub mod send_queue;
@@ -118,7 +118,7 @@ impl TcpConnections {
     }
 
     /// Removes a connection. Returns `false` if its address has another connection now.
-    fn remove_if_current(&self, address: SocketAddr, connection: &Arc<TcpConnection>) -> bool {
+    fn remove_connection_if_current(&self, address: SocketAddr, connection: &Arc<TcpConnection>) -> bool {
         let mut connections = self.lock_connection_map();
         let is_current = connections.get(&address).is_none_or(|now| Arc::ptr_eq(now, connection));
         if is_current {
@@ -175,7 +175,7 @@ impl TcpConnectionControl for TcpConnections {
         }
     }
 
-    fn close_for_no_session(&self, address: SocketAddr) {
+    fn close_for_unknown_session(&self, address: SocketAddr) {
         if let Some(connection) = self.find(address) {
             connection.compare_and_set_state(
                 TcpConnectionState::New,
@@ -286,14 +286,14 @@ pub(super) async fn serve_connection(
     shared: Arc<SharedState>,
     connections: Arc<TcpConnections>,
 ) -> TcpCloseReason {
-    set_options(&stream);
-    let ended = run_connection(stream, mark_as_tcp(peer), &shared, &connections).await;
+    set_tcp_socket_options(&stream);
+    let ended = run_connection(stream, to_tcp_marked_address(peer), &shared, &connections).await;
     shared.counters.count_closed_tcp_connection(ended);
     ended
 }
 
 /// Sets options that bound memory and delay. Errors are ignored: the connection works without them.
-fn set_options(stream: &TcpStream) {
+fn set_tcp_socket_options(stream: &TcpStream) {
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(stream);
     let _ = socket.set_send_buffer_size(TCP_SEND_BUFFER_BYTES);
@@ -329,7 +329,7 @@ async fn run_connection(
         ended = connection.wait_until_close_due(deadline) => ended,
     };
     let was_authenticated = *connection.state.borrow() == TcpConnectionState::Authenticated;
-    if connections.remove_if_current(address, &connection) && was_authenticated {
+    if connections.remove_connection_if_current(address, &connection) && was_authenticated {
         // If the mailbox is full, the session ends by its timeout once the peer is silent.
         let _ = mailbox.push_control(ShardMessage::TcpDisconnected { from: address });
     }

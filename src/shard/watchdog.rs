@@ -156,7 +156,7 @@ impl ShardTicks {
     }
 
     /// Returns the shard with the oldest last tick, if that is older than `stall_limit`.
-    pub fn find_stalled(&self, now: Instant, limit: Duration) -> Option<StalledShard> {
+    pub fn find_stalled_shard(&self, now: Instant, limit: Duration) -> Option<StalledShard> {
         let ages = self.times_since_last_tick(now).into_iter().enumerate();
         let (index, age) = ages.max_by_key(|(_, age)| *age).filter(|(_, age)| *age > limit)?;
         let phase = self.last_ticks.get(index)?.current_phase();
@@ -335,9 +335,9 @@ mod tests {
         let ticks = two_shard_ticks(t);
         ticks.record_tick(ShardIndex(0), t + SECOND);
         ticks.enter_phase(ShardIndex(1), ShardPhase::HandlingMailbox);
-        assert_eq!(ticks.find_stalled(t + SECOND, UNHEALTHY_STALL_TIMEOUT), None);
+        assert_eq!(ticks.find_stalled_shard(t + SECOND, UNHEALTHY_STALL_TIMEOUT), None);
         let stalled = ticks
-            .find_stalled(t + 2 * SECOND, UNHEALTHY_STALL_TIMEOUT)
+            .find_stalled_shard(t + 2 * SECOND, UNHEALTHY_STALL_TIMEOUT)
             .expect("shard 1 is late");
         assert_eq!(
             (stalled.shard, stalled.phase),
@@ -348,7 +348,7 @@ mod tests {
             "shard 1 has not ticked for 2.0 s (phase: messages)"
         );
         ticks.record_tick(ShardIndex(1), t + 2 * SECOND);
-        assert_eq!(ticks.find_stalled(t + 2 * SECOND, UNHEALTHY_STALL_TIMEOUT), None);
+        assert_eq!(ticks.find_stalled_shard(t + 2 * SECOND, UNHEALTHY_STALL_TIMEOUT), None);
     }
 
     #[test]
@@ -359,7 +359,7 @@ mod tests {
         for shard in [0, 1] {
             ticks.enter_phase(ShardIndex(shard), ShardPhase::Stopped);
         }
-        assert_eq!(ticks.find_stalled(t + 60 * SECOND, UNHEALTHY_STALL_TIMEOUT), None);
+        assert_eq!(ticks.find_stalled_shard(t + 60 * SECOND, UNHEALTHY_STALL_TIMEOUT), None);
         for step in 0..400 {
             assert_eq!(watch.observe(t + step * WATCHDOG_INTERVAL, &ticks), None);
         }

@@ -25,7 +25,7 @@ use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::pipeline::worker_process::{self, WorkerProcess, WorkerProcessError};
-use crate::pipeline::worker_slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
 use crate::sources::fetch::attached::{AttachedSource, random_session_id};
 use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{StopWorkerOnDrop, announced_track};
@@ -38,7 +38,7 @@ use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
 use millstream_core::media::depacketizer::{Depacketizer, Frame};
 use millstream_core::media::packet::TrackTime;
 use millstream_core::media::track_delivery::TranscodeTarget;
-use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::media::{Codec, CodecFormat, MediaKind};
 use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSink, FrameSource, NalFraming};
 use millstream_worker_runtime::wire::{InputTrack, MessageFromWorker, PipelineJob, TrackFormat, WireFrame};
 
@@ -110,7 +110,7 @@ pub async fn start_transcoding_service<P: FrameSink + Clone + 'static>(
                 pipeline_library: library.clone(),
                 worker_programs: programs.clone(),
                 find_owner: find_owner.clone(),
-                reservation: SlotKeptAcrossRestarts::for_transcode(key),
+                reservation: WorkerSlotReservation::for_transcode(key),
             };
             jobs.spawn(transcode_until_unwatched(job, plane.clone()));
             while jobs.try_join_next().is_some() {}
@@ -128,7 +128,7 @@ async fn detect_supported_conversions(
         .iter()
         .filter_map(|(_, _, name)| Some((*name, library.get(name)?)));
     let trials = pipelines
-        .map(|(name, description)| (name.to_owned(), description.trial_job()))
+        .map(|(name, description)| (name.to_owned(), description.pipeline_check_job()))
         .collect();
     let findings = match worker_process::check_pipelines(programs, trials).await {
         Ok(findings) => findings,
@@ -175,7 +175,7 @@ async fn transcode_until_unwatched<P: FrameSink>(job: TranscodeJob, plane: P) {
         let mut watched = false;
         plane
             .hub()
-            .update_stream_and_remove_if_unused(&transcoded, |state| watched = state.is_watched());
+            .update_stream_and_remove_if_unused(&transcoded, |state| watched = state.has_consumers());
         if !watched {
             info!(stream = %job.original_stream, transcode = transcode.label(), "transcoding stopped: the transcoded stream has no viewers");
             return;
@@ -194,7 +194,7 @@ fn linger_time(transcode: TranscodeTarget) -> Duration {
 async fn wait_until_unwatched(stream: &Stream, linger: Duration) {
     let mut last = Instant::now();
     while last.elapsed() < linger {
-        if stream.with_state(|state| state.is_watched()) {
+        if stream.with_state(|state| state.has_consumers()) {
             last = Instant::now();
         }
         sleep(VIEWER_POLL_INTERVAL).await;
@@ -209,13 +209,13 @@ struct TranscodeJob {
     pipeline_library: Arc<PipelineLibrary>,
     worker_programs: WorkerProgramsAndSlots,
     find_owner: WorkerOwnerLookup,
-    reservation: SlotKeptAcrossRestarts,
+    reservation: WorkerSlotReservation,
 }
 
 /// The input of a job: the original track.
 struct TranscodeInput<'a> {
     tap: StreamTap<'a>,
-    format: Format,
+    format: CodecFormat,
     reader: RingReader,
 }
 
@@ -251,7 +251,8 @@ impl TranscodeJob {
         plane: &'a P,
         track: AnnouncedTrack,
     ) -> Option<AttachedSource<'a, P>> {
-        let mut output = FrameSource::preserving_timestamps(self.key.clone(), random_session_id(), &[track]).ok()?;
+        let mut output =
+            FrameSource::new_preserving_timestamps(self.key.clone(), random_session_id(), &[track]).ok()?;
         output.set_accepts_key_frame_requests(true);
         Some(AttachedSource {
             frame_source: output,
@@ -303,7 +304,7 @@ impl TranscodeJob {
             let message = tokio::select! {
                 message = process.next_message_or_kill() => message,
                 () = changed.notified() => {
-                    tap.take_all(&mut VecDeque::new());
+                    tap.take_all_messages(&mut VecDeque::new());
                     continue;
                 }
                 () = gap_timeout => continue,
@@ -368,33 +369,33 @@ impl TranscodeJob {
         }
     }
 
-    fn open_reader_of_original_track(&self, state: &mut StreamState) -> Option<(Format, RingReader)> {
+    fn open_reader_of_original_track(&self, state: &mut StreamState) -> Option<(CodecFormat, RingReader)> {
         let kind = self.target.kind();
         state.source()?;
         let format = state.format(kind)?;
         let ring = state.track(kind).ring();
         let reader = match kind {
             MediaKind::Video => RingReader::at_newest_key_frame(ring)?,
-            MediaKind::Audio => RingReader::at_end(ring),
+            MediaKind::Audio => RingReader::starting_at_ring_end(ring),
         };
         Some((format, reader))
     }
 
-    fn build_worker_job(&self, format: Format) -> Option<(PipelineJob, WorkerLimits)> {
+    fn build_worker_job(&self, format: CodecFormat) -> Option<(PipelineJob, WorkerLimits)> {
         let (_, _, name) = TRANSCODE_PIPELINES
             .iter()
             .find(|(codec, transcode, _)| *codec == format.codec() && *transcode == self.target)?;
         let media = match format {
-            Format::H264 { .. } => TrackFormat::H264,
-            Format::H265 { .. } => TrackFormat::H265,
-            Format::Jpeg => TrackFormat::Jpeg,
-            Format::Aac(config) => TrackFormat::Aac(config.bytes().to_vec()),
-            Format::Opus { .. } => TrackFormat::Opus,
-            Format::Pcmu => TrackFormat::Pcmu,
-            Format::Pcma => TrackFormat::Pcma,
-            Format::Vp8 => TrackFormat::Vp8,
-            Format::Vp9 { .. } => TrackFormat::Vp9,
-            Format::Av1 { .. } => TrackFormat::Av1,
+            CodecFormat::H264 { .. } => TrackFormat::H264,
+            CodecFormat::H265 { .. } => TrackFormat::H265,
+            CodecFormat::Jpeg => TrackFormat::Jpeg,
+            CodecFormat::Aac(config) => TrackFormat::Aac(config.bytes().to_vec()),
+            CodecFormat::Opus { .. } => TrackFormat::Opus,
+            CodecFormat::Pcmu => TrackFormat::Pcmu,
+            CodecFormat::Pcma => TrackFormat::Pcma,
+            CodecFormat::Vp8 => TrackFormat::Vp8,
+            CodecFormat::Vp9 { .. } => TrackFormat::Vp9,
+            CodecFormat::Av1 { .. } => TrackFormat::Av1,
         };
         let description = self.pipeline_library.get(name)?;
         let inputs = vec![InputTrack { media }];
@@ -430,7 +431,8 @@ impl WorkerFrameConverter {
     fn copy_capture_time(&self, input: &TranscodeInput<'_>, output: &mut FrameSource) -> Option<Instant> {
         let now = Instant::now();
         let stream = &input.tap.stream;
-        let time = stream.with_state(|state| state.track(self.kind).clock().track_time_captured_at(now.into_std()))?;
+        let time =
+            stream.with_state(|state| state.track(self.kind).clock().track_time_for_capture_at(now.into_std()))?;
         output.record_capture_time(self.kind, self.to_output_clock_rate(time), now.into_std());
         Some(now)
     }
@@ -513,9 +515,9 @@ impl WorkerFrameConverter {
 }
 
 /// Whether a worker for one format can process the other.
-fn is_same_worker_input_format(one: Format, other: Format) -> bool {
+fn is_same_worker_input_format(one: CodecFormat, other: CodecFormat) -> bool {
     match (one, other) {
-        (Format::Aac(one), Format::Aac(other)) => one == other,
+        (CodecFormat::Aac(one), CodecFormat::Aac(other)) => one == other,
         _ => one.codec() == other.codec(),
     }
 }

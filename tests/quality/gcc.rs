@@ -39,7 +39,7 @@ impl Baseline {
         }
     }
 
-    pub(crate) fn on_sent(&mut self, now: u64, number: u16, bytes: u32) {
+    pub(crate) fn on_packet_sent(&mut self, now: u64, number: u16, bytes: u32) {
         self.credit = (self.credit - i64::from(bytes)).max(-14_000);
         self.sent.push_back((number, now, bytes));
         if self.sent.len() > 2_000 {

@@ -167,10 +167,10 @@ impl Target {
     fn send(&mut self, packets: u64) {
         self.now += Duration::from_millis(10);
         self.batch += 1;
-        self.flushes.record_batch(self.batch, self.now);
+        self.flushes.record_batch_flush_time(self.batch, self.now);
         for _ in 0..packets {
             self.controller
-                .on_sent(self.now, self.batch, 1_200, PacketPurpose::Media);
+                .on_packet_sent(self.now, self.batch, 1_200, PacketPurpose::Media);
         }
         while let Some(action) = self.controller.poll(self.now, &self.ladder) {
             match action {
@@ -180,7 +180,7 @@ impl Target {
                 }
                 ControllerAction::SendProbe { .. } => {
                     self.controller
-                        .on_sent(self.now, self.batch, 1_200, PacketPurpose::Probe)
+                        .on_packet_sent(self.now, self.batch, 1_200, PacketPurpose::Probe)
                 }
                 ControllerAction::ReportQuality(_) => {}
             }
@@ -278,7 +278,7 @@ fn the_cost_of_a_viewer_is_printed() {
         for _ in 0..10_000 {
             target
                 .controller
-                .on_sent(target.now, target.batch, 1_200, PacketPurpose::Media);
+                .on_packet_sent(target.now, target.batch, 1_200, PacketPurpose::Media);
         }
         sending = sending.min(began.elapsed() / 10_000);
         let (mut fed, mut polled) = (Duration::ZERO, Duration::ZERO);

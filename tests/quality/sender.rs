@@ -263,14 +263,14 @@ impl Sender {
         let number = match &mut self.control {
             Control::Ours(controller, flushes) => {
                 let batch = (now / 1_000) as u32;
-                flushes.record_batch(batch, at);
+                flushes.record_batch_flush_time(batch, at);
                 let number = controller.peek_next_transport_sequence_number();
-                controller.on_sent(at, batch, bytes, kind);
+                controller.on_packet_sent(at, batch, bytes, kind);
                 number
             }
             Control::Gcc(baseline) => {
                 self.number = self.number.wrapping_add(1);
-                baseline.on_sent(now, self.number, bytes);
+                baseline.on_packet_sent(now, self.number, bytes);
                 self.number
             }
         };

@@ -40,7 +40,11 @@ pub(crate) fn note(now: u64, viewers: &[Viewer], links: &[Link]) {
             controller.received_bitrate().unwrap_or(0) / 1_000,
             u32::from(controller.loss_per_256().unwrap_or(0)) * 100 / 256,
             viewer.sender.probed,
-            if controller.is_competing() { "competes " } else { "" },
+            if controller.has_competing_traffic() {
+                "competes "
+            } else {
+                ""
+            },
             controller.last_layer_decision_cause(),
         );
     }

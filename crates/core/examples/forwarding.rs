@@ -13,7 +13,7 @@ use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionRegistry};
+use millstream_core::hub::session_registry::{SessionLimits, SessionRegistry, SessionRequester};
 use millstream_core::hub::stream::{SessionId, ShardIndex};
 use millstream_core::media::Codec;
 use millstream_core::outputs::whep::Viewer;
@@ -25,8 +25,8 @@ use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
 use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::peers::Peer as ShardPeer;
 use millstream_core::shard::{ShardCore, SharedState, ufrag};
+use millstream_core::sources::failover_group::map::SourceFailoverMap;
 use millstream_core::sources::frame_source::{FrameSource, NalFraming};
-use millstream_core::sources::ladder::map::LadderMap;
 use millstream_test_support::{
     Answer, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
 };
@@ -107,7 +107,7 @@ fn publish_and_forward_frames(setup: &mut ForwardingBench) {
             .publish_frames_unless_displaced(setup.now, &mut setup.source)
     );
     let mut messages = VecDeque::new();
-    setup.shared.mailboxes[0].take_all(&mut messages);
+    setup.shared.mailboxes[0].take_all_messages(&mut messages);
     for message in messages {
         setup.core.handle_message(setup.now, message);
     }
@@ -126,7 +126,7 @@ impl ForwardingBench {
         };
         let shared = Arc::new(SharedState {
             hub: Hub::default(),
-            ladders: LadderMap::default(),
+            failover_groups: SourceFailoverMap::default(),
             session_registry: SessionRegistry::new(limits, Arc::default(), Box::new(|_| {})),
             dtls_identity: Arc::new(DtlsIdentity::generate().expect("makes a key")),
             connect_timeout: millstream_core::session::DEFAULT_CONNECT_TIMEOUT,
@@ -202,7 +202,7 @@ impl ForwardingBench {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&(index as u64).to_be_bytes());
         let session = SessionId(id);
-        let requester = Requester {
+        let requester = SessionRequester {
             address: None,
             has_token: false,
         };

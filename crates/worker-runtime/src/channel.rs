@@ -17,11 +17,11 @@ const WORKER_NICE_STEP: i32 = 5;
 /// The worker's end of the socket. Writes block until the gateway has read, which it always does: it drops what it
 /// cannot forward.
 #[derive(Clone)]
-pub struct ToGatewaySender {
+pub struct GatewayMessageSender {
     gateway_socket: Arc<Mutex<UnixStream>>,
 }
 
-impl ToGatewaySender {
+impl GatewayMessageSender {
     /// Sends a message; returns `false` if the gateway is gone.
     pub fn send(&self, message: &MessageFromWorker) -> bool {
         let mut bytes = BytesMut::new();
@@ -53,7 +53,7 @@ impl FromGatewayReceiver {
     pub fn receive(&mut self) -> Option<MessageToWorker> {
         let mut chunk = vec![0; 1 << 16];
         loop {
-            match MessageToWorker::take_from_buffer(&mut self.buffer) {
+            match MessageToWorker::take_message_from_buffer(&mut self.buffer) {
                 Ok(Some(message)) => return Some(message),
                 Ok(None) => {}
                 Err(_) => return None,
@@ -74,7 +74,7 @@ impl FromGatewayReceiver {
 /// # Errors
 ///
 /// An error if standard input is not the socket of a gateway.
-pub fn connect_to_gateway_and_lower_priority(name: &CStr) -> io::Result<(ToGatewaySender, FromGatewayReceiver)> {
+pub fn connect_to_gateway_and_lower_priority(name: &CStr) -> io::Result<(GatewayMessageSender, FromGatewayReceiver)> {
     // Only for people: nothing depends on it.
     let _ = rustix::thread::set_name(name);
     // Before any other thread is started: all threads of the worker get it. It fails only where nice values are not
@@ -83,7 +83,7 @@ pub fn connect_to_gateway_and_lower_priority(name: &CStr) -> io::Result<(ToGatew
         let _ = rustix::process::setpriority_process(None, nice + WORKER_NICE_STEP);
     }
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let gateway = ToGatewaySender {
+    let gateway = GatewayMessageSender {
         gateway_socket: Arc::new(Mutex::new(stream.try_clone()?)),
     };
     Ok((gateway, FromGatewayReceiver::new(stream)))
@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_too_long_is_left_out_and_the_next_one_is_read() {
         let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
-        let gateway = ToGatewaySender {
+        let gateway = GatewayMessageSender {
             gateway_socket: Arc::new(Mutex::new(theirs)),
         };
         let frame = |length| {
@@ -118,7 +118,7 @@ mod tests {
         assert!(gateway.send(&frame(1_000)));
         drop(gateway);
         let bytes = reading.join().expect("no panic").expect("it was closed");
-        let read = MessageFromWorker::take_from_buffer(&mut BytesMut::from(bytes.as_slice()));
+        let read = MessageFromWorker::take_message_from_buffer(&mut BytesMut::from(bytes.as_slice()));
         assert_eq!(read, Ok(Some(frame(1_000))));
     }
 }

@@ -12,11 +12,11 @@ pub mod wire;
 
 use std::io;
 
-use channel::ToGatewaySender;
+use channel::GatewayMessageSender;
 use wire::{MessageFromWorker, PipelineJob, WorkerFailure};
 
 /// Enters the sandbox of a job; reports a failure to the gateway and returns `false`.
-pub fn enter_sandbox_or_report_failure(job: &PipelineJob, gateway: &ToGatewaySender) -> bool {
+pub fn enter_sandbox_or_report_failure(job: &PipelineJob, gateway: &GatewayMessageSender) -> bool {
     match sandbox::sandbox_this_process(job) {
         Ok(_) => true,
         Err(error) => {

@@ -328,13 +328,13 @@ fn parse_json_body<'a, T: Deserialize<'a>>(kind: u8, body: &'a [u8]) -> Result<T
     serde_json::from_slice(body).map_err(|_| WireError::Malformed(kind))
 }
 
-const FLAG_AFTER_GAP: u8 = 1;
+const FRAME_FLAG_AFTER_GAP: u8 = 1;
 
 impl WireFrame {
     fn write(&self, out: &mut BytesMut) {
         let head = [
             u8::from(self.kind == MediaKind::Audio),
-            u8::from(self.after_gap) * FLAG_AFTER_GAP,
+            u8::from(self.after_gap) * FRAME_FLAG_AFTER_GAP,
         ];
         write_message(
             message_kind::FRAME_MESSAGE_KIND,
@@ -352,7 +352,7 @@ impl WireFrame {
             1 => MediaKind::Audio,
             _ => return Err(WireError::Malformed(message_kind::FRAME_MESSAGE_KIND)),
         };
-        let after_gap = body.get_u8() & FLAG_AFTER_GAP != 0;
+        let after_gap = body.get_u8() & FRAME_FLAG_AFTER_GAP != 0;
         let time = body.get_u64();
         Ok(Self {
             kind,
@@ -412,7 +412,7 @@ impl MessageToWorker {
     /// # Errors
     ///
     /// A [`WireError`]; the rest of the stream cannot be read.
-    pub fn take_from_buffer(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
+    pub fn take_message_from_buffer(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let Some((kind, body)) = split_off_message(buffer)? else {
             return Ok(None);
         };
@@ -454,7 +454,7 @@ impl MessageFromWorker {
     /// # Errors
     ///
     /// A [`WireError`]; the rest of the stream cannot be read.
-    pub fn take_from_buffer(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
+    pub fn take_message_from_buffer(buffer: &mut BytesMut) -> Result<Option<Self>, WireError> {
         let Some((kind, body)) = split_off_message(buffer)? else {
             return Ok(None);
         };
@@ -514,7 +514,7 @@ mod tests {
         let (mut buffer, mut read) = (BytesMut::new(), Vec::new());
         for byte in bytes {
             buffer.put_u8(byte);
-            while let Some(message) = MessageFromWorker::take_from_buffer(&mut buffer).expect("a message") {
+            while let Some(message) = MessageFromWorker::take_message_from_buffer(&mut buffer).expect("a message") {
                 read.push(message);
             }
         }
@@ -522,7 +522,7 @@ mod tests {
         let mut bytes = BytesMut::new();
         MessageToWorker::Frame(frame()).write(&mut bytes);
         assert_eq!(
-            MessageToWorker::take_from_buffer(&mut bytes),
+            MessageToWorker::take_message_from_buffer(&mut bytes),
             Ok(Some(MessageToWorker::Frame(frame())))
         );
     }
@@ -551,7 +551,7 @@ mod tests {
             (&[0, 0, 0, 3, 16, b'{', b'x'], WireError::Malformed(16)),
         ] {
             let mut buffer = BytesMut::from(bytes);
-            assert_eq!(MessageFromWorker::take_from_buffer(&mut buffer), Err(wanted));
+            assert_eq!(MessageFromWorker::take_message_from_buffer(&mut buffer), Err(wanted));
             assert!(buffer.capacity() < 1_024);
         }
     }

@@ -9,7 +9,7 @@ use gst::prelude::*;
 use gstreamer as gst;
 use ipnet::IpNet;
 
-use millstream_worker_runtime::channel::ToGatewaySender;
+use millstream_worker_runtime::channel::GatewayMessageSender;
 use millstream_worker_runtime::wire::{MessageFromWorker, PipelineJob, WorkerFailure};
 
 /// Code of the progress message that `rtspsrc` posts before it connects, with the URL in its text.
@@ -17,18 +17,22 @@ const CONNECT_PROGRESS_CODE: &str = "connect";
 
 /// The networks that a pipeline may connect to, and where a violation is reported.
 #[derive(Clone)]
-struct AddressGuard {
+struct AddressRestriction {
     /// Empty allows all.
     allowed_networks: Vec<IpNet>,
     /// The host of the first connection.
     configured_host: Arc<OnceLock<String>>,
-    gateway: ToGatewaySender,
+    gateway: GatewayMessageSender,
 }
 
 /// Stops the pipeline before it connects to an address outside the networks of its job.
-pub(crate) fn restrict_addresses(pipeline: &gst::Pipeline, job: &PipelineJob, gateway: &ToGatewaySender) {
+pub(crate) fn restrict_pipeline_to_allowed_networks(
+    pipeline: &gst::Pipeline,
+    job: &PipelineJob,
+    gateway: &GatewayMessageSender,
+) {
     let networks = job.allowed_networks.iter().filter_map(|network| network.parse().ok());
-    let guard = AddressGuard {
+    let guard = AddressRestriction {
         allowed_networks: networks.collect(),
         configured_host: Arc::default(),
         gateway: gateway.clone(),
@@ -56,7 +60,7 @@ pub(crate) fn restrict_addresses(pipeline: &gst::Pipeline, job: &PipelineJob, ga
     });
 }
 
-impl AddressGuard {
+impl AddressRestriction {
     /// Checks the destination of an element that sends datagrams, and has an HTTP source follow no redirects.
     fn check_udpsink_or_disable_redirects(&self, element: &gst::Element) {
         let Some(factory) = element.factory() else { return };

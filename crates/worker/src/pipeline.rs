@@ -10,7 +10,7 @@ use gstreamer_app::{AppLeakyType, AppSink, AppSinkCallbacks, AppSrc};
 
 use crate::{address_restriction, rtspsrc_setup};
 use millstream_core::media::MediaKind;
-use millstream_worker_runtime::channel::{FromGatewayReceiver, ToGatewaySender};
+use millstream_worker_runtime::channel::{FromGatewayReceiver, GatewayMessageSender};
 use millstream_worker_runtime::wire::{
     MessageFromWorker, MessageToWorker, OutputTrackKinds, PipelineJob, TrackFormat, WireFrame, WorkerFailure,
 };
@@ -163,7 +163,7 @@ fn find_appsinks(pipeline: &gst::Pipeline) -> Result<Vec<(MediaKind, AppSink)>, 
 }
 
 /// Runs until the gateway says stop, the stream ends, or something fails.
-pub(crate) fn run_pipeline_job(job: &PipelineJob, gateway: &ToGatewaySender, commands: FromGatewayReceiver) {
+pub(crate) fn run_pipeline_job(job: &PipelineJob, gateway: &GatewayMessageSender, commands: FromGatewayReceiver) {
     let result = gst::init()
         .map_err(|error| WorkerFailure::Stream(error.to_string()))
         .and_then(|()| build_pipeline(job))
@@ -206,11 +206,11 @@ fn sink_bit(sink: usize) -> u64 {
 fn play_until_end(
     job: &PipelineJob,
     built: PreparedPipeline,
-    gateway: &ToGatewaySender,
+    gateway: &GatewayMessageSender,
     commands: FromGatewayReceiver,
 ) -> Result<(), WorkerFailure> {
     let pipeline = built.pipeline.clone();
-    address_restriction::restrict_addresses(&pipeline, job, gateway);
+    address_restriction::restrict_pipeline_to_allowed_networks(&pipeline, job, gateway);
     let timeline = Arc::new(LoopTimeline::default());
     for (index, (kind, sink)) in built.appsinks.iter().enumerate() {
         configure_appsink(index, *kind, sink, gateway, &timeline)?;
@@ -250,20 +250,20 @@ fn play_until_end(
     };
     let stopping = stop.clone();
     std::thread::spawn(move || {
-        control.run_commands(commands);
+        control.handle_gateway_commands(commands);
         stopping.store(true, Ordering::Release);
     });
-    let result = watch_bus_repeat_and_send_heartbeats(job, &pipeline, &built.appsinks, gateway, &timeline, &stop);
+    let result = run_bus_loop_with_repeat_and_heartbeats(job, &pipeline, &built.appsinks, gateway, &timeline, &stop);
     let _ = pipeline.set_state(gst::State::Null);
     result
 }
 
 /// Reads the bus and sends heartbeats.
-fn watch_bus_repeat_and_send_heartbeats(
+fn run_bus_loop_with_repeat_and_heartbeats(
     job: &PipelineJob,
     pipeline: &gst::Pipeline,
     sinks: &[(MediaKind, AppSink)],
-    gateway: &ToGatewaySender,
+    gateway: &GatewayMessageSender,
     timeline: &LoopTimeline,
     stop: &AtomicBool,
 ) -> Result<(), WorkerFailure> {
@@ -340,13 +340,13 @@ struct CommandHandler {
     appsinks: Vec<(MediaKind, AppSink)>,
     video_appsrc: Option<AppSrc>,
     audio_appsrc: Option<AppSrc>,
-    gateway: ToGatewaySender,
+    gateway: GatewayMessageSender,
     timeline: Arc<LoopTimeline>,
 }
 
 impl CommandHandler {
     /// Ends when the gateway is gone or says stop. Messages for workers of other kinds are ignored.
-    fn run_commands(&self, mut commands: FromGatewayReceiver) {
+    fn handle_gateway_commands(&self, mut commands: FromGatewayReceiver) {
         while let Some(command) = commands.receive() {
             match command {
                 MessageToWorker::Frame(frame) => self.push_frame(frame),
@@ -441,7 +441,7 @@ fn configure_appsink(
     index: usize,
     kind: MediaKind,
     sink: &AppSink,
-    gateway: &ToGatewaySender,
+    gateway: &GatewayMessageSender,
     timeline: &Arc<LoopTimeline>,
 ) -> Result<(), WorkerFailure> {
     let caps = match kind {

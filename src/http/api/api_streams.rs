@@ -14,7 +14,7 @@ use super::{ApiState, describe_one_stream};
 use crate::config::json::{json_from_table, json_from_toml, merge_patch, table_from_json};
 use crate::config::state_file::ApiStream;
 use crate::config::{
-    ConfigKey, ConfigLocation, ConfigSection as _, HlsSourceConfig, Mistake, PipelineSourceConfig, RtspConfig,
+    ConfigKey, ConfigLocation, ConfigMistake, ConfigSection as _, HlsSourceConfig, PipelineSourceConfig, RtspConfig,
 };
 use crate::control::api_streams::{ApiStreamChange, ApiStreamError, Precondition};
 use crate::http::body;
@@ -23,13 +23,13 @@ use crate::http::problem::{Problem, ProblemError};
 use millstream_core::hub::name::StreamName;
 
 /// Maximum size of a request body, in bytes: headers and parameters of a source have no other limit.
-const MAX_SETTINGS_BYTES: usize = 64 * 1024;
+const MAX_STREAM_SETTINGS_BODY_BYTES: usize = 64 * 1024;
 
 const JSON_MEDIA_TYPE: &str = "application/json";
 const MERGE_PATCH_MEDIA_TYPE: &str = "application/merge-patch+json";
 
 /// What is shown in place of a secret.
-const HIDDEN_TEXT: &str = "(hidden)";
+const HIDDEN_SECRET_TEXT: &str = "(hidden)";
 
 /// Adds a stream that the gateway pulls. The members of the body are the keys of `[streams."NAME"]`.
 #[utoipa::path(
@@ -176,9 +176,9 @@ async fn set_stream(
 /// Reads the settings of a stream.
 pub(super) fn parse_settings(name: &StreamName, settings: &Map<String, Value>) -> Result<ApiStream, Problem> {
     let table = table_from_json(settings).map_err(|(pointer, what)| {
-        let mistake = Mistake {
+        let mistake = ConfigMistake {
             location: Some(ConfigLocation::JsonPointer(pointer.clone())),
-            ..Mistake::new(pointer, what)
+            ..ConfigMistake::new(pointer, what)
         };
         mistakes_problem(&[mistake])
     })?;
@@ -205,7 +205,7 @@ pub(super) async fn read_object(
             detail,
         ));
     }
-    let bytes = body::read_uncompressed_request_body(headers, body, MAX_SETTINGS_BYTES).await?;
+    let bytes = body::read_uncompressed_request_body(headers, body, MAX_STREAM_SETTINGS_BODY_BYTES).await?;
     serde_json::from_slice(&bytes).map_err(|error| {
         // The text of the error may quote a value, which may be a secret.
         let (line, column) = (error.line(), error.column());
@@ -235,7 +235,7 @@ fn precondition_of(headers: &HeaderMap) -> Precondition {
 }
 
 /// Returns settings without secrets: of a URL only scheme, host and port.
-pub(super) fn shown_settings(stream: &Arc<ApiStream>) -> Map<String, Value> {
+pub(super) fn settings_without_secrets(stream: &Arc<ApiStream>) -> Map<String, Value> {
     let keys: Vec<&ConfigKey> = [RtspConfig::KEYS, HlsSourceConfig::KEYS, PipelineSourceConfig::KEYS]
         .into_iter()
         .flatten()
@@ -256,7 +256,9 @@ pub(super) fn shown_settings(stream: &Arc<ApiStream>) -> Map<String, Value> {
 /// Returns a value with its structure, without its texts.
 fn hide_secrets(value: &toml::Value) -> Value {
     match value {
-        toml::Value::String(text) => shown_origin(text).unwrap_or_else(|| HIDDEN_TEXT.to_owned()).into(),
+        toml::Value::String(text) => redacted_url_origin(text)
+            .unwrap_or_else(|| HIDDEN_SECRET_TEXT.to_owned())
+            .into(),
         toml::Value::Array(items) => items.iter().map(hide_secrets).collect(),
         toml::Value::Table(table) => {
             let members = table.iter();
@@ -271,7 +273,7 @@ fn hide_secrets(value: &toml::Value) -> Value {
 }
 
 /// Returns scheme, host and port of a URL. User, path and query may be secrets.
-fn shown_origin(text: &str) -> Option<String> {
+fn redacted_url_origin(text: &str) -> Option<String> {
     let url = url::Url::parse(text.trim()).ok()?;
     let host = url.host_str().filter(|host| !host.is_empty())?;
     let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
@@ -279,7 +281,7 @@ fn shown_origin(text: &str) -> Option<String> {
 }
 
 /// Returns the problem for settings with mistakes.
-pub(super) fn mistakes_problem(mistakes: &[Mistake]) -> Problem {
+pub(super) fn mistakes_problem(mistakes: &[ConfigMistake]) -> Problem {
     let texts: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
     let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_stream", texts.join("\n"));
     let errors = mistakes.iter().map(|mistake| ProblemError {
@@ -287,7 +289,7 @@ pub(super) fn mistakes_problem(mistakes: &[Mistake]) -> Problem {
             Some(ConfigLocation::JsonPointer(pointer)) => pointer.clone(),
             _ => String::new(),
         },
-        detail: Mistake {
+        detail: ConfigMistake {
             location: None,
             ..mistake.clone()
         }
@@ -333,7 +335,7 @@ mod tests {
         let Value::Object(settings) = settings else { panic!() };
         let stream = Arc::new(parse_settings(&name, &settings).map_err(|p| p.detail).expect("valid"));
         assert_eq!(
-            Value::Object(shown_settings(&stream)),
+            Value::Object(settings_without_secrets(&stream)),
             json!({
                 "hls": "https://origin.example:8443/..",
                 "headers": { "Authorization": "(hidden)", "n": 1 },

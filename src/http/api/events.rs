@@ -39,7 +39,7 @@ pub type EventObserver = Box<dyn Fn(&str, &Value) + Send + Sync>;
 
 impl EventLog {
     /// Sets who is told of each event. Only the first call has an effect.
-    pub fn set_observer(&self, observer: EventObserver) {
+    pub fn set_event_observer(&self, observer: EventObserver) {
         let _ = self.observer.set(observer);
     }
 
@@ -96,7 +96,7 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
             control.hls_service.viewer_count(name)
         });
         let live = all.iter().filter(|stream| stream.live);
-        logged.log_new(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
+        logged.log_new_warnings(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
         for stream in &all {
             log_source_switches(&log, stream, &mut seen_switches);
         }

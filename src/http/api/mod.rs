@@ -146,7 +146,7 @@ async fn all_streams(State(api): State<ApiState>) -> Json<Vec<Stream>> {
         let set = StreamName::parse(&stream.name)
             .ok()
             .and_then(|name| api.control.api_streams.get(&name));
-        stream.settings = set.map(|set| api_streams::shown_settings(&set));
+        stream.settings = set.map(|set| api_streams::settings_without_secrets(&set));
     }
     Json(all)
 }
@@ -158,7 +158,7 @@ fn describe_one_stream(api: &ApiState, name: &StreamName) -> Option<Stream> {
         control.hls_service.viewer_count(name)
     })?;
     let set = control.api_streams.get(name);
-    stream.settings = set.map(|set| api_streams::shown_settings(&set));
+    stream.settings = set.map(|set| api_streams::settings_without_secrets(&set));
     Some(stream)
 }
 
@@ -310,14 +310,14 @@ fn source_key(control: &ControlPlane, stream: &str, which: &SourceQuery) -> Resu
     let Some(name) = &which.source else {
         return Ok(stream.into());
     };
-    let ladder = control
+    let failover_group = control
         .source_registry
-        .ladder(&stream)
+        .failover_group(&stream)
         .ok_or_else(unknown_source_problem)?;
-    let mut sources = ladder.config.sources.iter();
+    let mut sources = failover_group.config.sources.iter();
     let source = sources.find(|source| source.name.as_str() == name);
     source
-        .map(|source| ladder.config.source_key(source))
+        .map(|source| failover_group.config.source_key(source))
         .ok_or_else(unknown_source_problem)
 }
 

@@ -147,7 +147,7 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
             AccessAction::Play | AccessAction::Api => "viewer",
         },
         stream: record.stream.to_string(),
-        source: record.ladder_source.as_ref().map(ToString::to_string),
+        source: record.failover_source.as_ref().map(ToString::to_string),
         state,
         cause: cause.map(|reason| reason.label()),
         explanation: cause.map(|reason| control.media_plane.explain_close_reason(reason)),

@@ -23,7 +23,7 @@ use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::tap::{StreamTap, TapQueue};
 use millstream_core::media::track_delivery::{self, TrackDelivery, TranscodeTarget};
-use millstream_core::media::{Format, MediaKind};
+use millstream_core::media::{CodecFormat, MediaKind};
 
 /// Limits how many snapshots are made at the same time; others wait.
 static SNAPSHOT_PERMITS: Semaphore = Semaphore::const_new(2);
@@ -76,7 +76,7 @@ pub async fn take_snapshot(
     let target = TranscodeTarget::Jpeg;
     let can_transcode = hub.can_transcode_codec_to(source.format.codec(), target);
     let from = match track_delivery::choose_track_delivery(source, target, can_transcode, |track| {
-        track.format == Format::Jpeg
+        track.format == CodecFormat::Jpeg
     }) {
         TrackDelivery::Passthrough => StreamKey::from(name),
         TrackDelivery::Transcode(target) => {
@@ -126,7 +126,7 @@ pub(super) async fn newest_jpeg_of_stream(hub: &Hub, name: &StreamName) -> Optio
     let source = source.with_state(|state| state.source_format_and_b_frames(MediaKind::Video))?;
     let can_transcode = hub.can_transcode_codec_to(source.format.codec(), TranscodeTarget::Jpeg);
     let planned = track_delivery::choose_track_delivery(source, TranscodeTarget::Jpeg, can_transcode, |track| {
-        track.format == Format::Jpeg
+        track.format == CodecFormat::Jpeg
     });
     match planned {
         TrackDelivery::Passthrough => wait_for_newest_jpeg_frame(hub, &StreamKey::from(name)).await,
@@ -165,7 +165,7 @@ async fn wait_for_newest_jpeg_frame(hub: &Hub, key: &StreamKey) -> Option<Bytes>
     let mut changes = hub.change_notifier().listen([ChangeTopic::Stream(key.name.clone())]);
     loop {
         let newest = tapped.stream.with_state(|state| {
-            let is_jpeg = matches!(state.format(MediaKind::Video), Some(Format::Jpeg));
+            let is_jpeg = matches!(state.format(MediaKind::Video), Some(CodecFormat::Jpeg));
             let ring = state.video.ring();
             let newest = ring.newest_key_frame_seq().and_then(|seq| ring.get(seq));
             let newest = newest.filter(|_| is_jpeg && state.source().is_some());
@@ -178,7 +178,7 @@ async fn wait_for_newest_jpeg_frame(hub: &Hub, key: &StreamKey) -> Option<Bytes>
             () = changed.notified() => {}
             () = changes.changed() => {}
         }
-        tap.take_all(&mut VecDeque::new());
+        tap.take_all_messages(&mut VecDeque::new());
     }
 }
 

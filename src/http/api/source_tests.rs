@@ -82,7 +82,7 @@ pub(super) async fn test_source(
     let takes_snapshot = settings
         .remove("snapshot")
         .is_none_or(|value| value != Value::Bool(false));
-    replace_url_by_kind(&mut settings)?;
+    replace_url_with_source_kind_key(&mut settings)?;
     let tests = &api.control.source_tests;
     let name = tests.next_stream_name()?;
     let stream = parse_settings(&name, &settings)?;
@@ -101,7 +101,7 @@ pub(super) async fn test_source(
     let started = Instant::now();
     let (trial, known) = tests.run(source, context.source_test_timeout).await;
     if let Err(failure) = known {
-        let (cause, detail) = describe_failure(&failure, context.source_test_timeout);
+        let (cause, detail) = describe_trial_failure(&failure, context.source_test_timeout);
         return Ok(Json(SourceTest {
             cause: Some(cause),
             detail: Some(detail),
@@ -129,7 +129,7 @@ pub(super) async fn test_source(
 }
 
 /// Replaces `url` by the key of its kind.
-fn replace_url_by_kind(settings: &mut Map<String, Value>) -> Result<(), Problem> {
+fn replace_url_with_source_kind_key(settings: &mut Map<String, Value>) -> Result<(), Problem> {
     let Some(url) = settings.remove("url") else {
         return Ok(());
     };
@@ -160,7 +160,7 @@ async fn take_test_snapshot(api: &ApiState, context: &ApiStreamContext, name: &S
         .hub()
         .can_transcode_codec_to(track.format.codec(), TranscodeTarget::Jpeg);
     if can_transcode {
-        tests.start_transcoding(context).await;
+        tests.start_snapshot_transcoding(context).await;
     }
     let jpeg = snapshot::newest_jpeg_of_stream(hub, name).await?;
     Some(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
@@ -193,7 +193,7 @@ fn browser_tracks(api: &ApiState, hub: &Hub, name: &StreamName) -> BrowserTracks
 }
 
 /// Returns the code of a cause and its text.
-fn describe_failure(failure: &TrialFailure, limit: Duration) -> (&'static str, String) {
+fn describe_trial_failure(failure: &TrialFailure, limit: Duration) -> (&'static str, String) {
     let error = match failure {
         TrialFailure::Source(error) => error,
         TrialFailure::Timeout => {

@@ -6,10 +6,10 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::config::{LadderSourceKind, Standby};
+use crate::config::{FailoverSourceKind, StandbyMode};
 use crate::control::ControlPlane;
 use crate::http::problem::Problem;
-use crate::sources::fetch::registry::{ConfiguredLadder, RegisteredSource, SourceRegistry};
+use crate::sources::fetch::registry::{ConfiguredFailoverGroup, RegisteredSource, SourceRegistry};
 use millstream_core::hub::name::StreamName;
 
 /// A configured source.
@@ -45,7 +45,7 @@ pub struct Source {
 
 /// One of several sources of a stream.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct LadderSource {
+pub struct FailoverSource {
     /// Unique within the stream; publishers name it as `?source=NAME`.
     pub name: String,
     /// `whip`, `rtsp`, `hls` or `pipeline`.
@@ -80,8 +80,8 @@ pub struct SourceSwitch {
 }
 
 /// The sources of a stream that has several.
-pub(super) struct DescribedLadder {
-    pub(super) sources: Vec<LadderSource>,
+pub(super) struct DescribedFailoverGroup {
+    pub(super) sources: Vec<FailoverSource>,
     pub(super) chosen: Option<String>,
     pub(super) switches: Vec<SourceSwitch>,
 }
@@ -120,21 +120,24 @@ pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
 }
 
 /// Describes the sources of a stream that has several.
-pub(super) fn describe_ladder(configured: &ConfiguredLadder, registry: &SourceRegistry) -> DescribedLadder {
-    let status = configured.ladder.status();
+pub(super) fn describe_failover_group(
+    configured: &ConfiguredFailoverGroup,
+    registry: &SourceRegistry,
+) -> DescribedFailoverGroup {
+    let status = configured.failover_group.status();
     let by_source = configured.config.sources.iter().zip(&status.sources);
     let sources = by_source.map(|(config, status)| {
         let entry = registry.get(configured.config.source_key(config));
-        LadderSource {
+        FailoverSource {
             name: config.name.to_string(),
             kind: entry.as_ref().map_or("whip", |entry| entry.source_kind),
             state: status.state.label(),
             seconds: status.since.map(seconds_since),
             selected: status.is_selected,
             standby: match config.kind {
-                LadderSourceKind::Whip => None,
-                LadderSourceKind::Pulled(Standby::Warm) => Some("warm"),
-                LadderSourceKind::Pulled(Standby::Cold) => Some("cold"),
+                FailoverSourceKind::Whip => None,
+                FailoverSourceKind::Pulled(StandbyMode::Warm) => Some("warm"),
+                FailoverSourceKind::Pulled(StandbyMode::Cold) => Some("cold"),
             },
             connection: entry.map(|entry| describe_source(&entry)),
         }
@@ -147,7 +150,7 @@ pub(super) fn describe_ladder(configured: &ConfiguredLadder, registry: &SourceRe
         reason: switch.reason.label(),
         seconds: seconds_since(switch.at),
     });
-    DescribedLadder {
+    DescribedFailoverGroup {
         sources,
         chosen: status.chosen.map(|name| name.to_string()),
         switches: switches.collect(),
@@ -160,11 +163,11 @@ pub(super) fn choose_source(control: &ControlPlane, stream: &StreamName, body: &
         let detail = format!("send {{\"source\": \"NAME\"}}, or {{\"source\": null}} for automatic selection: {error}");
         Problem::new(StatusCode::BAD_REQUEST, "bad_source_choice", detail)
     })?;
-    let Some(configured) = control.source_registry.ladder(stream) else {
+    let Some(configured) = control.source_registry.failover_group(stream) else {
         let detail = "this stream does not have several sources: set `sources` of the stream in the configuration";
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_source", detail));
     };
-    let chosen = configured.ladder.choose(choice.source.as_deref());
+    let chosen = configured.failover_group.choose(choice.source.as_deref());
     chosen.map_err(|error| Problem::new(StatusCode::NOT_FOUND, "unknown_source", error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::sources::{LadderSource, Source, SourceSwitch, describe_ladder, describe_source};
+use super::sources::{FailoverSource, Source, SourceSwitch, describe_failover_group, describe_source};
 use super::warnings::{self, SourceWarningInputs, VideoWarningInputs, Warning};
 use crate::sources::fetch::registry::SourceRegistry;
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{ShardIndex, StreamState};
 use millstream_core::media::track_delivery::TranscodeTarget;
-use millstream_core::media::{Format, MediaKind};
+use millstream_core::media::{CodecFormat, MediaKind};
 
 /// A stream.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
@@ -33,7 +33,7 @@ pub struct Stream {
     /// The configured source; `null` if the stream has several.
     pub source: Option<Source>,
     /// The sources of a stream that has several, the best one first; else empty.
-    pub sources: Vec<LadderSource>,
+    pub sources: Vec<FailoverSource>,
     /// The source that was chosen by hand; `null` while the gateway selects by itself.
     pub chosen_source: Option<String>,
     /// The most recent changes between the sources, the oldest first.
@@ -86,7 +86,7 @@ pub struct Video {
     /// not include the network delay of the source's fastest sender report.
     pub delay: Option<f64>,
     /// The source answers key frame requests.
-    pub answers_requests: bool,
+    pub encoder_answers_key_frame_requests: bool,
     /// Packets of the source that are not forwarded because players cannot use them: their number by kind.
     pub left_out: BTreeMap<String, u64>,
     /// Number of frames that are shown by their time of arrival, because the timestamps of the source stood still.
@@ -125,11 +125,16 @@ pub fn list_streams(
     hls_viewer_count: impl Fn(&StreamName) -> usize,
 ) -> Vec<Stream> {
     let streams = hub.streams();
-    let originals = streams.iter().filter(|stream| stream.key.is_original());
+    let originals = streams.iter().filter(|stream| stream.key.is_original_stream());
     let names: BTreeSet<StreamName> = originals
         .map(|stream| stream.key.name.clone())
         .chain(sources.all().into_iter().map(|entry| entry.stream.name.clone()))
-        .chain(sources.all_ladders().into_iter().map(|ladder| ladder.config.stream))
+        .chain(
+            sources
+                .all_failover_groups()
+                .into_iter()
+                .map(|failover_group| failover_group.config.stream),
+        )
         .collect();
     names
         .iter()
@@ -144,8 +149,8 @@ pub fn describe_stream(
     sources: &SourceRegistry,
     hls_viewer_count: impl Fn(&StreamName) -> usize,
 ) -> Option<Stream> {
-    let (stream, entry, ladder) = (hub.find_stream(name), sources.get(name), sources.ladder(name));
-    if stream.is_none() && entry.is_none() && ladder.is_none() {
+    let (stream, entry, failover_group) = (hub.find_stream(name), sources.get(name), sources.failover_group(name));
+    if stream.is_none() && entry.is_none() && failover_group.is_none() {
         return None;
     }
     let transcodes = running_transcodes(name, hub);
@@ -157,8 +162,8 @@ pub fn describe_stream(
         hls_viewers: hls_viewer_count(name),
         ..Stream::default()
     };
-    if let Some(ladder) = ladder {
-        let described = describe_ladder(&ladder, sources);
+    if let Some(failover_group) = failover_group {
+        let described = describe_failover_group(&failover_group, sources);
         shown.sources = described.sources;
         shown.chosen_source = described.chosen;
         shown.source_switches = described.switches;
@@ -254,8 +259,8 @@ fn source_warning_inputs(state: &StreamState, hls_viewers: usize) -> SourceWarni
         }),
         missing_video: video.missing_media(),
         missing_audio: state.audio.missing_media(),
-        video_frames_timed_by_arrival: video.arrival_timed_frame_count(),
-        audio_frames_timed_by_arrival: state.audio.arrival_timed_frame_count(),
+        video_frames_timed_by_arrival: video.arrival_timestamped_frame_count(),
+        audio_frames_timed_by_arrival: state.audio.arrival_timestamped_frame_count(),
         hls_viewer_count: hls_viewers,
     }
 }
@@ -283,9 +288,9 @@ fn describe_video(state: &StreamState) -> Option<Video> {
     Some(Video {
         codec: format.codec().name(),
         profile: match format {
-            Format::H264 { profile, .. } => Some(profile.to_string()),
-            Format::H265 { profile_id, .. } => Some(profile_id.to_string()),
-            Format::Vp9 { profile } | Format::Av1 { profile } => Some(profile.to_string()),
+            CodecFormat::H264 { profile, .. } => Some(profile.to_string()),
+            CodecFormat::H265 { profile_id, .. } => Some(profile_id.to_string()),
+            CodecFormat::Vp9 { profile } | CodecFormat::Av1 { profile } => Some(profile.to_string()),
             _ => None,
         },
         width,
@@ -294,15 +299,18 @@ fn describe_video(state: &StreamState) -> Option<Video> {
         bitrate: rate.bitrate,
         b_frames: state.video.has_b_frames(),
         key_frame_interval: state.video.key_frame_interval().map(|interval| interval.as_secs_f64()),
-        delay: state.video.capture_delay_stats().recent_mean_seconds(monotonic_now()),
-        answers_requests: state.responds_to_key_frame_requests,
+        delay: state
+            .video
+            .capture_delay_stats()
+            .recent_mean_capture_delay_seconds(monotonic_now()),
+        encoder_answers_key_frame_requests: state.responds_to_key_frame_requests,
         left_out: state
             .video
             .discard_counts()
             .iter()
             .map(|(odd, count)| (odd.to_string(), count))
             .collect(),
-        timed_by_arrival: state.video.arrival_timed_frame_count(),
+        timed_by_arrival: state.video.arrival_timestamped_frame_count(),
     })
 }
 
@@ -311,7 +319,7 @@ fn describe_audio(state: &StreamState) -> Option<Audio> {
     Some(Audio {
         codec: format.codec().name(),
         sample_rate: match format {
-            Format::Aac(config) => config.sample_rate,
+            CodecFormat::Aac(config) => config.sample_rate,
             format => format.codec().clock_rate(),
         },
         bitrate: state.audio.rate_meter().current_rate(monotonic_now()).bitrate,

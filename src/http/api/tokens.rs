@@ -120,14 +120,14 @@ pub(super) async fn issue_token(
 ) -> Result<Response, Problem> {
     let body = read_object(&headers, body, &["application/json"]).await?;
     let request: TokenRequest =
-        serde_json::from_value(Value::Object(body)).map_err(|error| bad_token_problem(&error.to_string()))?;
+        serde_json::from_value(Value::Object(body)).map_err(|error| bad_token_request_problem(&error.to_string()))?;
     let permissions = Permissions {
         publish: parse_patterns("publish", &request.publish)?,
         play: parse_patterns("play", &request.play)?,
         api: false,
     };
     if permissions.publish.is_empty() && permissions.play.is_empty() {
-        return Err(bad_token_problem(
+        return Err(bad_token_request_problem(
             "the token has no permission: set `publish` or `play`",
         ));
     }
@@ -136,7 +136,7 @@ pub(super) async fn issue_token(
         .is_some_and(|seconds| !(1..=MAX_TOKEN_LIFETIME).contains(&seconds))
     {
         let problem = format!("`expires_in` has to be a whole number of seconds from 1 to {MAX_TOKEN_LIFETIME}");
-        return Err(bad_token_problem(&problem));
+        return Err(bad_token_request_problem(&problem));
     }
     if request
         .label
@@ -144,12 +144,12 @@ pub(super) async fn issue_token(
         .is_some_and(|label| label.chars().count() > MAX_LABEL_CHARS)
     {
         let problem = format!("`label` has more than {MAX_LABEL_CHARS} characters");
-        return Err(bad_token_problem(&problem));
+        return Err(bad_token_request_problem(&problem));
     }
     let label = request.label.filter(|label| !label.trim().is_empty());
     let lifetime = request.expires_in.map(Duration::from_secs);
     let (issued, secret) = IssuedToken::issue(permissions, lifetime, label)
-        .ok_or_else(|| bad_token_problem("the token would expire after the end of time"))?;
+        .ok_or_else(|| bad_token_request_problem("the token would expire after the end of time"))?;
     let mut shown = Token::from(&issued);
     shown.links = share_links(&shown, secret.reveal());
     shown.token = Some(secret.reveal().to_owned());
@@ -196,7 +196,7 @@ pub(super) async fn revoke_token(State(api): State<ApiState>, Path(id): Path<Str
     }
 }
 
-fn bad_token_problem(problem: &str) -> Problem {
+fn bad_token_request_problem(problem: &str) -> Problem {
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_token_request", problem)
 }
 
@@ -208,14 +208,14 @@ fn parse_patterns(member: &str, value: &Value) -> Result<Vec<StreamNamePattern>,
         text => vec![text],
     };
     if texts.len() > MAX_PATTERNS {
-        return Err(bad_token_problem(&format!(
+        return Err(bad_token_request_problem(&format!(
             "`{member}` has more than {MAX_PATTERNS} patterns"
         )));
     }
     let parse = |text: &Value| {
         text.as_str().and_then(StreamNamePattern::parse).ok_or_else(|| {
             let expected = "expected a name or pattern of streams, such as \"studio/*\", or a list of them";
-            bad_token_problem(&format!("`{member}` is invalid: {expected}"))
+            bad_token_request_problem(&format!("`{member}` is invalid: {expected}"))
         })
     };
     texts.into_iter().map(parse).collect()

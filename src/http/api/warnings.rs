@@ -116,7 +116,7 @@ type StreamWarnings<'a> = (&'a str, &'a [Warning]);
 
 impl LoggedWarnings {
     /// Logs each warning of these streams, which are live, once until its source ends.
-    pub fn log_new<'a>(&mut self, streams: impl Iterator<Item = StreamWarnings<'a>>) {
+    pub fn log_new_warnings<'a>(&mut self, streams: impl Iterator<Item = StreamWarnings<'a>>) {
         for (stream, warning) in self.mark_new_as_logged(streams) {
             warn!(stream, code = warning.code, "{}", warning.text);
         }

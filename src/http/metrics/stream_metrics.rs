@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use millstream_core::hub::meter::{CaptureDelayStats, MediaRate};
+use millstream_core::hub::meter::{BitrateAndFrameRate, CaptureDelayStats};
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::Stream;
 use millstream_core::hub::traffic::StreamTransportStats;
@@ -94,7 +94,7 @@ fn read_counter_as_f64(counter: &AtomicU64) -> f64 {
 struct TrackMetrics {
     kind: MediaKind,
     codec: Codec,
-    rate: MediaRate,
+    rate: BitrateAndFrameRate,
     /// Width and height in pixels, of video.
     resolution: Option<(u16, u16)>,
     capture_delays: CaptureDelayStats,
@@ -132,7 +132,7 @@ impl StreamMetrics {
 }
 
 fn write_viewer_totals(page: &mut MetricsText, streams: &[StreamMetrics]) {
-    page.begin_family("millstream_viewers", "gauge", "Viewers of all streams, by transport.");
+    page.begin_metric_family("millstream_viewers", "gauge", "Viewers of all streams, by transport.");
     page.add_sample_with_label(
         "transport",
         "webrtc",
@@ -149,7 +149,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
     #[expect(clippy::disallowed_methods, reason = "the time of the request")]
     let now = Instant::now();
     let all = control.media_plane.hub().streams();
-    let (streams, variants): (Vec<_>, Vec<_>) = all.iter().partition(|stream| stream.key.is_original());
+    let (streams, variants): (Vec<_>, Vec<_>) = all.iter().partition(|stream| stream.key.is_original_stream());
     let streams = streams.into_iter();
     let mut streams: Vec<StreamMetrics> = streams
         .map(|stream| StreamMetrics::from_stream(stream, control.hls_service.viewer_count(&stream.key.name), now))
@@ -165,7 +165,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
     let total = |stream: &StreamMetrics| stream.viewer_count + stream.hls_viewer_count;
     streams.sort_by(|a, b| (total(b), &a.name).cmp(&(total(a), &b.name)));
     streams.truncate(MAX_LISTED_STREAMS);
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_stream_viewers",
         "gauge",
         "Viewers of the stream. HLS players with the same address and user agent count as one. At most 1000 streams \
@@ -180,7 +180,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
             );
         }
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_stream_stalled",
         "gauge",
         "1 while the publisher of the stream is connected and has sent nothing for 5 s, else 0.",
@@ -190,7 +190,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
     }
     write_track_rate_delay_and_resolution_metrics(page, &streams);
     for (index, (name, help, _)) in STREAM_TRAFFIC_METRIC_FAMILIES.iter().enumerate() {
-        page.begin_family(name, "counter", help);
+        page.begin_metric_family(name, "counter", help);
         for stream in &streams {
             let value = stream.traffic.get(index).copied().unwrap_or_default();
             page.add_sample_with_label("stream", &stream.name, value);
@@ -209,7 +209,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
             "Deprecated: the same as millstream_transcode_viewers.",
         ),
     ] {
-        page.begin_family(family, "gauge", help);
+        page.begin_metric_family(family, "gauge", help);
         for (stream, target) in variants
             .iter()
             .filter_map(|stream| Some((stream, stream.key.transcode_target()?)))
@@ -221,7 +221,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
 }
 
 fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams: &[StreamMetrics]) {
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_stream_bitrate",
         "gauge",
         "Payload bit rate of the source, in bits per second.",
@@ -235,7 +235,7 @@ fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams
         );
         page.add_sample_with_label_list(&labels, track.rate.bitrate);
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_stream_frame_rate",
         "gauge",
         "Video frames per second of the source.",
@@ -244,7 +244,7 @@ fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams
     for (stream, track) in video_tracks() {
         page.add_sample_with_label("stream", &stream.name, format!("{:.2}", track.rate.frames_per_second));
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_stream_key_frame_interval_seconds",
         "gauge",
         "Time between the last two key frames of the source.",
@@ -254,7 +254,7 @@ fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams
             page.add_sample_with_label("stream", &stream.name, interval.as_secs_f64());
         }
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_source_delays_total",
         "counter",
         "Video frames and audio packets whose delay was measured, from capture (by the sender reports of the source) \
@@ -263,7 +263,7 @@ fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams
     for (stream, track) in all_tracks(streams) {
         page.add_sample_with_label_list(&track_labels(stream, track), track.capture_delays.measurement_count);
     }
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_source_delay_seconds_total",
         "counter",
         "Sum of the delays from capture to arrival; divided by the number of measured delays it is the mean.",
@@ -274,13 +274,13 @@ fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams
             track.capture_delays.delay_sum.as_secs_f64(),
         );
     }
-    page.begin_family("millstream_stream_width", "gauge", "Width of the video in pixels.");
+    page.begin_metric_family("millstream_stream_width", "gauge", "Width of the video in pixels.");
     for (stream, track) in video_tracks() {
         if let Some((width, _)) = track.resolution {
             page.add_sample_with_label("stream", &stream.name, width);
         }
     }
-    page.begin_family("millstream_stream_height", "gauge", "Height of the video in pixels.");
+    page.begin_metric_family("millstream_stream_height", "gauge", "Height of the video in pixels.");
     for (stream, track) in video_tracks() {
         if let Some((_, height)) = track.resolution {
             page.add_sample_with_label("stream", &stream.name, height);

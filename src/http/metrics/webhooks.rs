@@ -8,7 +8,7 @@ use crate::http::webhooks::EventWebhooks;
 /// Writes the metrics, if there are webhooks.
 pub(super) fn write_webhook_metrics(page: &mut MetricsText, webhooks: &EventWebhooks) {
     let counters = &webhooks.counters;
-    page.begin_family(
+    page.begin_metric_family(
         "millstream_webhook_events_total",
         "counter",
         "Events for webhooks by what became of them: delivered, given_up (after the last attempt), dropped (too many were \

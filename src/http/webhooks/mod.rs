@@ -70,7 +70,7 @@ impl EventWebhooks {
     }
 
     /// Passes an event of the log on to the webhooks that want it.
-    pub fn pass_on_event(&self, name: &str, data: &Value) {
+    pub fn forward_event_to_webhooks(&self, name: &str, data: &Value) {
         let mut translator = self.translator.lock().unwrap_or_else(PoisonError::into_inner);
         for (event_type, data) in translator.translate(name, data) {
             self.enqueue(&WebhookEvent { event_type, data });

@@ -6,7 +6,7 @@ use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::config::{Mistake, Redacted, Secret, WebhookConfig, WebhookEventType};
+use crate::config::{ConfigMistake, Redacted, Secret, WebhookConfig, WebhookEventType};
 
 /// A webhook, as it is configured.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +25,7 @@ impl WebhookTarget {
     /// # Errors
     ///
     /// All mistakes, by key.
-    pub fn build_all(configs: &[WebhookConfig]) -> Result<Vec<Self>, Vec<Mistake>> {
+    pub fn build_webhook_targets(configs: &[WebhookConfig]) -> Result<Vec<Self>, Vec<ConfigMistake>> {
         let (mut targets, mut mistakes) = (Vec::new(), Vec::new());
         for (index, config) in configs.iter().enumerate() {
             match Self::build(config) {
@@ -40,17 +40,22 @@ impl WebhookTarget {
         }
     }
 
-    fn build(config: &WebhookConfig) -> Result<Self, Mistake> {
+    fn build(config: &WebhookConfig) -> Result<Self, ConfigMistake> {
         if config.url.0.is_empty() {
-            return Err(Mistake::new("", "has no `url`"));
+            return Err(ConfigMistake::new("", "has no `url`"));
         }
         let secret = match (&config.secret, &config.secret_file) {
             (Some(secret), None) => secret.clone(),
-            (None, Some(file)) => read_secret(file).map_err(|problem| Mistake::new("secret_file", problem))?,
-            _ => return Err(Mistake::new("", "needs exactly one of `secret` and `secret_file`")),
+            (None, Some(file)) => read_secret(file).map_err(|problem| ConfigMistake::new("secret_file", problem))?,
+            _ => {
+                return Err(ConfigMistake::new(
+                    "",
+                    "needs exactly one of `secret` and `secret_file`",
+                ));
+            }
         };
         if decode_secret(&secret).is_none() {
-            return Err(Mistake::new(
+            return Err(ConfigMistake::new(
                 "",
                 "has a secret that begins with `whsec_` and is not base64 after it",
             ));
@@ -134,7 +139,7 @@ mod tests {
     #[test]
     fn a_webhook_without_url_or_secret_is_a_mistake() {
         let build = |config: WebhookConfig| {
-            let mistakes = WebhookTarget::build_all(&[config]).expect_err("a mistake");
+            let mistakes = WebhookTarget::build_webhook_targets(&[config]).expect_err("a mistake");
             mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
         };
         let url = || Redacted("https://example.org/".to_owned());

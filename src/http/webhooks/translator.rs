@@ -10,11 +10,11 @@ use crate::config::WebhookEventType;
 /// Remembers the state of each stream.
 #[derive(Default)]
 pub(super) struct EventTranslator {
-    streams: HashMap<String, KnownStream>,
+    streams: HashMap<String, StreamEventState>,
 }
 
 #[derive(Default)]
-struct KnownStream {
+struct StreamEventState {
     is_live: bool,
     /// The last event about its source. A source that is retried fails many times.
     source: Option<WebhookEventType>,
@@ -24,13 +24,13 @@ impl EventTranslator {
     /// Returns the events for an entry of the event log.
     pub(super) fn translate(&mut self, name: &str, data: &Value) -> Vec<(WebhookEventType, Value)> {
         match name {
-            "stream" => self.translate_stream(data),
+            "stream" => self.translate_stream_event(data),
             "session" => translate_session(data).into_iter().collect(),
             _ => Vec::new(),
         }
     }
 
-    fn translate_stream(&mut self, data: &Value) -> Vec<(WebhookEventType, Value)> {
+    fn translate_stream_event(&mut self, data: &Value) -> Vec<(WebhookEventType, Value)> {
         let Some(name) = data["stream"].as_str() else {
             return Vec::new();
         };
@@ -43,7 +43,12 @@ impl EventTranslator {
         };
         if source.is_some() && source != known.source {
             known.source = source;
-            events.extend(source.map(|event| (event, json!({ "stream": name, "error": error_of(event, data) }))));
+            events.extend(source.map(|event| {
+                (
+                    event,
+                    json!({ "stream": name, "error": source_failure_error(event, data) }),
+                )
+            }));
         }
         let is_live = data["live"] == true;
         if is_live != known.is_live {
@@ -64,7 +69,7 @@ impl EventTranslator {
 }
 
 /// The last error of a source that works may be long ago.
-fn error_of(event: WebhookEventType, data: &Value) -> Value {
+fn source_failure_error(event: WebhookEventType, data: &Value) -> Value {
     match event {
         WebhookEventType::SourceFailed => data["error"].clone(),
         _ => Value::Null,

@@ -16,7 +16,7 @@ use millstream_core::media::aac::AacConfig;
 use millstream_core::media::codec::av1::Av1Config;
 use millstream_core::media::codec::bits::remove_emulation_prevention;
 use millstream_core::media::packetizer::split_annex_b;
-use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::media::{Codec, CodecFormat, MediaKind};
 
 /// Codec parameters of a track: sample entry, and codec string for playlists (RFC 6381).
 #[derive(Clone, Debug, PartialEq)]
@@ -40,13 +40,13 @@ impl CodecConfig {
     /// Creates the header of a video track from its first key frame, as returned by the depacketizer.
     ///
     /// `None` if parameter sets are missing, or if players do not support the format.
-    pub fn for_video(format: Format, resolution: (u16, u16), frame: &Bytes) -> Option<Self> {
-        let visual = visual_fields(resolution);
+    pub fn from_video_key_frame(format: CodecFormat, resolution: (u16, u16), frame: &Bytes) -> Option<Self> {
+        let visual = visual_sample_entry_fields(resolution);
         let (codecs, entry) = match format {
-            Format::H264 { .. } => h264_sample_entry(visual, &split_annex_b(frame).ok()?)?,
-            Format::H265 { .. } => h265_sample_entry(visual, &split_annex_b(frame).ok()?)?,
-            Format::Vp9 { profile } => vp9_sample_entry(visual, profile),
-            Format::Av1 { .. } => av1_sample_entry(visual, &Av1Config::find_in_temporal_unit(frame)?),
+            CodecFormat::H264 { .. } => h264_sample_entry(visual, &split_annex_b(frame).ok()?)?,
+            CodecFormat::H265 { .. } => h265_sample_entry(visual, &split_annex_b(frame).ok()?)?,
+            CodecFormat::Vp9 { profile } => vp9_sample_entry(visual, profile),
+            CodecFormat::Av1 { .. } => av1_sample_entry(visual, &Av1Config::find_in_temporal_unit(frame)?),
             _ => return None,
         };
         Some(Self {
@@ -58,10 +58,10 @@ impl CodecConfig {
     }
 
     /// Creates the header of an audio track; `None` if players do not support the format.
-    pub fn for_audio(format: Format) -> Option<Self> {
+    pub fn for_audio(format: CodecFormat) -> Option<Self> {
         let (codecs, entry) = match format {
-            Format::Opus { .. } => opus_sample_entry(),
-            Format::Aac(config) => aac_sample_entry(config),
+            CodecFormat::Opus { .. } => opus_sample_entry(),
+            CodecFormat::Aac(config) => aac_sample_entry(config),
             _ => return None,
         };
         Some(Self {
@@ -165,7 +165,7 @@ pub fn frame_to_mp4_sample(codec: Codec, frame: &Bytes) -> Option<Bytes> {
     Some(out.into())
 }
 
-fn visual_fields((width, height): (u16, u16)) -> VisualSampleEntryFields {
+fn visual_sample_entry_fields((width, height): (u16, u16)) -> VisualSampleEntryFields {
     VisualSampleEntryFields {
         data_reference_index: VisualSampleEntryFields::DEFAULT_DATA_REFERENCE_INDEX,
         width,
@@ -191,7 +191,7 @@ fn h264_sample_entry(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<
         return None;
     };
     // High profiles have additional fields; browsers read them from the SPS itself.
-    let is_high = matches!(profile, 100 | 110 | 122 | 144);
+    let is_loss_high = matches!(profile, 100 | 110 | 122 | 144);
     let entry = Avc1Box {
         visual,
         avcc_box: AvccBox {
@@ -201,9 +201,9 @@ fn h264_sample_entry(visual: VisualSampleEntryFields, nals: &[Bytes]) -> Option<
             length_size_minus_one: Uint::new(3),
             sps_list: sets,
             pps_list: (!pps_list.is_empty()).then_some(pps_list)?,
-            chroma_format: is_high.then_some(Uint::new(1)),
-            bit_depth_luma_minus8: is_high.then_some(Uint::new(0)),
-            bit_depth_chroma_minus8: is_high.then_some(Uint::new(0)),
+            chroma_format: is_loss_high.then_some(Uint::new(1)),
+            bit_depth_luma_minus8: is_loss_high.then_some(Uint::new(0)),
+            bit_depth_chroma_minus8: is_loss_high.then_some(Uint::new(0)),
             sps_ext_list: Vec::new(),
         },
         unknown_boxes: Vec::new(),

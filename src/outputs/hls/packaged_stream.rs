@@ -136,7 +136,7 @@ impl PackagedStream {
     }
 
     /// Whether transcoded AAC was requested recently.
-    pub(super) fn has_aac_players(&self) -> bool {
+    pub(super) fn was_aac_requested_recently(&self) -> bool {
         let last = *self.last_aac_request_at.lock();
         last.is_some_and(|last| last.elapsed() < UNWATCHED_TIMEOUT)
     }

@@ -9,7 +9,7 @@ use millstream_core::hub::track::TrackFormatAndClock;
 use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
 use millstream_core::media::depacketizer::Frame;
 use millstream_core::media::packet::TrackTime;
-use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::media::{Codec, CodecFormat, MediaKind};
 
 /// Packages the renditions of one stream.
 #[derive(Debug, Default)]
@@ -74,7 +74,7 @@ impl PendingFrame {
 const MAX_UNFILLED_OPUS_TICKS: u32 = 48_000 * 150 / 1_000;
 
 /// Duration of a filling frame, in ticks.
-const FILLING_OPUS_TICKS: u32 = 960;
+const OPUS_FILLER_FRAME_TICKS: u32 = 960;
 
 /// Splits an Opus frame that a pause follows into itself and frames without content, which the decoder conceals as it
 /// does in a WebRTC client: no frame is longer than a part may be.
@@ -90,7 +90,7 @@ fn fill_opus_pause(pending: PendingFrame, ticks: u32) -> Vec<(PendingFrame, u32)
         celt => celt / 4 * 4 + 3,
     };
     let filling = bytes::Bytes::copy_from_slice(&[config << 3 | toc & 0b100]);
-    let own_ticks = FILLING_OPUS_TICKS * 3;
+    let own_ticks = OPUS_FILLER_FRAME_TICKS * 3;
     let mut frames = Vec::new();
     let begin = pending.start_ticks;
     frames.push((pending, own_ticks));
@@ -98,10 +98,10 @@ fn fill_opus_pause(pending: PendingFrame, ticks: u32) -> Vec<(PendingFrame, u32)
     while at < ticks {
         let rest = ticks - at;
         // The last one takes what is left, so that the next frame follows without a gap.
-        let frame_ticks = if rest < FILLING_OPUS_TICKS * 2 {
+        let frame_ticks = if rest < OPUS_FILLER_FRAME_TICKS * 2 {
             rest
         } else {
-            FILLING_OPUS_TICKS
+            OPUS_FILLER_FRAME_TICKS
         };
         let frame = PendingFrame {
             codec: Codec::Opus,
@@ -219,7 +219,7 @@ impl Packager {
         let rate = track.format.map_or(90_000, |format| format.codec().clock_rate());
         let age = track
             .clock
-            .track_time_captured_at(now)
+            .track_time_for_capture_at(now)
             .map(|current| ticks_to_duration(current.saturating_sub(time), rate));
         let at = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
         let wall = wall.saturating_sub(now.saturating_duration_since(at));
@@ -257,7 +257,7 @@ impl Packager {
         let begin = match origin.track_times[rendition_role_index(role)] {
             Some(begin) => begin,
             None => {
-                let Some(begin) = track.clock.track_time_captured_at(origin.captured_at) else {
+                let Some(begin) = track.clock.track_time_for_capture_at(origin.captured_at) else {
                     return false;
                 };
                 origin.track_times[rendition_role_index(role)] = Some(begin);
@@ -307,7 +307,7 @@ impl Packager {
     /// Packages queued audio up to the current video position, or all of it if the video has stalled.
     fn release_queued_audio(&mut self) -> bool {
         let mut updated = false;
-        let video = self.video_position();
+        let video = self.pending_video_frame_start();
         for role in [RenditionRole::Audio, RenditionRole::AacAudio] {
             let queued = &self.queued_audio[rendition_role_index(role)];
             let newest = queued
@@ -332,7 +332,7 @@ impl Packager {
     }
 
     /// Position of the pending video frame on the timeline; all earlier ones are in the rendition.
-    fn video_position(&self) -> Option<Duration> {
+    fn pending_video_frame_start(&self) -> Option<Duration> {
         self.pending_frames[rendition_role_index(RenditionRole::Video)]
             .as_ref()
             .map(PendingFrame::start_time)
@@ -346,7 +346,7 @@ impl Packager {
             resolution: Some(resolution),
             frame_rate: track.frame_rate,
         };
-        if let Some(header) = CodecConfig::for_video(format, resolution, &frame.bytes) {
+        if let Some(header) = CodecConfig::from_video_key_frame(format, resolution, &frame.bytes) {
             self.create_rendition_or_set_codec_config(role, frame.codec.clock_rate(), header, wall);
         }
     }
@@ -381,7 +381,7 @@ impl Packager {
         let discontinuity = self.needs_discontinuity[rendition_role_index(role)];
         let next_cut = self.next_audio_segment_start(role, begin);
         let number = self.corresponding_video_msn(role, begin);
-        let video_is_ahead = self.video_position().is_some_and(|video| begin <= video);
+        let video_is_ahead = self.pending_video_frame_start().is_some_and(|video| begin <= video);
         let kind = role.kind();
         let Some(rendition) = &mut self.renditions[rendition_role_index(role)] else {
             return false;
@@ -431,7 +431,7 @@ impl Packager {
         let (Some(video), Some(own)) = (self.rendition(RenditionRole::Video), self.rendition(role)) else {
             return AudioSegmentStart::Anywhere;
         };
-        if self.video_position().is_some_and(|video| begin > video) {
+        if self.pending_video_frame_start().is_some_and(|video| begin > video) {
             return AudioSegmentStart::Anywhere;
         }
         let begun = own
@@ -465,7 +465,7 @@ impl Packager {
     }
 
     /// Whether HLS players support a format without transcoding.
-    pub fn supports_format(format: Format) -> bool {
+    pub fn supports_format(format: CodecFormat) -> bool {
         matches!(
             format.codec(),
             Codec::H264 | Codec::H265 | Codec::Vp9 | Codec::Av1 | Codec::Opus | Codec::Aac

@@ -20,7 +20,7 @@ use millstream_core::hub::stream::{SessionId, StreamState};
 use millstream_core::hub::tap::{StreamTap, TapQueue};
 use millstream_core::media::depacketizer::{Depacketizer, Frame};
 use millstream_core::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
-use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::media::{Codec, CodecFormat, MediaKind};
 
 /// Maximum age of the last key frame before another one is requested. It is lower for the first segment, for which
 /// players wait.
@@ -50,7 +50,7 @@ pub(super) async fn package_stream(
     loop {
         let due = retry_at.map_or(next_poll, |at| next_poll.min(at.into()));
         tokio::select! {
-            () = changed.notified() => tap.take_all(&mut VecDeque::new()),
+            () = changed.notified() => tap.take_all_messages(&mut VecDeque::new()),
             () = live.poll_requested.notified() => next_poll = Instant::now(),
             () = sleep_until(due) => {}
         }
@@ -86,7 +86,7 @@ fn update_track_readers_and_renditions<'a>(
     tracks: &mut Vec<TrackReader<'a>>,
 ) {
     let Some(stream) = hub.find_stream(name) else { return };
-    let has_aac_players = live.has_aac_players();
+    let was_aac_requested_recently = live.was_aac_requested_recently();
     let followed = stream.with_state(|state| {
         let source = state.source()?;
         let of = |role: RenditionRole| Some((role, playable_stream_key(hub, name, state, role.kind())?));
@@ -94,7 +94,7 @@ fn update_track_readers_and_renditions<'a>(
             .into_iter()
             .filter_map(of)
             .collect();
-        let aac = aac_transcode_key(hub, name, state).filter(|_| has_aac_players);
+        let aac = aac_transcode_key(hub, name, state).filter(|_| was_aac_requested_recently);
         Some((inputs, lower_simulcast_layer_keys(name, state), aac, source.session_id))
     });
     let Some((inputs, lower_layers, aac, source)) = followed else {
@@ -220,7 +220,7 @@ impl<'a> TrackReader<'a> {
                     // With the oldest one, players often find a complete segment at once.
                     MediaKind::Video => RingReader::at_oldest_key_frame(ring),
                     // Starts before the video; the packager drops audio that is too early.
-                    MediaKind::Audio => Some(RingReader::at_start(ring)),
+                    MediaKind::Audio => Some(RingReader::at_oldest_packet(ring)),
                 };
             }
             self.reader.as_mut()?.append_available_packets(now, ring, &mut entries)
@@ -294,7 +294,7 @@ fn lower_simulcast_layer_keys(name: &StreamName, state: &StreamState) -> Vec<(Re
 /// or if the video codec is not supported by Apple players either.
 fn aac_transcode_key(hub: &Hub, name: &StreamName, state: &StreamState) -> Option<StreamKey> {
     let source = state.source_format_and_b_frames(MediaKind::Audio)?;
-    let video = state.format(MediaKind::Video).map(Format::codec);
+    let video = state.format(MediaKind::Video).map(CodecFormat::codec);
     let supports_video = !matches!(video, Some(Codec::Vp8 | Codec::Vp9 | Codec::Av1));
     let target = TranscodeTarget::Aac;
     let can_transcode = hub.can_transcode_codec_to(source.format.codec(), target);

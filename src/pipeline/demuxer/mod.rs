@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use self::playout::{Playout, PlayoutError};
 use millstream_core::media::MediaKind;
 use millstream_core::media::container::SampleCodec;
-use millstream_worker_runtime::channel::{FromGatewayReceiver, ToGatewaySender, connect_to_gateway_and_lower_priority};
+use millstream_worker_runtime::channel::{
+    FromGatewayReceiver, GatewayMessageSender, connect_to_gateway_and_lower_priority,
+};
 use millstream_worker_runtime::wire::{
     DemuxJob, LeftOutTracksAndSegments, MessageFromWorker, MessageToWorker, PipelineJob, SegmentChunk, TrackFormat,
     WireFrame, WorkerFailure,
@@ -55,7 +57,7 @@ pub fn run_demuxer_worker() -> io::Result<()> {
 }
 
 /// Runs until the gateway tells it to stop, the stream ends, or nothing can be played.
-fn demux_hls_segments(job: DemuxJob, gateway: &ToGatewaySender, commands: FromGatewayReceiver) {
+fn demux_hls_segments(job: DemuxJob, gateway: &GatewayMessageSender, commands: FromGatewayReceiver) {
     let (sender, receiver) = sync_channel(SEGMENT_CHUNK_QUEUE_LENGTH);
     std::thread::spawn(move || forward_segment_chunks(commands, &sender));
     match send_frames_when_due(job, gateway, &receiver) {
@@ -87,7 +89,7 @@ fn forward_segment_chunks(mut commands: FromGatewayReceiver, chunk_sender: &Sync
 #[expect(clippy::disallowed_methods, reason = "the clock of the worker")]
 fn send_frames_when_due(
     job: DemuxJob,
-    gateway: &ToGatewaySender,
+    gateway: &GatewayMessageSender,
     chunks: &Receiver<SegmentChunk>,
 ) -> Result<(), PlayoutError> {
     let mut playout = Playout::new(job);
@@ -113,12 +115,12 @@ fn send_frames_when_due(
             };
             gateway.send(&MessageFromWorker::Frame(frame));
         }
-        if playout.has_finished() {
+        if playout.has_playout_finished() {
             return Ok(());
         }
         if now >= next_heartbeat {
             next_heartbeat = now + HEARTBEAT_INTERVAL;
-            let current = playout.left_out_input();
+            let current = playout.left_out_tracks_and_segments();
             if current != left_out {
                 left_out = current;
                 gateway.send(&MessageFromWorker::LeftOut(left_out.clone()));
@@ -147,7 +149,7 @@ struct AnnouncedTracks {
 }
 
 impl AnnouncedTracks {
-    fn announce_format_if_changed(&mut self, gateway: &ToGatewaySender, content: SampleCodec) {
+    fn announce_format_if_changed(&mut self, gateway: &GatewayMessageSender, content: SampleCodec) {
         let announced = match content.kind() {
             MediaKind::Video => &mut self.video,
             MediaKind::Audio => &mut self.audio,

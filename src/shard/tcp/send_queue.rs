@@ -14,10 +14,10 @@ use tokio::time::timeout;
 use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
 
 /// Maximum number of queued bytes including overhead: one second at 4 Mbit/s.
-pub const MAX_QUEUED_BYTES: usize = 512 * 1024;
+pub const MAX_TCP_QUEUED_BYTES: usize = 512 * 1024;
 
 /// Datagrams are dropped while the first in the queue has waited for this long: a player would no longer use them.
-const MAX_OLDEST_AGE_TO_QUEUE_MORE: Duration = Duration::from_secs(1);
+const MAX_OLDEST_DATAGRAM_AGE_TO_ENQUEUE: Duration = Duration::from_secs(1);
 
 /// Timeout of a write: the peer reads nothing.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,7 +61,7 @@ impl DatagramQueue {
     pub fn push_datagrams(&self, now: Instant, datagrams: &[u8], segment: usize) -> usize {
         let mut waiting = self.lock();
         let mut room = waiting
-            .acceptable_bytes(now)
+            .remaining_queue_capacity_bytes(now)
             .saturating_sub(DATAGRAM_RUN_OVERHEAD_BYTES);
         let fits = |datagram: &&[u8]| {
             let left = room.checked_sub(LENGTH_FIELD_BYTES + datagram.len());
@@ -140,13 +140,13 @@ impl DatagramQueue {
 }
 
 impl QueuedDatagramRuns {
-    fn acceptable_bytes(&self, now: Instant) -> usize {
+    fn remaining_queue_capacity_bytes(&self, now: Instant) -> usize {
         let is_late =
-            |(since, _): &(Instant, Bytes)| now.saturating_duration_since(*since) >= MAX_OLDEST_AGE_TO_QUEUE_MORE;
+            |(since, _): &(Instant, Bytes)| now.saturating_duration_since(*since) >= MAX_OLDEST_DATAGRAM_AGE_TO_ENQUEUE;
         if self.closed || self.runs.front().is_some_and(is_late) {
             return 0;
         }
-        MAX_QUEUED_BYTES.saturating_sub(self.total_bytes)
+        MAX_TCP_QUEUED_BYTES.saturating_sub(self.total_bytes)
     }
 
     /// Removes bytes that were written.
@@ -185,7 +185,7 @@ mod tests {
         let framed: usize = waiting.runs.iter().map(|(_, run)| run.len()).sum();
         assert_eq!(framed, taken * (LENGTH_FIELD_BYTES + 1_200), "no half datagram");
         assert!(
-            waiting.total_bytes <= MAX_QUEUED_BYTES && waiting.total_bytes + 1_300 > MAX_QUEUED_BYTES,
+            waiting.total_bytes <= MAX_TCP_QUEUED_BYTES && waiting.total_bytes + 1_300 > MAX_TCP_QUEUED_BYTES,
             "{}",
             waiting.total_bytes
         );
@@ -195,11 +195,11 @@ mod tests {
     fn small_datagrams_count_their_overhead() {
         let (queue, now) = (DatagramQueue::default(), Instant::now());
         let taken: usize = (0..1_000_000).map(|_| queue.push_datagrams(now, &[1], 1)).sum();
-        assert!(taken * DATAGRAM_RUN_OVERHEAD_BYTES < MAX_QUEUED_BYTES, "{taken}");
+        assert!(taken * DATAGRAM_RUN_OVERHEAD_BYTES < MAX_TCP_QUEUED_BYTES, "{taken}");
     }
 
     #[test]
-    fn nothing_is_added_behind_what_waits_for_a_second() {
+    fn queue_refuses_datagrams_behind_stale_ones() {
         let (queue, now) = (DatagramQueue::default(), Instant::now());
         assert_eq!(queue.push_datagrams(now, &[1; 100], 50), 2);
         assert_eq!(queue.push_datagrams(now + SECOND / 2, &[1; 100], 50), 2);

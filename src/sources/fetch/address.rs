@@ -48,7 +48,7 @@ impl AllowedNetworks {
     }
 
     /// Returns whether some addresses are not allowed.
-    pub fn is_restricted(&self) -> bool {
+    pub fn has_network_restriction(&self) -> bool {
         !self.0.is_empty()
     }
 

@@ -6,16 +6,16 @@ use url::Url;
 use super::address::AllowedNetworks;
 use super::pipeline::PipelineSpec;
 use super::{SourceConfig, SourceKind};
-use crate::config::mistake::{Hint, nearest_name};
+use crate::config::mistake::{MistakeHint, nearest_name};
 use crate::config::{
-    HlsSourceConfig, Mistake, MistakeKind, PipelineSourceConfig, RtspConfig, StreamConfig, StreamSourceConfig,
+    ConfigMistake, HlsSourceConfig, MistakeKind, PipelineSourceConfig, RtspConfig, StreamConfig, StreamSourceConfig,
     join_key_path, read_environment_variable,
 };
 use crate::pipeline::description::ParameterError;
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::parameter::UnescapedCredentialsError;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
-use crate::sources::hls::http::FirstResolvedAsPublic;
+use crate::sources::hls::http::DnsRebindingGuard;
 use crate::sources::hls::{FailedVariants, HlsOrigin, VariantLimits};
 use crate::sources::rtsp::camera::{Camera, PasswordSource};
 use crate::sources::rtsp::fallback::PipelineFallback;
@@ -39,7 +39,7 @@ impl SourceConfig {
     /// # Errors
     ///
     /// All mistakes in the table, by key.
-    pub fn build(stream: &StreamConfig, context: SourceBuildContext<'_>) -> Result<Self, Vec<Mistake>> {
+    pub fn build(stream: &StreamConfig, context: SourceBuildContext<'_>) -> Result<Self, Vec<ConfigMistake>> {
         let mut mistakes = Vec::new();
         let kind = match &stream.source {
             StreamSourceConfig::Rtsp(config) => {
@@ -69,7 +69,11 @@ impl SourceConfig {
     }
 }
 
-fn build_camera(config: &RtspConfig, context: SourceBuildContext<'_>, mistakes: &mut Vec<Mistake>) -> Option<Camera> {
+fn build_camera(
+    config: &RtspConfig,
+    context: SourceBuildContext<'_>,
+    mistakes: &mut Vec<ConfigMistake>,
+) -> Option<Camera> {
     let password = build_password_source(config, mistakes);
     let username = config.username.clone().map(|username| username.0);
     if username.is_none()
@@ -77,7 +81,7 @@ fn build_camera(config: &RtspConfig, context: SourceBuildContext<'_>, mistakes: 
             .as_ref()
             .is_some_and(|password| !matches!(password, PasswordSource::None))
     {
-        mistakes.push(Mistake::new("", "has a password but no `username`"));
+        mistakes.push(ConfigMistake::new("", "has a password but no `username`"));
     }
     let policies = parse_quirks(&config.quirks.0, mistakes);
     match Camera::new(&config.rtsp.0, username, password?) {
@@ -90,13 +94,16 @@ fn build_camera(config: &RtspConfig, context: SourceBuildContext<'_>, mistakes: 
             Some(camera)
         }
         Err(error) => {
-            mistakes.push(Mistake::with_kind("rtsp", MistakeKind::Sentence(error.to_string())));
+            mistakes.push(ConfigMistake::with_kind(
+                "rtsp",
+                MistakeKind::Sentence(error.to_string()),
+            ));
             None
         }
     }
 }
 
-fn parse_quirks(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> CameraPolicies {
+fn parse_quirks(table: &toml::Table, mistakes: &mut Vec<ConfigMistake>) -> CameraPolicies {
     let mut policies = CameraPolicies::default();
     for (name, value) in table {
         let key = join_key_path("quirks", name);
@@ -115,7 +122,7 @@ fn parse_quirks(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> CameraPolic
                 expected: format!("expected {allowed}"),
             },
         };
-        mistakes.push(Mistake::with_kind(key, problem));
+        mistakes.push(ConfigMistake::with_kind(key, problem));
     }
     policies
 }
@@ -126,14 +133,14 @@ fn build_unknown_name_mistake_kind<'a>(
     known: impl Iterator<Item = &'a str> + Clone,
 ) -> MistakeKind {
     let hint = match nearest_name(name, known.clone()) {
-        Some(near) => Hint::SimilarNames(vec![near.to_owned()]),
-        None => Hint::ValidNames(known.map(str::to_owned).collect()),
+        Some(near) => MistakeHint::SimilarNames(vec![near.to_owned()]),
+        None => MistakeHint::ValidNames(known.map(str::to_owned).collect()),
     };
     MistakeKind::UnknownName { what, hint }
 }
 
 /// Returns `None` if the password cannot be read.
-fn build_password_source(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Option<PasswordSource> {
+fn build_password_source(config: &RtspConfig, mistakes: &mut Vec<ConfigMistake>) -> Option<PasswordSource> {
     let given = [
         ("password", config.password.is_some()),
         ("password_file", config.password_file.is_some()),
@@ -141,7 +148,7 @@ fn build_password_source(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Op
     ];
     let mut given = given.into_iter().filter_map(|(key, is_given)| is_given.then_some(key));
     if let (Some(first), Some(second)) = (given.next(), given.next()) {
-        mistakes.push(Mistake::new(second, format!("cannot be combined with `{first}`")));
+        mistakes.push(ConfigMistake::new(second, format!("cannot be combined with `{first}`")));
         return None;
     }
     if let Some(file) = &config.password_file {
@@ -149,14 +156,14 @@ fn build_password_source(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Op
             Ok(_) => Some(PasswordSource::File(file.clone())),
             Err(error) => {
                 let problem = format!("names the file {}, which cannot be read: {error}", file.display());
-                mistakes.push(Mistake::new("password_file", problem));
+                mistakes.push(ConfigMistake::new("password_file", problem));
                 None
             }
         };
     }
     if let Some(variable) = &config.password_env {
-        let password =
-            read_environment_variable(variable).map_err(|problem| mistakes.push(Mistake::new("password_env", problem)));
+        let password = read_environment_variable(variable)
+            .map_err(|problem| mistakes.push(ConfigMistake::new("password_env", problem)));
         return password.ok().map(PasswordSource::Inline);
     }
     Some(match &config.password {
@@ -168,13 +175,13 @@ fn build_password_source(config: &RtspConfig, mistakes: &mut Vec<Mistake>) -> Op
 fn build_hls_origin(
     config: &HlsSourceConfig,
     context: SourceBuildContext<'_>,
-    mistakes: &mut Vec<Mistake>,
+    mistakes: &mut Vec<ConfigMistake>,
 ) -> Option<HlsOrigin> {
     let headers = parse_http_headers(&config.headers.0, mistakes);
     let address = match parse_playlist_url(&config.hls.0) {
         Ok(address) => address,
         Err(problem) => {
-            mistakes.push(Mistake::with_kind("hls", MistakeKind::Sentence(problem)));
+            mistakes.push(ConfigMistake::with_kind("hls", MistakeKind::Sentence(problem)));
             return None;
         }
     };
@@ -189,7 +196,7 @@ fn build_hls_origin(
         allowed_networks: context.allowed_networks.clone(),
         worker_programs: context.worker_programs.clone(),
         failed_variants: FailedVariants::default(),
-        first_resolution: FirstResolvedAsPublic::default(),
+        first_resolution: DnsRebindingGuard::default(),
     })
 }
 
@@ -212,10 +219,10 @@ fn parse_playlist_url(text: &str) -> Result<Url, String> {
 }
 
 /// Parses the HTTP headers that are sent to the origin. Their values are secrets.
-fn parse_http_headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> HeaderMap {
+fn parse_http_headers(table: &toml::Table, mistakes: &mut Vec<ConfigMistake>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     if table.len() > MAX_HTTP_HEADERS {
-        mistakes.push(Mistake::new(
+        mistakes.push(ConfigMistake::new(
             "headers",
             format!("has more than {MAX_HTTP_HEADERS} headers"),
         ));
@@ -226,7 +233,7 @@ fn parse_http_headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> Heade
         let text = value.as_str().and_then(|text| HeaderValue::from_str(text).ok());
         let (Some(header), Some(mut text)) = (header, text) else {
             let problem = "is not an HTTP header: expected a header name and a string of one line";
-            mistakes.push(Mistake::new(join_key_path("headers", name), problem));
+            mistakes.push(ConfigMistake::new(join_key_path("headers", name), problem));
             continue;
         };
         text.set_sensitive(true);
@@ -238,7 +245,7 @@ fn parse_http_headers(table: &toml::Table, mistakes: &mut Vec<Mistake>) -> Heade
 fn build_pipeline_spec(
     config: &PipelineSourceConfig,
     context: SourceBuildContext<'_>,
-    mistakes: &mut Vec<Mistake>,
+    mistakes: &mut Vec<ConfigMistake>,
 ) -> Option<PipelineSpec> {
     let name = &config.pipeline;
     let Some(description) = context
@@ -247,7 +254,7 @@ fn build_pipeline_spec(
         .filter(|description| !description.is_conversion())
     else {
         mistakes.push(match context.pipeline_library.get(name) {
-            Some(_) => Mistake::new(
+            Some(_) => ConfigMistake::new(
                 "pipeline",
                 "names a conversion pipeline, which the gateway starts by itself on demand; expected a source pipeline",
             ),
@@ -272,14 +279,14 @@ fn build_pipeline_spec(
                     }
                     ParameterError::InvalidValue(error) => MistakeKind::Sentence(error.to_string()),
                 };
-                Mistake::with_kind(join_key_path("params", &name), problem)
+                ConfigMistake::with_kind(join_key_path("params", &name), problem)
             }));
             None
         }
     }
 }
 
-fn build_unknown_pipeline_mistake(name: &str, library: &PipelineLibrary) -> Mistake {
+fn build_unknown_pipeline_mistake(name: &str, library: &PipelineLibrary) -> ConfigMistake {
     let sources = library.iter().filter(|(_, description)| !description.is_conversion());
     let known: Vec<&str> = sources.map(|(name, _)| name).collect();
     let text = match nearest_name(name, known.iter().copied()) {
@@ -289,7 +296,7 @@ fn build_unknown_pipeline_mistake(name: &str, library: &PipelineLibrary) -> Mist
             known.join(", ")
         ),
     };
-    Mistake::new("pipeline", text)
+    ConfigMistake::new("pipeline", text)
 }
 
 #[cfg(test)]
@@ -306,7 +313,8 @@ mod tests {
             worker_programs: &WorkerProgramsAndSlots::installed(),
             allowed_networks: &AllowedNetworks::default(),
         };
-        let listed = |mistakes: Vec<Mistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        let listed =
+            |mistakes: Vec<ConfigMistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         SourceConfig::build(&config.streams[0], context).map_err(listed)
     }
 

@@ -17,7 +17,7 @@ use self::status::SourceState;
 use super::hls::{self, HlsOrigin};
 use super::rtsp::camera::{Camera, CameraError};
 use super::rtsp::{self};
-use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
+use crate::pipeline::worker_slots::WorkerSlotReservation;
 use millstream_core::hub::changes::ChangeTopic;
 use millstream_core::hub::name::StreamKey;
 use millstream_core::sources::frame_source::FrameSink;
@@ -83,16 +83,14 @@ const DEMAND_POLL_INTERVAL: Duration = Duration::from_millis(500);
 pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: SourceConfig, plane: P) {
     let mut backoff = Backoff::default();
     let mut logged = None;
-    let reservation = SlotKeptAcrossRestarts::default();
+    let reservation = WorkerSlotReservation::default();
     loop {
-        if config.on_demand_linger.is_some()
-            && !entry.renew_demand_if_watched_and_check(plane.hub(), config.on_demand_linger)
-        {
+        if config.on_demand_linger.is_some() && !entry.renew_and_check_demand(plane.hub(), config.on_demand_linger) {
             entry.set_state(SourceState::Idle);
             reservation.release();
             entry.wait_until_watched_or_requested(plane.hub()).await;
         }
-        if has_other_source(&plane, &config.stream) {
+        if stream_has_source(&plane, &config.stream) {
             entry.set_state(SourceState::PausedForPublisher);
             reservation.release();
             wait_until_no_other_source(&plane, &config.stream).await;
@@ -107,7 +105,7 @@ pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: Sour
             info!(stream = %config.stream, source = config.kind.label(), ?tracks, "source of the stream connected");
         };
         let result = tokio::select! {
-            error = play_source(&entry, &config, &plane, &reservation, &mut live) => Err(error),
+            error = run_source_once(&entry, &config, &plane, &reservation, &mut live) => Err(error),
             () = wait_until_not_needed(&entry, &config, &plane) => Ok(()),
         };
         if live_since.is_some_and(|since: Instant| since.elapsed() >= BACKOFF_RESET_AFTER) {
@@ -165,7 +163,7 @@ async fn wait_until_not_needed<P: FrameSink>(entry: &RegisteredSource, config: &
     if config.on_demand_linger.is_none() {
         return std::future::pending().await;
     }
-    while entry.renew_demand_if_watched_and_check(plane.hub(), config.on_demand_linger) {
+    while entry.renew_and_check_demand(plane.hub(), config.on_demand_linger) {
         sleep(DEMAND_POLL_INTERVAL).await;
     }
 }
@@ -173,22 +171,22 @@ async fn wait_until_not_needed<P: FrameSink>(entry: &RegisteredSource, config: &
 async fn wait_until_no_other_source<P: FrameSink>(plane: &P, stream: &StreamKey) {
     let topic = ChangeTopic::Stream(stream.name.clone());
     let mut changes = plane.hub().change_notifier().listen([topic]);
-    while has_other_source(plane, stream) {
+    while stream_has_source(plane, stream) {
         changes.changed().await;
     }
 }
 
-fn has_other_source<P: FrameSink>(plane: &P, stream: &StreamKey) -> bool {
+fn stream_has_source<P: FrameSink>(plane: &P, stream: &StreamKey) -> bool {
     let stream = plane.hub().find_stream(stream);
     stream.is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
 }
 
 /// Runs a source once until it fails. `live` is called when the stream receives frames.
-async fn play_source<P: FrameSink>(
+async fn run_source_once<P: FrameSink>(
     entry: &RegisteredSource,
     config: &SourceConfig,
     plane: &P,
-    reservation: &SlotKeptAcrossRestarts,
+    reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     match &config.kind {

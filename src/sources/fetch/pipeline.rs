@@ -11,11 +11,11 @@ use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::parameter::TargetHost;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
-use crate::pipeline::worker_slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
 use millstream_core::hub::name::StreamKey;
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::clock::duration_to_ticks;
-use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::media::{Codec, CodecFormat, MediaKind};
 use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSink, FrameSource, NalFraming};
 use millstream_worker_runtime::wire::{
     MessageFromWorker, OutputTrackKinds, PipelineJob, TrackFormat, WireFrame, WorkerFailure,
@@ -45,9 +45,9 @@ pub fn announced_track(media: &TrackFormat) -> Option<AnnouncedTrack> {
         TrackFormat::Vp8 | TrackFormat::Vp9 | TrackFormat::Av1 => return None,
         TrackFormat::Jpeg => Codec::Jpeg.into(),
         TrackFormat::Opus => Codec::Opus.into(),
-        TrackFormat::Pcmu => Format::Pcmu.into(),
-        TrackFormat::Pcma => Format::Pcma.into(),
-        TrackFormat::Aac(config) => Format::Aac(AacConfig::parse(config)?).into(),
+        TrackFormat::Pcmu => CodecFormat::Pcmu.into(),
+        TrackFormat::Pcma => CodecFormat::Pcma.into(),
+        TrackFormat::Aac(config) => CodecFormat::Aac(AacConfig::parse(config)?).into(),
     })
 }
 
@@ -67,7 +67,7 @@ const CAPTURE_TIME_ESTIMATE_INTERVAL: Duration = Duration::from_secs(1);
 pub async fn play_pipeline<P: FrameSink>(
     spec: &PipelineSpec,
     (stream, plane): (&StreamKey, &P),
-    reservation: &SlotKeptAcrossRestarts,
+    reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     for host in &spec.hosts {
@@ -91,7 +91,7 @@ pub async fn play_pipeline<P: FrameSink>(
     let Some(process) = &mut running.0 else {
         return FetchError::StreamOccupied;
     };
-    let mut relay = WorkerRelay::new(stream, plane, true);
+    let mut relay = WorkerFrameForwarder::new(stream, plane, true);
     loop {
         let message = match process.next_message_or_kill().await {
             Ok(message) => message,
@@ -104,7 +104,7 @@ pub async fn play_pipeline<P: FrameSink>(
 }
 
 /// Passes the frames of a worker to the frame source of a stream.
-pub struct WorkerRelay<'a, P: FrameSink> {
+pub struct WorkerFrameForwarder<'a, P: FrameSink> {
     stream: &'a StreamKey,
     media_plane: &'a P,
     pending_tracks: PendingTracks,
@@ -114,7 +114,7 @@ pub struct WorkerRelay<'a, P: FrameSink> {
     accepts_key_frame_requests: bool,
 }
 
-impl<'a, P: FrameSink> WorkerRelay<'a, P> {
+impl<'a, P: FrameSink> WorkerFrameForwarder<'a, P> {
     /// Makes a relay that waits for the tracks of the worker. If `accepts_key_frame_requests` is set, key frame requests
     /// are sent to the worker until it refuses one.
     pub fn new(stream: &'a StreamKey, plane: &'a P, accepts_key_frame_requests: bool) -> Self {

@@ -8,25 +8,25 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::status::{SourceState, SourceStatus};
-use crate::config::LadderConfig;
+use crate::config::FailoverConfig;
 use millstream_core::hub::Hub;
 use millstream_core::hub::changes::{ChangeNotifier, ChangeTopic};
 use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
 use millstream_core::hub::name::{StreamKey, StreamName};
-use millstream_core::sources::ladder::switcher::Ladder;
+use millstream_core::sources::failover_group::switcher::FailoverGroup;
 
 /// The fetched streams, and the streams with several sources. Clones share the same entries.
 #[derive(Clone, Debug, Default)]
 pub struct SourceRegistry {
-    ladders: Arc<RwLock<BTreeMap<StreamName, ConfiguredLadder>>>,
+    failover_groups: Arc<RwLock<BTreeMap<StreamName, ConfiguredFailoverGroup>>>,
     registered_sources: Arc<RwLock<BTreeMap<StreamKey, Arc<RegisteredSource>>>>,
 }
 
 /// A stream with several sources.
 #[derive(Clone, Debug)]
-pub struct ConfiguredLadder {
-    pub config: LadderConfig,
-    pub ladder: Arc<Ladder>,
+pub struct ConfiguredFailoverGroup {
+    pub config: FailoverConfig,
+    pub failover_group: Arc<FailoverGroup>,
 }
 
 /// One fetched stream.
@@ -69,28 +69,28 @@ impl SourceRegistry {
         self.lock_for_reading().values().cloned().collect()
     }
 
-    /// Returns the ladder of a stream with several sources.
-    pub fn ladder(&self, stream: &StreamName) -> Option<ConfiguredLadder> {
-        let ladders = self.ladders.read().unwrap_or_else(PoisonError::into_inner);
-        ladders.get(stream).cloned()
+    /// Returns the failover group of a stream with several sources.
+    pub fn failover_group(&self, stream: &StreamName) -> Option<ConfiguredFailoverGroup> {
+        let failover_groups = self.failover_groups.read().unwrap_or_else(PoisonError::into_inner);
+        failover_groups.get(stream).cloned()
     }
 
-    /// Returns all ladders, sorted by stream.
-    pub fn all_ladders(&self) -> Vec<ConfiguredLadder> {
-        let ladders = self.ladders.read().unwrap_or_else(PoisonError::into_inner);
-        ladders.values().cloned().collect()
+    /// Returns all failover groups, sorted by stream.
+    pub fn all_failover_groups(&self) -> Vec<ConfiguredFailoverGroup> {
+        let failover_groups = self.failover_groups.read().unwrap_or_else(PoisonError::into_inner);
+        failover_groups.values().cloned().collect()
     }
 
-    /// Adds the ladder of a stream, replacing its previous one.
-    pub fn insert_ladder(&self, ladder: ConfiguredLadder) {
-        let mut ladders = self.ladders.write().unwrap_or_else(PoisonError::into_inner);
-        ladders.insert(ladder.config.stream.clone(), ladder);
+    /// Adds the failover group of a stream, replacing its previous one.
+    pub fn insert_failover_group(&self, failover_group: ConfiguredFailoverGroup) {
+        let mut failover_groups = self.failover_groups.write().unwrap_or_else(PoisonError::into_inner);
+        failover_groups.insert(failover_group.config.stream.clone(), failover_group);
     }
 
-    /// Removes the ladder of a stream.
-    pub fn remove_ladder(&self, stream: &StreamName) {
-        let mut ladders = self.ladders.write().unwrap_or_else(PoisonError::into_inner);
-        ladders.remove(stream);
+    /// Removes the failover group of a stream.
+    pub fn remove_failover_group(&self, stream: &StreamName) {
+        let mut failover_groups = self.failover_groups.write().unwrap_or_else(PoisonError::into_inner);
+        failover_groups.remove(stream);
     }
 
     /// Adds an entry, replacing the previous one of the stream.
@@ -186,7 +186,7 @@ impl RegisteredSource {
             changes
         });
         if changed {
-            self.wake_stream_listeners();
+            self.notify_stream_change_listeners();
         }
     }
 
@@ -205,10 +205,10 @@ impl RegisteredSource {
             status.last_error = Some(error.to_owned());
             status.restart_count += 1;
         });
-        self.wake_stream_listeners();
+        self.notify_stream_change_listeners();
     }
 
-    fn wake_stream_listeners(&self) {
+    fn notify_stream_change_listeners(&self) {
         self.change_notifier
             .notify(&ChangeTopic::Stream(self.stream.name.clone()));
     }
@@ -219,12 +219,12 @@ impl RegisteredSource {
     }
 
     /// Whether the stream is watched, or was watched or requested within `linger` (ever, if it is `None`).
-    pub(super) fn renew_demand_if_watched_and_check(&self, hub: &Hub, linger: Option<Duration>) -> bool {
-        let is_watched = hub
+    pub(super) fn renew_and_check_demand(&self, hub: &Hub, linger: Option<Duration>) -> bool {
+        let has_consumers = hub
             .find_stream(&self.stream)
-            .is_some_and(|stream| stream.with_state(|state| state.is_watched()));
+            .is_some_and(|stream| stream.with_state(|state| state.has_consumers()));
         let mut requested = self.lock_last_requested_at();
-        if is_watched {
+        if has_consumers {
             *requested = Some(Instant::now());
         }
         requested.is_some_and(|requested| linger.is_none_or(|linger| requested.elapsed() < linger))
@@ -235,11 +235,11 @@ impl RegisteredSource {
         let mut changes = hub
             .change_notifier()
             .listen([ChangeTopic::Stream(self.stream.name.clone())]);
-        let is_watched = || {
+        let has_consumers = || {
             let stream = hub.find_stream(&self.stream);
-            stream.is_some_and(|stream| stream.with_state(|state| state.is_watched()))
+            stream.is_some_and(|stream| stream.with_state(|state| state.has_consumers()))
         };
-        while !is_watched() {
+        while !has_consumers() {
             tokio::select! {
                 () = self.start_request_notify.notified() => return,
                 () = changes.changed() => {}

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::sources::rtsp::incompatibility::IgnoredInput;
+use crate::sources::rtsp::incompatibility::IgnoredInputStats;
 
 /// State of a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -58,7 +58,7 @@ pub struct SourceStatus {
     /// Why a camera is read by a pipeline.
     pub fallback_reason: Option<&'static str>,
     /// What the source sent and was passed over in this session.
-    pub ignored_input: IgnoredInput,
+    pub ignored_input: IgnoredInputStats,
     /// Tracks of the source whose codec is not supported.
     pub unsupported_tracks: Vec<String>,
 }

@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::error::FetchError;
 use super::registry::{RegisteredSource, SourceRegistry};
 use super::status::SourceState;
-use super::{SourceConfig, play_source};
-use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
+use super::{SourceConfig, run_source_once};
+use crate::pipeline::worker_slots::WorkerSlotReservation;
 use millstream_core::hub::Hub;
 use millstream_core::hub::batch::PacketBatchToDeliver;
 use millstream_core::hub::name::StreamKey;
@@ -22,9 +22,9 @@ use millstream_core::sources::frame_source::{FrameSink, FrameSource};
 
 /// The streams of sources that are tried. Clones share them.
 #[derive(Clone, Default)]
-pub struct TrialPlane(Arc<Hub>);
+pub struct TrialSourceHub(Arc<Hub>);
 
-impl FrameSink for TrialPlane {
+impl FrameSink for TrialSourceHub {
     fn hub(&self) -> &Hub {
         &self.0
     }
@@ -43,7 +43,7 @@ impl FrameSink for TrialPlane {
 pub struct SourceTrial {
     /// Holds the status of this source only.
     pub registry: SourceRegistry,
-    plane: TrialPlane,
+    plane: TrialSourceHub,
     stream: StreamKey,
     task: JoinHandle<()>,
     failure: oneshot::Receiver<FetchError>,
@@ -58,14 +58,14 @@ pub enum TrialFailure {
 }
 
 /// How long a source has to deliver media until its rates are measured.
-const MEASURING_TIME: Duration = Duration::from_secs(2);
+const RATE_MEASUREMENT_DURATION: Duration = Duration::from_secs(2);
 
 /// How often the trial looks at its stream.
 const TRIAL_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl SourceTrial {
     /// Starts a source.
-    pub fn start(config: SourceConfig, plane: &TrialPlane) -> Self {
+    pub fn start(config: SourceConfig, plane: &TrialSourceHub) -> Self {
         let changes = plane.hub().change_notifier().clone();
         let entry = RegisteredSource::new(config.stream.clone(), config.kind.label(), false, changes);
         let registry = SourceRegistry::default();
@@ -74,7 +74,7 @@ impl SourceTrial {
         let (failed, failure) = oneshot::channel();
         let fed = plane.clone();
         let task = tokio::spawn(async move {
-            let _ = failed.send(play_until_failure(&entry, &config, &fed).await);
+            let _ = failed.send(run_trial_source_until_failure(&entry, &config, &fed).await);
         });
         Self {
             registry,
@@ -91,8 +91,8 @@ impl SourceTrial {
     /// # Errors
     ///
     /// A [`TrialFailure`] if the source delivers no media.
-    pub async fn wait_until_known(&mut self, limit: Duration) -> Result<(), TrialFailure> {
-        let known = wait_until_known(&self.plane, &self.stream);
+    pub async fn wait_for_enough_media(&mut self, limit: Duration) -> Result<(), TrialFailure> {
+        let known = wait_for_enough_media(&self.plane, &self.stream);
         let waiting = async {
             tokio::select! {
                 () = known => Ok(()),
@@ -114,24 +114,28 @@ impl Drop for SourceTrial {
 }
 
 /// Plays a source as [`super::run_source`] does, until it fails for the first time.
-async fn play_until_failure(entry: &RegisteredSource, config: &SourceConfig, plane: &TrialPlane) -> FetchError {
-    let reservation = SlotKeptAcrossRestarts::default();
+async fn run_trial_source_until_failure(
+    entry: &RegisteredSource,
+    config: &SourceConfig,
+    plane: &TrialSourceHub,
+) -> FetchError {
+    let reservation = WorkerSlotReservation::default();
     entry.set_state(SourceState::Starting);
     let mut live = |_: &dyn std::fmt::Debug| entry.set_state(SourceState::Live);
     loop {
-        match play_source(entry, config, plane, &reservation, &mut live).await {
+        match run_source_once(entry, config, plane, &reservation, &mut live).await {
             FetchError::SwitchedToPipeline | FetchError::Reopened => {}
             error => return error,
         }
     }
 }
 
-async fn wait_until_known(plane: &TrialPlane, stream: &StreamKey) {
+async fn wait_for_enough_media(plane: &TrialSourceHub, stream: &StreamKey) {
     let mut live_since = None;
     loop {
         if is_live(plane, stream) {
             let since: Instant = *live_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= MEASURING_TIME && has_known_key_frame_interval(plane, stream) {
+            if since.elapsed() >= RATE_MEASUREMENT_DURATION && has_known_key_frame_interval(plane, stream) {
                 return;
             }
         }
@@ -139,13 +143,13 @@ async fn wait_until_known(plane: &TrialPlane, stream: &StreamKey) {
     }
 }
 
-fn is_live(plane: &TrialPlane, stream: &StreamKey) -> bool {
+fn is_live(plane: &TrialSourceHub, stream: &StreamKey) -> bool {
     let stream = plane.hub().find_stream(stream);
     stream.is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
 }
 
 /// Whether the interval of key frames is known, or there are none.
-fn has_known_key_frame_interval(plane: &TrialPlane, stream: &StreamKey) -> bool {
+fn has_known_key_frame_interval(plane: &TrialSourceHub, stream: &StreamKey) -> bool {
     let stream = plane.hub().find_stream(stream);
     stream.is_some_and(|stream| {
         stream

@@ -9,8 +9,8 @@ pub(super) fn parse_cookie_date(text: &str) -> Option<SystemTime> {
     let (mut time, mut day, mut month, mut year) = (None, None, None, None);
     for token in text.split(is_date_delimiter).filter(|token| !token.is_empty()) {
         // Each field is the first token that looks like it.
-        if time.is_none() && time_of_day(token).is_some() {
-            time = time_of_day(token);
+        if time.is_none() && parse_time_of_day(token).is_some() {
+            time = parse_time_of_day(token);
         } else if day.is_none() && parse_leading_number(token, 1, 2).is_some() {
             day = parse_leading_number(token, 1, 2);
         } else if month.is_none() && parse_month_name(token).is_some() {
@@ -43,7 +43,7 @@ fn parse_leading_number(token: &str, least: usize, most: usize) -> Option<u32> {
 }
 
 /// Parses `hh:mm:ss`.
-fn time_of_day(token: &str) -> Option<Time> {
+fn parse_time_of_day(token: &str) -> Option<Time> {
     let mut fields = token.splitn(3, ':');
     let mut field = || u8::try_from(parse_leading_number(fields.next()?, 1, 2)?).ok();
     Time::from_hms(field()?, field()?, field()?).ok()

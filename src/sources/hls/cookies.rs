@@ -64,7 +64,7 @@ impl CookieJar {
         let mut sent: Vec<&Cookie> = self
             .cookies
             .iter()
-            .filter(|cookie| cookie.applies_to(now, to))
+            .filter(|cookie| cookie.applies_to_url(now, to))
             .collect();
         // §5.4: longer paths come first.
         sent.sort_by_key(|cookie| std::cmp::Reverse(cookie.path.len()));
@@ -127,7 +127,7 @@ impl Cookie {
         (!cookie.name.is_empty()).then_some(cookie)
     }
 
-    fn applies_to(&self, now: Instant, to: &Url) -> bool {
+    fn applies_to_url(&self, now: Instant, to: &Url) -> bool {
         let host = to.host_str().unwrap_or_default().to_ascii_lowercase();
         let is_host = host == self.domain || !self.is_host_only && is_host_in_domain(&host, &self.domain);
         let is_path = to

@@ -66,13 +66,13 @@ impl PlaylistCursor {
     /// Continues with another server's playlist of the stream: where it is, if that is listed, or else on another
     /// timeline.
     pub fn continue_or_restart_on_other_server(&mut self, playlist: &MediaPlaylist) {
-        if self.next_segment_number.is_some() && !self.can_continue_in(playlist) {
+        if self.next_segment_number.is_some() && !self.can_continue_in_playlist(playlist) {
             self.restart();
         }
     }
 
     /// Whether a playlist goes on where this one is.
-    pub fn can_continue_in(&self, playlist: &MediaPlaylist) -> bool {
+    pub fn can_continue_in_playlist(&self, playlist: &MediaPlaylist) -> bool {
         let first = playlist.segments.first().map(|segment| segment.media_sequence_number);
         self.next_segment_number
             .zip(first)
@@ -130,7 +130,7 @@ impl PlaylistCursor {
                     parts: Vec::new(),
                     ..segment.clone()
                 };
-                let timeline = self.update_timeline_id_for(&part);
+                let timeline = self.update_timeline_id_for_segment(&part);
                 return Some(CursorStep::FetchSegment(Box::new(part), timeline));
             }
             if segment.uri.is_empty() {
@@ -170,7 +170,7 @@ impl PlaylistCursor {
                 parts: Vec::new(),
                 ..segment.clone()
             };
-            let timeline = self.update_timeline_id_for(&segment);
+            let timeline = self.update_timeline_id_for_segment(&segment);
             return CursorStep::FetchSegment(Box::new(segment), timeline);
         }
         if playlist.has_ended {
@@ -208,7 +208,7 @@ impl PlaylistCursor {
 
     /// Returns the timeline of a segment, from the playlist's discontinuity sequence number if it has one, or else by
     /// counting discontinuities.
-    fn update_timeline_id_for(&mut self, segment: &OriginSegment) -> u64 {
+    fn update_timeline_id_for_segment(&mut self, segment: &OriginSegment) -> u64 {
         let last = self.last_discontinuity_sequence.replace(segment.discontinuity_sequence);
         match last {
             None if segment.has_discontinuity_sequence => {

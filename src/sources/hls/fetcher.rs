@@ -17,14 +17,14 @@ use super::http::{FetchLimits, HttpError};
 use super::playlist::{InitSection, KeyUriAndIv, MediaPlaylist, OriginSegment, Playlist};
 use super::variant_resolver::VariantResolver;
 use crate::pipeline::worker_process::SegmentChunkSender;
-use crate::sources::rtsp::incompatibility::IgnoredInput;
+use crate::sources::rtsp::incompatibility::IgnoredInputStats;
 use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
 
 /// The last fetch error; `None` after a successful fetch.
 pub(super) type LastFetchError = Arc<Mutex<Option<HlsError>>>;
 
 /// The segments that were not fetched.
-pub(super) type SkippedSegments = Arc<Mutex<IgnoredInput>>;
+pub(super) type SkippedSegments = Arc<Mutex<IgnoredInputStats>>;
 
 /// What a fetcher shares with the worker and with the other fetchers of its source.
 pub(super) struct FetcherSharedState {
@@ -217,7 +217,7 @@ impl RenditionFetcher {
                     // Several renditions have to be on one timeline.
                     let is_apart = self.links.rendition_count > 1
                         && is_moved
-                        && !self.cursor.can_continue_in(&resolved.first_playlist);
+                        && !self.cursor.can_continue_in_playlist(&resolved.first_playlist);
                     if resolved.rendition_urls.len() != self.links.rendition_count || is_apart {
                         self.links.reopen.notify_one();
                         std::future::pending::<()>().await;

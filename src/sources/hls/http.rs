@@ -26,7 +26,7 @@ use crate::sources::fetch::address::{AddressError, AddressOrigin, AllowedNetwork
 #[derive(Debug)]
 pub(super) struct OriginClient {
     http: reqwest::Client,
-    address_guard: Arc<AddressGuard>,
+    address_guard: Arc<AddressRestriction>,
     /// Sent only to the configured scheme, host and port, because they may be secrets.
     configured_headers: HeaderMap,
     configured_url: Url,
@@ -93,7 +93,7 @@ const MAX_REDIRECTS: usize = 3;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum time between two reads of a body.
-const READ_TIMEOUT: Duration = Duration::from_secs(6);
+const BODY_READ_TIMEOUT: Duration = Duration::from_secs(6);
 
 impl OriginClient {
     /// Makes a client for the source at this URL.
@@ -105,9 +105,9 @@ impl OriginClient {
         url: &Url,
         allowed: AllowedNetworks,
         headers: HeaderMap,
-        first_resolution: FirstResolvedAsPublic,
+        first_resolution: DnsRebindingGuard,
     ) -> Result<Self, HttpError> {
-        let guard = Arc::new(AddressGuard {
+        let guard = Arc::new(AddressRestriction {
             allowed_networks: allowed,
             configured_host: url.host_str().unwrap_or_default().to_owned(),
             first_resolution,
@@ -119,7 +119,7 @@ impl OriginClient {
             .redirect(Policy::none())
             .dns_resolver(guard.clone())
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
+            .read_timeout(BODY_READ_TIMEOUT)
             .build()
             .map_err(|error| HttpError::ClientSetup(innermost_cause(&error)))?;
         Ok(Self {
@@ -298,18 +298,18 @@ fn innermost_cause(error: &reqwest::Error) -> String {
 
 /// Restricts the addresses that are connected to.
 #[derive(Debug)]
-struct AddressGuard {
+struct AddressRestriction {
     allowed_networks: AllowedNetworks,
     /// The configured host.
     configured_host: String,
-    first_resolution: FirstResolvedAsPublic,
+    first_resolution: DnsRebindingGuard,
 }
 
 /// Whether the configured host was public when it was first resolved. If so, its name may not refer to private addresses
 /// later, which only the gateway can reach (DNS rebinding), unless it has moved there: after a day without any public
 /// address the next resolution counts as the first one, as it would after a restart of the gateway.
 #[derive(Clone, Debug, Default)]
-pub struct FirstResolvedAsPublic(Arc<Mutex<DnsResolutionState>>);
+pub struct DnsRebindingGuard(Arc<Mutex<DnsResolutionState>>);
 
 #[derive(Debug, Default)]
 struct DnsResolutionState {
@@ -322,9 +322,9 @@ struct DnsResolutionState {
 /// How long a name that was public refers to private addresses before they are accepted.
 const PRIVATE_ADDRESS_ACCEPTANCE_DELAY: Duration = Duration::from_secs(24 * 3_600);
 
-impl FirstResolvedAsPublic {
+impl DnsRebindingGuard {
     /// Records a resolution. Returns whether the name may refer to public addresses only.
-    fn record_and_must_be_public(
+    fn record_resolution_and_require_public(
         &self,
         now: Instant,
         found: &[SocketAddr],
@@ -346,7 +346,7 @@ impl FirstResolvedAsPublic {
     }
 }
 
-impl AddressGuard {
+impl AddressRestriction {
     fn address_origin_of(&self, host: &str) -> AddressOrigin {
         if host.eq_ignore_ascii_case(&self.configured_host) {
             AddressOrigin::Operator
@@ -371,14 +371,18 @@ impl AddressGuard {
     }
 
     /// Resolves a name and returns the permitted addresses.
-    async fn resolve_permitted(&self, name: &str) -> Result<Vec<SocketAddr>, AddressError> {
+    async fn resolve_permitted_addresses(&self, name: &str) -> Result<Vec<SocketAddr>, AddressError> {
         let found = lookup_host((name, 0)).await;
         let found = found.map_err(|_| AddressError::Unresolved(name.to_owned()))?;
-        self.record_and_filter_resolved(name, &found.collect::<Vec<_>>())
+        self.record_and_filter_resolved_addresses(name, &found.collect::<Vec<_>>())
     }
 
     /// Returns the permitted addresses of those that a name was resolved to.
-    fn record_and_filter_resolved(&self, name: &str, found: &[SocketAddr]) -> Result<Vec<SocketAddr>, AddressError> {
+    fn record_and_filter_resolved_addresses(
+        &self,
+        name: &str,
+        found: &[SocketAddr],
+    ) -> Result<Vec<SocketAddr>, AddressError> {
         let mut origin = self.address_origin_of(name);
         if origin == AddressOrigin::Operator {
             let is_public = |address: &SocketAddr| {
@@ -389,7 +393,7 @@ impl AddressGuard {
             };
             if self
                 .first_resolution
-                .record_and_must_be_public(Instant::now(), found, is_public)
+                .record_resolution_and_require_public(Instant::now(), found, is_public)
             {
                 origin = AddressOrigin::OriginServer;
             }
@@ -411,7 +415,7 @@ impl AddressGuard {
 }
 
 /// The future outlives the call, so it gets its own copy of the guard.
-impl Resolve for AddressGuard {
+impl Resolve for AddressRestriction {
     fn resolve(&self, name: Name) -> Resolving {
         let guard = Self {
             allowed_networks: self.allowed_networks.clone(),
@@ -419,7 +423,7 @@ impl Resolve for AddressGuard {
             first_resolution: self.first_resolution.clone(),
         };
         Box::pin(async move {
-            let addresses = guard.resolve_permitted(name.as_str()).await?;
+            let addresses = guard.resolve_permitted_addresses(name.as_str()).await?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }
@@ -452,10 +456,10 @@ mod tests {
 
     #[test]
     fn a_public_name_does_not_become_a_private_one() {
-        let first_resolution = FirstResolvedAsPublic::default();
+        let first_resolution = DnsRebindingGuard::default();
         // The state outlives a restart of the source.
         let permitted = |addresses: &[&str]| {
-            let guard = AddressGuard {
+            let guard = AddressRestriction {
                 allowed_networks: AllowedNetworks::default(),
                 configured_host: "a.example".to_owned(),
                 first_resolution: first_resolution.clone(),
@@ -465,7 +469,7 @@ mod tests {
                 .map(|address| SocketAddr::new(address.parse().expect("an address"), 0))
                 .collect();
             guard
-                .record_and_filter_resolved("a.example", &addresses)
+                .record_and_filter_resolved_addresses("a.example", &addresses)
                 .map(|addresses| addresses.len())
         };
         assert_eq!(permitted(&["93.184.216.34"]), Ok(1));
@@ -483,20 +487,28 @@ mod tests {
     fn a_name_that_was_not_resolved_is_neither_public_nor_private() {
         let allowed = AllowedNetworks::default();
         let is_public = |found: &SocketAddr| allowed.check_address(found.ip(), AddressOrigin::OriginServer).is_ok();
-        let resolution = FirstResolvedAsPublic::default();
-        assert!(!resolution.record_and_must_be_public(Instant::now(), &[], is_public));
+        let resolution = DnsRebindingGuard::default();
+        assert!(!resolution.record_resolution_and_require_public(Instant::now(), &[], is_public));
         // What follows is the first resolution.
-        assert!(!resolution.record_and_must_be_public(Instant::now(), &socket_addresses(&["10.0.0.1"]), is_public));
-        let resolution = FirstResolvedAsPublic::default();
-        assert!(resolution.record_and_must_be_public(Instant::now(), &socket_addresses(&["93.184.216.34"]), is_public));
-        assert!(resolution.record_and_must_be_public(Instant::now(), &[], is_public));
+        assert!(!resolution.record_resolution_and_require_public(
+            Instant::now(),
+            &socket_addresses(&["10.0.0.1"]),
+            is_public
+        ));
+        let resolution = DnsRebindingGuard::default();
+        assert!(resolution.record_resolution_and_require_public(
+            Instant::now(),
+            &socket_addresses(&["93.184.216.34"]),
+            is_public
+        ));
+        assert!(resolution.record_resolution_and_require_public(Instant::now(), &[], is_public));
     }
 
     #[test]
     fn a_public_name_has_moved_after_a_day_without_a_public_address() {
         let allowed = AllowedNetworks::default();
         let is_public = |found: &SocketAddr| allowed.check_address(found.ip(), AddressOrigin::OriginServer).is_ok();
-        let (resolution, begin) = (FirstResolvedAsPublic::default(), Instant::now());
+        let (resolution, begin) = (DnsRebindingGuard::default(), Instant::now());
         let (public, private) = (socket_addresses(&["93.184.216.34"]), socket_addresses(&["10.0.0.1"]));
         let hours = |hours: u64| begin + Duration::from_secs(hours * 3_600);
         for (at, found, expected) in [
@@ -512,7 +524,7 @@ mod tests {
             (50, &public, false),
         ] {
             assert_eq!(
-                resolution.record_and_must_be_public(hours(at), found, is_public),
+                resolution.record_resolution_and_require_public(hours(at), found, is_public),
                 expected,
                 "{at} h: {found:?}"
             );
@@ -521,15 +533,17 @@ mod tests {
 
     #[test]
     fn a_private_name_stays_what_the_operator_configured() {
-        let guard = AddressGuard {
+        let guard = AddressRestriction {
             allowed_networks: AllowedNetworks::default(),
             configured_host: "camera.local".to_owned(),
-            first_resolution: FirstResolvedAsPublic::default(),
+            first_resolution: DnsRebindingGuard::default(),
         };
         for address in ["10.0.0.1:0", "10.0.0.2:0", "93.184.216.34:0"] {
             let addresses = [address.parse().expect("an address")];
             assert!(
-                guard.record_and_filter_resolved("camera.local", &addresses).is_ok(),
+                guard
+                    .record_and_filter_resolved_addresses("camera.local", &addresses)
+                    .is_ok(),
                 "{address}"
             );
         }

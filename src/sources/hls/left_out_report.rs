@@ -7,11 +7,11 @@ use tracing::info;
 use super::fetcher::SkippedSegments;
 use crate::pipeline::worker_process::WorkerProcessError;
 use crate::sources::fetch::registry::RegisteredSource;
-use crate::sources::rtsp::incompatibility::IgnoredInput;
+use crate::sources::rtsp::incompatibility::IgnoredInputStats;
 use millstream_worker_runtime::wire::{LeftOutTracksAndSegments, MessageFromWorker};
 
 /// What of a source is left out, for its status.
-pub(super) struct LeftOutReport<'a> {
+pub(super) struct LeftOutMediaReport<'a> {
     entry: &'a RegisteredSource,
     variants: Vec<String>,
     skipped: SkippedSegments,
@@ -19,11 +19,11 @@ pub(super) struct LeftOutReport<'a> {
     shown_count: u64,
 }
 
-impl<'a> LeftOutReport<'a> {
+impl<'a> LeftOutMediaReport<'a> {
     pub(super) fn new(entry: &'a RegisteredSource, variants: Vec<String>, skipped: SkippedSegments) -> Self {
         entry.update_status_silently(|status| {
             status.unsupported_tracks.clone_from(&variants);
-            status.ignored_input = IgnoredInput::default();
+            status.ignored_input = IgnoredInputStats::default();
         });
         Self {
             entry,
@@ -63,7 +63,7 @@ impl<'a> LeftOutReport<'a> {
         }
         self.shown_count = count;
         self.entry.update_status_silently(|status| {
-            status.ignored_input = IgnoredInput {
+            status.ignored_input = IgnoredInputStats {
                 count,
                 first_description: what.map(|what| format!("segment: {what}")),
                 last_at: Some(tokio::time::Instant::now().into_std()),

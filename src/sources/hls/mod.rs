@@ -25,18 +25,18 @@ use url::Url;
 use self::cursor::PlaylistCursor;
 use self::error::{FileKind, HlsError};
 use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegments};
-use self::http::{FirstResolvedAsPublic, HttpError, OriginClient};
-use self::left_out_report::LeftOutReport;
+use self::http::{DnsRebindingGuard, HttpError, OriginClient};
+use self::left_out_report::LeftOutMediaReport;
 pub use self::variant_resolver::FailedVariants;
 use self::variant_resolver::VariantResolver;
 pub use self::variants::VariantLimits;
 use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
-use crate::pipeline::worker_slots::{SlotKeptAcrossRestarts, WorkerOwner};
+use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
 use crate::sources::fetch::address::AllowedNetworks;
 use crate::sources::fetch::error::FetchError;
-use crate::sources::fetch::pipeline::{StopWorkerOnDrop, WorkerRelay};
+use crate::sources::fetch::pipeline::{StopWorkerOnDrop, WorkerFrameForwarder};
 use crate::sources::fetch::registry::RegisteredSource;
 use millstream_core::sources::frame_source::FrameSink;
 use millstream_worker_runtime::wire::{DemuxJob, MessageFromWorker};
@@ -70,7 +70,7 @@ pub struct HlsOrigin {
     pub worker_programs: WorkerProgramsAndSlots,
     /// Variants that failed, which are tried last for a while.
     pub failed_variants: FailedVariants,
-    pub first_resolution: FirstResolvedAsPublic,
+    pub first_resolution: DnsRebindingGuard,
 }
 
 impl std::fmt::Debug for HlsOrigin {
@@ -107,7 +107,7 @@ fn new_variant_resolver(origin: &HlsOrigin) -> Result<VariantResolver, HttpError
 /// Starts a worker in the slot of the source.
 fn start_demuxer_worker(
     origin: &HlsOrigin,
-    reservation: &SlotKeptAcrossRestarts,
+    reservation: &WorkerSlotReservation,
     job: DemuxJob,
 ) -> Result<WorkerProcess, WorkerProcessError> {
     let programs = &origin.worker_programs;
@@ -120,7 +120,7 @@ pub async fn play_hls_origin<P: FrameSink>(
     origin: &HlsOrigin,
     entry: &RegisteredSource,
     plane: &P,
-    reservation: &SlotKeptAcrossRestarts,
+    reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     let resolver = match new_variant_resolver(origin) {
@@ -147,7 +147,7 @@ pub async fn play_hls_origin<P: FrameSink>(
     let last_error: LastFetchError = Arc::new(Mutex::new(None));
     let requested: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
     let (skipped, reopen) = (SkippedSegments::default(), Arc::new(Notify::new()));
-    let mut report = LeftOutReport::new(entry, resolved.unplayable_variants, skipped.clone());
+    let mut report = LeftOutMediaReport::new(entry, resolved.unplayable_variants, skipped.clone());
     let (rendition_count, mut first) = (renditions.len(), Some(Arc::new(first)));
     let mut fetching = tokio::task::JoinSet::new();
     for ((rendition_index, url), segment_permits) in (0u8..).zip(renditions).zip(&requested) {
@@ -164,7 +164,7 @@ pub async fn play_hls_origin<P: FrameSink>(
         fetching.spawn(fetcher.run(first.take()));
     }
     // An origin serves encoded media, so it cannot make key frames on request.
-    let mut relay = WorkerRelay::new(&entry.stream, plane, false);
+    let mut relay = WorkerFrameForwarder::new(&entry.stream, plane, false);
     loop {
         let message = tokio::select! {
             message = process.next_message_or_kill() => message,

@@ -134,12 +134,12 @@ pub enum PlaylistError {
     UnsupportedEncryption(String),
     #[error("the playlist lists neither segments nor variants")]
     Empty,
-    #[error("the playlist lists more than {MAX_SEGMENTS} segments")]
+    #[error("the playlist lists more than {MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST} segments")]
     TooManySegments,
 }
 
 /// Maximum number of segments or variants of a playlist. A recording of a day in segments of two seconds has 43200.
-const MAX_SEGMENTS: usize = 50_000;
+const MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST: usize = 50_000;
 
 /// Number of segments at the end of a live playlist that are kept.
 const MAX_KEPT_LIVE_SEGMENTS: usize = 1_000;
@@ -204,7 +204,7 @@ impl Playlist {
         let mut reader = PlaylistParser::default();
         // What has ended is kept whole.
         let max_segments = if text.contains("#EXT-X-ENDLIST") {
-            MAX_SEGMENTS + 1
+            MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST + 1
         } else {
             MAX_KEPT_LIVE_SEGMENTS
         };
@@ -221,7 +221,9 @@ impl Playlist {
                 reader.segments.pop_front();
                 reader.dropped_segment_count = reader.dropped_segment_count.saturating_add(1);
             }
-            if reader.segments.len() > MAX_SEGMENTS || reader.multivariant.variants.len() > MAX_SEGMENTS {
+            if reader.segments.len() > MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST
+                || reader.multivariant.variants.len() > MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST
+            {
                 return Err(PlaylistError::TooManySegments);
             }
         }
@@ -272,7 +274,7 @@ impl<'a> PlaylistParser<'a> {
     fn parse_audio_rendition(&mut self, value: &str) {
         if attribute_value(value, "TYPE").as_deref() == Some("AUDIO")
             && let Some(group) = attribute_value(value, "GROUP-ID")
-            && self.multivariant.audio_renditions.len() < MAX_SEGMENTS
+            && self.multivariant.audio_renditions.len() < MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST
         {
             self.multivariant.audio_renditions.push(AudioRendition {
                 group_id: group,
@@ -384,11 +386,11 @@ impl<'a> PlaylistParser<'a> {
         if !self.multivariant.variants.is_empty() {
             return Ok(Playlist::Multivariant(self.multivariant));
         }
-        let is_usable = |listed: &ListedSegment<'_>| !listed.has_unsupported_encryption;
+        let is_rung_usable = |listed: &ListedSegment<'_>| !listed.has_unsupported_encryption;
         let has_foreign = self.segments.iter().any(|listed| listed.has_unsupported_encryption);
         self.media.encryption = self.unsupported_encryption.clone().filter(|_| has_foreign);
         match self.unsupported_encryption.take() {
-            Some(foreign) if !self.segments.iter().any(is_usable) => {
+            Some(foreign) if !self.segments.iter().any(is_rung_usable) => {
                 return Err(PlaylistError::UnsupportedEncryption(foreign));
             }
             _ if self.segments.is_empty()

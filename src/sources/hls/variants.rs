@@ -31,7 +31,7 @@ fn codec_playability_score(variant: &Variant) -> Option<u8> {
 }
 
 /// Maximum number of variants that are named as left out.
-const MAX_LISTED_VARIANTS: usize = 4;
+const MAX_LISTED_UNPLAYABLE_VARIANTS: usize = 4;
 
 /// Returns the variants that cannot be played, such as `variant dvh1.05.06, ec-3`.
 pub(super) fn unplayable_variant_names(multivariant: &MultivariantPlaylist) -> Vec<String> {
@@ -45,7 +45,7 @@ pub(super) fn unplayable_variant_names(multivariant: &MultivariantPlaylist) -> V
             codecs.map(|codecs| millstream_worker_runtime::wire::sanitize_worker_text(&format!("variant {codecs}")));
         left_out.extend(name.filter(|name| !left_out.contains(name)));
     }
-    left_out.truncate(MAX_LISTED_VARIANTS);
+    left_out.truncate(MAX_LISTED_UNPLAYABLE_VARIANTS);
     left_out
 }
 

@@ -18,7 +18,7 @@ pub struct DiscoveredDevice {
 
 /// Where to ask.
 #[derive(Clone, Copy, Debug)]
-pub enum ProbeTarget {
+pub enum WsDiscoveryTarget {
     /// All devices of the networks of this host.
     AllNetworks,
     /// One device.
@@ -29,7 +29,7 @@ pub enum ProbeTarget {
 const MAX_SHOWN_CHARS: usize = 200;
 
 /// Returns text of a device as it can be shown in a terminal.
-pub(super) fn shown_text(text: &str) -> String {
+pub(super) fn printable_text(text: &str) -> String {
     let printable = text.chars().filter(|c| !c.is_control());
     printable.take(MAX_SHOWN_CHARS).collect()
 }

@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
-use super::device::{DiscoveredDevice, shown_text};
-use super::probe::url_at_address;
+use super::device::{DiscoveredDevice, printable_text};
+use super::probe::url_with_host_replaced;
 use super::xml::{self, Element, escape};
 
 /// User and password of a device.
@@ -54,10 +54,10 @@ pub enum DeviceError {
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum size of an answer, in bytes: profiles of a camera with many have some 100 KiB.
-const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+const MAX_SOAP_RESPONSE_BYTES: usize = 1024 * 1024;
 
 /// Maximum number of profiles whose URL is asked for.
-const MAX_PROFILES: usize = 16;
+const MAX_ONVIF_PROFILES: usize = 16;
 
 const DEVICE_NAMESPACE: &str = "http://www.onvif.org/ver10/device/wsdl";
 const MEDIA_NAMESPACE: &str = "http://www.onvif.org/ver10/media/wsdl";
@@ -86,19 +86,20 @@ pub async fn fetch_stream_urls(
         .into_iter()
         .next()
         .unwrap_or_default();
-    let media_url = xml::first_text(media, "XAddr").and_then(|url| url_at_address(&url, device.address));
+    let media_url =
+        xml::text_of_first_element_named(media, "XAddr").and_then(|url| url_with_host_replaced(&url, device.address));
     let media_url = media_url.ok_or(DeviceError::NoMediaService)?;
     let profiles = client
         .call(&media_url, &format!("<GetProfiles xmlns=\"{MEDIA_NAMESPACE}\"/>"))
         .await?;
     let mut streams = Vec::new();
-    for profile in xml::groups(&profiles, "Profiles").into_iter().take(MAX_PROFILES) {
+    for profile in xml::groups(&profiles, "Profiles").into_iter().take(MAX_ONVIF_PROFILES) {
         let Some(token) = profile.first().and_then(|profile| profile.attribute("token")) else {
             continue;
         };
         let answer = client.call(&media_url, &stream_uri_request(&token)).await?;
-        if let Some(url) = xml::first_text(&answer, "Uri") {
-            streams.push(stream_of_profile(&shown_text(&url), profile));
+        if let Some(url) = xml::text_of_first_element_named(&answer, "Uri") {
+            streams.push(stream_of_profile(&printable_text(&url), profile));
         }
     }
     Ok(streams)
@@ -117,11 +118,12 @@ fn stream_uri_request(profile_token: &str) -> String {
 fn stream_of_profile(url: &str, profile: &[Element]) -> StreamUrl {
     let video = xml::groups(profile, "VideoEncoderConfiguration");
     let video = video.into_iter().next().unwrap_or_default();
-    let number = |name| xml::first_text(video, name).and_then(|text| text.parse().ok());
+    let number = |name| xml::text_of_first_element_named(video, name).and_then(|text| text.parse().ok());
     StreamUrl {
         url: url.to_owned(),
-        profile: xml::first_text(profile, "Name").map_or_else(String::new, |name| shown_text(&name)),
-        codec: xml::first_text(video, "Encoding").map(|codec| shown_text(&codec)),
+        profile: xml::text_of_first_element_named(profile, "Name")
+            .map_or_else(String::new, |name| printable_text(&name)),
+        codec: xml::text_of_first_element_named(video, "Encoding").map(|codec| printable_text(&codec)),
         width: number("Width"),
         height: number("Height"),
     }
@@ -134,7 +136,7 @@ struct SoapClient<'a> {
 
 impl SoapClient<'_> {
     async fn call(&self, url: &Url, body: &str) -> Result<Vec<Element>, DeviceError> {
-        let security = self.credentials.map_or_else(String::new, security_header);
+        let security = self.credentials.map_or_else(String::new, ws_security_header);
         let message = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
              <s:Envelope xmlns:s=\"http://www.w3.org/2003/05/soap-envelope\">{security}<s:Body>{body}</s:Body></s:Envelope>"
@@ -148,7 +150,7 @@ impl SoapClient<'_> {
         let status = response.status();
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if answer.len() + chunk.len() > MAX_ANSWER_BYTES {
+            if answer.len() + chunk.len() > MAX_SOAP_RESPONSE_BYTES {
                 return Err(DeviceError::BadAnswer);
             }
             answer.extend_from_slice(&chunk);
@@ -165,7 +167,7 @@ impl SoapClient<'_> {
 }
 
 /// Returns the header with a digest of the password (WS-Security UsernameToken Profile 1.0 §3.1).
-fn security_header(credentials: &Credentials) -> String {
+fn ws_security_header(credentials: &Credentials) -> String {
     let mut nonce = [0; 16];
     rand::rng().fill_bytes(&mut nonce);
     let created = OffsetDateTime::from(wall_clock_now());

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use url::Url;
 
-use super::device::{DiscoveredDevice, ProbeTarget, shown_text};
+use super::device::{DiscoveredDevice, WsDiscoveryTarget, printable_text};
 use super::xml::{self, Element};
 
 /// UDP port of WS-Discovery.
@@ -23,11 +23,11 @@ pub const WS_DISCOVERY_PORT: u16 = 3702;
 const WS_DISCOVERY_GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
 
 /// The probe is sent this often: UDP may lose it (SOAP-over-UDP 1.1, appendix I).
-const PROBE_REPEATS: u32 = 2;
-const PROBE_REPEAT_DELAY: Duration = Duration::from_millis(150);
+const WS_DISCOVERY_PROBE_REPEATS: u32 = 2;
+const WS_DISCOVERY_PROBE_REPEAT_DELAY: Duration = Duration::from_millis(150);
 
 /// Maximum size of an answer, in bytes.
-const MAX_ANSWER_BYTES: usize = 16 * 1024;
+const MAX_SOAP_RESPONSE_BYTES: usize = 16 * 1024;
 
 /// Maximum number of devices: more than any network of cameras that multicast reaches has.
 const MAX_DEVICES: usize = 1_000;
@@ -50,14 +50,14 @@ pub enum ProbeError {
 /// # Errors
 ///
 /// A [`ProbeError`] if no probe could be sent.
-pub async fn find_devices(target: ProbeTarget, time: Duration) -> Result<Vec<DiscoveredDevice>, ProbeError> {
+pub async fn find_devices(target: WsDiscoveryTarget, time: Duration) -> Result<Vec<DiscoveredDevice>, ProbeError> {
     let (sources, destination) = match target {
-        ProbeTarget::AllNetworks => (
+        WsDiscoveryTarget::AllNetworks => (
             multicast_interfaces()?,
             SocketAddr::from((WS_DISCOVERY_GROUP, WS_DISCOVERY_PORT)),
         ),
-        ProbeTarget::Device(device @ SocketAddr::V4(_)) => (vec![IpAddr::from(Ipv4Addr::UNSPECIFIED)], device),
-        ProbeTarget::Device(device) => (vec![IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED)], device),
+        WsDiscoveryTarget::Device(device @ SocketAddr::V4(_)) => (vec![IpAddr::from(Ipv4Addr::UNSPECIFIED)], device),
+        WsDiscoveryTarget::Device(device) => (vec![IpAddr::from(std::net::Ipv6Addr::UNSPECIFIED)], device),
     };
     let until = Instant::now() + time;
     let mut probes = JoinSet::new();
@@ -104,12 +104,12 @@ async fn probe_from(
 ) -> Result<BTreeMap<(IpAddr, Url), DiscoveredDevice>, ProbeError> {
     let failed = |error| ProbeError::Send { address: source, error };
     let socket = bind_socket(source, destination).map_err(failed)?;
-    let probe = probe_message(&random_uuid());
+    let probe = ws_discovery_probe_message(&random_uuid());
     let mut found = BTreeMap::new();
-    let mut answer = vec![0; MAX_ANSWER_BYTES];
-    for _ in 0..PROBE_REPEATS {
+    let mut answer = vec![0; MAX_SOAP_RESPONSE_BYTES];
+    for _ in 0..WS_DISCOVERY_PROBE_REPEATS {
         socket.send_to(probe.as_bytes(), destination).await.map_err(failed)?;
-        sleep(PROBE_REPEAT_DELAY).await;
+        sleep(WS_DISCOVERY_PROBE_REPEAT_DELAY).await;
     }
     while let Ok(received) = timeout_at(until, socket.recv_from(&mut answer)).await {
         // An ICMP error of an earlier datagram says nothing about others.
@@ -136,7 +136,7 @@ fn bind_socket(source: IpAddr, destination: SocketAddr) -> io::Result<UdpSocket>
 }
 
 /// Returns the question for devices with video.
-fn probe_message(uuid: &str) -> String {
+fn ws_discovery_probe_message(uuid: &str) -> String {
     format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
          <e:Envelope xmlns:e=\"http://www.w3.org/2003/05/soap-envelope\" \
@@ -166,18 +166,20 @@ fn devices_of_answer(text: &str, sender: IpAddr) -> Vec<DiscoveredDevice> {
     let matches = xml::groups(&elements, "ProbeMatch");
     matches
         .into_iter()
-        .filter_map(|elements| device_of_match(elements, sender))
+        .filter_map(|elements| device_of_probe_match(elements, sender))
         .collect()
 }
 
-fn device_of_match(elements: &[Element], sender: IpAddr) -> Option<DiscoveredDevice> {
-    let urls = xml::first_text(elements, "XAddrs")?;
-    let service_url = urls.split_whitespace().find_map(|url| url_at_address(url, sender))?;
-    let scopes = xml::first_text(elements, "Scopes").unwrap_or_default();
+fn device_of_probe_match(elements: &[Element], sender: IpAddr) -> Option<DiscoveredDevice> {
+    let urls = xml::text_of_first_element_named(elements, "XAddrs")?;
+    let service_url = urls
+        .split_whitespace()
+        .find_map(|url| url_with_host_replaced(url, sender))?;
+    let scopes = xml::text_of_first_element_named(elements, "Scopes").unwrap_or_default();
     let scope = |prefix: &str| {
         let value = scopes.split_whitespace().find_map(|scope| scope.strip_prefix(prefix))?;
         let decoded = percent_decode(value);
-        (!decoded.is_empty()).then(|| shown_text(&decoded))
+        (!decoded.is_empty()).then(|| printable_text(&decoded))
     };
     Some(DiscoveredDevice {
         address: sender,
@@ -189,7 +191,7 @@ fn device_of_match(elements: &[Element], sender: IpAddr) -> Option<DiscoveredDev
 
 /// Returns an HTTP URL with its host replaced by an address: devices behind address translation name others, and so could
 /// somebody who wants requests to be sent elsewhere.
-pub(super) fn url_at_address(url: &str, address: IpAddr) -> Option<Url> {
+pub(super) fn url_with_host_replaced(url: &str, address: IpAddr) -> Option<Url> {
     let mut url = Url::parse(url.trim()).ok()?;
     if !matches!(url.scheme(), "http" | "https") {
         return None;
@@ -243,10 +245,13 @@ mod tests {
         assert_ne!(a, b);
         let shape: Vec<usize> = a.split('-').map(str::len).collect();
         assert_eq!((shape.as_slice(), a.get(14..15)), (&[8, 4, 4, 4, 12][..], Some("4")));
-        let elements = xml::elements(&probe_message(&a));
-        assert_eq!(xml::first_text(&elements, "MessageID"), Some(format!("uuid:{a}")));
+        let elements = xml::elements(&ws_discovery_probe_message(&a));
         assert_eq!(
-            xml::first_text(&elements, "Types").as_deref(),
+            xml::text_of_first_element_named(&elements, "MessageID"),
+            Some(format!("uuid:{a}"))
+        );
+        assert_eq!(
+            xml::text_of_first_element_named(&elements, "Types").as_deref(),
             Some("dn:NetworkVideoTransmitter")
         );
     }

@@ -12,7 +12,7 @@ pub(super) struct Element {
 }
 
 /// Maximum number of elements that are read; an answer has some hundred.
-const MAX_ELEMENTS: usize = 20_000;
+const MAX_XML_ELEMENTS: usize = 20_000;
 
 impl Element {
     /// Returns the value of an attribute, by its local name.
@@ -53,7 +53,7 @@ pub(super) fn elements(text: &str) -> Vec<Element> {
             open.pop();
             continue;
         }
-        if elements.len() >= MAX_ELEMENTS {
+        if elements.len() >= MAX_XML_ELEMENTS {
             break;
         }
         let (content, is_empty) = match tag.strip_suffix('/') {
@@ -78,7 +78,7 @@ pub(super) fn elements(text: &str) -> Vec<Element> {
 }
 
 /// Returns the text of the first element with a name.
-pub(super) fn first_text(elements: &[Element], name: &str) -> Option<String> {
+pub(super) fn text_of_first_element_named(elements: &[Element], name: &str) -> Option<String> {
     let mut named = elements.iter().filter(|element| element.name == name);
     named
         .next()
@@ -133,7 +133,7 @@ fn unescape(text: &str) -> String {
         unescaped.push_str(before);
         let reference = after
             .split_once(';')
-            .and_then(|(name, next)| Some((referred_char(name)?, next)));
+            .and_then(|(name, next)| Some((char_of_entity_reference(name)?, next)));
         match reference {
             Some((referred, next)) => {
                 unescaped.push(referred);
@@ -148,7 +148,7 @@ fn unescape(text: &str) -> String {
     unescaped + rest
 }
 
-fn referred_char(name: &str) -> Option<char> {
+fn char_of_entity_reference(name: &str) -> Option<char> {
     match name {
         "amp" => Some('&'),
         "lt" => Some('<'),
@@ -201,7 +201,10 @@ mod tests {
                 ("Profiles", 1)
             ]
         );
-        assert_eq!(first_text(&elements, "Name").as_deref(), Some("Main & <first>"));
+        assert_eq!(
+            text_of_first_element_named(&elements, "Name").as_deref(),
+            Some("Main & <first>")
+        );
         let profiles = groups(&elements, "Profiles");
         assert_eq!(profiles.iter().map(|group| group.len()).collect::<Vec<_>>(), [3, 1]);
         assert_eq!(profiles[0][0].attribute("token").as_deref(), Some("p&1"));
@@ -229,6 +232,6 @@ mod tests {
             }
         }
         assert_eq!(elements("<a>&x;&#65;</a>")[0].text, "&x;A");
-        assert_eq!(elements(&"<a>".repeat(100_000)).len(), MAX_ELEMENTS);
+        assert_eq!(elements(&"<a>".repeat(100_000)).len(), MAX_XML_ELEMENTS);
     }
 }

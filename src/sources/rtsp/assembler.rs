@@ -104,8 +104,8 @@ impl FrameTimestampCorrector {
     }
 
     /// Returns how many frames got the time of their arrival.
-    pub(super) fn arrival_timed_frame_count(&self) -> u64 {
-        self.corrector.arrival_timed_frame_count()
+    pub(super) fn arrival_timestamped_frame_count(&self) -> u64 {
+        self.corrector.arrival_timestamped_frame_count()
     }
 }
 
@@ -199,10 +199,10 @@ impl TrackFrameAssembler {
     }
 
     /// Returns how many frames got the time of their arrival, because the timestamps of the camera stood still.
-    pub(super) fn arrival_timed_frame_count(&self) -> u64 {
+    pub(super) fn arrival_timestamped_frame_count(&self) -> u64 {
         match self {
-            Self::Generic { assembler, .. } => assembler.arrival_timed_frame_count(),
-            Self::Aac { timestamps, .. } => timestamps.arrival_timed_frame_count(),
+            Self::Generic { assembler, .. } => assembler.arrival_timestamped_frame_count(),
+            Self::Aac { timestamps, .. } => timestamps.arrival_timestamped_frame_count(),
         }
     }
 

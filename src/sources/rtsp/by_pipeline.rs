@@ -7,7 +7,7 @@ use super::fallback::PipelineFallback;
 use super::incompatibility::CameraIncompatibility;
 use crate::config::RtspTransport;
 use crate::pipeline::worker_process::WorkerProcessError;
-use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
+use crate::pipeline::worker_slots::WorkerSlotReservation;
 use crate::sources::fetch::error::FetchError;
 use crate::sources::fetch::pipeline::{self, PipelineSpec};
 use millstream_core::hub::name::StreamKey;
@@ -23,26 +23,26 @@ pub(super) async fn play_by_pipeline<P: FrameSink>(
     fallback: &PipelineFallback,
     incompatibility: CameraIncompatibility,
     (stream, plane): (&StreamKey, &P),
-    reservation: &SlotKeptAcrossRestarts,
+    reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     let (_, name) = fallback.pipeline_for_incompatibility(incompatibility);
     let spec = match camera_pipeline_spec(camera, fallback, incompatibility) {
         Ok(spec) => spec,
         Err(error) => {
-            fallback.deactivate_if_never_worked(Instant::now().into_std());
+            fallback.deactivate_fallback_if_no_frames(Instant::now().into_std());
             return error.into();
         }
     };
     let mut on_live = |tracks: &dyn std::fmt::Debug| {
-        fallback.mark_worked();
+        fallback.mark_frames_received();
         live(tracks);
     };
     let error = pipeline::play_pipeline(&spec, (stream, plane), reservation, &mut on_live).await;
     if let FetchError::StreamOccupied = error {
         return error;
     }
-    fallback.deactivate_if_never_worked(Instant::now().into_std());
+    fallback.deactivate_fallback_if_no_frames(Instant::now().into_std());
     match error {
         FetchError::Worker(WorkerProcessError::WorkerFailed(failure))
             if failure.to_string().contains("Unauthorized") =>

@@ -174,7 +174,7 @@ impl Camera {
     }
 
     /// Whether it is read through a relay: with credentials, or if that was found necessary.
-    pub(super) fn uses_relay(&self) -> bool {
+    pub(super) fn uses_rtsp_relay(&self) -> bool {
         if self.transport != RtspTransport::Tcp {
             return false;
         }
@@ -249,7 +249,7 @@ pub(super) fn to_retina_transport(transport: RtspTransport) -> retina::client::T
     }
 }
 
-pub(super) fn other_transport(transport: RtspTransport) -> RtspTransport {
+pub(super) fn other_rtsp_transport(transport: RtspTransport) -> RtspTransport {
     match transport {
         RtspTransport::Tcp => RtspTransport::Udp,
         RtspTransport::Udp => RtspTransport::Tcp,

@@ -19,13 +19,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::assembler::{AssembledFrame, ReceivedRtpPacket};
-use super::camera::{Camera, CameraError, RtspStep, first_line_of_error, other_transport, to_retina_transport};
+use super::camera::{Camera, CameraError, RtspStep, first_line_of_error, other_rtsp_transport, to_retina_transport};
 use super::challenge;
 use super::connect::probe_tcp_connection;
-use super::incompatibility::{CameraIncompatibility, IgnoredInput};
+use super::incompatibility::{CameraIncompatibility, IgnoredInputStats};
 use super::packet_silence::PacketSilenceDetector;
 use super::relay::CameraRelayEndpoint;
-use super::retina_errors::{self, ErrorVerdict};
+use super::retina_errors::{self, RetinaErrorVerdict};
 use super::tracks::{CameraTrack, TrackSelection, select_best_tracks};
 use crate::config::RtspTransport;
 use millstream_core::hub::name::StreamKey;
@@ -45,7 +45,7 @@ pub(super) struct RtspClient {
     /// Events that were read but not returned yet.
     ready_events: VecDeque<CameraEvent>,
     stream: StreamKey,
-    ignored_input: IgnoredInput,
+    ignored_input: IgnoredInputStats,
     /// Errors in a row without an item in between.
     consecutive_retina_errors: u32,
     /// When the last frame was assembled, or the session began.
@@ -101,9 +101,9 @@ const LENGTH_PREFIXED_FRAME_FORMAT: FrameFormat = FrameFormat {
 /// Returns the first request to a camera, through a relay if the camera needs one.
 async fn start_relay_and_prepare_describe(
     camera: &Camera,
-    uses_relay: bool,
+    uses_rtsp_relay: bool,
 ) -> Result<impl Future<Output = Result<Session<Described>, retina::Error>> + use<>, CameraError> {
-    let (url, credentials, user_agent) = if uses_relay {
+    let (url, credentials, user_agent) = if uses_rtsp_relay {
         let relay = CameraRelayEndpoint::start(camera).await?;
         (relay.url, None, relay.user_agent)
     } else {
@@ -123,18 +123,22 @@ impl RtspClient {
     /// Connects, selects the tracks, and starts playing.
     pub(super) async fn connect_and_play(camera: &Camera, stream: &StreamKey) -> Result<Self, CameraError> {
         probe_tcp_connection(camera).await?;
-        match Self::connect_and_play_once(camera, stream, camera.uses_relay()).await {
+        match Self::connect_and_play_once(camera, stream, camera.uses_rtsp_relay()).await {
             // The relay forwards no datagrams.
-            Err(CameraError::UnsupportedTransport) if camera.uses_relay() => {
+            Err(CameraError::UnsupportedTransport) if camera.uses_rtsp_relay() => {
                 Self::connect_and_play_once(camera, stream, false).await
             }
             connected => connected,
         }
     }
 
-    async fn connect_and_play_once(camera: &Camera, stream: &StreamKey, uses_relay: bool) -> Result<Self, CameraError> {
+    async fn connect_and_play_once(
+        camera: &Camera,
+        stream: &StreamKey,
+        uses_rtsp_relay: bool,
+    ) -> Result<Self, CameraError> {
         let has_credentials = camera.has_credentials();
-        let describing = start_relay_and_prepare_describe(camera, uses_relay).await?;
+        let describing = start_relay_and_prepare_describe(camera, uses_rtsp_relay).await?;
         let described = with_step_timeout(RtspStep::Describe, has_credentials, describing).await;
         let mut session = match described {
             Err(CameraError::CredentialsRejected) if challenge::probe_for_unusual_challenge(camera).await => {
@@ -157,7 +161,7 @@ impl RtspClient {
         if tracks.is_empty() {
             return Err(CameraError::NoSupportedTracks);
         }
-        set_up_tracks_dropping_refused(camera, uses_relay, &mut session, &mut tracks).await?;
+        set_up_tracks_dropping_refused(camera, uses_rtsp_relay, &mut session, &mut tracks).await?;
         let playing = with_step_timeout(
             RtspStep::Play,
             has_credentials,
@@ -180,7 +184,7 @@ impl RtspClient {
             ntp_clock: SenderNtpMapper::default(),
             ready_events: VecDeque::new(),
             stream: stream.clone(),
-            ignored_input: IgnoredInput::default(),
+            ignored_input: IgnoredInputStats::default(),
             consecutive_retina_errors: 0,
             last_frame_at: Instant::now(),
         })
@@ -202,15 +206,15 @@ impl RtspClient {
     }
 
     /// Returns what was passed over so far.
-    pub(super) fn ignored_input(&self) -> &IgnoredInput {
+    pub(super) fn ignored_input(&self) -> &IgnoredInputStats {
         &self.ignored_input
     }
 
     /// Returns how many frames of a track got the time of their arrival, because the camera's timestamps stood still.
-    pub(super) fn arrival_timed_frame_count(&self, kind: MediaKind) -> u64 {
+    pub(super) fn arrival_timestamped_frame_count(&self, kind: MediaKind) -> u64 {
         let track = self.tracks.iter().find(|track| track.kind() == kind);
         track.map_or(0, |track| {
-            track.assembler.arrival_timed_frame_count() + track.frame_timestamps.arrival_timed_frame_count()
+            track.assembler.arrival_timestamped_frame_count() + track.frame_timestamps.arrival_timestamped_frame_count()
         })
     }
 
@@ -367,7 +371,7 @@ impl RtspClient {
             });
         }
         self.ready_events
-            .extend(frames.into_iter().map(|frame| track.to_event(frame, received)));
+            .extend(frames.into_iter().map(|frame| track.to_frame_event(frame, received)));
     }
 
     /// Completes frames whose last packet arrived a while ago.
@@ -380,7 +384,7 @@ impl RtspClient {
             let mut frames = Vec::new();
             track.assembler.handle_timeout(now, &mut frames);
             self.ready_events
-                .extend(frames.into_iter().map(|frame| track.to_event(frame, now)));
+                .extend(frames.into_iter().map(|frame| track.to_frame_event(frame, now)));
         }
     }
 
@@ -392,9 +396,9 @@ impl RtspClient {
             return Err(CameraError::from_retina(RtspStep::Receive, error, true));
         }
         match retina_errors::classify_retina_error(&line) {
-            ErrorVerdict::Fatal(error) => return Err(error),
-            ErrorVerdict::Ignore => {}
-            ErrorVerdict::PacketRefused(refusal) => {
+            RetinaErrorVerdict::Fatal(error) => return Err(error),
+            RetinaErrorVerdict::Ignore => {}
+            RetinaErrorVerdict::PacketRefused(refusal) => {
                 // The error does not say which track it is of: the first one counts unless it goes on.
                 let now = now();
                 for track in &mut self.tracks {
@@ -422,7 +426,7 @@ impl RtspClient {
             }
             let Some(at) = self
                 .ntp_clock
-                .update_and_convert_to_instant(ntp, compound.ctx().received())
+                .observe_ntp_and_convert_to_instant(ntp, compound.ctx().received())
             else {
                 return;
             };
@@ -439,7 +443,7 @@ impl RtspClient {
     }
 }
 
-fn count_ignored_input(passed_over: &mut IgnoredInput, stream: &StreamKey, count: u64, what: &dyn Fn() -> String) {
+fn count_ignored_input(passed_over: &mut IgnoredInputStats, stream: &StreamKey, count: u64, what: &dyn Fn() -> String) {
     passed_over.count += count;
     passed_over.last_at = Some(now());
     if passed_over.first_description.is_none() {
@@ -455,7 +459,7 @@ impl CameraTrack {
         self.packet_rejections.reset();
     }
 
-    fn to_event(&self, frame: AssembledFrame, received: std::time::Instant) -> CameraEvent {
+    fn to_frame_event(&self, frame: AssembledFrame, received: std::time::Instant) -> CameraEvent {
         let time = if frame.is_codec_time {
             frame.time
         } else {
@@ -477,7 +481,7 @@ fn now() -> std::time::Instant {
 /// Sets up the tracks. Removes audio that the camera refuses beside video.
 async fn set_up_tracks_dropping_refused(
     camera: &Camera,
-    uses_relay: bool,
+    uses_rtsp_relay: bool,
     session: &mut Session<Described>,
     tracks: &mut Vec<CameraTrack>,
 ) -> Result<(), CameraError> {
@@ -485,7 +489,7 @@ async fn set_up_tracks_dropping_refused(
     let mut transport = camera.transport;
     let mut position = 0;
     while let Some(track) = tracks.get(position) {
-        if transport == RtspTransport::Udp && camera.allowed_networks.is_restricted() {
+        if transport == RtspTransport::Udp && camera.allowed_networks.has_network_restriction() {
             return Err(CameraError::Incompatible(CameraIncompatibility::UncheckedUdpAddress));
         }
         let options = SetupOptions::default()
@@ -495,8 +499,10 @@ async fn set_up_tracks_dropping_refused(
         match with_step_timeout(RtspStep::Setup, has_credentials, setup).await {
             Ok(()) => position += 1,
             // Some cameras support one transport only (RFC 2326 §11.3.13).
-            Err(CameraError::UnsupportedTransport) if position == 0 && transport == camera.transport && !uses_relay => {
-                transport = other_transport(transport);
+            Err(CameraError::UnsupportedTransport)
+                if position == 0 && transport == camera.transport && !uses_rtsp_relay =>
+            {
+                transport = other_rtsp_transport(transport);
             }
             Err(CameraError::StepFailed { .. } | CameraError::UnsupportedTransport | CameraError::NotFound)
                 if position > 0 =>

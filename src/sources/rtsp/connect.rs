@@ -14,11 +14,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Tests the TCP connection, because retina's errors do not distinguish a wrong address from a camera that is off.
 pub(super) async fn probe_tcp_connection(camera: &Camera) -> Result<(), CameraError> {
-    open_unchecked_connection(camera).await.map(drop)
+    connect_tcp_without_address_check(camera).await.map(drop)
 }
 
 /// Opens a TCP connection to the camera.
-pub(super) async fn open_unchecked_connection(camera: &Camera) -> Result<TcpStream, CameraError> {
+pub(super) async fn connect_tcp_without_address_check(camera: &Camera) -> Result<TcpStream, CameraError> {
     let port = camera.port();
     let connecting = async {
         let connected = match camera.host() {

@@ -91,7 +91,7 @@ impl PipelineFallback {
     }
 
     /// The stream receives frames.
-    pub(super) fn mark_worked(&self) {
+    pub(super) fn mark_frames_received(&self) {
         let mut state = self.lock();
         state.has_received_frames = true;
         if state.reason == Some(CameraIncompatibility::Audio) {
@@ -127,7 +127,7 @@ impl PipelineFallback {
 
     /// The pipeline failed: if it never received a frame, it is not tried again before the next refusal, and one that
     /// converts audio not before a delay, either.
-    pub(super) fn deactivate_if_never_worked(&self, now: Instant) {
+    pub(super) fn deactivate_fallback_if_no_frames(&self, now: Instant) {
         let mut state = self.lock();
         if state.has_received_frames {
             return;
@@ -252,7 +252,7 @@ mod tests {
             fallback.pipeline_for_incompatibility(CameraIncompatibility::Audio).1,
             AUDIO_CONVERTING_PIPELINE
         );
-        fallback.deactivate_if_never_worked(*now);
+        fallback.deactivate_fallback_if_no_frames(*now);
         assert_eq!(fallback.reason(), None);
         let retry_at = fallback.lock().audio_retry_at.expect("it failed");
         let delay = retry_at - *now;
@@ -275,8 +275,8 @@ mod tests {
         assert_eq!(fallback.time_until_audio_retry(now), None);
         // Once it worked, it is tried soon again.
         fallback.require_pipeline_or_relay(CameraIncompatibility::Audio);
-        fallback.mark_worked();
-        fallback.deactivate_if_never_worked(now);
+        fallback.mark_frames_received();
+        fallback.deactivate_fallback_if_no_frames(now);
         assert_eq!(fallback.reason(), Some(CameraIncompatibility::Audio));
         assert_eq!(fail_audio(&fallback, &mut now), 60);
         assert_eq!(fallback.time_until_audio_retry(now - S), Some(S));
@@ -292,7 +292,7 @@ mod tests {
                 .1,
             FALLBACK_PIPELINE
         );
-        fallback.deactivate_if_never_worked(tokio::time::Instant::now().into_std());
+        fallback.deactivate_fallback_if_no_frames(tokio::time::Instant::now().into_std());
         assert_eq!(fallback.lock().audio_retry_at, None);
     }
 }

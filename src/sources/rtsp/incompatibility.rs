@@ -47,7 +47,7 @@ impl CameraIncompatibility {
 
 /// Counts what was passed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IgnoredInput {
+pub struct IgnoredInputStats {
     pub count: u64,
     /// The first of them in this session.
     pub first_description: Option<String>,

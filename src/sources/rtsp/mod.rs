@@ -15,12 +15,12 @@ use tracing::{debug, info, warn};
 use self::camera::{Camera, CameraError};
 use self::client::{CameraEvent, CameraFrame, RtspClient};
 use self::fallback::PipelineFallback;
-use self::incompatibility::{CameraIncompatibility, IgnoredInput};
+use self::incompatibility::{CameraIncompatibility, IgnoredInputStats};
 use super::fetch::attached::{AttachedSource, random_session_id};
 use super::fetch::error::FetchError;
 use super::fetch::registry::RegisteredSource;
 use crate::config::RtspTransport;
-use crate::pipeline::worker_slots::SlotKeptAcrossRestarts;
+use crate::pipeline::worker_slots::WorkerSlotReservation;
 use millstream_core::media::MediaKind;
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
 
@@ -45,7 +45,7 @@ pub async fn play_camera<P: FrameSink>(
     camera: &Camera,
     entry: &RegisteredSource,
     plane: &P,
-    reservation: &SlotKeptAcrossRestarts,
+    reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     let incompatibility = camera.fallback.as_ref().and_then(PipelineFallback::reason);
@@ -153,7 +153,7 @@ fn report_unsupported_tracks_and_reset_ignored_input(entry: &RegisteredSource, c
     }
     entry.update_status_silently(|status| {
         status.unsupported_tracks = client.unsupported_tracks().to_vec();
-        status.ignored_input = IgnoredInput::default();
+        status.ignored_input = IgnoredInputStats::default();
     });
 }
 
@@ -226,7 +226,7 @@ impl<P: FrameSink> CameraSession<'_, P> {
                     continue;
                 }
             };
-            feed.set_arrival_timed_frame_count(frame.kind, client.arrival_timed_frame_count(frame.kind));
+            feed.set_arrival_timed_frame_count(frame.kind, client.arrival_timestamped_frame_count(frame.kind));
             let taken = match frame.kind {
                 MediaKind::Video => feed.packetize_and_queue_video(
                     frame.received_at,

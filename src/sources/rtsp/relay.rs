@@ -18,8 +18,8 @@ use tracing::debug;
 use url::{Position, Url};
 
 use super::camera::{Camera, CameraError};
-use super::connect::open_unchecked_connection;
-use super::relay_messages::{RelayTarget, RtspMessageRelay};
+use super::connect::connect_tcp_without_address_check;
+use super::relay_messages::{RtspMessageRelay, RtspRelayEndpoints};
 use crate::sources::fetch::address::AddressOrigin;
 
 /// Timeout of retina's connection: it connects at once.
@@ -43,7 +43,7 @@ impl CameraRelayEndpoint {
     pub(super) async fn start(camera: &Camera) -> Result<Self, CameraError> {
         let unreachable = |error: io::Error| CameraError::Unreachable(error.to_string());
         let credentials = camera.read_credentials()?;
-        let camera_connection = open_unchecked_connection(camera).await?;
+        let camera_connection = connect_tcp_without_address_check(camera).await?;
         let peer = camera_connection.peer_addr().map_err(unreachable)?;
         camera
             .allowed_networks
@@ -57,7 +57,7 @@ impl CameraRelayEndpoint {
             return Err(CameraError::Unreachable("its URL has no host".to_owned()));
         }
         let user_agent = format!("millstream-{:032x}", rand::rng().random::<u128>());
-        let messages = RtspMessageRelay::new(RelayTarget {
+        let messages = RtspMessageRelay::new(RtspRelayEndpoints {
             relay_authority: url[..Position::BeforePath].to_owned(),
             camera_authority: camera.url[..Position::BeforePath].to_owned(),
             credentials: credentials.map(|credentials| (credentials.username, credentials.password)),
@@ -92,8 +92,8 @@ async fn forward_until_closed(
             read = retina.read_buf(&mut from_retina) => read?,
             read = camera.read_buf(&mut from_camera) => read?,
         };
-        let is_valid =
-            messages.forward_client_items(&mut from_retina) && messages.forward_camera_items(&mut from_camera);
+        let is_valid = messages.forward_client_messages_and_frames(&mut from_retina)
+            && messages.forward_camera_messages_and_frames(&mut from_camera);
         camera.write_all(&messages.to_camera).await?;
         retina.write_all(&messages.to_client).await?;
         messages.to_camera.clear();

@@ -10,7 +10,7 @@ use bytes::{Buf as _, BytesMut};
 use http_auth::{PasswordClient, PasswordParams};
 
 /// What a relay stands between.
-pub(super) struct RelayTarget {
+pub(super) struct RtspRelayEndpoints {
     /// Scheme, host and port of the relay, as in the URIs of the client.
     pub(super) relay_authority: String,
     pub(super) camera_authority: String,
@@ -22,7 +22,7 @@ pub(super) struct RelayTarget {
 
 /// The messages of one connection, in both directions.
 pub(super) struct RtspMessageRelay {
-    target: RelayTarget,
+    target: RtspRelayEndpoints,
     /// Bytes to send.
     pub(super) to_camera: Vec<u8>,
     pub(super) to_client: Vec<u8>,
@@ -74,7 +74,7 @@ enum InterleavedFrameOrMessage {
 }
 
 impl RtspMessageRelay {
-    pub(super) fn new(target: RelayTarget) -> Self {
+    pub(super) fn new(target: RtspRelayEndpoints) -> Self {
         Self {
             target,
             to_camera: Vec::new(),
@@ -89,9 +89,9 @@ impl RtspMessageRelay {
     }
 
     /// Takes the complete items that the client sent. Returns whether the connection may go on.
-    pub(super) fn forward_client_items(&mut self, buffer: &mut BytesMut) -> bool {
+    pub(super) fn forward_client_messages_and_frames(&mut self, buffer: &mut BytesMut) -> bool {
         loop {
-            let (first, headers, body) = match take_next_item(buffer) {
+            let (first, headers, body) = match take_next_frame_or_message(buffer) {
                 Err(NotRtsp) => return false,
                 Ok(None) => return true,
                 Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
@@ -186,9 +186,9 @@ impl RtspMessageRelay {
     }
 
     /// Takes the complete items that the camera sent. Returns whether the connection may go on.
-    pub(super) fn forward_camera_items(&mut self, buffer: &mut BytesMut) -> bool {
+    pub(super) fn forward_camera_messages_and_frames(&mut self, buffer: &mut BytesMut) -> bool {
         loop {
-            let (first, headers, body) = match take_next_item(buffer) {
+            let (first, headers, body) = match take_next_frame_or_message(buffer) {
                 Err(NotRtsp) => return false,
                 Ok(None) => return true,
                 Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
@@ -247,7 +247,8 @@ impl RtspMessageRelay {
             lines += &format!("{name}: {value}\r\n");
         }
         if is_setup {
-            let channel = self.assign_channel(request.channel.unwrap_or(0), find_header_value(headers, "transport"));
+            let channel =
+                self.assign_interleaved_channel(request.channel.unwrap_or(0), find_header_value(headers, "transport"));
             lines += &format!(
                 "Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{}\r\n",
                 channel.saturating_add(1)
@@ -295,7 +296,7 @@ impl RtspMessageRelay {
 
     /// Returns the channel that the client uses: the one that it asked for. The camera uses that too, unless it named
     /// another (RFC 2326 §12.39).
-    fn assign_channel(&mut self, asked: u8, transport: Option<&str>) -> u8 {
+    fn assign_interleaved_channel(&mut self, asked: u8, transport: Option<&str>) -> u8 {
         let named = transport.and_then(interleaved_channel).unwrap_or(asked);
         self.channels
             .retain(|(_, client_channel)| *client_channel != asked && *client_channel != asked.saturating_add(1));
@@ -361,7 +362,7 @@ fn push_interleaved(out: &mut Vec<u8>, channel: u8, data: &[u8]) {
 struct NotRtsp;
 
 /// Removes the next item from the front of a buffer; `None` if it is not complete.
-fn take_next_item(buffer: &mut BytesMut) -> Result<Option<InterleavedFrameOrMessage>, NotRtsp> {
+fn take_next_frame_or_message(buffer: &mut BytesMut) -> Result<Option<InterleavedFrameOrMessage>, NotRtsp> {
     // Some servers send line ends between messages.
     while matches!(buffer.first(), Some(b'\r' | b'\n' | b' ' | 0)) {
         buffer.advance(1);
@@ -426,7 +427,7 @@ mod tests {
     use super::*;
 
     fn relay() -> RtspMessageRelay {
-        RtspMessageRelay::new(RelayTarget {
+        RtspMessageRelay::new(RtspRelayEndpoints {
             relay_authority: "rtsp://127.0.0.1:9".to_owned(),
             camera_authority: "rtsp://cam:554".to_owned(),
             credentials: Some(("u".to_owned(), "p".to_owned())),
@@ -444,12 +445,12 @@ mod tests {
             "SETUP rtsp://127.0.0.1:9/a/t0 RTSP/1.0\r\nCSeq: {cseq}\r\nUser-Agent: secret\r\n\
              Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n\r\n"
         );
-        assert!(relay.forward_client_items(&mut request.as_bytes().into()));
+        assert!(relay.forward_client_messages_and_frames(&mut request.as_bytes().into()));
         text(&mut relay.to_camera)
     }
 
     fn answer(relay: &mut RtspMessageRelay, answer: &str) -> String {
-        assert!(relay.forward_camera_items(&mut answer.as_bytes().into()));
+        assert!(relay.forward_camera_messages_and_frames(&mut answer.as_bytes().into()));
         text(&mut relay.to_client)
     }
 
@@ -493,7 +494,7 @@ mod tests {
             answer(&mut relay, "\r\n$\u{8}\0\u{1}x$\u{9}\0\u{1}y"),
             "$\0\0\u{1}x$\u{1}\0\u{1}y"
         );
-        assert!(relay.forward_client_items(&mut b"$\x01\0\x01r"[..].into()));
+        assert!(relay.forward_client_messages_and_frames(&mut b"$\x01\0\x01r"[..].into()));
         assert_eq!(text(&mut relay.to_camera), "$\u{9}\0\u{1}r");
     }
 
@@ -530,13 +531,13 @@ mod tests {
     #[test]
     fn only_the_gateway_is_relayed_and_only_rtsp() {
         let stranger = "OPTIONS rtsp://127.0.0.1:9/ RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: x\r\n\r\n";
-        assert!(!relay().forward_client_items(&mut stranger.as_bytes().into()));
-        assert!(!relay().forward_camera_items(&mut b"\xff\xfe"[..].into()));
+        assert!(!relay().forward_client_messages_and_frames(&mut stranger.as_bytes().into()));
+        assert!(!relay().forward_camera_messages_and_frames(&mut b"\xff\xfe"[..].into()));
         let endless = vec![b'A'; MAX_HEADER_BYTES + 1];
-        assert!(!relay().forward_camera_items(&mut endless[..].into()));
+        assert!(!relay().forward_camera_messages_and_frames(&mut endless[..].into()));
         let huge = format!("RTSP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY_BYTES + 1);
-        assert!(!relay().forward_camera_items(&mut huge.as_bytes().into()));
+        assert!(!relay().forward_camera_messages_and_frames(&mut huge.as_bytes().into()));
         let request = "OPTIONS * RTSP/1.0\r\nUser-Agent: secret\r\n\r\n".repeat(MAX_PENDING_REQUESTS + 1);
-        assert!(!relay().forward_client_items(&mut request.as_bytes().into()));
+        assert!(!relay().forward_client_messages_and_frames(&mut request.as_bytes().into()));
     }
 }

@@ -11,7 +11,7 @@ use super::incompatibility::CameraIncompatibility;
 
 /// What to do about an error while packets are received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ErrorVerdict {
+pub(super) enum RetinaErrorVerdict {
     /// Count it and go on.
     Ignore,
     /// All packets of a track may be refused from now on.
@@ -20,15 +20,15 @@ pub(super) enum ErrorVerdict {
     Fatal(CameraError),
 }
 
-pub(super) fn classify_retina_error(line: &str) -> ErrorVerdict {
+pub(super) fn classify_retina_error(line: &str) -> RetinaErrorVerdict {
     let failed = || {
-        ErrorVerdict::Fatal(CameraError::StepFailed {
+        RetinaErrorVerdict::Fatal(CameraError::StepFailed {
             step: RtspStep::Receive,
             text: line.to_owned(),
         })
     };
     if line.contains("respond to keepalive") {
-        return ErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::KeepaliveUnanswered));
+        return RetinaErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::KeepaliveUnanswered));
     }
     let is_broken = ["Error reading from RTSP peer", "Error writing to RTSP peer"];
     let is_garbage = ["RTSP framing error: Invalid", "RTSP framing error: Incomplete"];
@@ -40,12 +40,12 @@ pub(super) fn classify_retina_error(line: &str) -> ErrorVerdict {
         return failed();
     }
     if line.starts_with("wrong ssrc") {
-        return ErrorVerdict::PacketRefused(CameraIncompatibility::SsrcChanges);
+        return RetinaErrorVerdict::PacketRefused(CameraIncompatibility::SsrcChanges);
     }
     if line.starts_with("Out-of-order packet or large loss") {
-        return ErrorVerdict::PacketRefused(CameraIncompatibility::SequenceNumberJumpsBack);
+        return RetinaErrorVerdict::PacketRefused(CameraIncompatibility::SequenceNumberJumpsBack);
     }
-    ErrorVerdict::Ignore
+    RetinaErrorVerdict::Ignore
 }
 
 /// Parts of retina's errors about the `Transport` and the session in an answer to SETUP.
@@ -125,19 +125,19 @@ mod tests {
         for (line, wanted) in [
             (
                 "corrupt RTP header while expecting seq=None: \"too short\"",
-                ErrorVerdict::Ignore,
+                RetinaErrorVerdict::Ignore,
             ),
             (
                 "RTSP framing error: Unexpected RTSP response Response {",
-                ErrorVerdict::Ignore,
+                RetinaErrorVerdict::Ignore,
             ),
             (
                 "wrong ssrc after 3 RTP pkts",
-                ErrorVerdict::PacketRefused(CameraIncompatibility::SsrcChanges),
+                RetinaErrorVerdict::PacketRefused(CameraIncompatibility::SsrcChanges),
             ),
             (
                 "Out-of-order packet or large loss; expecting",
-                ErrorVerdict::PacketRefused(CameraIncompatibility::SequenceNumberJumpsBack),
+                RetinaErrorVerdict::PacketRefused(CameraIncompatibility::SequenceNumberJumpsBack),
             ),
         ] {
             assert_eq!(classify_retina_error(line), wanted, "{line}");
@@ -149,7 +149,7 @@ mod tests {
             assert!(
                 matches!(
                     classify_retina_error(line),
-                    ErrorVerdict::Fatal(CameraError::StepFailed { .. })
+                    RetinaErrorVerdict::Fatal(CameraError::StepFailed { .. })
                 ),
                 "{line}"
             );
@@ -157,7 +157,7 @@ mod tests {
         let keepalive = "Error reading from RTSP peer: Server failed to respond to keepalive 5 within 30s";
         assert_eq!(
             classify_retina_error(keepalive),
-            ErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::KeepaliveUnanswered))
+            RetinaErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::KeepaliveUnanswered))
         );
     }
 

@@ -8,7 +8,7 @@ use super::packet_silence::PacketSilenceDetector;
 use super::retina_errors::PacketRejections;
 use super::sdp::{self, CameraMediaSection};
 use millstream_core::media::aac_depacketizer::AacDepacketizer;
-use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::media::{Codec, CodecFormat, MediaKind};
 use millstream_core::sources::frame_source::AnnouncedTrack;
 
 /// A track of the session.
@@ -41,7 +41,7 @@ pub(super) struct TrackSelection {
 }
 
 /// Offset added to timestamps, because those of retina may be slightly negative.
-const TIMESTAMP_OFFSET: i64 = 1 << 33;
+const RETINA_TIMESTAMP_OFFSET: i64 = 1 << 33;
 
 /// Maximum number of tracks that are named as left out.
 const MAX_LISTED_UNSUPPORTED_TRACKS: usize = 8;
@@ -75,7 +75,7 @@ impl CameraTrack {
 
     /// Makes a timestamp of retina positive.
     pub(super) fn to_positive_time(time: i64) -> u64 {
-        time.saturating_add(TIMESTAMP_OFFSET).unsigned_abs()
+        time.saturating_add(RETINA_TIMESTAMP_OFFSET).unsigned_abs()
     }
 
     /// Converts a timestamp from the clock rate of the session description to that of the codec.
@@ -184,8 +184,8 @@ fn supported_track(stream: &Stream, parameters: &str) -> Option<SupportedTrack> 
         ("video", "h264") => Codec::H264.into(),
         ("video", "h265") => Codec::H265.into(),
         ("video", "jpeg") => Codec::Jpeg.into(),
-        ("audio", "pcmu") if is_telephone => Format::Pcmu.into(),
-        ("audio", "pcma") if is_telephone => Format::Pcma.into(),
+        ("audio", "pcmu") if is_telephone => CodecFormat::Pcmu.into(),
+        ("audio", "pcma") if is_telephone => CodecFormat::Pcma.into(),
         ("audio", "opus") => Codec::Opus.into(),
         ("audio", "mpeg4-generic" | "mp4a-latm") => {
             let channels = stream.channels().and_then(|channels| u8::try_from(channels.get()).ok());
@@ -195,7 +195,7 @@ fn supported_track(stream: &Stream, parameters: &str) -> Option<SupportedTrack> 
                 _ => AacDepacketizer::for_mpeg4_generic(parameters, rate, channels),
             }?;
             return Some(SupportedTrack {
-                announced_track: Format::Aac(aac.config()).into(),
+                announced_track: CodecFormat::Aac(aac.config()).into(),
                 parameter_sets: Vec::new(),
                 aac_depacketizer: Some(aac),
             });

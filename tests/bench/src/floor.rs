@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Most segments of one segmented send (`UDP_MAX_SEGMENTS` of kernels before 6.9).
-const MAX_SEGMENTS: usize = 64;
+const MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST: usize = 64;
 
 /// Most bytes of one segmented send: an IPv4 datagram without its headers.
 const MAX_BYTES: usize = 65_507;
@@ -183,7 +183,10 @@ impl Sender {
         for &length in &burst.lengths {
             let sealed = HEADER_LEN + length + TAG_LEN;
             // Only the last segment may be shorter, and none may be longer than the first.
-            let fits = last == segment && sealed <= segment && segments < MAX_SEGMENTS && filled + sealed <= MAX_BYTES;
+            let fits = last == segment
+                && sealed <= segment
+                && segments < MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST
+                && filled + sealed <= MAX_BYTES;
             if !fits && filled > 0 {
                 sys::send_segmented(socket, destination.address, &arena[..filled], segment as u16)?;
                 filled = 0;

@@ -18,7 +18,7 @@ const MEDIA_CLIENTS: u64 = 4;
 const OPEN_MEDIA_CONNECTIONS: usize = 50;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-const READ_TIMEOUT: Duration = Duration::from_millis(500);
+const BODY_READ_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Longest part of a response that is read.
 const MAX_READ_BYTES: usize = 64 * 1024;
@@ -62,8 +62,8 @@ fn exchange(to: SocketAddr, request: &[u8], outcomes: &Outcomes) {
         return Outcomes::count(&outcomes.not_connected);
     };
     // A gateway that closes in the middle of a request is within its rights: only what it answers is counted.
-    let _ = stream.set_read_timeout(Some(READ_TIMEOUT));
-    let _ = stream.set_write_timeout(Some(READ_TIMEOUT));
+    let _ = stream.set_read_timeout(Some(BODY_READ_TIMEOUT));
+    let _ = stream.set_write_timeout(Some(BODY_READ_TIMEOUT));
     if stream.write_all(request).is_err() {
         return;
     }
@@ -148,7 +148,7 @@ fn media_connection(to: SocketAddr, chance: &mut Chance, wire: &[Vec<u8>], outco
         Outcomes::count(&outcomes.not_connected);
         return None;
     };
-    let _ = stream.set_write_timeout(Some(READ_TIMEOUT));
+    let _ = stream.set_write_timeout(Some(BODY_READ_TIMEOUT));
     let mut frame = Vec::new();
     for _ in 0..chance.below(6) {
         mutate(wire, chance, &mut frame);

@@ -18,7 +18,7 @@ use rtc_crypto::{RTCCryptoProvider, providers::AwsLcRsProvider};
 use rtc_dtls::{
     config::{ClientAuthType, ConfigBuilder, ExtendedMasterSecretType, HandshakeConfig},
     crypto::Certificate,
-    endpoint::{Endpoint as Dtls, EndpointEvent},
+    endpoint::{Endpoint as DtlsAssociation, EndpointEvent},
     extension::extension_use_srtp::SrtpProtectionProfile,
 };
 use rtc_shared::{
@@ -115,7 +115,7 @@ pub(crate) struct Peer {
     check: TransactionId,
     check_at: Instant,
     checked: bool,
-    dtls: Dtls,
+    dtls: DtlsAssociation,
     keys: Option<Keys>,
     outgoing: VecDeque<Bytes>,
 }
@@ -140,7 +140,7 @@ impl Peer {
             check: TransactionId::default(),
             check_at: now,
             checked: false,
-            dtls: Dtls::new(PLACEHOLDER, TransportProtocol::UDP, None),
+            dtls: DtlsAssociation::new(PLACEHOLDER, TransportProtocol::UDP, None),
             keys: None,
             outgoing: VecDeque::new(),
         })

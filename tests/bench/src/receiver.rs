@@ -164,7 +164,7 @@ impl Work {
         loop {
             loop {
                 match inbox.try_recv() {
-                    Ok(command) => self.run_commands(command)?,
+                    Ok(command) => self.handle_gateway_commands(command)?,
                     Err(mpsc::TryRecvError::Empty) => break,
                     Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
                 }
@@ -183,7 +183,7 @@ impl Work {
         }
     }
 
-    fn run_commands(&mut self, command: Command) -> io::Result<()> {
+    fn handle_gateway_commands(&mut self, command: Command) -> io::Result<()> {
         match command {
             Command::Add(number, viewer) => {
                 self.poller.add(viewer.socket(), number)?;

@@ -18,7 +18,7 @@ use rtc_crypto::{RTCCryptoProvider, providers::AwsLcRsProvider};
 use rtc_dtls::{
     config::{ClientAuthType, ConfigBuilder, HandshakeConfig},
     crypto::Certificate,
-    endpoint::{Endpoint as Dtls, EndpointEvent},
+    endpoint::{Endpoint as DtlsAssociation, EndpointEvent},
     extension::extension_use_srtp::SrtpProtectionProfile,
 };
 use rtc_shared::TransportProtocol;
@@ -95,7 +95,7 @@ struct Session {
     stream: String,
     publisher: bool,
     address: Option<SocketAddr>,
-    dtls: Dtls,
+    dtls: DtlsAssociation,
     keys: Option<(Context, Context)>,
     /// What is added to the publisher's sequence numbers.
     offset: u16,
@@ -161,7 +161,7 @@ impl Server {
             stream: path.split_at(6).1.to_owned(),
             publisher: request.starts_with(b"POST /whip/"),
             address: None,
-            dtls: Dtls::new(PLACEHOLDER, TransportProtocol::UDP, Some(Arc::clone(&self.config))),
+            dtls: DtlsAssociation::new(PLACEHOLDER, TransportProtocol::UDP, Some(Arc::clone(&self.config))),
             keys: None,
             offset: 65_000u16.wrapping_add(100 * number as u16),
         });

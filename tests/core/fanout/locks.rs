@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::source_rewriter::{IngestNumberingRewriter, ReceivedPacket};
+use millstream_core::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
 use millstream_core::hub::stream::{LayerSelection, ShardIndex, SimulcastLayer, SourceRef};
 use millstream_core::media::Rid;
 use millstream_core::media::packet::Packet;
@@ -109,7 +109,7 @@ pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
                 };
                 state.replace_source(source, &formats);
                 let packets = key_frame.iter().map(received);
-                IngestNumberingRewriter::with_track_timestamps().rewrite_packets_into_ring(
+                IngestSeqAndTimestampRewriter::with_track_timestamps().rewrite_packets_into_ring(
                     &mut state.video,
                     packets,
                     &mut Vec::new(),

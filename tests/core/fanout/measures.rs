@@ -34,7 +34,7 @@ fn assert_delays(state: &StreamState, now: Instant, encoding: f64) {
     for track in [&state.video, &state.audio] {
         let delays = track.capture_delay_stats();
         let mean = delays.delay_sum.as_secs_f64() * 1e3 / delays.measurement_count as f64;
-        let recent = delays.recent_mean_seconds(now).expect("it was measured") * 1e3;
+        let recent = delays.recent_mean_capture_delay_seconds(now).expect("it was measured") * 1e3;
         println!(
             "{} delays, mean {mean:.1} ms, of late {recent:.1} ms",
             delays.measurement_count

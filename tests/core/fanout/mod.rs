@@ -2,8 +2,8 @@
 
 mod absence;
 mod adaptation;
+mod failover_group;
 mod joins;
-mod ladder;
 mod layers;
 mod locks;
 mod log;

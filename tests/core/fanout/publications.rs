@@ -8,15 +8,15 @@ use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
 use millstream_core::hub::track::MissingPacketsOrKeyFrame;
 use millstream_core::media::rtcp::{self, RtcpMessage};
-use millstream_core::media::{Format, MediaKind, Mid, Pt, Rid, Ssrc};
+use millstream_core::media::{CodecFormat, MediaKind, Mid, PayloadType, Rid, Ssrc};
 use millstream_core::sdp::negotiated::{
     AudioVideoFormats, DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication,
     RemoteTransport, RtcpFeedback, RtpHeaderExtensionIds,
 };
 use millstream_core::sources::whip::Publisher;
 
-const MEDIA: Pt = Pt(96);
-const RTX: Pt = Pt(97);
+const MEDIA: PayloadType = PayloadType(96);
+const RTX: PayloadType = PayloadType(97);
 const FRAME: Duration = Duration::from_millis(33);
 
 struct Source {
@@ -27,7 +27,7 @@ struct Source {
 
 /// One RTP packet of VP8.
 struct Sent {
-    pt: Pt,
+    pt: PayloadType,
     ssrc: u32,
     seq: u16,
     time: u32,
@@ -52,7 +52,7 @@ impl Source {
         let codec = NegotiatedCodec {
             pt: MEDIA,
             rtx_pt: Some(RTX),
-            format: Format::Vp8,
+            format: CodecFormat::Vp8,
             rtcp_feedback: feedback,
         };
         let track = IncomingTrack {
@@ -197,7 +197,9 @@ fn viewers_get_the_next_best_layer_when_the_best_one_stops() {
     assert_eq!(source.turn(&both(300, true)), 1);
     assert_eq!(source.turn(&both(301, false)), 1);
     let mut streams = source.hub.streams().into_iter();
-    let stream = streams.find(|stream| stream.key.is_original()).expect("published");
+    let stream = streams
+        .find(|stream| stream.key.is_original_stream())
+        .expect("published");
     assert_eq!(stream.with_state(|state| state.video.resolution()), Some((1280, 720)));
 }
 

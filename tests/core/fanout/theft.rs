@@ -58,7 +58,7 @@ fn succeed(world: &mut World, old: usize, new: usize) {
 }
 
 fn held(world: &World) -> u64 {
-    let mut drops = world.shared.counters.dropped_datagrams();
+    let mut drops = world.shared.counters.dropped_datagram_counts();
     drops
         .find(|(reason, _)| *reason == RoutingDropReason::AddressHeld)
         .map_or(0, |(_, n)| n)

@@ -9,7 +9,7 @@ use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::SessionId;
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::track_delivery::TranscodeTarget;
-use millstream_core::media::{Codec, Format, MediaKind};
+use millstream_core::media::{Codec, CodecFormat, MediaKind};
 use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSource, NalFraming};
 
 use crate::fanout::world::World;
@@ -44,7 +44,7 @@ fn name() -> StreamName {
 }
 
 fn aac() -> AnnouncedTrack {
-    Format::Aac(AacConfig::parse(&[0x11, 0x90]).expect("AAC-LC")).into()
+    CodecFormat::Aac(AacConfig::parse(&[0x11, 0x90]).expect("AAC-LC")).into()
 }
 
 impl Source {
@@ -56,8 +56,9 @@ impl Source {
     /// What a worker would feed: the transcoded stream of one kind.
     fn transcoded(world: &World, id: u8, transcode: TranscodeTarget) -> Self {
         let tracks = [transcode.format().codec().into()];
-        let feed = FrameSource::preserving_timestamps(name().transcode_key(transcode), SessionId([id; 16]), &tracks)
-            .expect("codecs of frames");
+        let feed =
+            FrameSource::new_preserving_timestamps(name().transcode_key(transcode), SessionId([id; 16]), &tracks)
+                .expect("codecs of frames");
         let origin = world.shared.hub.find_stream(name()).expect("the stream");
         let newest = origin.with_state(|state| state.track(transcode.kind()).ring().newest_track_time_and_arrival());
         let (newest, _) = newest.expect("it plays");
@@ -277,7 +278,7 @@ fn b_frames_that_show_themselves_move_viewers_to_the_transcoded_stream_and_back(
         .find_stream(name().transcode_key(TranscodeTarget::H264))
         .expect("still fed");
     assert!(
-        !transcoded.with_state(|state| state.is_watched()),
+        !transcoded.with_state(|state| state.has_consumers()),
         "nobody reads it any more"
     );
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use millstream_core::media::rtcp::{self, RtcpMessage};
-use millstream_core::media::rtp::{ParsedRtpHeader, extend_seq, extend_time};
-use millstream_core::media::{Format, MediaKind, Ssrc};
+use millstream_core::media::rtp::{ParsedRtpHeader, extend_rtp_timestamp, extend_seq};
+use millstream_core::media::{CodecFormat, MediaKind, Ssrc};
 use millstream_core::sdp::negotiated::OutgoingTrack;
 use millstream_core::session::feedback::TransportFeedbackGenerator;
 use millstream_test_support::media::vp8_counters;
@@ -203,7 +203,7 @@ impl Viewer {
         if let Some(seen) = line.packets.get_mut(&ext) {
             seen.last = payload.last().copied().unwrap_or_default();
         }
-        if codec.format == Format::Vp8 {
+        if codec.format == CodecFormat::Vp8 {
             self.vp8_counters
                 .extend(vp8_counters(payload).map(|counters| (ext, counters)));
         }
@@ -307,10 +307,10 @@ impl Viewer {
     }
 }
 
-fn video_codec(format: Format) -> VideoCodec {
+fn video_codec(format: CodecFormat) -> VideoCodec {
     match format {
-        Format::H264 { .. } => VideoCodec::H264,
-        Format::Vp8 => VideoCodec::Vp8,
+        CodecFormat::H264 { .. } => VideoCodec::H264,
+        CodecFormat::Vp8 => VideoCodec::Vp8,
         other => panic!("{other:?} was not offered"),
     }
 }
@@ -337,7 +337,7 @@ impl Line {
         }
         self.missing.remove(&ext);
         self.highest = Some(highest.max(ext));
-        let time = extend_time(self.latest_time.unwrap_or((1 << 32) + u64::from(time)), time);
+        let time = extend_rtp_timestamp(self.latest_time.unwrap_or((1 << 32) + u64::from(time)), time);
         self.latest_time = Some(self.latest_time.unwrap_or(0).max(time));
         self.packets.insert(
             ext,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
-use millstream_core::hub::session_registry::{Requester, SessionLimits, SessionRegistry, SessionState};
+use millstream_core::hub::session_registry::{SessionLimits, SessionRegistry, SessionRequester, SessionState};
 use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
 use millstream_core::sdp::{self, LocalTransport, Offer};
 use millstream_core::session::CloseReason;
@@ -19,8 +19,8 @@ use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
 use millstream_core::shard::path_capacities::PathCapacities;
 use millstream_core::shard::ufrag;
 use millstream_core::shard::{ShardCore, SharedState};
+use millstream_core::sources::failover_group::map::SourceFailoverMap;
 use millstream_core::sources::frame_source::FrameSource;
-use millstream_core::sources::ladder::map::LadderMap;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
     PeerIdentity, Profiles, VideoCodec,
@@ -28,7 +28,7 @@ use millstream_test_support::{
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
-use crate::fanout::ladder::stream_key;
+use crate::fanout::failover_group::stream_key;
 use crate::fanout::publisher::Publisher;
 use crate::fanout::viewer::Viewer;
 
@@ -38,8 +38,8 @@ pub(super) const GATEWAY: SocketAddr =
 
 const OVERHEARD_PER_KIND: usize = 200;
 
-/// Steps between two looks at the sources of the ladders, as in the gateway.
-const LADDER_INTERVAL_STEPS: u64 = 50;
+/// Steps between two looks at the sources of the failover groups, as in the gateway.
+const FAILOVER_INTERVAL_STEPS: u64 = 50;
 
 const STEP: Duration = Duration::from_millis(1);
 
@@ -65,7 +65,7 @@ pub(super) struct World {
     pub astray: HashMap<SocketAddr, usize>,
     /// How often a shard did what was due by time.
     pub timeouts: usize,
-    ladder_steps: u64,
+    failover_steps: u64,
     /// Whether the gateway takes congestion feedback.
     pub congestion_control: bool,
 }
@@ -126,7 +126,7 @@ impl World {
         let mailboxes = (0..shards).map(|_| Arc::new(Mailbox::new(mailbox, || {}))).collect();
         let shared = Arc::new(SharedState {
             hub: Hub::default(),
-            ladders: LadderMap::default(),
+            failover_groups: SourceFailoverMap::default(),
             session_registry: SessionRegistry::new(
                 SessionLimits {
                     max_sessions: 10_000,
@@ -174,7 +174,7 @@ impl World {
             route_messages: 0,
             astray: HashMap::new(),
             timeouts: 0,
-            ladder_steps: 0,
+            failover_steps: 0,
             congestion_control: true,
         }
     }
@@ -286,7 +286,7 @@ impl World {
         let mut id = [0; 16];
         self.rng.fill_bytes(&mut id);
         let session = SessionId(id);
-        let requester = Requester {
+        let requester = SessionRequester {
             address: None,
             has_token: false,
         };
@@ -459,7 +459,7 @@ impl World {
                 continue;
             }
             let mut messages = std::collections::VecDeque::new();
-            self.shared.mailboxes[index].take_all(&mut messages);
+            self.shared.mailboxes[index].take_all_messages(&mut messages);
             for message in messages {
                 match &message {
                     ShardMessage::AnnounceRoute { address, .. } => {
@@ -482,9 +482,9 @@ impl World {
             }
             core.finish_tick(now);
         }
-        self.ladder_steps += 1;
-        if self.ladder_steps.is_multiple_of(LADDER_INTERVAL_STEPS) {
-            self.shared.handle_ladder_timeout(now);
+        self.failover_steps += 1;
+        if self.failover_steps.is_multiple_of(FAILOVER_INTERVAL_STEPS) {
+            self.shared.handle_failover_timeout(now);
         }
         self.send_down();
         self.deliver_down();

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use millstream_core::media::Format;
+use millstream_core::media::CodecFormat;
 use millstream_core::sdp::negotiated::AudioVideoFormats;
 
 use crate::sdp::invariants::{check_playback, check_publication};
@@ -20,7 +20,7 @@ fn sources(offer: &str) -> Vec<(&'static str, AudioVideoFormats)> {
         audio: Some(OPUS),
     };
     let silent_av1 = AudioVideoFormats {
-        video: Some(Format::Av1 { profile: 0 }),
+        video: Some(CodecFormat::Av1 { profile: 0 }),
         audio: None,
     };
     vec![

@@ -1,6 +1,6 @@
 //! What answers agree on against loss: requests for audio packets, in-band FEC, the playout delay.
 
-use millstream_core::media::{MediaKind, Pt};
+use millstream_core::media::{MediaKind, PayloadType};
 use millstream_core::sdp::negotiated::NegotiatedPlayback;
 use millstream_core::sdp::{Offer, answer_whep_offer};
 
@@ -42,7 +42,7 @@ fn requests_for_audio_packets_are_agreed_with_publishers_and_viewers_that_offer_
         let played = plan.tracks.iter().find(|track| track.kind == MediaKind::Audio).unwrap();
         for (codec, answer) in [(&published.codecs[0], answer), (&played.codecs[0], viewer_answer)] {
             assert!(codec.rtcp_feedback.nack);
-            assert_eq!(codec.rtx_pt, offers_rtx.then_some(Pt(112)));
+            assert_eq!(codec.rtx_pt, offers_rtx.then_some(PayloadType(112)));
             assert!(answer.contains("a=rtcp-fb:111 nack\r\n"), "{answer}");
             assert_eq!(answer.contains("a=fmtp:112 apt=111\r\n"), offers_rtx);
         }

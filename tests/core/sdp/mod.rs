@@ -16,7 +16,7 @@ mod tolerance;
 
 use std::path::{Path, PathBuf};
 
-use millstream_core::media::{Format, ProfileLevelId};
+use millstream_core::media::{CodecFormat, ProfileLevelId};
 use millstream_core::sdp::negotiated::{
     AudioVideoFormats, Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPlayback, NegotiatedPublication,
 };
@@ -77,14 +77,14 @@ pub(crate) fn play(offer: &str, source: AudioVideoFormats) -> Result<(Negotiated
     answer_whep_offer(&offer, &source, &Us::new().local(), &mut random).map(|(plan, answer)| (plan, checked(answer)))
 }
 
-pub(crate) fn h264(profile: [u8; 3]) -> Format {
-    Format::H264 {
+pub(crate) fn h264(profile: [u8; 3]) -> CodecFormat {
+    CodecFormat::H264 {
         profile: ProfileLevelId(profile),
         packetization_mode: 1,
     }
 }
 
-pub(crate) const OPUS: Format = Format::Opus { stereo: true };
+pub(crate) const OPUS: CodecFormat = CodecFormat::Opus { stereo: true };
 
 /// What OBS sends by default, whatever its offer says: High profile.
 pub(crate) fn high_and_opus() -> AudioVideoFormats {
@@ -111,7 +111,7 @@ fn checked(answer: LocalDescription) -> String {
     let us = Us::new();
     let fragment = answer
         .ice_fragment_template
-        .restart_fragment(us.local().ice_credentials, &us.local());
+        .ice_restart_sdp_fragment(us.local().ice_credentials, &us.local());
     let tagged = sections.iter().find(|section| section.contains("a=end-of-candidates"));
     let media = fragment.lines().find(|line| line.starts_with("m=")).expect("an m-line");
     assert!(
@@ -129,7 +129,7 @@ fn checked(answer: LocalDescription) -> String {
 
 pub(crate) fn vp8_and_opus() -> AudioVideoFormats {
     AudioVideoFormats {
-        video: Some(Format::Vp8),
+        video: Some(CodecFormat::Vp8),
         audio: Some(OPUS),
     }
 }

@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use millstream_core::media::Format;
+use millstream_core::media::CodecFormat;
 use millstream_core::sdp::negotiated::AudioVideoFormats;
 
 use crate::sdp::{OPUS, h264, play, publish};
@@ -281,8 +281,8 @@ fn refusals_are_true_and_good_offers_are_answered() {
             audio: Some(OPUS),
         },
         AudioVideoFormats {
-            video: Some(Format::Vp9 { profile: 2 }),
-            audio: Some(Format::Pcmu),
+            video: Some(CodecFormat::Vp9 { profile: 2 }),
+            audio: Some(CodecFormat::Pcmu),
         },
         AudioVideoFormats {
             video: None,

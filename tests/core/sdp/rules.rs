@@ -1,6 +1,6 @@
 //! Single rules of negotiation.
 
-use millstream_core::media::{Codec, Format, MediaKind, Pt, Ssrc};
+use millstream_core::media::{Codec, CodecFormat, MediaKind, PayloadType, Ssrc};
 use millstream_core::sdp::Offer;
 use millstream_core::sdp::answer_whep_offer;
 use millstream_core::sdp::negotiated::{AudioVideoFormats, DtlsRole, NegotiatedPlayback, OutgoingTrack};
@@ -13,7 +13,7 @@ use crate::sdp::{
     OBS, OBS_SIMULCAST, OPUS, Us, edit, h264, high_and_opus, play, publish, recorded, vp8_and_opus,
 };
 
-fn video(format: Format) -> AudioVideoFormats {
+fn video(format: CodecFormat) -> AudioVideoFormats {
     AudioVideoFormats {
         video: Some(format),
         audio: None,
@@ -29,7 +29,7 @@ fn first_profile(offer: &str, source: [u8; 3]) -> String {
     let (plan, answer) = play(offer, video(h264(source))).unwrap();
     check_playback(offer, &answer, &plan);
     match video_track(&plan).codecs[0].format {
-        Format::H264 {
+        CodecFormat::H264 {
             profile,
             packetization_mode: 1,
         } => profile.to_string(),
@@ -67,7 +67,7 @@ fn viewers_are_never_answered_with_packetization_mode_0() {
     for codec in plan.tracks.iter().flat_map(|track| &track.codecs) {
         assert!(!matches!(
             codec.format,
-            Format::H264 {
+            CodecFormat::H264 {
                 packetization_mode: 0,
                 ..
             }
@@ -101,7 +101,7 @@ fn a_viewer_that_never_speaks_of_the_packetization_mode_gets_h264() {
     let (plan, answer) = play(&offer, high_and_opus()).unwrap();
     check_playback(&offer, &answer, &plan);
     let codec = &video_track(&plan).codecs[0];
-    assert_eq!((codec.pt, codec.format.codec()), (Pt(97), Codec::H264));
+    assert_eq!((codec.pt, codec.format.codec()), (PayloadType(97), Codec::H264));
     // RFC 6184 §8.2.2: the mode is the same in offer and answer.
     assert!(!answer.contains("packetization-mode"));
     // Where the mode is spoken of, mode 1 it is.
@@ -115,7 +115,7 @@ fn a_viewer_that_never_speaks_of_the_packetization_mode_gets_h264() {
         .codecs
         .iter()
         .filter(|codec| codec.format.codec() == Codec::H264);
-    assert_eq!(h264.map(|codec| codec.pt).collect::<Vec<_>>(), [Pt(98)]);
+    assert_eq!(h264.map(|codec| codec.pt).collect::<Vec<_>>(), [PayloadType(98)]);
 }
 
 /// V-01. RFC 8866 §6.6: names in any case; RFC 7587 §7: two channels, which GStreamer leaves out.
@@ -127,7 +127,7 @@ fn opus_is_taken_with_and_without_its_channels_and_answered_as_it_was_offered() 
         let (plan, answer) = play(&offer, vp8_and_opus()).unwrap();
         check_playback(&offer, &answer, &plan);
         let audio = plan.tracks.iter().find(|track| track.kind == MediaKind::Audio);
-        assert_eq!(audio.map(|track| track.codecs[0].pt), Some(Pt(101)), "{name}");
+        assert_eq!(audio.map(|track| track.codecs[0].pt), Some(PayloadType(101)), "{name}");
         let published = edit(&recorded(OBS), "opus/48000/2", name);
         let (plan, answer) = publish(&published).unwrap();
         check_publication(&published, &answer, &plan);
@@ -148,7 +148,7 @@ fn every_section_of_an_answer_has_what_webrtcbin_looks_for() {
         audio: Some(OPUS),
     };
     for (offer, source) in [
-        (offer.clone(), video(Format::Vp8)),
+        (offer.clone(), video(CodecFormat::Vp8)),
         (offer.clone(), audio),
         (edit(&offer, "OPUS/48000", "L16/48000"), vp8_and_opus()),
         (recorded(FIREFOX_VIEWER_NO_H264), audio),
@@ -182,9 +182,9 @@ fn viewers_keep_every_codec_that_another_source_may_have() {
         [Codec::Vp8, Codec::Vp9, Codec::H264, Codec::Av1]
     );
     assert_eq!(codecs(MediaKind::Audio), [Codec::Opus, Codec::Pcmu, Codec::Pcma]);
-    let (plan, answer) = play(&recorded(CHROMIUM_VIEWER), video(Format::Av1 { profile: 0 })).unwrap();
-    assert_eq!(video_track(&plan).codecs[0].format, Format::Av1 { profile: 0 });
-    assert_eq!(video_track(&plan).codecs[0].rtx_pt, Some(Pt(46)));
+    let (plan, answer) = play(&recorded(CHROMIUM_VIEWER), video(CodecFormat::Av1 { profile: 0 })).unwrap();
+    assert_eq!(video_track(&plan).codecs[0].format, CodecFormat::Av1 { profile: 0 });
+    assert_eq!(video_track(&plan).codecs[0].rtx_pt, Some(PayloadType(46)));
     assert!(answer.contains("m=video 9 UDP/TLS/RTP/SAVPF 45 46 96 97 "));
 }
 
@@ -192,7 +192,7 @@ fn viewers_keep_every_codec_that_another_source_may_have() {
 #[test]
 fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     let offer = recorded(CHROMIUM_VIEWER);
-    let silent = video(Format::Vp8);
+    let silent = video(CodecFormat::Vp8);
     let (plan, answer) = play(&offer, silent).unwrap();
     check_playback(&offer, &answer, &plan);
     assert!(answer.contains("m=audio 9 UDP/TLS/RTP/SAVPF 111 0 8\r\n"));
@@ -201,13 +201,15 @@ fn a_section_without_a_source_is_accepted_and_stays_empty_until_one_comes() {
     assert_eq!((error.http_status(), error.code()), (422, "nothing_playable"));
     // VP9 of a profile that no browser decodes.
     let deep = edit(&recorded(FIREFOX_VIEWER_NO_H264), "max-fs", "x");
-    let error = play(&deep, video(Format::Vp9 { profile: 2 })).unwrap_err().to_string();
+    let error = play(&deep, video(CodecFormat::Vp9 { profile: 2 }))
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("carries VP9 (profile 2)") && error.contains("but not in the profile of the stream"),
         "{error}"
     );
     assert!(play(&deep, video(h264([0x42, 0xe0, 0x1f]))).is_err());
-    let h265 = Format::H265 {
+    let h265 = CodecFormat::H265 {
         profile_id: 1,
         tier_flag: 0,
     };
@@ -283,8 +285,8 @@ fn the_tagged_section_gives_the_transport() {
     // This viewer cannot decode the audio, but its section carries the transport: it is inactive, not rejected.
     let no_pcma = edit(&offer, "a=rtpmap:8 PCMA/8000", "a=rtpmap:8 L8/8000");
     let source = AudioVideoFormats {
-        video: Some(Format::Vp8),
-        audio: Some(Format::Pcma),
+        video: Some(CodecFormat::Vp8),
+        audio: Some(CodecFormat::Pcma),
     };
     let (plan, answer) = play(&no_pcma, source).unwrap();
     check_playback(&no_pcma, &answer, &plan);
@@ -296,7 +298,7 @@ fn the_tagged_section_gives_the_transport() {
     // Video without a source is refused where it carries nothing.
     let radio = AudioVideoFormats {
         video: None,
-        audio: Some(Format::Opus { stereo: true }),
+        audio: Some(CodecFormat::Opus { stereo: true }),
     };
     let (plan, answer) = play(&offer, radio).unwrap();
     check_playback(&offer, &answer, &plan);
@@ -442,7 +444,7 @@ fn answers_to_publishers_request_stereo() {
         answer.contains("a=fmtp:111 minptime=10;stereo=1;useinbandfec=1\r\n"),
         "{answer}"
     );
-    assert_eq!(plan.tracks[0].codecs[0].format, Format::Opus { stereo: false });
+    assert_eq!(plan.tracks[0].codecs[0].format, CodecFormat::Opus { stereo: false });
     let (_, answer) = play(&recorded(CHROMIUM_VIEWER), high_and_opus()).unwrap();
     assert!(answer.contains("a=fmtp:111 minptime=10;sprop-stereo=1;useinbandfec=1\r\n"));
 }
@@ -453,11 +455,11 @@ fn static_payload_types_need_no_rtpmap() {
     let offer = edit(&recorded(CHROMIUM_VIEWER), "a=rtpmap:0 PCMU/8000\r\n", "");
     let source = AudioVideoFormats {
         video: None,
-        audio: Some(Format::Pcmu),
+        audio: Some(CodecFormat::Pcmu),
     };
     let (plan, answer) = play(&offer, source).unwrap();
     check_playback(&offer, &answer, &plan);
-    assert_eq!(plan.tracks[0].codecs[0].pt, Pt(0));
+    assert_eq!(plan.tracks[0].codecs[0].pt, PayloadType(0));
 }
 
 #[test]
@@ -578,5 +580,5 @@ fn the_codec_of_the_stream_is_found_behind_many_others() {
     );
     let (plan, _) = play(&offer, vp8_and_opus()).unwrap();
     let codecs = &video_track(&plan).codecs;
-    assert_eq!((codecs[0].pt, codecs.len()), (Pt(125), 20));
+    assert_eq!((codecs[0].pt, codecs.len()), (PayloadType(125), 20));
 }

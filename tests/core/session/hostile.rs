@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use millstream_core::session::CloseReason;
 use millstream_core::session::dtls_filter::{
-    MAX_EARLY_RECORDS, MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE, MAX_HANDSHAKE_RECORDS, PacketDropReason,
+    MAX_ENCRYPTED_RECORDS_BEFORE_KEYS, MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE, MAX_HANDSHAKE_RECORDS, PacketDropReason,
 };
 use millstream_test_support::{DtlsRole, LinkConfig, Profiles};
 use rand::rngs::StdRng;
@@ -21,7 +21,7 @@ const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 
 /// A path without delay: everything is over at once.
-fn at_once() -> Setup {
+fn switch_at_once() -> Setup {
     Setup {
         link: LinkConfig::default(),
         ..Setup::default()
@@ -37,7 +37,7 @@ fn invariant_7_forged_clear_text_ends_no_session_that_is_connected() {
     let hello = handshake_fragment(904, 1, 40, 0, &[0; 40]);
     let data = record(APPLICATION_DATA, 0, 905, &[0; 9]);
     for forged in [close_notify, fatal, spec, broken, hello, data] {
-        let mut world = World::connected(at_once());
+        let mut world = World::connected(switch_at_once());
         let sent = world.wire.len();
         for _ in 0..10_000 {
             world.inject(PEER, &forged);
@@ -54,7 +54,7 @@ fn invariant_7_forged_clear_text_ends_no_session_that_is_connected() {
 fn forged_records_of_the_encrypted_epoch_end_no_session_that_is_connected() {
     for content in [CHANGE_CIPHER_SPEC, ALERT, HANDSHAKE, APPLICATION_DATA, 24, 99] {
         for epoch in [1, 2, 65_535] {
-            let mut world = World::connected(at_once());
+            let mut world = World::connected(switch_at_once());
             for number in 0..1_000 {
                 world.inject(PEER, &record(content, epoch, number, &[0x5a; 48]));
             }
@@ -74,7 +74,10 @@ const MAX_GROWTH: isize = 1 << 20;
 
 /// A session whose peer ICE has authenticated, and which has not begun to shake hands.
 fn checked(role: DtlsRole) -> World {
-    let mut world = World::new(Setup { role, ..at_once() });
+    let mut world = World::new(Setup {
+        role,
+        ..switch_at_once()
+    });
     world.peer.handle_timeout(world.now);
     for check in world.intercept() {
         world.inject(PEER, &check);
@@ -116,7 +119,7 @@ fn a_client_hello_in_many_pieces_in_any_order_is_answered_like_a_whole_one() {
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
     for pieces in [2, 7, usize::from(MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE) / 2] {
-        let mut world = World::new(at_once());
+        let mut world = World::new(switch_at_once());
         world.peer.handle_timeout(world.now);
         for check in world.intercept() {
             world.inject(PEER, &check);
@@ -146,7 +149,7 @@ fn a_client_hello_in_many_pieces_in_any_order_is_answered_like_a_whole_one() {
 fn invariant_9_a_flood_of_the_next_epoch_ends_a_handshake_within_its_limit() {
     for role in [DtlsRole::Client, DtlsRole::Server] {
         let mut world = checked(role);
-        for number in 0..MAX_EARLY_RECORDS as u32 {
+        for number in 0..MAX_ENCRYPTED_RECORDS_BEFORE_KEYS as u32 {
             world.inject(PEER, &record(APPLICATION_DATA, 1, number, &[0; 1_000]));
             assert_eq!(world.reason(), None, "{number}");
         }
@@ -160,7 +163,7 @@ fn invariant_9_a_flood_of_the_next_epoch_ends_a_handshake_within_its_limit() {
 
 #[test]
 fn invariant_9_a_flood_of_hellos_is_answered_a_bounded_number_of_times() {
-    let mut world = World::new(at_once());
+    let mut world = World::new(switch_at_once());
     world.run(Duration::from_millis(1));
     let hello = world
         .wire
@@ -169,7 +172,7 @@ fn invariant_9_a_flood_of_hellos_is_answered_a_bounded_number_of_times() {
         .expect("it sent one")
         .1
         .clone();
-    let mut flooded = World::new(at_once());
+    let mut flooded = World::new(switch_at_once());
     flooded.peer.handle_timeout(flooded.now);
     for check in flooded.intercept() {
         flooded.inject(PEER, &check);
@@ -186,7 +189,7 @@ fn invariant_9_a_flood_of_hellos_is_answered_a_bounded_number_of_times() {
 /// T-08.
 #[test]
 fn replayed_rtp_is_dropped_and_counted() {
-    let mut world = World::connected(at_once());
+    let mut world = World::connected(switch_at_once());
     let mut packets = Vec::new();
     for seq in 0..300u16 {
         assert!(world.peer.send_rtp(&rtp(seq)));
@@ -201,7 +204,7 @@ fn replayed_rtp_is_dropped_and_counted() {
 
 #[test]
 fn replayed_rtcp_is_dropped_and_counted() {
-    let mut world = World::connected(at_once());
+    let mut world = World::connected(switch_at_once());
     let mut compounds = Vec::new();
     for _ in 0..50 {
         assert!(world.peer.send_rtcp(&[0x80, 201, 0, 1, 9, 9, 9, 9]));
@@ -220,7 +223,10 @@ fn replayed_rtcp_is_dropped_and_counted() {
 #[test]
 fn replayed_rtcp_of_many_senders_is_dropped_and_counted() {
     for profiles in [Profiles::GcmThenCm, Profiles::CmOnly] {
-        let mut world = World::connected(Setup { profiles, ..at_once() });
+        let mut world = World::connected(Setup {
+            profiles,
+            ..switch_at_once()
+        });
         let mut compounds = Vec::new();
         for sender in 0..100 {
             assert!(world.peer.send_rtcp(&[0x80, 201, 0, 1, 9, 9, 9, sender]));
@@ -237,7 +243,10 @@ fn replayed_rtcp_of_many_senders_is_dropped_and_counted() {
 #[test]
 fn media_with_any_bit_changed_is_dropped_and_the_true_packet_is_still_taken() {
     for profiles in [Profiles::GcmThenCm, Profiles::CmOnly] {
-        let mut world = World::connected(Setup { profiles, ..at_once() });
+        let mut world = World::connected(Setup {
+            profiles,
+            ..switch_at_once()
+        });
         world.send_rtp(10);
         world.run(Duration::ZERO);
         let report = [0x80, 201, 0, 1, 9, 9, 9, 9];
@@ -263,7 +272,10 @@ fn media_with_any_bit_changed_is_dropped_and_the_true_packet_is_still_taken() {
 #[test]
 fn invariant_7_rtcp_in_clear_text_is_not_believed() {
     for profiles in [Profiles::GcmThenCm, Profiles::CmOnly] {
-        let mut world = World::connected(Setup { profiles, ..at_once() });
+        let mut world = World::connected(Setup {
+            profiles,
+            ..switch_at_once()
+        });
         for index in [1u32, 2, 1_000, 0x7fff_ffff] {
             let mut forged = vec![0x81, 206, 0, 2, 0, 0, 0, 1, 0, 0, 0, 7];
             forged.extend(index.to_be_bytes());
@@ -283,7 +295,7 @@ fn invariant_7_rtcp_in_clear_text_is_not_believed() {
 
 #[test]
 fn forged_media_of_many_senders_shuts_the_peer_out_of_nothing() {
-    let mut world = World::connected(at_once());
+    let mut world = World::connected(switch_at_once());
     for ssrc in 0..5_000u32 {
         for first in [[0x80, 201, 0, 1], [0x80, 96, 0, 1]] {
             let mut forged = first.to_vec();
@@ -348,7 +360,10 @@ fn invariant_8_a_hundred_thousand_damaged_datagrams_are_no_panic() {
 fn corpus() -> Vec<Bytes> {
     let mut corpus = Vec::new();
     for role in [DtlsRole::Client, DtlsRole::Server] {
-        let mut world = World::connected(Setup { role, ..at_once() });
+        let mut world = World::connected(Setup {
+            role,
+            ..switch_at_once()
+        });
         for seq in 0..3 {
             world.send_rtp(seq);
         }

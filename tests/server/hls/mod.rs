@@ -9,7 +9,7 @@ use millstream::outputs::hls::packager::ResolutionAndFrameRate;
 use millstream::outputs::hls::playlist::{self, MultivariantRenditions};
 use millstream::outputs::hls::rendition::{Rendition, RenditionRole};
 use millstream_core::media::aac::AacConfig;
-use millstream_core::media::{Format, MediaKind};
+use millstream_core::media::{CodecFormat, MediaKind};
 
 use self::world::{BEGUN, OPUS, World};
 
@@ -242,7 +242,7 @@ fn a_part_behind_the_last_of_its_segment_is_the_first_of_the_next() {
 #[test]
 fn aac_of_any_rate_is_cut_too() {
     let config = AacConfig::parse(&[0x12, 0x10]).expect("44.1 kHz");
-    let mut world = World::new(30, 60, Format::Aac(config).into());
+    let mut world = World::new(30, 60, CodecFormat::Aac(config).into());
     // 1024 samples at 44.1 kHz in ticks of 48 kHz.
     world.play(12, 1_114, 48_000);
     assert_eq!(world.audio().codecs(), "mp4a.40.2");

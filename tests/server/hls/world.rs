@@ -139,7 +139,7 @@ impl World {
                 if reader.is_none() {
                     *reader = match kind {
                         MediaKind::Video => RingReader::at_newest_key_frame(ring),
-                        MediaKind::Audio => Some(RingReader::at_start(ring)),
+                        MediaKind::Audio => Some(RingReader::at_oldest_packet(ring)),
                     };
                 }
                 if let Some(reader) = reader {

@@ -8,7 +8,7 @@ use millstream::shard::AudioVideoFormats;
 use millstream::{Config, Gateway};
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
-use millstream_core::media::Format;
+use millstream_core::media::CodecFormat;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -87,8 +87,8 @@ pub(super) fn make_live(gateway: &Gateway, stream: &str) {
         accepts_key_frame_requests: true,
     };
     let formats = AudioVideoFormats {
-        video: Some(Format::Vp8),
-        audio: Some(Format::Opus { stereo: true }),
+        video: Some(CodecFormat::Vp8),
+        audio: Some(CodecFormat::Opus { stereo: true }),
     };
     let name = StreamName::parse(stream).expect("name");
     gateway.media_plane().hub().open_and_update_stream(&name, |state| {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use millstream::Gateway;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{SessionId, SimulcastLayer};
-use millstream_core::media::{Format, ProfileLevelId, Rid};
+use millstream_core::media::{CodecFormat, ProfileLevelId, Rid};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -117,7 +117,7 @@ async fn a_session_that_cannot_carry_the_video_says_which_it_is_and_where_to_fin
         let alternates = links.filter(|link| link.contains("rel=\"alternate\""));
         alternates.map(str::to_owned).collect()
     };
-    let h264 = Format::H264 {
+    let h264 = CodecFormat::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
     };

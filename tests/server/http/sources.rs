@@ -30,7 +30,7 @@ fn now() -> Instant {
 fn feed(gateway: &Gateway, source: &str) -> tokio::task::JoinHandle<()> {
     let media = gateway.media_plane().clone();
     let source = SourceName::parse(source).expect("a source name");
-    let key = StreamName::parse("show").expect("a name").ladder_source_key(&source);
+    let key = StreamName::parse("show").expect("a name").failover_source_key(&source);
     let id = SessionId([source.as_str().len() as u8; 16]);
     tokio::spawn(async move {
         let mut feed = FrameSource::new(key, id, &[Codec::H264.into()]).expect("a codec");

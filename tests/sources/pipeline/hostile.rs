@@ -153,7 +153,7 @@ async fn launch_lines_that_write_are_refused() {
         let text = format!("description = \"x\"\nlaunch = {}\n", quoted(&launch));
         let job = PipelineDescription::from_toml(&text)
             .expect("a description")
-            .trial_job();
+            .pipeline_check_job();
         let findings = worker_process::check_pipelines(&programs(), vec![("x".to_owned(), job)])
             .await
             .expect("it tells");

@@ -12,13 +12,13 @@ use millstream::pipeline::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndS
 use millstream::pipeline::worker_slots::WorkerSlots;
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::{Codec, Format};
+use millstream_core::media::{Codec, CodecFormat};
 
 mod cycles;
 mod escapes;
+mod failover_group;
 mod faults;
 mod hostile;
-mod ladder;
 mod many_players;
 mod origin_servers;
 mod origins;
@@ -134,8 +134,8 @@ fn poll(hub: &hub::Hub, stream: &str) -> Option<Seen> {
         Some(Seen {
             video: state.video.ring().end_seq(),
             audio: state.audio.ring().end_seq(),
-            video_codec: state.video.format().map(Format::codec),
-            audio_codec: state.audio.format().map(Format::codec),
+            video_codec: state.video.format().map(CodecFormat::codec),
+            audio_codec: state.audio.format().map(CodecFormat::codec),
         })
     })
 }

@@ -308,7 +308,7 @@ impl<'a> Frames<'a> {
     /// The last packet of each new video frame.
     fn take(&self) -> Vec<Bytes> {
         let mut batches = VecDeque::new();
-        self.queue.take_all(&mut batches);
+        self.queue.take_all_messages(&mut batches);
         let entries = batches.iter().flat_map(|batch| batch.iter());
         let video = entries.filter(|entry| entry.packet.codec.kind() == MediaKind::Video && entry.packet.marker);
         video.map(|entry| entry.packet.payload.clone()).collect()

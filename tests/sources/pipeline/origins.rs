@@ -227,7 +227,7 @@ impl<'a> Reader<'a> {
         let reading = async {
             while times.len() < count {
                 let mut batches = VecDeque::new();
-                self.mailbox.take_all(&mut batches);
+                self.mailbox.take_all_messages(&mut batches);
                 for entry in batches.iter().flat_map(|batch| batch.iter()) {
                     if entry.packet.codec.kind() == kind && times.last() != Some(&entry.packet.time) {
                         times.push(entry.packet.time);

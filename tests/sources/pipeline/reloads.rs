@@ -33,7 +33,8 @@ async fn two_hundred_reloads_cost_an_untouched_stream_nothing() {
         .hub()
         .find_stream(StreamName::parse("steady").expect("a name"))
         .expect("live");
-    let (source, mut reader) = steady.with_state(|state| (state.source(), RingReader::at_end(state.video.ring())));
+    let (source, mut reader) =
+        steady.with_state(|state| (state.source(), RingReader::starting_at_ring_end(state.video.ring())));
     let mut read: Vec<Arc<RingEntry>> = Vec::new();
     let (mut refused, mut restarted) = (0, 0);
     for round in 1..=RELOADS {

@@ -6,7 +6,7 @@ use millstream::http::api::streams;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::{ShardIndex, StreamState};
 use millstream_core::media::track_delivery::TranscodeTarget;
-use millstream_core::media::{Codec, Format};
+use millstream_core::media::{Codec, CodecFormat};
 
 use crate::pipeline::{Folder, PATIENCE, gateway, plays, workers};
 
@@ -65,7 +65,7 @@ async fn aac_becomes_opus_while_somebody_needs_it() {
         (opus.abs_diff(aac) < 48_000 / 2).then_some(())
     })
     .await;
-    let codec = transcoded.with_state(|state| state.audio.format().map(Format::codec));
+    let codec = transcoded.with_state(|state| state.audio.format().map(CodecFormat::codec));
     assert_eq!(codec, Some(Codec::Opus));
     let shown = streams::describe_stream(&name(), hub, gateway.source_registry(), |_| 0).expect("it is there");
     assert_eq!(
@@ -100,7 +100,7 @@ async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
                 accepts_key_frame_requests: false,
             },
             &millstream_core::sdp::negotiated::AudioVideoFormats {
-                video: Some(Format::Vp8),
+                video: Some(CodecFormat::Vp8),
                 audio: None,
             },
         );

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::http::api::streams;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::{Codec, Format};
+use millstream_core::media::{Codec, CodecFormat};
 
 use crate::pipeline::programs;
 use crate::rtsp::PATIENCE;
@@ -54,7 +54,7 @@ async fn audio_that_browsers_lack_is_converted() {
             loop {
                 let has_both = hub.find_stream(&name).is_some_and(|stream| {
                     stream.with_state(|state| {
-                        let is_opus = state.audio.format().map(Format::codec) == Some(Codec::Opus);
+                        let is_opus = state.audio.format().map(CodecFormat::codec) == Some(Codec::Opus);
                         is_opus && state.audio.ring().end_seq() > 100 && state.video.ring().end_seq() > 100
                     })
                 });

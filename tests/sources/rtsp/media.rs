@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::http::api::streams;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::{Codec, Format};
+use millstream_core::media::{Codec, CodecFormat};
 
 use crate::rtsp::{Camera, NOTHING, gateway, plays_on, until};
 
@@ -24,14 +24,14 @@ async fn every_codec_is_recognised_and_only_b_frames_are_out_of_order() {
         });
         let seen = seen.await.expect("it plays");
         let codecs = (
-            seen.video_format.map(Format::codec),
-            seen.audio_format.map(Format::codec),
+            seen.video_format.map(CodecFormat::codec),
+            seen.audio_format.map(CodecFormat::codec),
         );
         assert_eq!(codecs, (Some(video_codec), Some(audio_codec)), "{media}");
         // RTP carries the size of a JPEG frame in blocks of eight pixels (RFC 2435 §3.1.5).
         let height = if video_codec == Codec::Jpeg { 184 } else { 180 };
         assert_eq!(seen.resolution, Some((320, height)), "{media}");
-        if let Some(Format::Aac(config)) = seen.audio_format {
+        if let Some(CodecFormat::Aac(config)) = seen.audio_format {
             assert_eq!((config.sample_rate, config.channel_configuration), (44_100, 1));
         }
         // A second of it, and the rates are known.
@@ -93,7 +93,7 @@ async fn video_and_audio_are_on_one_clock() {
         let stream = stream.expect("it plays");
         let age = |track: &millstream_core::hub::track::Track| {
             let (newest, arrival) = track.ring().newest_track_time_and_arrival().expect("packets");
-            let captured_now = track.clock().track_time_captured_at(arrival).expect("a clock");
+            let captured_now = track.clock().track_time_for_capture_at(arrival).expect("a clock");
             let rate = f64::from(track.format().expect("a format").codec().clock_rate());
             (captured_now as f64 - newest as f64) / rate
         };

@@ -10,7 +10,7 @@ use millstream::http::api::sources::Source;
 use millstream::http::api::streams;
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
-use millstream_core::media::{Codec, Format};
+use millstream_core::media::{Codec, CodecFormat};
 
 mod audio;
 
@@ -97,8 +97,8 @@ struct Seen {
     /// Ends of the lines.
     video: u64,
     audio: u64,
-    video_format: Option<Format>,
-    audio_format: Option<Format>,
+    video_format: Option<CodecFormat>,
+    audio_format: Option<CodecFormat>,
     resolution: Option<(u16, u16)>,
     reordered: bool,
     has_source: bool,
@@ -166,7 +166,10 @@ async fn h264_and_pcma_play_and_come_back_when_the_camera_restarts() {
     let port = camera.port;
     let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
     let seen = until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
-    assert_eq!(seen.and_then(|s| s.video_format).map(Format::codec), Some(Codec::H264));
+    assert_eq!(
+        seen.and_then(|s| s.video_format).map(CodecFormat::codec),
+        Some(Codec::H264)
+    );
 
     // A viewer keeps the stream while its source is unavailable.
     let name = StreamName::parse("door").expect("a name");
@@ -189,6 +192,9 @@ async fn h265_plays_with_digest_credentials_by_udp() {
     ))
     .await;
     let seen = until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
-    assert_eq!(seen.and_then(|s| s.video_format).map(Format::codec), Some(Codec::H265));
+    assert_eq!(
+        seen.and_then(|s| s.video_format).map(CodecFormat::codec),
+        Some(Codec::H265)
+    );
     gateway.stop().await;
 }

@@ -21,7 +21,7 @@ pub(super) struct LayerAllocator {
     /// Until when a step up is on trial; 0 if none is.
     step_up_trial_until: u64,
     /// Pauses after failures, by rung of the ladder.
-    step_up_pauses_by_rung: [RungPause; MAX_RUNGS],
+    step_up_pauses_by_rung: [RungStepUpBackoff; MAX_RUNGS],
     /// Less than the best rung was chosen because of overload.
     is_limited_by_overload: bool,
     random: u32,
@@ -31,7 +31,7 @@ type LayerChoice = (u8, FrameSelection);
 
 /// A rung is no goal before a time; each failure makes the pause twice as long.
 #[derive(Clone, Copy, Debug, Default)]
-struct RungPause {
+struct RungStepUpBackoff {
     until: u64,
     pause_micros: u32,
     /// The failure was that of a train: cheap, and no trouble for others.
@@ -68,7 +68,7 @@ pub(super) enum StepUpMode {
     ProbeFirst,
     /// Without feedback the step itself is the attempt, if all was calm since then.
     TryWithoutProbe {
-        calm_since: Option<u64>,
+        uncongested_since: Option<u64>,
         limit: Option<u32>,
         /// A rung that failed waits for this much longer than its pause.
         longer_pause: u64,
@@ -90,7 +90,7 @@ const MAX_COST_PERCENT_OF_RECEIVED_BITRATE: u64 = 85;
 const PROBE_BITRATE_PERCENT_OF_COST: u64 = 115;
 
 /// Excess with which the old layer is stopped at once.
-const STOP_OLD_LAYER_EXCESS_DELAY_US: i32 = 80_000;
+const MIN_EXCESS_DELAY_TO_STOP_OLD_LAYER_US: i32 = 80_000;
 
 /// With a budget of less, no train is sent that a sustained probe may follow.
 const MIN_PROBE_CREDIT_BYTES_FOR_PACKET_TRAIN: i32 = -30_000;
@@ -129,7 +129,7 @@ const STEP_UP_BEFORE_TRIAL_END_US: u64 = 2_500_000;
 
 /// A rung that was held for this long was right. One that is left before makes the pause longer, also if others who
 /// share the path are the reason: else they would take turns.
-const RUNG_HELD_TIME_US: u64 = 15_000_000;
+const MIN_STABLE_TIME_ON_RUNG_US: u64 = 15_000_000;
 
 /// Pauses after failures, each twice as long as the one before.
 const FIRST_PROBED_STEP_UP_PAUSE_US: u64 = 2_000_000;
@@ -137,7 +137,7 @@ const MAX_PROBED_STEP_UP_PAUSE_US: u64 = 8_000_000;
 
 /// The same if the step itself failed, which a viewer sees.
 const MAX_FAILED_STEP_UP_PAUSE_US: u64 = 30_000_000;
-const FIRST_LOSSY_PROBE_PAUSE_US: u64 = 8_000_000;
+const INITIAL_LOSSY_PROBE_PAUSE_US: u64 = 8_000_000;
 const MAX_LOSSY_PROBE_PAUSE_US: u64 = 120_000_000;
 const FIRST_UNPROBED_STEP_UP_PAUSE_US: u64 = 10_000_000;
 const MAX_UNPROBED_STEP_UP_PAUSE_US: u64 = 300_000_000;
@@ -157,7 +157,7 @@ impl LayerAllocator {
             step_down_hold_until: 0,
             current_choice_began_at: 0,
             step_up_trial_until: 0,
-            step_up_pauses_by_rung: [RungPause::default(); MAX_RUNGS],
+            step_up_pauses_by_rung: [RungStepUpBackoff::default(); MAX_RUNGS],
             is_limited_by_overload: false,
             random: random | 1,
         }
@@ -176,7 +176,7 @@ impl LayerAllocator {
     pub(super) fn choose_first_rung(&mut self, ladder: &QualityLadder, hint: Option<u32>) -> Option<LayerSwitchTarget> {
         let lowest = ladder.lowest_usable_full_video_index()?;
         let fitting = hint.and_then(|hint| {
-            ladder.highest_fitting_or_lowest_index_below(
+            ladder.highest_fitting_or_lowest_rung_below(
                 ladder.rungs().len(),
                 percent_of(hint, MAX_COST_PERCENT_OF_RECEIVED_BITRATE),
             )
@@ -189,7 +189,7 @@ impl LayerAllocator {
     pub(super) fn leave_unusable_rung(&mut self, ladder: &QualityLadder) -> Option<LayerSwitchTarget> {
         let (layer, frames) = self.target_choice?;
         let index = ladder.index_of(layer, frames);
-        if index.is_some_and(|index| ladder.is_usable(index)) {
+        if index.is_some_and(|index| ladder.is_rung_usable(index)) {
             return None;
         }
         let index = index.unwrap_or_else(|| ladder.rungs().len());
@@ -230,18 +230,18 @@ impl LayerAllocator {
         let current = ladder.index_of(layer, frames)?;
         // A choice that has not begun is taken back first; what is sent is the overload.
         let rung = match path.received_bitrate {
-            Some(received) => ladder.highest_fitting_or_lowest_index_below(
+            Some(received) => ladder.highest_fitting_or_lowest_rung_below(
                 current,
                 percent_of(received, MAX_COST_PERCENT_OF_RECEIVED_BITRATE),
             ),
             None => ladder.next_usable_index_below(current),
         };
-        if now < self.current_choice_began_at + RUNG_HELD_TIME_US && self.step_up_trial_until > 0 {
+        if now < self.current_choice_began_at + MIN_STABLE_TIME_ON_RUNG_US && self.step_up_trial_until > 0 {
             let (first, longest) = match is_probed {
                 true => (FIRST_PROBED_STEP_UP_PAUSE_US, MAX_FAILED_STEP_UP_PAUSE_US),
                 false => (FIRST_UNPROBED_STEP_UP_PAUSE_US, MAX_UNPROBED_STEP_UP_PAUSE_US),
             };
-            self.begin_pause(now, current, first, longest);
+            self.begin_step_up_pause(now, current, first, longest);
         }
         self.step_up_trial_until = 0;
         let Some(rung) = rung else {
@@ -257,7 +257,7 @@ impl LayerAllocator {
         self.last_step_down_at = now;
         self.bitrate_at_step_down = path.received_bitrate.unwrap_or(0);
         self.step_down_hold_until = now + HOLD_AFTER_STEP_DOWN_US;
-        let stop = path.excess_delay > STOP_OLD_LAYER_EXCESS_DELAY_US || current >= rung + 2;
+        let stop = path.excess_delay > MIN_EXCESS_DELAY_TO_STOP_OLD_LAYER_US || current >= rung + 2;
         let switch = self.set_target_rung(ladder, rung, stop);
         self.is_limited_by_overload = true;
         switch
@@ -303,7 +303,7 @@ impl LayerAllocator {
     }
 
     /// Whether a step up was made of late.
-    pub(super) fn is_on_trial(&self, now: u64) -> bool {
+    pub(super) fn is_step_up_on_trial(&self, now: u64) -> bool {
         now < self.step_up_trial_until
     }
 
@@ -342,20 +342,20 @@ impl LayerAllocator {
         }
         let (layer, frames) = self.current_or_target_choice()?;
         let current = ladder.index_of(layer, frames)?;
-        let is_held = now >= self.current_choice_began_at + RUNG_HELD_TIME_US;
+        let is_held = now >= self.current_choice_began_at + MIN_STABLE_TIME_ON_RUNG_US;
         if self.step_up_trial_until > 0 && is_held {
             self.step_up_trial_until = 0;
             self.step_up_pauses_by_rung
                 .iter_mut()
                 .take(current + 1)
-                .for_each(|pause| *pause = RungPause::default());
+                .for_each(|pause| *pause = RungStepUpBackoff::default());
         }
         let is_free = |goal: &usize| {
             self.step_up_pauses_by_rung
                 .get(*goal)
                 .is_none_or(|pause| now >= pause.until)
         };
-        let mut goals = (current + 1..ladder.rungs().len()).filter(|goal| ladder.is_usable(*goal));
+        let mut goals = (current + 1..ladder.rungs().len()).filter(|goal| ladder.is_rung_usable(*goal));
         match ascent {
             StepUpMode::ProbeFirst => {
                 let is_new = |goal: &usize| {
@@ -398,11 +398,11 @@ impl LayerAllocator {
                 }))
             }
             StepUpMode::TryWithoutProbe {
-                calm_since,
+                uncongested_since,
                 limit,
                 longer_pause,
             } => {
-                let is_calm = calm_since.is_some_and(|since| now >= since + UNPROBED_STEP_UP_TRIAL_US);
+                let is_calm = uncongested_since.is_some_and(|since| now >= since + UNPROBED_STEP_UP_TRIAL_US);
                 let is_free = |goal: &usize| {
                     self.step_up_pauses_by_rung
                         .get(*goal)
@@ -449,10 +449,10 @@ impl LayerAllocator {
                 FIRST_PROBED_STEP_UP_PAUSE_US,
                 MAX_STEP_UP_PAUSE_AFTER_FAILED_PACKET_TRAIN_US,
             ),
-            ProbeResult::SustainedProbeLost => (FIRST_LOSSY_PROBE_PAUSE_US, MAX_LOSSY_PROBE_PAUSE_US),
+            ProbeResult::SustainedProbeLost => (INITIAL_LOSSY_PROBE_PAUSE_US, MAX_LOSSY_PROBE_PAUSE_US),
             _ => (FIRST_PROBED_STEP_UP_PAUSE_US, MAX_PROBED_STEP_UP_PAUSE_US),
         };
-        self.begin_pause(now, ladder.index_of(goal.0, goal.1)?, first, longest);
+        self.begin_step_up_pause(now, ladder.index_of(goal.0, goal.1)?, first, longest);
         None
     }
 
@@ -469,7 +469,7 @@ impl LayerAllocator {
         u64::from(self.random >> 16)
     }
 
-    fn begin_pause(&mut self, now: u64, rung: usize, first: u64, longest: u64) {
+    fn begin_step_up_pause(&mut self, now: u64, rung: usize, first: u64, longest: u64) {
         // Seven to nine eighths of it: viewers that fell together do not probe together.
         let random = self.next_random();
         let Some(pause) = self.step_up_pauses_by_rung.get_mut(rung) else {
@@ -749,9 +749,9 @@ mod tests {
 
     #[test]
     fn without_feedback_the_next_layer_is_tried_after_five_calm_seconds() {
-        let ascend = |calm_since, limit| {
+        let ascend = |uncongested_since, limit| {
             let tried = StepUpMode::TryWithoutProbe {
-                calm_since,
+                uncongested_since,
                 limit,
                 longer_pause: 0,
             };

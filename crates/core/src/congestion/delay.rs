@@ -13,8 +13,8 @@ pub(super) struct DelayEstimator {
     /// The same of longer periods: what the path takes without the queue of others.
     min_delay_by_long_period: [i64; 2],
     long_period_began: u64,
-    /// Least excess by intervals of [`EXCESS_INTERVAL_US`] of arrival, the newest at [`Self::newest_interval`].
-    min_excess_by_interval: [i32; EXCESS_INTERVAL_COUNT],
+    /// Least excess by intervals of [`EXCESS_DELAY_INTERVAL_US`] of arrival, the newest at [`Self::newest_interval`].
+    min_excess_by_interval: [i32; EXCESS_DELAY_INTERVAL_COUNT],
     newest_interval: i64,
     /// Consecutive bursts with high and growing excess.
     rising_burst_count: u8,
@@ -40,16 +40,16 @@ const LONG_BASE_DELAY_PERIOD_US: u64 = 30_000_000;
 
 /// Packets within a burst are compared at this distance of arrival: a burst that the path stretches shows the queue
 /// that it makes before the next one leaves.
-const MIN_SAMPLE_DISTANCE_US: i64 = 10_000;
+const MIN_DELAY_SAMPLE_INTERVAL_US: i64 = 10_000;
 
-const EXCESS_INTERVAL_US: i64 = 55_000;
-const EXCESS_INTERVAL_COUNT: usize = 8;
+const EXCESS_DELAY_INTERVAL_US: i64 = 55_000;
+const EXCESS_DELAY_INTERVAL_COUNT: usize = 8;
 
 /// Intervals whose minimum is the excess: 110 to 165 ms, longer than most jitter.
-const RECENT_INTERVAL_COUNT: usize = 3;
+const RECENT_EXCESS_DELAY_INTERVAL_COUNT: usize = 3;
 
 /// A step of the delay that no network makes: the receiver's clock was set, or it slept.
-const MIN_CLOCK_STEP_US: i64 = 10_000_000;
+const MIN_RECEIVER_CLOCK_JUMP_US: i64 = 10_000_000;
 
 const UNKNOWN_EXCESS: i32 = i32::MAX;
 
@@ -61,7 +61,7 @@ impl DelayEstimator {
             period_began: 0,
             min_delay_by_long_period: [i64::MAX; 2],
             long_period_began: 0,
-            min_excess_by_interval: [UNKNOWN_EXCESS; EXCESS_INTERVAL_COUNT],
+            min_excess_by_interval: [UNKNOWN_EXCESS; EXCESS_DELAY_INTERVAL_COUNT],
             newest_interval: i64::MIN,
             rising_burst_count: 0,
             last_sample_arrival: i64::MIN,
@@ -78,7 +78,7 @@ impl DelayEstimator {
         } = burst;
         let delay = arrival.saturating_sub_unsigned(sent);
         let known = self.min_delay_by_period.iter().copied().min().unwrap_or(i64::MAX);
-        if known != i64::MAX && (delay - known).abs() > MIN_CLOCK_STEP_US {
+        if known != i64::MAX && (delay - known).abs() > MIN_RECEIVER_CLOCK_JUMP_US {
             *self = Self::new();
         }
         if sent.saturating_sub(self.period_began) >= BASE_DELAY_PERIOD_US {
@@ -99,14 +99,14 @@ impl DelayEstimator {
             0
         };
         self.last_sample_arrival = arrival;
-        self.record_excess(arrival, excess);
+        self.record_excess_delay(arrival, excess);
         excess
     }
 
     /// Records a later packet of a burst: it counts only if it is late.
-    pub(super) fn count_rising_packet_within_burst(&mut self, packet: DelaySample, thresholds: OverloadThresholds) {
+    pub(super) fn record_delay_of_later_burst_packet(&mut self, packet: DelaySample, thresholds: OverloadThresholds) {
         let is_base_known = self.base() != i64::MAX;
-        if !is_base_known || packet.arrival.saturating_sub(self.last_sample_arrival) < MIN_SAMPLE_DISTANCE_US {
+        if !is_base_known || packet.arrival.saturating_sub(self.last_sample_arrival) < MIN_DELAY_SAMPLE_INTERVAL_US {
             return;
         }
         self.last_sample_arrival = packet.arrival;
@@ -119,7 +119,7 @@ impl DelayEstimator {
     }
 
     fn is_sample_rising(&self, excess: i32, tolerated: i32, thresholds: OverloadThresholds) -> bool {
-        let floor = self.min_excess_or_unknown();
+        let floor = self.min_excess_delay_or_unknown();
         excess > thresholds.burst_excess.saturating_add(tolerated)
             && floor != UNKNOWN_EXCESS
             && excess - floor.max(0) > thresholds.burst_excess_growth
@@ -134,7 +134,7 @@ impl DelayEstimator {
     }
 
     /// The least delay of 30 to 60 s, if any is known.
-    pub(super) fn long_term_base(&self) -> Option<i64> {
+    pub(super) fn long_term_base_delay(&self) -> Option<i64> {
         let base = self.min_delay_by_long_period[0].min(self.min_delay_by_long_period[1]);
         (base != i64::MAX).then_some(base)
     }
@@ -144,13 +144,13 @@ impl DelayEstimator {
         self.base().saturating_add(i64::from(self.recent_min_excess_delay()))
     }
 
-    fn record_excess(&mut self, arrival: i64, excess: i32) {
-        let interval = arrival.div_euclid(EXCESS_INTERVAL_US);
+    fn record_excess_delay(&mut self, arrival: i64, excess: i32) {
+        let interval = arrival.div_euclid(EXCESS_DELAY_INTERVAL_US);
         let ahead = interval.saturating_sub(self.newest_interval);
         if ahead > 0 {
             let shift = usize::try_from(ahead)
-                .unwrap_or(EXCESS_INTERVAL_COUNT)
-                .min(EXCESS_INTERVAL_COUNT);
+                .unwrap_or(EXCESS_DELAY_INTERVAL_COUNT)
+                .min(EXCESS_DELAY_INTERVAL_COUNT);
             self.min_excess_by_interval.rotate_right(shift);
             self.min_excess_by_interval
                 .iter_mut()
@@ -167,13 +167,13 @@ impl DelayEstimator {
         let least = self
             .min_excess_by_interval
             .iter()
-            .take(RECENT_INTERVAL_COUNT)
+            .take(RECENT_EXCESS_DELAY_INTERVAL_COUNT)
             .copied()
             .min();
         least.filter(|excess| *excess != UNKNOWN_EXCESS).unwrap_or(0).max(0)
     }
 
-    fn min_excess_or_unknown(&self) -> i32 {
+    fn min_excess_delay_or_unknown(&self) -> i32 {
         self.min_excess_by_interval
             .iter()
             .copied()
@@ -188,7 +188,7 @@ impl DelayEstimator {
 
     /// Forgets the excess: nothing of late shows it.
     pub(super) fn forget_excess_and_rising_bursts(&mut self) {
-        self.min_excess_by_interval = [UNKNOWN_EXCESS; EXCESS_INTERVAL_COUNT];
+        self.min_excess_by_interval = [UNKNOWN_EXCESS; EXCESS_DELAY_INTERVAL_COUNT];
         self.rising_burst_count = 0;
     }
 
@@ -248,7 +248,7 @@ mod tests {
                 self_inflicted_delay: 0,
                 cross_traffic_delay: 0,
             };
-            estimator.on_burst(burst, OverloadThresholds::FOR_TOP_RUNG);
+            estimator.on_burst(burst, OverloadThresholds::TOP_RUNG_THRESHOLDS);
             (
                 estimator.recent_min_excess_delay() / 1_000,
                 estimator.has_consecutive_rising_bursts(),
@@ -276,7 +276,7 @@ mod tests {
                 self_inflicted_delay: 0,
                 cross_traffic_delay: 0,
             };
-            estimator.on_burst(burst, OverloadThresholds::FOR_TOP_RUNG);
+            estimator.on_burst(burst, OverloadThresholds::TOP_RUNG_THRESHOLDS);
         }
         assert_eq!(estimator.recent_min_excess_delay(), 130_000);
         estimator.forget_excess_and_rising_bursts();
@@ -298,7 +298,7 @@ mod tests {
             self_inflicted_delay: 0,
             cross_traffic_delay: 0,
         };
-        let thresholds = OverloadThresholds::FOR_TOP_RUNG;
+        let thresholds = OverloadThresholds::TOP_RUNG_THRESHOLDS;
         for burst in 0..10 {
             estimator.on_burst(packet(burst * 30 * MS, 20_000), thresholds);
         }
@@ -306,7 +306,7 @@ mod tests {
             estimator.reset_rising_bursts();
             estimator.on_burst(packet(300 * MS, 20_000), thresholds);
             let burst = delays.iter().map(|delay| packet(300 * MS, delay * 1_000));
-            burst.for_each(|packet| estimator.count_rising_packet_within_burst(packet, thresholds));
+            burst.for_each(|packet| estimator.record_delay_of_later_burst_packet(packet, thresholds));
             estimator.has_consecutive_rising_bursts()
         };
         assert!(rises(&[60, 80, 100, 120]));
@@ -323,7 +323,7 @@ mod tests {
             self_inflicted_delay: 0,
             cross_traffic_delay: 0,
         };
-        estimator.count_rising_packet_within_burst(packet, OverloadThresholds::FOR_TOP_RUNG);
+        estimator.record_delay_of_later_burst_packet(packet, OverloadThresholds::TOP_RUNG_THRESHOLDS);
         assert!(!estimator.has_consecutive_rising_bursts());
     }
 
@@ -339,11 +339,11 @@ mod tests {
                 self_inflicted_delay: 0,
                 cross_traffic_delay: 0,
             };
-            estimator.on_burst(burst, OverloadThresholds::FOR_TOP_RUNG);
+            estimator.on_burst(burst, OverloadThresholds::TOP_RUNG_THRESHOLDS);
         }
         assert_eq!(estimator.recent_min_excess_delay(), 0);
         assert_eq!(estimator.recent_min_delay_without_own_queue(), 220_000);
-        assert_eq!(estimator.long_term_base(), Some(20_000));
+        assert_eq!(estimator.long_term_base_delay(), Some(20_000));
     }
 
     #[test]

@@ -4,12 +4,12 @@ use super::delay::{DelayEstimator, DelaySample, SelfInflictedQueue};
 use super::feedback::{PacketStatus, RECEIVE_DELTA_UNIT_US, REFERENCE_TIME_UNIT_US, TransportFeedback};
 use super::overload::{OverloadDetector, OverloadReason, OverloadSignals, OverloadThresholds};
 use super::received_bitrate_and_loss::{LossWindow, ReceivedBitrateMeter};
-use super::sent::{Burst, FeedbackCoverage, FlushTimes, PacketFeedbackChange, SentLog};
+use super::sent::{Burst, FeedbackCoverage, FlushTimes, PacketFeedbackChange, SentBurstLog};
 
 /// The estimator of a viewer that sends feedback; made with its first.
 #[derive(Debug)]
 pub(super) struct TwccEstimator {
-    log: SentLog,
+    log: SentBurstLog,
     coverage: FeedbackCoverage,
     delay: DelayEstimator,
     received_bitrate_meter: ReceivedBitrateMeter,
@@ -79,7 +79,7 @@ impl TwccEstimator {
     /// `next` is the number of the next packet: nothing before is known.
     pub(super) fn new(now: u64, next: u16) -> Self {
         Self {
-            log: SentLog::new(),
+            log: SentBurstLog::new(),
             coverage: FeedbackCoverage::new(next),
             delay: DelayEstimator::new(),
             received_bitrate_meter: ReceivedBitrateMeter::new(),
@@ -98,13 +98,13 @@ impl TwccEstimator {
     }
 
     #[inline]
-    pub(super) fn on_sent(&mut self, now: u64, batch: u32, number: u16, bytes: u32) {
+    pub(super) fn on_packet_sent(&mut self, now: u64, batch: u32, number: u16, bytes: u32) {
         self.log.push(now, batch, number, bytes);
     }
 
     /// Number after the highest one that feedback has covered.
-    pub(super) fn covered_end_number(&self) -> u16 {
-        self.coverage.covered_end_number()
+    pub(super) fn first_sequence_number_beyond_feedback(&self) -> u16 {
+        self.coverage.first_sequence_number_beyond_feedback()
     }
 
     pub(super) fn excess_delay(&self) -> i32 {
@@ -116,8 +116,8 @@ impl TwccEstimator {
     }
 
     /// Since when others keep a queue, if they do.
-    pub(super) fn competition_since(&self) -> Option<u64> {
-        self.overload_detector.competition_since()
+    pub(super) fn competing_traffic_since(&self) -> Option<u64> {
+        self.overload_detector.competing_traffic_since()
     }
 
     pub(super) fn received_bitrate(&self) -> Option<u32> {
@@ -137,7 +137,7 @@ impl TwccEstimator {
 
     pub(super) fn is_lossy(&self) -> bool {
         self.loss_window
-            .is_high(self.delay.recent_min_excess_delay() >= MIN_QUEUE_FOR_LOW_LOSS_THRESHOLD_US)
+            .is_loss_high(self.delay.recent_min_excess_delay() >= MIN_QUEUE_FOR_LOW_LOSS_THRESHOLD_US)
     }
 
     pub(super) fn loss_per_256(&self) -> u8 {
@@ -147,12 +147,12 @@ impl TwccEstimator {
     /// There is overload although less cannot be sent.
     pub(super) fn assume_competition_at_lowest_rung(&mut self, now: u64) {
         self.overload_detector
-            .assume_competition_at_lowest_rung(now, self.delay.long_term_base());
+            .assume_competition_at_lowest_rung(now, self.delay.long_term_base_delay());
     }
 
     /// What the path showed so far was the fault of a probe.
     pub(super) fn discard_overload_evidence(&mut self) {
-        self.overload_detector.reset_standing_queue();
+        self.overload_detector.reset_standing_queue_detection();
         self.delay.reset_rising_bursts();
         self.loss_window.clear();
     }
@@ -170,7 +170,7 @@ impl TwccEstimator {
         }
     }
 
-    pub(super) fn clear_loss(&mut self) {
+    pub(super) fn clear_loss_window(&mut self) {
         self.loss_window.clear();
     }
 
@@ -198,7 +198,7 @@ impl TwccEstimator {
             return None;
         }
         self.loss_window.advance(now);
-        let reference = self.clock.unwrap_to_micros(feedback.reference_time);
+        let reference = self.clock.unwrap_reference_time_to_micros(feedback.reference_time);
         let mut walk: Option<BurstFeedbackCollector> = None;
         let is_sent = |status: &PacketStatus| status.transport_sequence_number.wrapping_sub(first) < len;
         for status in feedback
@@ -208,7 +208,7 @@ impl TwccEstimator {
         {
             if walk
                 .as_ref()
-                .is_none_or(|walk| !walk.contains_number(status.transport_sequence_number))
+                .is_none_or(|walk| !walk.contains_sequence_number(status.transport_sequence_number))
             {
                 if let Some(fragment) = walk.take().and_then(BurstFeedbackCollector::finish) {
                     covered(&fragment);
@@ -278,7 +278,7 @@ impl TwccEstimator {
             if offset == 0 {
                 walk.excess_delay = Some(self.delay.on_burst(packet, thresholds));
             } else {
-                self.delay.count_rising_packet_within_burst(packet, thresholds);
+                self.delay.record_delay_of_later_burst_packet(packet, thresholds);
             }
         }
         walk.add_arrival(arrival);
@@ -343,7 +343,7 @@ impl TwccEstimator {
         let age_of = |burst: Burst| Some(now.saturating_sub(flushes.flush_time_of_batch(burst.first_batch_low_bits)?));
         let newest = self
             .log
-            .burst_index_from_newest(self.coverage.covered_end_number().wrapping_sub(1));
+            .burst_index_from_newest(self.coverage.first_sequence_number_beyond_feedback().wrapping_sub(1));
         if now.saturating_sub(self.period_began) >= BASE_ACKNOWLEDGEMENT_AGE_PERIOD_US {
             self.min_acknowledgement_age_by_period = [u64::MAX, self.min_acknowledgement_age_by_period[0]];
             self.period_began = now;
@@ -374,7 +374,7 @@ impl TwccEstimator {
             is_lossy: self.is_lossy(),
             loss_fraction: self.loss_window.loss_per_256(),
             recent_delay: self.delay.recent_min_delay_without_own_queue(),
-            long_term_base: self.delay.long_term_base(),
+            long_term_base_delay: self.delay.long_term_base_delay(),
             is_draining: u64::from(self.received_bitrate.unwrap_or(0)) * 100
                 > u64::from(assumed.sent_bitrate) * MIN_DRAINING_RECEIVED_PERCENT_OF_SENT,
         };
@@ -400,7 +400,7 @@ struct BurstFeedbackCollector {
 }
 
 impl BurstFeedbackCollector {
-    fn contains_number(&self, number: u16) -> bool {
+    fn contains_sequence_number(&self, number: u16) -> bool {
         number.wrapping_sub(self.burst.first_sequence_number) < self.burst.packet_count
     }
 
@@ -434,7 +434,7 @@ const REFERENCE_TIME_BITS: u32 = 24;
 
 impl ReferenceTimeUnwrapper {
     /// Returns microseconds on the clock of the receiver.
-    fn unwrap_to_micros(&mut self, reference: u32) -> i64 {
+    fn unwrap_reference_time_to_micros(&mut self, reference: u32) -> i64 {
         let (before, total) = self
             .last_wrapped_and_unwrapped
             .unwrap_or((reference, i64::from(reference)));
@@ -454,13 +454,13 @@ mod tests {
     fn the_reference_time_wraps_in_both_directions() {
         let mut clock = ReferenceTimeUnwrapper::default();
         let seconds = |reference: i64| reference * REFERENCE_TIME_UNIT_US;
-        assert_eq!(clock.unwrap_to_micros(0xff_fffe), seconds(0xff_fffe));
-        assert_eq!(clock.unwrap_to_micros(1), seconds(0x100_0001));
+        assert_eq!(clock.unwrap_reference_time_to_micros(0xff_fffe), seconds(0xff_fffe));
+        assert_eq!(clock.unwrap_reference_time_to_micros(1), seconds(0x100_0001));
         assert_eq!(
-            clock.unwrap_to_micros(0xff_ffff),
+            clock.unwrap_reference_time_to_micros(0xff_ffff),
             seconds(0xff_ffff),
             "an older feedback"
         );
-        assert_eq!(clock.unwrap_to_micros(5), seconds(0x100_0005));
+        assert_eq!(clock.unwrap_reference_time_to_micros(5), seconds(0x100_0005));
     }
 }

@@ -45,7 +45,7 @@ impl<'a> TransportFeedback<'a> {
         while left > 0 {
             let chunk = PacketStatusChunk::read(rest.get(at..)?)?;
             let covered = chunk.symbols_left.min(left);
-            delta_bytes += chunk.delta_bytes_of_first(covered);
+            delta_bytes += chunk.delta_bytes_of_first_symbols(covered);
             left -= covered;
             at += 2;
         }
@@ -95,9 +95,9 @@ impl Iterator for PacketStatuses<'_> {
             self.chunk = PacketStatusChunk::read(self.chunks)?;
             self.chunks = self.chunks.get(2..)?;
         }
-        let symbol = self.chunk.take_symbol();
+        let symbol = self.chunk.take_packet_status_symbol();
         let delta = match symbol {
-            SMALL_DELTA => {
+            SMALL_DELTA_SYMBOL => {
                 let (delta, rest) = self.deltas.split_first()?;
                 self.deltas = rest;
                 Some(i64::from(*delta))
@@ -112,7 +112,7 @@ impl Iterator for PacketStatuses<'_> {
         self.ticks += delta.unwrap_or(0);
         let status = PacketStatus {
             transport_sequence_number: self.next_sequence_number,
-            received: symbol != NOT_RECEIVED,
+            received: symbol != PACKET_STATUS_NOT_RECEIVED,
             arrival_ticks: delta.map(|_| self.ticks),
         };
         self.next_sequence_number = self.next_sequence_number.wrapping_add(1);
@@ -121,8 +121,8 @@ impl Iterator for PacketStatuses<'_> {
     }
 }
 
-const NOT_RECEIVED: u16 = 0;
-const SMALL_DELTA: u16 = 1;
+const PACKET_STATUS_NOT_RECEIVED: u16 = 0;
+const SMALL_DELTA_SYMBOL: u16 = 1;
 const LARGE_DELTA: u16 = 2;
 
 /// The symbols of a packet chunk that were not taken yet (§3.1.2).
@@ -157,7 +157,7 @@ impl PacketStatusChunk {
     }
 
     #[inline]
-    fn take_symbol(&mut self) -> u16 {
+    fn take_packet_status_symbol(&mut self) -> u16 {
         self.symbols_left -= 1;
         let symbol = match self.bits_per_symbol {
             0 => self.symbol_bits,
@@ -171,16 +171,16 @@ impl PacketStatusChunk {
     }
 
     /// Bytes of the deltas of the first `symbols_left` symbols.
-    fn delta_bytes_of_first(mut self, len: u16) -> usize {
+    fn delta_bytes_of_first_symbols(mut self, len: u16) -> usize {
         let bytes = |symbol| match symbol {
-            SMALL_DELTA => 1,
+            SMALL_DELTA_SYMBOL => 1,
             LARGE_DELTA => 2,
             _ => 0,
         };
         match self.bits_per_symbol {
             0 => usize::from(len) * bytes(self.symbol_bits),
             1 => (self.symbol_bits & !(0xffff_u32 >> len) as u16).count_ones() as usize,
-            _ => (0..len).map(|_| bytes(self.take_symbol())).sum(),
+            _ => (0..len).map(|_| bytes(self.take_packet_status_symbol())).sum(),
         }
     }
 }

@@ -89,7 +89,7 @@ impl QualityLadder {
             .position(|rung| (rung.layer, rung.frames) == (layer, frames))
     }
 
-    pub(super) fn is_usable(&self, index: usize) -> bool {
+    pub(super) fn is_rung_usable(&self, index: usize) -> bool {
         self.get(index).is_some_and(|rung| rung.usable)
     }
 
@@ -113,8 +113,8 @@ impl QualityLadder {
     }
 
     /// The highest usable rung below `index` whose cost is at most this, or else the lowest usable one.
-    pub(super) fn highest_fitting_or_lowest_index_below(&self, index: usize, cost: u32) -> Option<usize> {
-        let mut below = (0..index.min(self.len)).filter(|below| self.is_usable(*below));
+    pub(super) fn highest_fitting_or_lowest_rung_below(&self, index: usize, cost: u32) -> Option<usize> {
+        let mut below = (0..index.min(self.len)).filter(|below| self.is_rung_usable(*below));
         let fits = below
             .clone()
             .rfind(|below| self.wire_bitrate_with_audio(*below) <= cost);
@@ -159,10 +159,10 @@ mod tests {
         let ladder = ladder();
         assert_eq!(ladder.lowest_usable_full_video_index(), Some(2));
         assert_eq!(ladder.top_usable_index(), Some(4));
-        assert_eq!(ladder.highest_fitting_or_lowest_index_below(4, 1_200_000), Some(3));
-        assert_eq!(ladder.highest_fitting_or_lowest_index_below(4, 400_000), Some(2));
-        assert_eq!(ladder.highest_fitting_or_lowest_index_below(4, 10), Some(0));
-        assert_eq!(ladder.highest_fitting_or_lowest_index_below(0, 10), None);
+        assert_eq!(ladder.highest_fitting_or_lowest_rung_below(4, 1_200_000), Some(3));
+        assert_eq!(ladder.highest_fitting_or_lowest_rung_below(4, 400_000), Some(2));
+        assert_eq!(ladder.highest_fitting_or_lowest_rung_below(4, 10), Some(0));
+        assert_eq!(ladder.highest_fitting_or_lowest_rung_below(0, 10), None);
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
         let mut ladder = ladder();
         ladder.rungs[3].usable = false;
         assert_eq!(ladder.next_usable_index_below(4), Some(2));
-        assert_eq!(ladder.highest_fitting_or_lowest_index_below(4, 1_200_000), Some(2));
+        assert_eq!(ladder.highest_fitting_or_lowest_rung_below(4, 1_200_000), Some(2));
         (0..9).for_each(|_| ladder.push(EMPTY_RUNG));
         assert_eq!(ladder.rungs().len(), MAX_RUNGS);
     }

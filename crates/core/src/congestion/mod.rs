@@ -6,7 +6,7 @@
 //! either fits or not.
 //!
 //! ```text
-//!            on_sent          on_feedback                               poll
+//!            on_packet_sent          on_feedback                               poll
 //!               |                  |                                      |
 //!   pacer    sent.rs  <---  feedback.rs                                   v
 //!  (credit)  bursts,        TWCC, in place     prober.rs  ---->  allocator.rs ----> Action: switch, probe, quality
@@ -62,7 +62,7 @@
 //! # Use
 //!
 //! The caller numbers packets by [`CongestionController::peek_next_transport_sequence_number`] and reports each by
-//! [`CongestionController::on_sent`]; hands over what the viewer sends (`on_feedback`, `on_receiver_report`, `on_remb`,
+//! [`CongestionController::on_packet_sent`]; hands over what the viewer sends (`on_feedback`, `on_receiver_report`, `on_remb`,
 //! `on_tcp_queue_delay`); then calls [`CongestionController::poll`] until there is no action, and again at
 //! [`CongestionController::poll_timeout`]. It reports by [`CongestionController::on_layer_switch_begun`] when a
 //! switch has begun to be sent.
@@ -89,7 +89,7 @@ use estimator::{PathAssumptions, TwccEstimator};
 use feedback::TransportFeedback;
 use ladder::{FrameSelection, QualityLadder};
 use overload::{
-    OverloadReason, OverloadThresholds, SlightOverload, is_received_bitrate_sufficient, is_slight_overload,
+    OverloadReason, OverloadThresholds, SlightOverloadTimer, is_received_bitrate_sufficient, is_slight_overload,
 };
 use pacer::{MIN_PACING_BITRATE, Pacer};
 pub use prober::ProbeResult;
@@ -137,7 +137,7 @@ pub struct CongestionController {
     last_overload_at: u64,
     /// When the queue of the viewer's TCP connection was reported last.
     last_tcp_queue_at: Option<u64>,
-    slight_overload: SlightOverload,
+    slight_overload: SlightOverloadTimer,
     /// A probe lost packets without a queue: the path drops bursts.
     is_policed: bool,
     last_reported_quality: Option<DeliveredQuality>,
@@ -174,7 +174,7 @@ const ASSUMED_CAPACITY_PERCENT_OF_SENT: u64 = 115;
 const EXTRA_STEP_UP_PAUSE_IN_COMPETITION_US: u64 = 60_000_000;
 
 /// Loss within this time after a failed probe is its fault.
-const LOSS_AFTER_PROBE_US: u64 = 500_000;
+const LOSS_IGNORED_AFTER_FAILED_PROBE_US: u64 = 500_000;
 
 /// Below the best rung an attempt to go up is made at least this often.
 const STEP_UP_RETRY_INTERVAL_US: u64 = 1_000_000;
@@ -210,14 +210,14 @@ impl CongestionController {
             loss_ignored_until: 0,
             last_overload_at: 0,
             last_tcp_queue_at: None,
-            slight_overload: SlightOverload::default(),
+            slight_overload: SlightOverloadTimer::default(),
             is_policed: false,
             last_reported_quality: None,
             last_decision: None,
         }
     }
 
-    /// Returns the transport-wide sequence number of the packet that [`Self::on_sent`] will report next.
+    /// Returns the transport-wide sequence number of the packet that [`Self::on_packet_sent`] will report next.
     #[inline]
     pub fn peek_next_transport_sequence_number(&self) -> u16 {
         self.next_transport_sequence_number
@@ -226,15 +226,15 @@ impl CongestionController {
     /// A packet with [`Self::peek_next_transport_sequence_number`] joined this batch of the outbox. `bytes` is its size on
     /// the wire, with headers of UDP and IP.
     #[inline]
-    pub fn on_sent(&mut self, now: Instant, batch: u32, bytes: u32, kind: PacketPurpose) {
+    pub fn on_packet_sent(&mut self, now: Instant, batch: u32, bytes: u32, kind: PacketPurpose) {
         let now = micros_since_origin(self.origin, now);
         let number = self.next_transport_sequence_number;
         self.next_transport_sequence_number = number.wrapping_add(1);
         self.packets_since_feedback = self.packets_since_feedback.saturating_add(1);
-        self.prober.on_sent(number, bytes, kind == PacketPurpose::Probe);
+        self.prober.on_packet_sent(number, bytes, kind == PacketPurpose::Probe);
         self.pacer.spend(bytes);
         if let Some(estimator) = &mut self.estimator {
-            estimator.on_sent(now, batch, number, bytes);
+            estimator.on_packet_sent(now, batch, number, bytes);
         }
     }
 
@@ -257,9 +257,9 @@ impl CongestionController {
             return false;
         };
         let thresholds = match self.is_top_rung_sent {
-            true if self.allocator.is_on_trial(now) => OverloadThresholds::ON_TRIAL,
-            true => OverloadThresholds::FOR_TOP_RUNG,
-            false => OverloadThresholds::FOR_LOWER_RUNGS,
+            true if self.allocator.is_step_up_on_trial(now) => OverloadThresholds::FOR_RUNG_ON_TRIAL,
+            true => OverloadThresholds::TOP_RUNG_THRESHOLDS,
+            false => OverloadThresholds::LOWER_RUNG_THRESHOLDS,
         };
         let assumed = PathAssumptions {
             capacity_bitrate: self.assumed_capacity_bitrate(),
@@ -272,23 +272,23 @@ impl CongestionController {
             (self.packets_since_feedback, self.last_covering_feedback_at) = (0, now);
             return true;
         };
-        let covered_before = estimator.covered_end_number();
+        let covered_before = estimator.first_sequence_number_beyond_feedback();
         let (prober, tolerated) = (&mut self.prober, estimator.tolerated_cross_traffic_delay());
         let overload = estimator.on_feedback(now, &feedback, flushes, assumed, |fragment| {
             prober.on_burst_acknowledged(fragment, tolerated)
         });
-        if estimator.covered_end_number() != covered_before {
+        if estimator.first_sequence_number_beyond_feedback() != covered_before {
             (self.packets_since_feedback, self.last_covering_feedback_at) = (0, now);
         }
         if let Some(until) = self.feedback_ignored_until {
-            if estimator.covered_end_number().wrapping_sub(until) > u16::MAX / 2 {
+            if estimator.first_sequence_number_beyond_feedback().wrapping_sub(until) > u16::MAX / 2 {
                 estimator.discard_overload_evidence();
                 return true;
             }
             self.feedback_ignored_until = None;
         }
         if now < self.loss_ignored_until {
-            estimator.clear_loss();
+            estimator.clear_loss_window();
         }
         let overload = overload.filter(|overload| *overload != OverloadReason::Loss || now >= self.loss_ignored_until);
         self.pending_overload = overload.or(self.pending_overload);
@@ -343,7 +343,7 @@ impl CongestionController {
         let now = micros_since_origin(self.origin, now);
         if self.allocator.target_choice().is_none() {
             let switch = self.allocator.choose_first_rung(ladder, self.start_bitrate_hint)?;
-            return self.order_layer_switch(now, ladder, switch);
+            return self.prepare_layer_switch_action(now, ladder, switch);
         }
         if let Some(estimator) = &mut self.estimator {
             estimator.forget_queue_and_loss_if_idle(now);
@@ -355,7 +355,7 @@ impl CongestionController {
             .or_else(|| self.poll_probe_result(now, ladder))
             .or_else(|| self.return_to_top_rung(now, ladder));
         if let Some(switch) = switch {
-            return self.order_layer_switch(now, ladder, switch);
+            return self.prepare_layer_switch_action(now, ladder, switch);
         }
         if self.last_probe_poll_at != now
             && let Some(bytes) = self.prober.due_probe_bytes(now)
@@ -364,7 +364,7 @@ impl CongestionController {
             return Some(ControllerAction::SendProbe { bytes });
         }
         if let Some(switch) = self.try_step_up(now, ladder) {
-            return self.order_layer_switch(now, ladder, switch);
+            return self.prepare_layer_switch_action(now, ladder, switch);
         }
         self.take_changed_delivered_quality(ladder)
     }
@@ -410,7 +410,7 @@ impl CongestionController {
         {
             return None;
         }
-        self.slight_overload = SlightOverload::default();
+        self.slight_overload = SlightOverloadTimer::default();
         self.probe_proven_bitrate = self.probe_proven_bitrate.min(conditions.received_bitrate.unwrap_or(0));
         let switch = self.allocator.step_down_on_overload(now, ladder, conditions, is_probed);
         let is_at_bottom = switch.is_none() && self.allocator.is_settled_on_lowest_rung(now, ladder);
@@ -451,7 +451,7 @@ impl CongestionController {
             ProbeResult::Passed => self.probe_proven_bitrate = rate,
             ProbeResult::SustainedProbeFailed | ProbeResult::SustainedProbeLost | ProbeResult::PacketTrainFailed => {
                 self.feedback_ignored_until = Some(self.next_transport_sequence_number);
-                self.loss_ignored_until = now + LOSS_AFTER_PROBE_US;
+                self.loss_ignored_until = now + LOSS_IGNORED_AFTER_FAILED_PROBE_US;
             }
         }
         self.allocator.on_probe_result(now, ladder, result)
@@ -485,7 +485,7 @@ impl CongestionController {
         is_new.then_some(ControllerAction::ReportQuality(quality))
     }
 
-    fn order_layer_switch(
+    fn prepare_layer_switch_action(
         &mut self,
         now: u64,
         ladder: &QualityLadder,
@@ -512,7 +512,7 @@ impl CongestionController {
             index(current) == top && top.is_some_and(|top| ladder.next_usable_index_below(top).is_some());
         self.is_below_top_rung = index(target) < top;
         let rung = index(target).and_then(|index| ladder.get(index));
-        let pace = match self.is_competing() || self.is_policed {
+        let pace = match self.has_competing_traffic() || self.is_policed {
             // A burst into a queue that is full, or through a policer, is lost.
             true => self.sent_wire_bitrate / 4 * 5,
             false => self.pacing_bitrate_for_rung(rung, ladder),
@@ -537,18 +537,18 @@ impl CongestionController {
             true => match self
                 .estimator
                 .as_ref()
-                .and_then(|estimator| estimator.competition_since())
+                .and_then(|estimator| estimator.competing_traffic_since())
             {
                 None => StepUpMode::ProbeFirst,
                 // A probe would find the queue of the others.
                 Some(since) => StepUpMode::TryWithoutProbe {
-                    calm_since: Some(since.max(self.last_overload_at)),
+                    uncongested_since: Some(since.max(self.last_overload_at)),
                     limit: None,
                     longer_pause: EXTRA_STEP_UP_PAUSE_IN_COMPETITION_US,
                 },
             },
             false => StepUpMode::TryWithoutProbe {
-                calm_since: self.report_evaluator.calm_since(),
+                uncongested_since: self.report_evaluator.uncongested_since(),
                 limit: self.report_evaluator.remb_bitrate(now),
                 longer_pause: 0,
             },
@@ -578,8 +578,8 @@ impl CongestionController {
             }),
             is_lossy: estimator.is_some_and(|estimator| estimator.is_lossy()),
             is_overloaded: self.pending_overload.is_some(),
-            covered_end_number: estimator.map_or(self.next_transport_sequence_number, |estimator| {
-                estimator.covered_end_number()
+            first_sequence_number_beyond_feedback: estimator.map_or(self.next_transport_sequence_number, |estimator| {
+                estimator.first_sequence_number_beyond_feedback()
             }),
         }
     }
@@ -632,11 +632,11 @@ mod tests {
                 layer: None,
                 qualities: Vec::new(),
             };
-            viewer.apply_actions();
+            viewer.apply_controller_actions();
             viewer
         }
 
-        fn apply_actions(&mut self) {
+        fn apply_controller_actions(&mut self) {
             while let Some(action) = self.controller.poll(self.now, &ladder()) {
                 match action {
                     ControllerAction::Switch(switch) => {
@@ -662,7 +662,7 @@ mod tests {
                     rtt: Some(40 * MS),
                 };
                 self.controller.on_receiver_report(self.now, report);
-                self.apply_actions();
+                self.apply_controller_actions();
             }
         }
     }
@@ -707,7 +707,9 @@ mod tests {
         feed(&mut viewer, next);
         for number in 0..300_u16 {
             viewer.now += 10 * MS;
-            viewer.controller.on_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
+            viewer
+                .controller
+                .on_packet_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
             feed(&mut viewer, next.wrapping_add(number.min(99)));
             let is_recent = viewer.controller.is_twcc_feedback_usable(viewer.now);
             assert_eq!(is_recent, number < 200, "{number}");
@@ -715,7 +717,7 @@ mod tests {
     }
 
     #[test]
-    fn the_viewers_own_estimate_is_a_ceiling() {
+    fn remb_estimate_caps_layer() {
         let mut viewer = Viewer::new();
         viewer.controller.on_remb(viewer.now, 700_000);
         viewer.send_receiver_reports(4, 0);
@@ -726,7 +728,7 @@ mod tests {
         viewer.send_receiver_reports(1, 0);
         assert_eq!(viewer.layer, Some(1));
         viewer.controller.on_remb(viewer.now, 700_000);
-        viewer.apply_actions();
+        viewer.apply_controller_actions();
         assert_eq!(viewer.layer, Some(0));
     }
 
@@ -742,11 +744,13 @@ mod tests {
                 viewer.controller.on_tcp_queue_delay(viewer.now, MS);
             }
             let [high, low] = viewer.controller.peek_next_transport_sequence_number().to_be_bytes();
-            viewer.controller.on_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
+            viewer
+                .controller
+                .on_packet_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
             let body = [0, 0, 0, 1, 0, 0, 0, 2, high, low, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0];
             assert!(viewer.controller.on_twcc_feedback(viewer.now, &body, &flushes));
             // It panics at a probe.
-            viewer.apply_actions();
+            viewer.apply_controller_actions();
             has_stepped_up |= viewer.layer == Some(1);
         }
         assert!(has_stepped_up, "the step itself is the attempt");
@@ -758,7 +762,7 @@ mod tests {
         viewer.send_receiver_reports(6, 0);
         assert_eq!(viewer.layer, Some(1));
         viewer.controller.on_tcp_queue_delay(viewer.now, 301 * MS);
-        viewer.apply_actions();
+        viewer.apply_controller_actions();
         assert_eq!(viewer.layer, Some(0));
     }
 }

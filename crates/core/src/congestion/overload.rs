@@ -19,9 +19,9 @@ pub enum OverloadReason {
 
 /// Overload that may pass when another one who shares the path steps down.
 #[derive(Debug, Default)]
-pub(super) struct SlightOverload {
+pub(super) struct SlightOverloadTimer {
     /// When it is acted upon, if it is found then; 0 if there was none.
-    due_at: u64,
+    playout_due_at: u64,
 }
 
 /// Overload is slight if this share of what is sent arrives, in percent. Those who share the path do not all step
@@ -31,11 +31,11 @@ const MAX_SLIGHT_OVERLOAD_WAIT_US: u64 = 500_000;
 const SLIGHT_OVERLOAD_EXPIRY_US: u64 = 400_000;
 
 /// What arrives is enough if it is this multiple of what is sent, in percent.
-const SUFFICIENT_RECEIVED_PERCENT: u64 = 95;
+const SUFFICIENT_RECEIVED_PERCENT_OF_SENT: u64 = 95;
 
 /// Whether a path with this rate received carries what is sent: then the queue is that of a key frame.
 pub(super) fn is_received_bitrate_sufficient(received: u32, sent: u32) -> bool {
-    u64::from(received) * 100 >= u64::from(sent) * SUFFICIENT_RECEIVED_PERCENT
+    u64::from(received) * 100 >= u64::from(sent) * SUFFICIENT_RECEIVED_PERCENT_OF_SENT
 }
 
 /// Whether nearly as much arrives as is sent, both in bits per second.
@@ -43,13 +43,13 @@ pub(super) fn is_slight_overload(received: u32, sent: u32) -> bool {
     u64::from(received) * 100 >= u64::from(sent) * SLIGHT_OVERLOAD_MIN_RECEIVED_PERCENT_OF_SENT
 }
 
-impl SlightOverload {
+impl SlightOverloadTimer {
     /// Slight overload was found. Returns whether it was there some time ago too; `random` is below 65,536.
     pub(super) fn is_due_or_start_wait(&mut self, now: u64, random: impl FnOnce() -> u64) -> bool {
-        if now > self.due_at + SLIGHT_OVERLOAD_EXPIRY_US {
-            self.due_at = now + MAX_SLIGHT_OVERLOAD_WAIT_US * random() / 65_536;
+        if now > self.playout_due_at + SLIGHT_OVERLOAD_EXPIRY_US {
+            self.playout_due_at = now + MAX_SLIGHT_OVERLOAD_WAIT_US * random() / 65_536;
         }
-        now >= self.due_at
+        now >= self.playout_due_at
     }
 }
 
@@ -61,13 +61,13 @@ pub(super) struct OverloadDetector {
     /// Smoothed loss in 1/65536, and when it was updated.
     smoothed_loss: u32,
     smoothed_loss_at: u64,
-    competition: Option<Competition>,
+    competition: Option<CompetingTraffic>,
     last_step_down: Option<StepDown>,
 }
 
 /// Others keep a queue whatever we send: delay says nothing then, and only loss is overload.
 #[derive(Clone, Copy, Debug)]
-struct Competition {
+struct CompetingTraffic {
     since: u64,
     /// Least delay without their queue, when it began.
     base: i64,
@@ -97,7 +97,7 @@ pub(super) struct OverloadSignals {
     pub(super) loss_fraction: u8,
     /// Least delay of late, and of the last 30 to 60 s.
     pub(super) recent_delay: i64,
-    pub(super) long_term_base: Option<i64>,
+    pub(super) long_term_base_delay: Option<i64>,
     /// More arrives than is sent.
     pub(super) is_draining: bool,
 }
@@ -116,7 +116,7 @@ pub(super) struct OverloadThresholds {
 
 impl OverloadThresholds {
     /// For a rung that was stepped up to of late: it is to show that it takes nothing from others.
-    pub(super) const ON_TRIAL: Self = Self {
+    pub(super) const FOR_RUNG_ON_TRIAL: Self = Self {
         burst_excess: 35_000,
         burst_excess_growth: 30_000,
         max_feedback_overdue: 80_000,
@@ -124,7 +124,7 @@ impl OverloadThresholds {
         standing_duration: 400_000,
     };
 
-    pub(super) const FOR_TOP_RUNG: Self = Self {
+    pub(super) const TOP_RUNG_THRESHOLDS: Self = Self {
         burst_excess: 60_000,
         burst_excess_growth: 55_000,
         max_feedback_overdue: 100_000,
@@ -132,7 +132,7 @@ impl OverloadThresholds {
         standing_duration: 600_000,
     };
 
-    pub(super) const FOR_LOWER_RUNGS: Self = Self {
+    pub(super) const LOWER_RUNG_THRESHOLDS: Self = Self {
         burst_excess: 130_000,
         burst_excess_growth: 110_000,
         max_feedback_overdue: 200_000,
@@ -181,7 +181,7 @@ impl OverloadDetector {
     }
 
     /// Since when others keep a queue, if they do.
-    pub(super) fn competition_since(&self) -> Option<u64> {
+    pub(super) fn competing_traffic_since(&self) -> Option<u64> {
         self.competition.map(|competition| competition.since)
     }
 
@@ -204,7 +204,7 @@ impl OverloadDetector {
     }
 
     /// Begins to watch anew.
-    pub(super) fn reset_standing_queue(&mut self) {
+    pub(super) fn reset_standing_queue_detection(&mut self) {
         self.excess_high_since = None;
     }
 
@@ -225,7 +225,7 @@ impl OverloadDetector {
 
     fn begin_competition(&mut self, now: u64, base: Option<i64>) {
         if let (Some(base), None) = (base, self.competition) {
-            self.competition = Some(Competition {
+            self.competition = Some(CompetingTraffic {
                 since: now,
                 base,
                 queue_low_since: None,
@@ -234,13 +234,13 @@ impl OverloadDetector {
         self.excess_high_since = None;
     }
 
-    fn end_competition(&mut self) {
+    fn end_cross_traffic_competition(&mut self) {
         self.competition = None;
         self.excess_high_since = None;
     }
 
     /// Ends the competition when the queue of the others is gone.
-    fn watch_competition(&mut self, now: u64, recent_delay: i64) {
+    fn end_competition_if_queue_is_low(&mut self, now: u64, recent_delay: i64) {
         let Some(competition) = &mut self.competition else {
             return;
         };
@@ -249,7 +249,7 @@ impl OverloadDetector {
         if recent_delay - competition.base - drift >= MAX_LOW_QUEUE_DELAY_US {
             competition.queue_low_since = None;
         } else if now >= *competition.queue_low_since.get_or_insert(now) + MIN_LOW_QUEUE_TIME_US {
-            self.end_competition();
+            self.end_cross_traffic_competition();
         }
     }
 
@@ -261,7 +261,7 @@ impl OverloadDetector {
         thresholds: OverloadThresholds,
     ) -> Option<OverloadReason> {
         self.detect_competition_after_step_down(now, signals);
-        self.watch_competition(now, signals.recent_delay);
+        self.end_competition_if_queue_is_low(now, signals.recent_delay);
         let tolerated = self.tolerated_cross_traffic_delay();
         if signals.excess_delay > thresholds.standing_excess.saturating_add(tolerated) {
             self.excess_high_since.get_or_insert(now);
@@ -269,7 +269,7 @@ impl OverloadDetector {
             self.excess_high_since = None;
         }
         self.smooth_loss(now, signals.loss_fraction);
-        let is_competing = self.competition.is_some();
+        let has_competing_traffic = self.competition.is_some();
         let stands = self
             .excess_high_since
             .is_some_and(|since| now >= since + thresholds.standing_duration);
@@ -280,7 +280,7 @@ impl OverloadDetector {
         } else if stands {
             Some(OverloadReason::StandingQueue)
         } else {
-            let is_lossy = match is_competing {
+            let is_lossy = match has_competing_traffic {
                 true => self.smoothed_loss > OVERLOAD_LOSS_IN_COMPETITION_PER_65536,
                 false => signals.is_lossy,
             };
@@ -310,7 +310,7 @@ impl OverloadDetector {
             self.last_step_down = None;
         } else if !drains {
             self.last_step_down = None;
-            self.begin_competition(now, signals.long_term_base);
+            self.begin_competition(now, signals.long_term_base_delay);
         }
     }
 }
@@ -330,7 +330,8 @@ mod tests {
 
     #[test]
     fn each_rule_alone_finds_overload() {
-        let check = |signals| OverloadDetector::default().detect_overload(0, signals, OverloadThresholds::FOR_TOP_RUNG);
+        let check =
+            |signals| OverloadDetector::default().detect_overload(0, signals, OverloadThresholds::TOP_RUNG_THRESHOLDS);
         let calm = OverloadSignals::default();
         assert_eq!(check(calm), None);
         assert_eq!(
@@ -356,7 +357,7 @@ mod tests {
     fn slight_overload_is_acted_upon_if_it_is_still_there() {
         assert!(is_slight_overload(750, 1_000));
         assert!(!is_slight_overload(749, 1_000));
-        let mut slight = SlightOverload::default();
+        let mut slight = SlightOverloadTimer::default();
         assert!(!slight.is_due_or_start_wait(10_000 * MS, || 32_768));
         assert!(!slight.is_due_or_start_wait(10_249 * MS, || 0));
         assert!(slight.is_due_or_start_wait(10_250 * MS, || 0));
@@ -369,7 +370,8 @@ mod tests {
     #[test]
     fn a_queue_counts_when_it_stands_for_some_time() {
         let mut rules = OverloadDetector::default();
-        let mut check = |at, delay| rules.detect_overload(at * MS, excess(delay), OverloadThresholds::FOR_TOP_RUNG);
+        let mut check =
+            |at, delay| rules.detect_overload(at * MS, excess(delay), OverloadThresholds::TOP_RUNG_THRESHOLDS);
         assert_eq!(check(0, 60), None);
         assert_eq!(check(599, 60), None);
         assert_eq!(check(600, 60), Some(OverloadReason::StandingQueue));
@@ -383,16 +385,16 @@ mod tests {
             let mut rules = OverloadDetector::default();
             (0..3_000).find(|at| rules.detect_overload(at * MS, excess(100), thresholds).is_some())
         };
-        assert_eq!(first(OverloadThresholds::ON_TRIAL), Some(400));
-        assert_eq!(first(OverloadThresholds::FOR_TOP_RUNG), Some(600));
-        assert_eq!(first(OverloadThresholds::FOR_LOWER_RUNGS), Some(900));
+        assert_eq!(first(OverloadThresholds::FOR_RUNG_ON_TRIAL), Some(400));
+        assert_eq!(first(OverloadThresholds::TOP_RUNG_THRESHOLDS), Some(600));
+        assert_eq!(first(OverloadThresholds::LOWER_RUNG_THRESHOLDS), Some(900));
     }
 
     /// What is seen with this queue in milliseconds, of others or ours.
     fn queue(delay: i32) -> OverloadSignals {
         OverloadSignals {
             recent_delay: i64::from(delay) * 1_000,
-            long_term_base: Some(0),
+            long_term_base_delay: Some(0),
             ..excess(delay)
         }
     }
@@ -402,13 +404,13 @@ mod tests {
         let mut rules = OverloadDetector::default();
         rules.on_step_down(0, 200_000);
         for at in [500, 1_000] {
-            assert_eq!(rules.competition_since(), None);
+            assert_eq!(rules.competing_traffic_since(), None);
             assert_eq!(
-                rules.detect_overload(at * MS, queue(190), OverloadThresholds::FOR_TOP_RUNG),
+                rules.detect_overload(at * MS, queue(190), OverloadThresholds::TOP_RUNG_THRESHOLDS),
                 None
             );
         }
-        assert_eq!(rules.competition_since(), Some(1_000 * MS));
+        assert_eq!(rules.competing_traffic_since(), Some(1_000 * MS));
         rules
     }
 
@@ -416,8 +418,8 @@ mod tests {
     fn the_queue_of_others_is_tolerated_until_it_is_gone() {
         let mut rules = competing();
         let mut check = |at: u64, delay| {
-            let overload = rules.detect_overload(at * MS, queue(delay), OverloadThresholds::FOR_TOP_RUNG);
-            (overload, rules.competition_since().is_some())
+            let overload = rules.detect_overload(at * MS, queue(delay), OverloadThresholds::TOP_RUNG_THRESHOLDS);
+            (overload, rules.competing_traffic_since().is_some())
         };
         for at in 2..60 {
             assert_eq!(check(at * 1_000, 250), (None, true));
@@ -441,7 +443,7 @@ mod tests {
         rules.restart_loss_smoothing(2_000 * MS);
         let mut first = |from: u64, until: u64, fraction| {
             (from..until).find(|at| {
-                let overload = rules.detect_overload(at * MS, lossy(fraction), OverloadThresholds::FOR_TOP_RUNG);
+                let overload = rules.detect_overload(at * MS, lossy(fraction), OverloadThresholds::TOP_RUNG_THRESHOLDS);
                 overload == Some(OverloadReason::Loss)
             })
         };
@@ -456,9 +458,9 @@ mod tests {
             let mut rules = OverloadDetector::default();
             rules.on_step_down(0, 200_000);
             for (at, signals) in [500, 1_000, 1_500].into_iter().zip(signals) {
-                rules.detect_overload(at * MS, signals, OverloadThresholds::FOR_TOP_RUNG);
+                rules.detect_overload(at * MS, signals, OverloadThresholds::TOP_RUNG_THRESHOLDS);
             }
-            rules.competition_since().is_some()
+            rules.competing_traffic_since().is_some()
         };
         assert!(judge([queue(200), queue(195), queue(190)]));
         assert!(!judge([queue(200), queue(90), queue(90)]));

@@ -17,7 +17,7 @@ pub struct Pacer {
 pub const BASE_CREDIT_CAP_BYTES: i32 = 14_000;
 
 /// Largest credit of what is paced evenly: two packets.
-const EVEN_CREDIT_CAP_BYTES: i32 = 2_500;
+const EVEN_PACING_CREDIT_CAP_BYTES: i32 = 2_500;
 
 /// Largest credit of faster layers as a part of a second at the pacing rate: an ordinary frame of 30 per second.
 const CREDIT_CAP_RATE_DIVISOR: u32 = 75;
@@ -27,10 +27,10 @@ const CREDIT_CAP_RATE_DIVISOR: u32 = 75;
 const IDLE_TIME_REFILL_UNITS: u32 = 10_000;
 
 /// Credit after an idle time, in milliseconds at the pacing rate: 175 ms at the rate of the layer.
-const IDLE_CREDIT_MS: u32 = 70;
+const PACER_CREDIT_AFTER_IDLE_MS: u32 = 70;
 
 /// The rate is this multiple of the layer's, in halves.
-const PACING_FACTOR_HALVES: u32 = 5;
+const PACING_FACTOR_IN_HALVES: u32 = 5;
 
 /// Least rate after a step down or of key frames alone, in bits per second.
 pub(super) const MIN_PACING_BITRATE: u32 = 150_000;
@@ -69,7 +69,7 @@ impl Pacer {
 
     /// Returns the rate for a layer, both in bits per second.
     pub fn pacing_bitrate_for_layer(layer: u32) -> u32 {
-        (layer.saturating_mul(PACING_FACTOR_HALVES) / 2).max(MIN_LAYER_PACING_BITRATE)
+        (layer.saturating_mul(PACING_FACTOR_IN_HALVES) / 2).max(MIN_LAYER_PACING_BITRATE)
     }
 
     /// Refills at this rate in bits per second; returns whether a packet may leave now.
@@ -83,10 +83,10 @@ impl Pacer {
         let earned = i32::try_from(earned).unwrap_or(i32::MAX);
         let cap = |bytes: u32| i32::try_from(bytes).unwrap_or(i32::MAX).max(BASE_CREDIT_CAP_BYTES);
         let ordinary = cap(rate / 8 / CREDIT_CAP_RATE_DIVISOR);
-        let after_idle = cap(rate / 8_000 * IDLE_CREDIT_MS);
+        let after_idle = cap(rate / 8_000 * PACER_CREDIT_AFTER_IDLE_MS);
         let refilled = self.credit_bytes.saturating_add(earned);
         self.credit_bytes = if self.is_evenly_paced {
-            refilled.min(EVEN_CREDIT_CAP_BYTES)
+            refilled.min(EVEN_PACING_CREDIT_CAP_BYTES)
         } else if idle >= IDLE_TIME_REFILL_UNITS {
             refilled.min(after_idle)
         } else {
@@ -97,7 +97,7 @@ impl Pacer {
     }
 
     /// Bytes that may leave, as of the last refill.
-    pub(super) fn available_bytes(&self) -> u32 {
+    pub(super) fn available_credit_bytes(&self) -> u32 {
         u32::try_from(self.credit_bytes).unwrap_or(0)
     }
 
@@ -216,10 +216,10 @@ mod tests {
     fn what_an_idle_time_has_given_does_not_outlive_the_rate() {
         let mut pacer = Pacer::new(0);
         assert!(pacer.refill_and_has_credit(3_000_000, 20_000_000));
-        assert_eq!(pacer.available_bytes(), 175_000);
+        assert_eq!(pacer.available_credit_bytes(), 175_000);
         assert!(pacer.refill_and_has_credit(3_005_000, 20_000_000));
-        assert_eq!(pacer.available_bytes(), 175_000, "until it is spent");
+        assert_eq!(pacer.available_credit_bytes(), 175_000, "until it is spent");
         assert!(pacer.refill_and_has_credit(3_010_000, 1_500_000));
-        assert_eq!(pacer.available_bytes(), BASE_CREDIT_CAP_BYTES.cast_unsigned());
+        assert_eq!(pacer.available_credit_bytes(), BASE_CREDIT_CAP_BYTES.cast_unsigned());
     }
 }

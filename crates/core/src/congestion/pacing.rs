@@ -26,7 +26,7 @@ impl CongestionController {
         let now = micros_since_origin(self.origin, now);
         self.pacer
             .refill_and_has_credit(now, self.burst_bitrate.unwrap_or(self.pacing_bitrate));
-        self.pacer.available_bytes()
+        self.pacer.available_credit_bytes()
     }
 
     /// Returns the rate for a rung in bits per second.
@@ -45,7 +45,7 @@ impl CongestionController {
     /// what is sent now.
     pub fn sendable_bytes_of_backlog(&self, now: Instant) -> Option<u32> {
         let bits = u64::from(self.pacing_bitrate) * BACKLOG_PACING_FACTOR * PACING_INTERVAL_US / 1_000_000;
-        (!self.is_path_full(now)).then(|| u32::try_from(bits / 8).unwrap_or(u32::MAX))
+        (!self.is_path_at_capacity(now)).then(|| u32::try_from(bits / 8).unwrap_or(u32::MAX))
     }
 
     /// Paces a burst at this rate in bits per second until it is `None` again.
@@ -54,10 +54,10 @@ impl CongestionController {
     }
 
     /// Whether the path is known to take no more than what is sent now: a burst is not to be faster.
-    pub fn is_path_full(&self, now: Instant) -> bool {
+    pub fn is_path_at_capacity(&self, now: Instant) -> bool {
         let now = micros_since_origin(self.origin, now);
         let is_draining = self.allocator.pacing_bitrate_limit_after_step_down(now).is_some();
-        is_draining || self.is_competing() || self.is_policed
+        is_draining || self.has_competing_traffic() || self.is_policed
     }
 
     /// Bits per second at which video leaves.

@@ -9,7 +9,7 @@ use super::{CongestionController, NO_FEEDBACK_BITRATE_HINT};
 
 /// Without feedback for this long, and this many packets, a viewer is judged by its reports.
 const TWCC_SILENCE_BEFORE_REPORT_FALLBACK_US: u64 = 1_000_000;
-const MIN_UNANSWERED_PACKETS: u16 = 50;
+const MIN_PACKETS_WITHOUT_TWCC_FEEDBACK: u16 = 50;
 
 /// A viewer of whose TCP connection nothing was reported for this long is connected by UDP.
 const TCP_QUEUE_LIFETIME_US: u64 = 3_000_000;
@@ -31,7 +31,7 @@ impl CongestionController {
         let is_silent = now.saturating_sub(self.last_covering_feedback_at) > TWCC_SILENCE_BEFORE_REPORT_FALLBACK_US;
         self.estimator.is_some()
             && !is_over_tcp
-            && !(is_silent && self.packets_since_feedback >= MIN_UNANSWERED_PACKETS)
+            && !(is_silent && self.packets_since_feedback >= MIN_PACKETS_WITHOUT_TWCC_FEEDBACK)
     }
 
     /// Bits per second that arrive, if feedback tells.
@@ -57,9 +57,9 @@ impl CongestionController {
     }
 
     /// Whether others keep a queue on the path whatever is sent, so that only loss counts.
-    pub fn is_competing(&self) -> bool {
+    pub fn has_competing_traffic(&self) -> bool {
         let estimator = self.estimator.as_ref();
-        estimator.is_some_and(|estimator| estimator.competition_since().is_some())
+        estimator.is_some_and(|estimator| estimator.competing_traffic_since().is_some())
     }
 
     /// Whether less than the best rung is sent because of overload, not only because a better one is not there.
@@ -88,7 +88,7 @@ impl CongestionController {
         let now = micros_since_origin(self.origin, now);
         let is_calm = self.pending_overload.is_none()
             && now >= self.last_overload_at + CALM_TIME_AFTER_OVERLOAD_US
-            && !self.allocator.is_on_trial(now)
+            && !self.allocator.is_step_up_on_trial(now)
             && !self.prober.is_active();
         let bitrate = self.start_bitrate_for_same_rung().max(self.probe_proven_bitrate);
         (is_calm && self.sent_wire_bitrate > 0 && self.is_twcc_feedback_usable_at(now)).then_some(bitrate)

@@ -69,14 +69,14 @@ struct ExcessDelayBounds {
 
 impl ExcessDelayBounds {
     /// For the best rung: who wants it gives way to all others.
-    const FOR_TOP_RUNG: Self = Self {
+    const TOP_RUNG_THRESHOLDS: Self = Self {
         abort_excess_delay: 40_000,
         late_burst_excess_delay: 30_000,
         tail_excess_delay: 25_000,
     };
 
     /// For lower rungs: those at the top give way.
-    const FOR_LOWER_RUNGS: Self = Self {
+    const LOWER_RUNG_THRESHOLDS: Self = Self {
         abort_excess_delay: 70_000,
         late_burst_excess_delay: 60_000,
         tail_excess_delay: 35_000,
@@ -103,7 +103,7 @@ pub(super) struct ProbeInputs {
     pub(super) is_lossy: bool,
     pub(super) is_overloaded: bool,
     /// Number after the highest one covered by feedback.
-    pub(super) covered_end_number: u16,
+    pub(super) first_sequence_number_beyond_feedback: u16,
 }
 
 const MIN_PACKET_TRAIN_DURATION_US: u64 = 20_000;
@@ -155,7 +155,7 @@ impl Prober {
         Self {
             phase: ProbePhase::Idle,
             rate: 0,
-            bounds: ExcessDelayBounds::FOR_TOP_RUNG,
+            bounds: ExcessDelayBounds::TOP_RUNG_THRESHOLDS,
             min_packet_train_percent: MIN_PACKET_TRAIN_BITRATE_PERCENT,
             phase_began_at: 0,
             phase_sequence_numbers: (0, 0),
@@ -201,14 +201,14 @@ impl Prober {
             (true, false) => MIN_PACKET_TRAIN_BITRATE_PERCENT,
         };
         self.bounds = if plan.is_for_top_rung {
-            ExcessDelayBounds::FOR_TOP_RUNG
+            ExcessDelayBounds::TOP_RUNG_THRESHOLDS
         } else {
-            ExcessDelayBounds::FOR_LOWER_RUNGS
+            ExcessDelayBounds::LOWER_RUNG_THRESHOLDS
         };
-        self.begin_phase(ProbePhase::SendingPacketTrain, now, next);
+        self.begin_probe_phase(ProbePhase::SendingPacketTrain, now, next);
     }
 
-    fn begin_phase(&mut self, phase: ProbePhase, now: u64, next: u16) {
+    fn begin_probe_phase(&mut self, phase: ProbePhase, now: u64, next: u16) {
         self.phase = phase;
         self.phase_began_at = now;
         self.phase_sequence_numbers = (next, next);
@@ -237,7 +237,7 @@ impl Prober {
 
     /// Records a packet of any kind.
     #[inline]
-    pub(super) fn on_sent(&mut self, number: u16, bytes: u32, is_probe: bool) {
+    pub(super) fn on_packet_sent(&mut self, number: u16, bytes: u32, is_probe: bool) {
         let signed = bytes.min(u32::from(u16::MAX)).cast_signed();
         if !is_probe {
             self.sustained_probe_credit_bytes = (self.sustained_probe_credit_bytes
@@ -296,7 +296,10 @@ impl Prober {
     /// Moves the probe on. Returns its result when it is known; `tolerated` is the excess that others cause.
     pub(super) fn poll(&mut self, now: u64, next: u16, path: ProbeInputs, tolerated: i32) -> Option<ProbeResult> {
         let elapsed = now.saturating_sub(self.phase_began_at);
-        let is_covered = path.covered_end_number.wrapping_sub(self.phase_sequence_numbers.1) < u16::MAX / 2;
+        let is_covered = path
+            .first_sequence_number_beyond_feedback
+            .wrapping_sub(self.phase_sequence_numbers.1)
+            < u16::MAX / 2;
         let is_bad = path.is_overloaded
             || path.excess_delay > self.bounds.abort_excess_delay
             || self.late_burst_count >= MIN_CONSECUTIVE_LATE_BURSTS;
@@ -316,8 +319,8 @@ impl Prober {
             ProbePhase::SendingPacketTrain if elapsed >= PACKET_TRAIN_SEND_TIMEOUT_US => {
                 self.end_probe_with_result(now, ProbeResult::PacketTrainFailed)
             }
-            ProbePhase::AwaitingPacketTrainFeedback if is_covered && self.has_packet_train_passed() => {
-                self.begin_phase(ProbePhase::SendingSustainedProbe, now, next);
+            ProbePhase::AwaitingPacketTrainFeedback if is_covered && self.has_packet_train_succeeded() => {
+                self.begin_probe_phase(ProbePhase::SendingSustainedProbe, now, next);
                 None
             }
             ProbePhase::AwaitingPacketTrainFeedback if is_covered || elapsed >= PROBE_FEEDBACK_TIMEOUT_US => {
@@ -388,7 +391,7 @@ impl Prober {
         lost >= least && lost * 100 > (lost + arrived) * MAX_SECOND_HALF_LOSS_PERCENT
     }
 
-    fn has_packet_train_passed(&self) -> bool {
+    fn has_packet_train_succeeded(&self) -> bool {
         let Some((first, last)) = self.arrivals else {
             return false;
         };
@@ -424,7 +427,7 @@ mod tests {
             excess_delay: 0,
             is_lossy: false,
             is_overloaded: false,
-            covered_end_number: covered_until,
+            first_sequence_number_beyond_feedback: covered_until,
         }
     }
 
@@ -490,7 +493,7 @@ mod tests {
                 excess_delay: Some((begin - self.now) as i32),
             };
             for _ in 0..packets {
-                self.prober.on_sent(self.next, 1_200, true);
+                self.prober.on_packet_sent(self.next, 1_200, true);
                 self.next += 1;
             }
             self.sent.push((self.free + 60_000, fragment));
@@ -523,10 +526,10 @@ mod tests {
         let run = |lost_from: u64, lost_until: u64| {
             let mut prober = Prober::new();
             prober.start_with_packet_train(0, PLAN, 0);
-            prober.begin_phase(ProbePhase::SendingSustainedProbe, 0, 0);
+            prober.begin_probe_phase(ProbePhase::SendingSustainedProbe, 0, 0);
             for slice in 0..50_u16 {
                 let sent_at = u64::from(slice) * PACING_INTERVAL_US;
-                prober.on_sent(slice, 1_200, true);
+                prober.on_packet_sent(slice, 1_200, true);
                 let is_lost = (lost_from..lost_until).contains(&sent_at);
                 let fragment = AcknowledgedBurstPart {
                     burst_first_number: slice,
@@ -573,7 +576,7 @@ mod tests {
             Some(ProbeResult::PacketTrainFailed)
         );
         prober.start_with_packet_train(0, PLAN, 0);
-        (0..6).for_each(|number| prober.on_sent(number, 1_200, true));
+        (0..6).for_each(|number| prober.on_packet_sent(number, 1_200, true));
         assert_eq!(prober.poll(MIN_PACKET_TRAIN_DURATION_US, 6, path(0), 0), None);
         assert_eq!(
             prober.poll(MIN_PACKET_TRAIN_DURATION_US + PROBE_FEEDBACK_TIMEOUT_US, 6, path(0), 0),
@@ -585,17 +588,17 @@ mod tests {
     fn fills_are_six_percent_of_what_is_sent() {
         let mut prober = Prober::new();
         prober.start_with_packet_train(0, PLAN, 0);
-        (0..100).for_each(|number| prober.on_sent(number, 1_200, true));
+        (0..100).for_each(|number| prober.on_packet_sent(number, 1_200, true));
         assert!(
             prober.remaining_sustained_probe_credit_bytes() > 0,
             "a train is not counted"
         );
-        prober.begin_phase(ProbePhase::SendingSustainedProbe, 0, 100);
-        (100..200).for_each(|number| prober.on_sent(number, 1_200, true));
+        prober.begin_probe_phase(ProbePhase::SendingSustainedProbe, 0, 100);
+        (100..200).for_each(|number| prober.on_packet_sent(number, 1_200, true));
         assert!(prober.remaining_sustained_probe_credit_bytes() < 0);
-        (200..1_000).for_each(|number| prober.on_sent(number, 1_200, false));
+        (200..1_000).for_each(|number| prober.on_packet_sent(number, 1_200, false));
         assert!(prober.remaining_sustained_probe_credit_bytes() < 0);
-        (1_000..1_040).for_each(|number| prober.on_sent(number, 1_200, false));
+        (1_000..1_040).for_each(|number| prober.on_packet_sent(number, 1_200, false));
         assert!(prober.remaining_sustained_probe_credit_bytes() > 0);
     }
 }

@@ -127,9 +127,9 @@ impl LossWindow {
     /// Whether at least 8 % are lost, beyond chance: `p - 2.5 * sqrt(p * (1 - p) / n) > 0.08` for at least 40
     /// packets, in three of four intervals at least: a burst is not congestion. Without a queue it must be 16 %:
     /// several bursts are not congestion either, and a policer drops more.
-    pub(super) fn is_high(&self, has_queue: bool) -> bool {
+    pub(super) fn is_loss_high(&self, has_queue: bool) -> bool {
         let bound = if has_queue { 2 } else { 4 };
-        let (covered, lost) = self.total_covered_and_lost();
+        let (covered, lost) = self.total_covered_and_lost_packets();
         let intervals = self
             .covered_and_lost_counts
             .iter()
@@ -144,11 +144,11 @@ impl LossWindow {
 
     /// Lost packets in 1/256.
     pub(super) fn loss_per_256(&self) -> u8 {
-        let (covered, lost) = self.total_covered_and_lost();
+        let (covered, lost) = self.total_covered_and_lost_packets();
         (lost * 255).checked_div(covered).unwrap_or(0) as u8
     }
 
-    fn total_covered_and_lost(&self) -> (u64, u64) {
+    fn total_covered_and_lost_packets(&self) -> (u64, u64) {
         let sum = |(covered, lost), (c, l): &(u16, u16)| (covered + u64::from(*c), lost + u64::from(*l));
         let (covered, lost) = self.covered_and_lost_counts.iter().fold((0, 0), sum);
         (covered, lost.min(covered))
@@ -192,7 +192,7 @@ mod tests {
                 let part = |total: u16| total / 4 + u16::from(index < total % 4);
                 *count = (part(covered), part(lost));
             }
-            window.is_high(true)
+            window.is_loss_high(true)
         };
         for (covered, bound) in [(40_u16, 11_u16), (100, 19), (300, 39), (1_000, 105)] {
             // The bound by the formula in floating point.
@@ -214,11 +214,11 @@ mod tests {
             covered_and_lost_counts: [(50, 0), (50, 40), (50, 0), (50, 0)],
             newest_interval: 0,
         };
-        assert!(!window.is_high(true));
+        assert!(!window.is_loss_high(true));
         window.covered_and_lost_counts[3].1 = 1;
-        assert!(!window.is_high(true));
+        assert!(!window.is_loss_high(true));
         window.covered_and_lost_counts[0].1 = 1;
-        assert!(window.is_high(true));
+        assert!(window.is_loss_high(true));
     }
 
     #[test]
@@ -227,9 +227,9 @@ mod tests {
             covered_and_lost_counts: [(75, lost); 4],
             newest_interval: 0,
         };
-        assert!(window(14).is_high(true));
-        assert!(!window(14).is_high(false));
-        assert!(window(18).is_high(false));
+        assert!(window(14).is_loss_high(true));
+        assert!(!window(14).is_loss_high(false));
+        assert!(window(18).is_loss_high(false));
     }
 
     #[test]
@@ -239,9 +239,9 @@ mod tests {
             window.advance(10_000_000 + interval * LOSS_INTERVAL_US);
             (0..25).for_each(|index| window.record_packet(index % 2 == 0));
         }
-        assert!(window.is_high(true));
+        assert!(window.is_loss_high(true));
         (0..45).for_each(|_| window.correct_false_loss());
-        assert!(!window.is_high(true));
+        assert!(!window.is_loss_high(true));
         assert_eq!(window.loss_per_256(), 17);
         window.advance(11_800_000);
         assert_eq!(window.loss_per_256(), 0);

@@ -14,7 +14,7 @@ pub(super) struct NonTwccEvaluator {
     /// Of the last report that had one.
     last_rtt_micros: Option<u32>,
     /// Since when all was well.
-    calm_since: Option<u64>,
+    uncongested_since: Option<u64>,
     /// The viewer's estimate in bits per second, and when it came.
     remb_bitrate_and_time: Option<(u32, u64)>,
 }
@@ -32,7 +32,7 @@ pub struct ReceiverReportSummary {
 
 /// 10 % in 1/256; at most 2 % is calm.
 const HIGH_FRACTION_LOST: u8 = 26;
-const CALM_FRACTION_LOST: u8 = 5;
+const MAX_CALM_FRACTION_LOST: u8 = 5;
 
 /// Reports in a row that must have high loss.
 const MIN_CONSECUTIVE_LOSSY_REPORTS: u8 = 2;
@@ -53,18 +53,18 @@ impl NonTwccEvaluator {
     /// Returns whether the report shows overload.
     pub(super) fn on_receiver_report(&mut self, now: u64, report: ReceiverReportSummary) -> bool {
         let lost = report.fraction_lost.saturating_sub(report.publisher_fraction_lost);
-        let is_late = report.rtt.is_some_and(|rtt| self.record_rtt_and_has_grown(now, rtt));
+        let is_late = report.rtt.is_some_and(|rtt| self.record_rtt_and_check_growth(now, rtt));
         self.consecutive_lossy_reports = if lost > HIGH_FRACTION_LOST {
             self.consecutive_lossy_reports.saturating_add(1)
         } else {
             0
         };
-        self.update_calm_since(now, lost <= CALM_FRACTION_LOST && !is_late);
+        self.update_calm_since(now, lost <= MAX_CALM_FRACTION_LOST && !is_late);
         self.consecutive_lossy_reports >= MIN_CONSECUTIVE_LOSSY_REPORTS || is_late
     }
 
     /// Records a round-trip time. Returns whether it has grown by a queue.
-    fn record_rtt_and_has_grown(&mut self, now: u64, rtt: Duration) -> bool {
+    fn record_rtt_and_check_growth(&mut self, now: u64, rtt: Duration) -> bool {
         let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         self.last_rtt_micros = Some(rtt);
         if now.saturating_sub(self.rtt_period_began_at) >= BASE_RTT_PERIOD_US {
@@ -100,12 +100,12 @@ impl NonTwccEvaluator {
     }
 
     /// Since when all reports were calm.
-    pub(super) fn calm_since(&self) -> Option<u64> {
-        self.calm_since
+    pub(super) fn uncongested_since(&self) -> Option<u64> {
+        self.uncongested_since
     }
 
     fn update_calm_since(&mut self, now: u64, is_calm: bool) {
-        self.calm_since = is_calm.then(|| self.calm_since.unwrap_or(now));
+        self.uncongested_since = is_calm.then(|| self.uncongested_since.unwrap_or(now));
     }
 }
 
@@ -132,7 +132,7 @@ mod tests {
         for second in 0..10 {
             assert!(!reports.on_receiver_report(second * SECOND, report(15, 14, 40)));
         }
-        assert_eq!(reports.calm_since(), Some(0));
+        assert_eq!(reports.uncongested_since(), Some(0));
     }
 
     #[test]
@@ -141,7 +141,7 @@ mod tests {
         assert!(!reports.on_receiver_report(0, report(0, 0, 40)));
         assert!(!reports.on_receiver_report(SECOND, report(0, 0, 240)));
         assert!(reports.on_receiver_report(2 * SECOND, report(0, 0, 241)));
-        assert_eq!(reports.calm_since(), None);
+        assert_eq!(reports.uncongested_since(), None);
     }
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
         };
         assert!(!reports.on_receiver_report(0, first));
         assert!((1..100).all(|second| !reports.on_receiver_report(second * SECOND, report(0, 0, 700))));
-        assert_eq!(reports.calm_since(), Some(0));
+        assert_eq!(reports.uncongested_since(), Some(0));
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
         }
         let late = (20..100).filter(|second| reports.on_receiver_report(second * SECOND, report(0, 0, 300)));
         assert_eq!(late.collect::<Vec<_>>(), (20..45).collect::<Vec<_>>());
-        assert_eq!(reports.calm_since(), Some(45 * SECOND));
+        assert_eq!(reports.uncongested_since(), Some(45 * SECOND));
         assert!(reports.on_receiver_report(100 * SECOND, report(0, 0, 501)));
         reports.on_overload_at_lowest_rung();
         assert!(!reports.on_receiver_report(101 * SECOND, report(0, 0, 501)));
@@ -174,9 +174,9 @@ mod tests {
     fn a_long_tcp_queue_is_overload() {
         let mut reports = NonTwccEvaluator::default();
         assert!(!reports.on_tcp_queue_delay(0, Duration::from_millis(20)));
-        assert_eq!(reports.calm_since(), Some(0));
+        assert_eq!(reports.uncongested_since(), Some(0));
         assert!(!reports.on_tcp_queue_delay(SECOND, Duration::from_millis(200)));
-        assert_eq!(reports.calm_since(), None);
+        assert_eq!(reports.uncongested_since(), None);
         assert!(reports.on_tcp_queue_delay(SECOND, Duration::from_millis(301)));
     }
 

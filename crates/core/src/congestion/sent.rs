@@ -14,7 +14,7 @@ pub struct FlushTimes {
 }
 
 /// Batches that are remembered: about one second of a busy shard.
-const REMEMBERED_BATCHES: usize = 4_096;
+const MAX_REMEMBERED_SEND_BATCHES: usize = 4_096;
 
 impl FlushTimes {
     /// `origin` is the one of all controllers of the shard.
@@ -23,24 +23,26 @@ impl FlushTimes {
             origin,
             // No batch has the index of another one.
             times: std::iter::once((1, 0))
-                .chain(std::iter::repeat_n((0, 0), REMEMBERED_BATCHES - 1))
+                .chain(std::iter::repeat_n((0, 0), MAX_REMEMBERED_SEND_BATCHES - 1))
                 .collect(),
             next_batch: 0,
         }
     }
 
     /// Records when a batch was handed over.
-    pub fn record_batch(&mut self, batch: u32, at: Instant) {
-        if let Some(slot) = self.times.get_mut(batch as usize % REMEMBERED_BATCHES) {
+    pub fn record_batch_flush_time(&mut self, batch: u32, at: Instant) {
+        if let Some(slot) = self.times.get_mut(batch as usize % MAX_REMEMBERED_SEND_BATCHES) {
             *slot = (batch, micros_since_origin(self.origin, at));
         }
     }
 
     /// Records when the batches before `end` were handed over, those that have no time yet.
-    pub fn record_batches_before(&mut self, end: u32, at: Instant) {
-        let count = end.wrapping_sub(self.next_batch).min(REMEMBERED_BATCHES as u32);
+    pub fn record_flush_time_of_batches_before(&mut self, end: u32, at: Instant) {
+        let count = end
+            .wrapping_sub(self.next_batch)
+            .min(MAX_REMEMBERED_SEND_BATCHES as u32);
         for behind in 1..=count {
-            self.record_batch(end.wrapping_sub(behind), at);
+            self.record_batch_flush_time(end.wrapping_sub(behind), at);
         }
         self.next_batch = end;
     }
@@ -48,7 +50,7 @@ impl FlushTimes {
     /// Returns microseconds since the origin, by the low bits of the batch.
     #[inline]
     pub(super) fn flush_time_of_batch(&self, batch: u16) -> Option<u64> {
-        let (known, at) = self.times.get(usize::from(batch) % REMEMBERED_BATCHES)?;
+        let (known, at) = self.times.get(usize::from(batch) % MAX_REMEMBERED_SEND_BATCHES)?;
         (*known as u16 == batch).then_some(*at)
     }
 }
@@ -89,7 +91,7 @@ const BURST_MERGE_WINDOW_US: u64 = 5_000;
 
 /// The latest bursts.
 #[derive(Debug)]
-pub(super) struct SentLog {
+pub(super) struct SentBurstLog {
     bursts: [Burst; REMEMBERED_BURSTS],
     /// Index of the newest burst.
     newest: usize,
@@ -98,7 +100,7 @@ pub(super) struct SentLog {
     newest_burst_began_at: u64,
 }
 
-impl SentLog {
+impl SentBurstLog {
     pub(super) fn new() -> Self {
         Self {
             bursts: [Burst::default(); REMEMBERED_BURSTS],
@@ -191,7 +193,7 @@ impl SentLog {
 #[derive(Debug)]
 pub(super) struct FeedbackCoverage {
     /// Number after the highest one that was covered.
-    covered_end_number: u16,
+    first_sequence_number_beyond_feedback: u16,
     covered: [u64; BITMAP_WORD_COUNT],
     acknowledged: [u64; BITMAP_WORD_COUNT],
 }
@@ -218,25 +220,25 @@ impl FeedbackCoverage {
     /// Nothing before `first_sequence_number` will be judged.
     pub(super) fn new(first: u16) -> Self {
         Self {
-            covered_end_number: first,
+            first_sequence_number_beyond_feedback: first,
             covered: [u64::MAX; BITMAP_WORD_COUNT],
             acknowledged: [u64::MAX; BITMAP_WORD_COUNT],
         }
     }
 
     /// Number after the highest one that was covered.
-    pub(super) fn covered_end_number(&self) -> u16 {
-        self.covered_end_number
+    pub(super) fn first_sequence_number_beyond_feedback(&self) -> u16 {
+        self.first_sequence_number_beyond_feedback
     }
 
     #[inline]
     pub(super) fn record_packet_feedback(&mut self, number: u16, received: bool) -> PacketFeedbackChange {
         let (word, bit) = bitmap_position(number);
-        let ahead = number.wrapping_sub(self.covered_end_number);
+        let ahead = number.wrapping_sub(self.first_sequence_number_beyond_feedback);
         if ahead < u16::MAX / 2 {
-            self.clear_replaced_numbers(ahead.saturating_add(1));
-            self.covered_end_number = number.wrapping_add(1);
-        } else if self.covered_end_number.wrapping_sub(number) > TRACKED_NUMBERS {
+            self.clear_overwritten_sequence_numbers(ahead.saturating_add(1));
+            self.first_sequence_number_beyond_feedback = number.wrapping_add(1);
+        } else if self.first_sequence_number_beyond_feedback.wrapping_sub(number) > TRACKED_NUMBERS {
             return PacketFeedbackChange::NothingNew;
         }
         let (Some(covered), Some(acknowledged)) = (self.covered.get_mut(word), self.acknowledged.get_mut(word)) else {
@@ -257,9 +259,12 @@ impl FeedbackCoverage {
     }
 
     /// Forgets the numbers that the next `packet_count` ones replace.
-    fn clear_replaced_numbers(&mut self, count: u16) {
+    fn clear_overwritten_sequence_numbers(&mut self, count: u16) {
         for ahead in 0..count.min(TRACKED_NUMBERS) {
-            let (word, bit) = bitmap_position(self.covered_end_number.wrapping_add(count - 1 - ahead));
+            let (word, bit) = bitmap_position(
+                self.first_sequence_number_beyond_feedback
+                    .wrapping_add(count - 1 - ahead),
+            );
             if let (Some(covered), Some(acknowledged)) = (self.covered.get_mut(word), self.acknowledged.get_mut(word)) {
                 *covered &= !bit;
                 *acknowledged &= !bit;
@@ -278,8 +283,8 @@ fn bitmap_position(number: u16) -> (usize, u64) {
 mod tests {
     use super::*;
 
-    fn log(bursts: u16, packets: u16) -> SentLog {
-        let mut log = SentLog::new();
+    fn log(bursts: u16, packets: u16) -> SentBurstLog {
+        let mut log = SentBurstLog::new();
         for burst in 0..bursts {
             for packet in 0..packets {
                 let number = 65_000_u16.wrapping_add(burst * packets + packet);
@@ -302,12 +307,12 @@ mod tests {
         }
         assert_eq!(log.burst_index_from_newest(first.wrapping_sub(1)), None);
         assert_eq!(log.burst_index_from_newest(first.wrapping_add(len)), None);
-        assert_eq!(SentLog::new().burst_index_from_newest(0), None);
+        assert_eq!(SentBurstLog::new().burst_index_from_newest(0), None);
     }
 
     #[test]
     fn packets_within_five_milliseconds_are_one_burst() {
-        let mut log = SentLog::new();
+        let mut log = SentBurstLog::new();
         for (number, at) in [(0, 0), (1, 4_999), (2, 5_000), (3, 9_000), (4, 10_001)] {
             log.push(at, 1, number, 100);
         }
@@ -359,7 +364,7 @@ mod tests {
             coverage.record_packet_feedback(11, true),
             PacketFeedbackChange::NewlyReceived
         );
-        assert_eq!(coverage.covered_end_number(), 21);
+        assert_eq!(coverage.first_sequence_number_beyond_feedback(), 21);
         // A jump over everything.
         assert_eq!(
             coverage.record_packet_feedback(5_000, true),

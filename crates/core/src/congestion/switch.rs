@@ -10,7 +10,7 @@ pub enum NewLayerStartPoint {
 }
 
 /// A key frame that comes within this time is waited for.
-const PREFER_NEXT_KEY_FRAME_WITHIN: Duration = Duration::from_millis(300);
+const MAX_WAIT_FOR_NEXT_KEY_FRAME: Duration = Duration::from_millis(300);
 /// A cached interval is sent if it leaves within this time.
 const MAX_CACHED_INTERVAL_SEND_TIME: Duration = Duration::from_millis(600);
 
@@ -23,7 +23,7 @@ pub fn choose_new_layer_start_point(
     received: u32,
 ) -> NewLayerStartPoint {
     let leaves_in = |bytes: u64| Duration::from_micros(bytes * 8_000_000 / u64::from(received.max(1)));
-    let is_near = next_key_frame.is_some_and(|wait| wait <= PREFER_NEXT_KEY_FRAME_WITHIN);
+    let is_near = next_key_frame.is_some_and(|wait| wait <= MAX_WAIT_FOR_NEXT_KEY_FRAME);
     let limit = MAX_CACHED_INTERVAL_SEND_TIME.max(next_key_frame.unwrap_or_default());
     let is_short = cached.is_some_and(|bytes| leaves_in(bytes) <= limit);
     match !is_near && is_short {

@@ -33,7 +33,7 @@ impl AddressPrefix {
     }
 
     /// The /48 of an IPv6 address; `None` for IPv4, whose sites are unknown.
-    pub fn of_site(address: IpAddr) -> Option<Self> {
+    pub fn site_prefix_of(address: IpAddr) -> Option<Self> {
         match address.to_canonical() {
             IpAddr::V4(_) => None,
             IpAddr::V6(ip) => Some(Self::from_ipv6(ip, IPV6_SITE_PREFIX_LENGTH)),
@@ -42,7 +42,7 @@ impl AddressPrefix {
 
     /// Whether an address belongs to it.
     pub fn contains(self, address: IpAddr) -> bool {
-        Self::of_host(address) == self || Self::of_site(address) == Some(self)
+        Self::of_host(address) == self || Self::site_prefix_of(address) == Some(self)
     }
 
     fn from_ipv6(ip: Ipv6Addr, length: u32) -> Self {
@@ -77,7 +77,7 @@ impl PerAddressBudget {
     pub fn exhausted_prefix(&self, address: IpAddr) -> Option<AddressPrefix> {
         let is_used_up =
             |(key, limit): &(AddressPrefix, usize)| self.used_by_prefix.get(key).is_some_and(|held| held >= limit);
-        let mut levels = self.limits_for(address).into_iter().flatten();
+        let mut levels = self.host_and_site_limits(address).into_iter().flatten();
         levels.find(is_used_up).map(|(key, _)| key)
     }
 
@@ -90,7 +90,7 @@ impl PerAddressBudget {
         if let Some(key) = self.exhausted_prefix(address) {
             return Err(key);
         }
-        for (key, _) in self.limits_for(address).into_iter().flatten() {
+        for (key, _) in self.host_and_site_limits(address).into_iter().flatten() {
             *self.used_by_prefix.entry(key).or_default() += 1;
         }
         Ok(())
@@ -98,7 +98,7 @@ impl PerAddressBudget {
 
     /// Gives back what [`Self::try_acquire`] took.
     pub fn release(&mut self, address: IpAddr) {
-        for (key, _) in self.limits_for(address).into_iter().flatten() {
+        for (key, _) in self.host_and_site_limits(address).into_iter().flatten() {
             if let Some(held) = self.used_by_prefix.get_mut(&key) {
                 *held = held.saturating_sub(1);
                 if *held == 0 {
@@ -113,8 +113,8 @@ impl PerAddressBudget {
         self.used_by_prefix.is_empty()
     }
 
-    fn limits_for(&self, address: IpAddr) -> [Option<(AddressPrefix, usize)>; 2] {
-        let site = AddressPrefix::of_site(address)
+    fn host_and_site_limits(&self, address: IpAddr) -> [Option<(AddressPrefix, usize)>; 2] {
+        let site = AddressPrefix::site_prefix_of(address)
             .map(|site| (site, self.limit_per_host.saturating_mul(SITE_TO_HOST_LIMIT_RATIO)));
         [Some((AddressPrefix::of_host(address), self.limit_per_host)), site]
     }
@@ -140,12 +140,12 @@ mod tests {
         );
         let host = AddressPrefix::of_host(ip("2001:db8:1:2::3"));
         assert!(host.contains(ip("2001:db8:1:2:ffff::1")) && !host.contains(ip("2001:db8:1:3::3")));
-        let site = AddressPrefix::of_site(ip("2001:db8:1:2::3")).expect("IPv6");
+        let site = AddressPrefix::site_prefix_of(ip("2001:db8:1:2::3")).expect("IPv6");
         assert!(site.contains(ip("2001:db8:1:ffff::1")) && !site.contains(ip("2001:db8:2:2::3")));
-        assert_eq!(AddressPrefix::of_site(ip("192.0.2.1")), None);
+        assert_eq!(AddressPrefix::site_prefix_of(ip("192.0.2.1")), None);
         assert_ne!(
             AddressPrefix::of_host(ip("2001:db8:1::")),
-            AddressPrefix::of_site(ip("2001:db8:1::")).expect("IPv6")
+            AddressPrefix::site_prefix_of(ip("2001:db8:1::")).expect("IPv6")
         );
     }
 
@@ -176,7 +176,7 @@ mod tests {
         let taken = subnets.filter(|address| budget.try_acquire(*address).is_ok()).count();
         assert_eq!(taken, 4);
         let full = budget.try_acquire(ip("2001:db8:1:ff::1")).expect_err("used up");
-        assert_eq!(Some(full), AddressPrefix::of_site(ip("2001:db8:1::")));
+        assert_eq!(Some(full), AddressPrefix::site_prefix_of(ip("2001:db8:1::")));
         assert_eq!(budget.try_acquire(ip("2001:db8:2::1")), Ok(()));
     }
 

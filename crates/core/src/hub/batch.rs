@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::ladder_input::LadderInput;
+use super::failover_input::FailoverInput;
 use super::ring::{RingEntries, RingEntry};
 use super::stream::{ShardIndex, SourceRef, Stream, StreamId, StreamState};
 use super::tap::TapQueue;
@@ -18,13 +18,13 @@ pub struct PacketBatchToDeliver {
     pub shards_with_viewers: Vec<ShardIndex>,
     /// Queues of the readers that are not viewers.
     pub tap_queues: Vec<Arc<TapQueue>>,
-    /// For a stream that is a source of ladders. Boxed: hardly any stream is.
-    pub ladder_feed: Option<Box<LadderFeed>>,
+    /// For a stream that is a source of failover groups. Boxed: hardly any stream is.
+    pub failover_feed: Option<Box<FailoverFeed>>,
 }
 
-/// What the ladders that a stream is a source of need beside its packets.
-pub struct LadderFeed {
-    pub inputs: Vec<LadderInput>,
+/// What the failover groups that a stream is a source of need beside its packets.
+pub struct FailoverFeed {
+    pub inputs: Vec<FailoverInput>,
     pub source: SourceState,
 }
 
@@ -49,9 +49,9 @@ impl SourceState {
     }
 }
 
-impl LadderFeed {
+impl FailoverFeed {
     fn of(state: &StreamState) -> Option<Box<Self>> {
-        let inputs = state.ladder_inputs();
+        let inputs = state.failover_inputs();
         if inputs.is_empty() {
             return None;
         }
@@ -76,7 +76,7 @@ impl PacketBatchToDeliver {
             formats_or_layers_changed: state.take_format_or_layer_change_flag(),
             shards_with_viewers: state.shards_with_viewers().collect(),
             tap_queues: state.prune_and_list_tap_queues_with_reader(),
-            ladder_feed: LadderFeed::of(state),
+            failover_feed: FailoverFeed::of(state),
         })
     }
 }

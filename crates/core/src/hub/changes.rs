@@ -33,13 +33,13 @@ pub struct ChangeNotifier {
 
 #[derive(Debug, Default)]
 struct ChangeListeners {
-    by_id: HashMap<u64, ListenerState>,
+    by_id: HashMap<u64, ChangeListenerState>,
     by_topic: HashMap<ChangeTopic, HashSet<u64>>,
     last_listener_id: u64,
 }
 
 #[derive(Debug, Default)]
-struct ListenerState {
+struct ChangeListenerState {
     has_unseen_change: bool,
     waker: Option<Waker>,
 }
@@ -59,7 +59,7 @@ impl ChangeNotifier {
         let mut listeners = self.listeners.lock();
         listeners.last_listener_id += 1;
         let id = listeners.last_listener_id;
-        listeners.by_id.insert(id, ListenerState::default());
+        listeners.by_id.insert(id, ChangeListenerState::default());
         for topic in &topics {
             listeners.by_topic.entry(topic.clone()).or_default().insert(id);
         }
@@ -86,7 +86,9 @@ impl ChangeNotifier {
     pub fn notify_all(&self) {
         let mut listeners = self.listeners.lock();
         let states = listeners.by_id.values_mut();
-        let wakers: Vec<Waker> = states.filter_map(ListenerState::mark_changed_and_take_waker).collect();
+        let wakers: Vec<Waker> = states
+            .filter_map(ChangeListenerState::mark_changed_and_take_waker)
+            .collect();
         drop(listeners);
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -104,7 +106,7 @@ impl ChangeListeners {
     }
 }
 
-impl ListenerState {
+impl ChangeListenerState {
     fn mark_changed_and_take_waker(&mut self) -> Option<Waker> {
         self.has_unseen_change = true;
         self.waker.take()

@@ -28,7 +28,7 @@ pub struct SessionLimits {
 
 /// Who asks for a session, as far as bounds go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Requester {
+pub struct SessionRequester {
     /// Where the request came from; without one no bound of an address holds.
     pub address: Option<IpAddr>,
     /// The request had a token that gave access.
@@ -69,7 +69,7 @@ pub(crate) struct HalfOpenId(u64);
 pub(crate) struct HalfOpenSession {
     pub id: SessionId,
     pub shard: ShardIndex,
-    requester: Requester,
+    requester: SessionRequester,
     /// A connectivity check of its peer was authentic.
     passed_connectivity_check: bool,
 }
@@ -108,7 +108,7 @@ impl HalfOpenSessions {
     /// There is no room, and no session that gives way.
     pub(crate) fn session_to_evict(
         &self,
-        requester: Requester,
+        requester: SessionRequester,
         sessions: usize,
     ) -> Result<Option<(HalfOpenId, ReachedLimit)>, ReachedLimit> {
         let Some((full, host)) = self.reached_limit(requester, sessions) else {
@@ -129,7 +129,11 @@ impl HalfOpenSessions {
     }
 
     /// What there is too much of, and whose it is where it is a host's.
-    fn reached_limit(&self, requester: Requester, sessions: usize) -> Option<(ReachedLimit, Option<AddressPrefix>)> {
+    fn reached_limit(
+        &self,
+        requester: SessionRequester,
+        sessions: usize,
+    ) -> Option<(ReachedLimit, Option<AddressPrefix>)> {
         let budget = if requester.has_token {
             &self.budget_with_token
         } else {
@@ -161,7 +165,7 @@ impl HalfOpenSessions {
     }
 
     /// Notes a new session.
-    pub(crate) fn insert(&mut self, id: SessionId, shard: ShardIndex, requester: Requester) -> HalfOpenId {
+    pub(crate) fn insert(&mut self, id: SessionId, shard: ShardIndex, requester: SessionRequester) -> HalfOpenId {
         self.last_half_open_id += 1;
         let ticket = HalfOpenId(self.last_half_open_id);
         self.session_count_without_token += usize::from(!requester.has_token);
@@ -201,7 +205,7 @@ impl HalfOpenSessions {
         self.sessions_by_id.len()
     }
 
-    fn budget_for(&mut self, requester: Requester) -> &mut PerAddressBudget {
+    fn budget_for(&mut self, requester: SessionRequester) -> &mut PerAddressBudget {
         if requester.has_token {
             &mut self.budget_with_token
         } else {
@@ -221,22 +225,22 @@ mod tests {
         max_half_open_per_address: 4,
     };
 
-    fn stranger(address: &str) -> Requester {
-        Requester {
+    fn stranger(address: &str) -> SessionRequester {
+        SessionRequester {
             address: Some(address.parse().expect("address")),
             has_token: false,
         }
     }
 
-    fn with_token(address: &str) -> Requester {
-        Requester {
+    fn with_token(address: &str) -> SessionRequester {
+        SessionRequester {
             has_token: true,
             ..stranger(address)
         }
     }
 
     /// Opens one as the registry does; says who had to go.
-    fn open(pool: &mut HalfOpenSessions, number: u8, requester: Requester) -> Result<Option<u8>, ReachedLimit> {
+    fn open(pool: &mut HalfOpenSessions, number: u8, requester: SessionRequester) -> Result<Option<u8>, ReachedLimit> {
         let gone = pool.session_to_evict(requester, pool.len())?;
         let gone = gone.and_then(|(ticket, _)| pool.remove(ticket));
         pool.insert(SessionId([number; 16]), ShardIndex(0), requester);

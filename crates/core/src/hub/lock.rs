@@ -16,10 +16,10 @@ pub enum LockRank {
     Packager,
     /// The bookkeeping that accompanies one packager.
     PackagerState,
-    /// The map of source ladders by stream.
-    LadderMap,
-    /// One source ladder. It writes to the stream that it feeds.
-    Ladder,
+    /// The map of failover groups by stream.
+    SourceFailoverMap,
+    /// One failover group. It writes to the stream that it feeds.
+    FailoverGroup,
     /// The map of streams by name.
     StreamMap,
     /// One stream. Two streams are never locked at the same time.
@@ -107,24 +107,24 @@ mod lock_order {
 
     thread_local! {
         /// Ranks of the locks held by this thread, in the order in which they were taken.
-        static HELD_RANKS: RefCell<Vec<LockRank>> = const { RefCell::new(Vec::new()) };
+        static HELD_LOCK_RANKS: RefCell<Vec<LockRank>> = const { RefCell::new(Vec::new()) };
     }
 
     /// Entry of one held lock.
     pub(crate) struct HeldRank(LockRank);
 
     pub(crate) fn acquire_rank(rank: LockRank) -> HeldRank {
-        let highest = HELD_RANKS.with_borrow(|held| held.iter().max().copied());
+        let highest = HELD_LOCK_RANKS.with_borrow(|held| held.iter().max().copied());
         if let Some(highest) = highest.filter(|highest| *highest >= rank) {
             panic!("lock order violated: {rank:?} is taken while {highest:?} is held");
         }
-        HELD_RANKS.with_borrow_mut(|held| held.push(rank));
+        HELD_LOCK_RANKS.with_borrow_mut(|held| held.push(rank));
         HeldRank(rank)
     }
 
     impl Drop for HeldRank {
         fn drop(&mut self) {
-            HELD_RANKS.with_borrow_mut(|held| {
+            HELD_LOCK_RANKS.with_borrow_mut(|held| {
                 if let Some(at) = held.iter().rposition(|rank| *rank == self.0) {
                     held.remove(at);
                 }
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_open_after_a_panic_under_it() {
+    fn lock_is_usable_after_panic_while_held() {
         let lock = RankedMutex::new(LockRank::Stream, 1);
         let panicked = std::thread::scope(|scope| {
             let thread = scope.spawn(|| {

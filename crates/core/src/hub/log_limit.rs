@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_per_interval_has_the_number_of_suppressed_ones() {
+    fn one_log_line_per_interval_counts_suppressed() {
         let (mut limit, t) = (LogRateLimiter::default(), Instant::now());
         assert_eq!(limit.allow(t), Some(0));
         for n in 0..1_000 {

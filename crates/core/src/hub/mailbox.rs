@@ -87,7 +87,7 @@ impl<T> Mailbox<T> {
     }
 
     /// Takes all messages, swapping in an empty queue so that its memory is reused.
-    pub fn take_all(&self, into: &mut VecDeque<T>) {
+    pub fn take_all_messages(&self, into: &mut VecDeque<T>) {
         debug_assert!(into.is_empty());
         std::mem::swap(&mut *self.lock(), into);
     }
@@ -126,7 +126,7 @@ mod tests {
         assert!(mailbox.take_overflow_flag() && !mailbox.take_overflow_flag());
         assert_eq!(wakes.load(Ordering::Relaxed), 1);
         let mut taken = VecDeque::new();
-        mailbox.take_all(&mut taken);
+        mailbox.take_all_messages(&mut taken);
         assert_eq!(taken, [1, 2]);
         assert_eq!(mailbox.push_control(4), Ok(()));
         assert_eq!(wakes.load(Ordering::Relaxed), 2);

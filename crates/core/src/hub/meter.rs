@@ -8,13 +8,13 @@ pub struct RateMeter {
     window_start: Option<Instant>,
     window_byte_count: usize,
     window_frame_count: u32,
-    last_rate: MediaRate,
+    last_rate: BitrateAndFrameRate,
     measured_at: Option<Instant>,
 }
 
 /// Measured rate of a track.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct MediaRate {
+pub struct BitrateAndFrameRate {
     /// Payload bitrate in bits per second.
     pub bitrate: u64,
     /// Frames per second; audio and video.
@@ -33,7 +33,7 @@ impl RateMeter {
         let elapsed = arrival.saturating_duration_since(window);
         if elapsed >= MEASUREMENT_WINDOW {
             let seconds = elapsed.as_secs_f64();
-            self.last_rate = MediaRate {
+            self.last_rate = BitrateAndFrameRate {
                 bitrate: (self.window_byte_count as f64 * 8.0 / seconds) as u64,
                 frames_per_second: f64::from(self.window_frame_count) / seconds,
             };
@@ -45,16 +45,20 @@ impl RateMeter {
     }
 
     /// Returns the last measurement regardless of its age.
-    pub(crate) fn last_rate(&self) -> MediaRate {
+    pub(crate) fn last_rate(&self) -> BitrateAndFrameRate {
         self.last_rate
     }
 
     /// Returns the last measurement, or zero if it is outdated.
-    pub fn current_rate(&self, now: Instant) -> MediaRate {
+    pub fn current_rate(&self, now: Instant) -> BitrateAndFrameRate {
         let fresh = self
             .measured_at
             .is_some_and(|ended| now.saturating_duration_since(ended) < MAX_MEASUREMENT_AGE);
-        if fresh { self.last_rate } else { MediaRate::default() }
+        if fresh {
+            self.last_rate
+        } else {
+            BitrateAndFrameRate::default()
+        }
     }
 }
 
@@ -71,7 +75,7 @@ pub struct CaptureDelayStats {
 const MAX_CAPTURE_DELAY: Duration = Duration::from_secs(60);
 
 /// Smoothing factor: each measurement contributes 1/16 to the mean.
-const SMOOTHING_DIVISOR: f64 = 16.0;
+const CAPTURE_DELAY_SMOOTHING_DIVISOR: f64 = 16.0;
 
 impl CaptureDelayStats {
     /// Records a measurement.
@@ -85,12 +89,14 @@ impl CaptureDelayStats {
         let recent = self
             .recent_mean
             .filter(|(_, at)| now.saturating_duration_since(*at) < MAX_MEASUREMENT_AGE);
-        let mean = recent.map_or(seconds, |(mean, _)| mean + (seconds - mean) / SMOOTHING_DIVISOR);
+        let mean = recent.map_or(seconds, |(mean, _)| {
+            mean + (seconds - mean) / CAPTURE_DELAY_SMOOTHING_DIVISOR
+        });
         self.recent_mean = Some((mean, now));
     }
 
     /// Returns the recent mean in seconds; `None` without recent measurements.
-    pub fn recent_mean_seconds(&self, now: Instant) -> Option<f64> {
+    pub fn recent_mean_capture_delay_seconds(&self, now: Instant) -> Option<f64> {
         let (mean, at) = self.recent_mean?;
         (now.saturating_duration_since(at) < MAX_MEASUREMENT_AGE).then_some(mean)
     }
@@ -110,6 +116,9 @@ mod tests {
         }
         let rate = meter.current_rate(t + Duration::from_secs(2));
         assert_eq!((rate.bitrate, rate.frames_per_second), (200_000, 25.0));
-        assert_eq!(meter.current_rate(t + Duration::from_secs(7)), MediaRate::default());
+        assert_eq!(
+            meter.current_rate(t + Duration::from_secs(7)),
+            BitrateAndFrameRate::default()
+        );
     }
 }

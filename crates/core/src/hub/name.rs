@@ -57,8 +57,8 @@ impl StreamName {
     }
 
     /// Returns the key of what one of several sources of this stream sends.
-    pub fn ladder_source_key(&self, source: &SourceName) -> StreamKey {
-        self.variant_key(StreamVariant::LadderSource(source.clone()))
+    pub fn failover_source_key(&self, source: &SourceName) -> StreamKey {
+        self.variant_key(StreamVariant::FailoverSource(source.clone()))
     }
 
     /// Returns the key of a simulcast layer of this stream.
@@ -118,7 +118,7 @@ pub enum StreamVariant {
     /// What the source sends; of a simulcast, the best layer. With several sources, what the selected one sends.
     Original,
     /// What one of several sources sends, whether it is selected or stands by.
-    LadderSource(SourceName),
+    FailoverSource(SourceName),
     /// A lower layer of a simulcast.
     SimulcastLayer(Rid),
     /// One track of the original, transcoded.
@@ -127,7 +127,7 @@ pub enum StreamVariant {
 
 impl StreamKey {
     /// Returns whether this is the stream that clients address.
-    pub fn is_original(&self) -> bool {
+    pub fn is_original_stream(&self) -> bool {
         self.variant == StreamVariant::Original
     }
 
@@ -140,14 +140,14 @@ impl StreamKey {
     pub(crate) fn lower_simulcast_rid(&self) -> Option<&Rid> {
         match &self.variant {
             StreamVariant::SimulcastLayer(rid) => Some(rid),
-            StreamVariant::Original | StreamVariant::LadderSource(_) | StreamVariant::Transcoded(_) => None,
+            StreamVariant::Original | StreamVariant::FailoverSource(_) | StreamVariant::Transcoded(_) => None,
         }
     }
 
     /// Returns the source whose media this is, if the stream has several.
-    pub fn ladder_source(&self) -> Option<&SourceName> {
+    pub fn failover_source(&self) -> Option<&SourceName> {
         match &self.variant {
-            StreamVariant::LadderSource(source) => Some(source),
+            StreamVariant::FailoverSource(source) => Some(source),
             StreamVariant::Original | StreamVariant::SimulcastLayer(_) | StreamVariant::Transcoded(_) => None,
         }
     }
@@ -156,7 +156,7 @@ impl StreamKey {
     pub fn transcode_target(&self) -> Option<TranscodeTarget> {
         match self.variant {
             StreamVariant::Transcoded(target) => Some(target),
-            StreamVariant::Original | StreamVariant::LadderSource(_) | StreamVariant::SimulcastLayer(_) => None,
+            StreamVariant::Original | StreamVariant::FailoverSource(_) | StreamVariant::SimulcastLayer(_) => None,
         }
     }
 }
@@ -188,7 +188,7 @@ impl fmt::Display for StreamKey {
         match &self.variant {
             StreamVariant::Original => write!(f, "{}", self.name),
             StreamVariant::SimulcastLayer(rid) => write!(f, "{}#@{}", self.name, rid.0),
-            StreamVariant::LadderSource(source) => write!(f, "{}#={source}", self.name),
+            StreamVariant::FailoverSource(source) => write!(f, "{}#={source}", self.name),
             StreamVariant::Transcoded(target) => write!(f, "{}#{}", self.name, target.label()),
         }
     }
@@ -235,7 +235,7 @@ mod tests {
         let variants = [
             name.transcode_key(TranscodeTarget::Opus),
             name.lower_simulcast_layer_key(&Rid("low".into())),
-            name.ladder_source_key(&SourceName::parse("backup").expect("a name")),
+            name.failover_source_key(&SourceName::parse("backup").expect("a name")),
         ];
         for variant in variants {
             assert_ne!(variant, original);

@@ -30,12 +30,12 @@ impl RingReader {
     }
 
     /// Starts at the oldest packet in the ring.
-    pub fn at_start(ring: &PacketRing) -> Self {
+    pub fn at_oldest_packet(ring: &PacketRing) -> Self {
         Self::at_seq(ring.first_seq())
     }
 
     /// Starts at the next packet to arrive.
-    pub fn at_end(ring: &PacketRing) -> Self {
+    pub fn starting_at_ring_end(ring: &PacketRing) -> Self {
         Self::at_seq(ring.end_seq())
     }
 

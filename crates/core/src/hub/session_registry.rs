@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::changes::{ChangeNotifier, ChangeTopic};
 use super::half_open::{HalfOpenId, HalfOpenSessions};
-pub use super::half_open::{ReachedLimit, Requester, SessionLimits};
+pub use super::half_open::{ReachedLimit, SessionLimits, SessionRequester};
 use super::lock::{LockRank, RankedGuard, RankedMutex};
 use super::shrink_sparse::{shrink_sparse_map, shrink_sparse_queue};
 use super::stream::{SessionId, ShardIndex};
@@ -108,7 +108,7 @@ impl SessionRegistry {
         now: Instant,
         id: SessionId,
         shard: ShardIndex,
-        requester: Requester,
+        requester: SessionRequester,
     ) -> Result<Option<EvictedSession>, ReachedLimit> {
         let mut guard = self.lock();
         let entries = &mut *guard;
@@ -165,14 +165,14 @@ impl SessionRegistry {
     }
 
     /// Notes the end of a session.
-    pub fn on_ended(&self, now: Instant, id: SessionId, reason: CloseReason) {
+    pub fn on_session_ended(&self, now: Instant, id: SessionId, reason: CloseReason) {
         self.lock().end_session(now, id, reason);
         self.notify_session_change(id);
     }
 
     /// Forgets the sessions that ended more than a minute ago. To be called every few seconds: nothing else does while no
     /// session opens or ends.
-    pub fn forget_expired(&self, now: Instant) {
+    pub fn forget_expired_ended_sessions(&self, now: Instant) {
         self.lock().forget_expired_and_excess(now);
     }
 
@@ -264,7 +264,7 @@ impl SessionEntries {
     /// Forgets those that ended long ago, and the oldest of too many.
     fn forget_expired_and_excess(&mut self, now: Instant) {
         for remembered in [&mut self.ended, &mut self.evicted] {
-            for id in remembered.take_expired_and_excess(now) {
+            for id in remembered.take_expired_and_excess_sessions(now) {
                 self.by_id.remove(&id);
                 (self.on_session_forgotten)(id);
             }
@@ -283,7 +283,7 @@ impl EndedSessions {
     }
 
     /// Those that are to be forgotten.
-    fn take_expired_and_excess(&mut self, now: Instant) -> impl Iterator<Item = SessionId> + '_ {
+    fn take_expired_and_excess_sessions(&mut self, now: Instant) -> impl Iterator<Item = SessionId> + '_ {
         let is_due = |(at, _): &&(Instant, SessionId)| now.saturating_duration_since(*at) >= ENDED_SESSION_RETENTION;
         let due = self.sessions.iter().take_while(is_due).count();
         let due = due.max(self.sessions.len().saturating_sub(self.max_sessions));
@@ -296,7 +296,7 @@ impl EndedSessions {
 mod tests {
     use super::*;
 
-    const ANONYMOUS_REQUESTER: Requester = Requester {
+    const ANONYMOUS_REQUESTER: SessionRequester = SessionRequester {
         address: None,
         has_token: false,
     };
@@ -330,8 +330,8 @@ mod tests {
             registry.open_session(t, b, shard, ANONYMOUS_REQUESTER),
             Err(ReachedLimit::Sessions)
         );
-        registry.on_ended(t, a, CloseReason::PeerSilent);
-        registry.on_ended(t, a, CloseReason::Deleted);
+        registry.on_session_ended(t, a, CloseReason::PeerSilent);
+        registry.on_session_ended(t, a, CloseReason::Deleted);
         assert_eq!(
             registry.session_state_and_shard(a).0,
             SessionState::Ended(CloseReason::PeerSilent)
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn one_without_a_check_gives_way_and_has_ended_for_everybody() {
+    fn a_half_open_session_is_evicted_at_the_limit() {
         let (registry, t, shard) = (test_registry(10, 1), Instant::now(), ShardIndex(3));
         assert_eq!(
             registry.open_session(t, session_id(1), shard, ANONYMOUS_REQUESTER),
@@ -367,7 +367,7 @@ mod tests {
         // Its shard did not know yet.
         registry.on_connectivity_check_passed(session_id(1));
         registry.on_connected(session_id(1));
-        registry.on_ended(t, session_id(1), CloseReason::Evicted);
+        registry.on_session_ended(t, session_id(1), CloseReason::Evicted);
         assert_eq!((registry.open_session_count(), registry.half_open_count()), (1, 1));
         registry.on_connectivity_check_passed(session_id(2));
         assert_eq!(
@@ -408,10 +408,10 @@ mod tests {
         for id in ids() {
             assert!(registry.open_session(t, id, shard, ANONYMOUS_REQUESTER).is_ok());
         }
-        ids().for_each(|id| registry.on_ended(t, id, CloseReason::NoConnectivityChecks));
-        registry.forget_expired(t + ENDED_SESSION_RETENTION / 2);
+        ids().for_each(|id| registry.on_session_ended(t, id, CloseReason::NoConnectivityChecks));
+        registry.forget_expired_ended_sessions(t + ENDED_SESSION_RETENTION / 2);
         assert_eq!(registry.lock().by_id.len(), 10_000);
-        registry.forget_expired(t + ENDED_SESSION_RETENTION);
+        registry.forget_expired_ended_sessions(t + ENDED_SESSION_RETENTION);
         let entries = registry.lock();
         assert_eq!((entries.by_id.len(), entries.ended.sessions.len()), (0, 0));
         assert!(entries.by_id.capacity() < 200, "{}", entries.by_id.capacity());
@@ -439,8 +439,8 @@ mod tests {
         };
         open(1, t);
         open(2, t);
-        registry.on_ended(t, SessionId([1; 16]), CloseReason::Deleted);
-        registry.on_ended(t + ENDED_SESSION_RETENTION, SessionId([2; 16]), CloseReason::Deleted);
+        registry.on_session_ended(t, SessionId([1; 16]), CloseReason::Deleted);
+        registry.on_session_ended(t + ENDED_SESSION_RETENTION, SessionId([2; 16]), CloseReason::Deleted);
         assert_eq!(forgotten.try_iter().collect::<Vec<_>>(), [SessionId([1; 16])]);
         open(3, t + ENDED_SESSION_RETENTION * 2);
         open(4, t + ENDED_SESSION_RETENTION * 3);

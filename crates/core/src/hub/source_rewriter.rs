@@ -46,7 +46,7 @@ pub struct CaptureTimeReport {
 
 /// Rewriting state of one source on one track.
 #[derive(Debug)]
-pub struct IngestNumberingRewriter {
+pub struct IngestSeqAndTimestampRewriter {
     state: RewriterState,
     /// Sequence number offsets and the first source sequence number of each, oldest first.
     seq_offsets: VecDeque<(u64, u64)>,
@@ -100,7 +100,7 @@ const MIN_LAG_BEHIND_SENDER_REPORTS_TO_REALIGN: Duration = Duration::from_millis
 /// Number of offsets kept for late packets. Each inserted or removed packet makes one.
 const MAX_SEQ_OFFSET_COUNT: usize = 128;
 
-impl IngestNumberingRewriter {
+impl IngestSeqAndTimestampRewriter {
     /// Creates the state for a source that has not sent anything yet.
     pub fn new() -> Self {
         Self {
@@ -247,7 +247,7 @@ impl IngestNumberingRewriter {
                 if begins {
                     let mut frame = std::mem::take(frame);
                     frame.sort_by_key(|p| p.seq);
-                    self.start_mapping(track, frame.first());
+                    self.start_seq_and_timestamp_mapping(track, frame.first());
                     frame
                         .into_iter()
                         .for_each(|p| self.rewrite_and_append_packet(p, rewritten));
@@ -284,7 +284,7 @@ impl IngestNumberingRewriter {
         ahead > MAX_SEQ_JUMP || (ahead > 0 && has_time && time_jump > MAX_TIMESTAMP_DEVIATION_FROM_ARRIVAL)
     }
 
-    fn start_mapping(&mut self, track: &mut Track, first: Option<&ReceivedPacket>) {
+    fn start_seq_and_timestamp_mapping(&mut self, track: &mut Track, first: Option<&ReceivedPacket>) {
         let Some(first) = first else { return };
         track.reset_clock_if_rate_differs(first.codec.clock_rate());
         self.seq_offsets.clear();
@@ -293,7 +293,7 @@ impl IngestNumberingRewriter {
             .push_back((first.seq, track.first_seq_of_next_source().wrapping_sub(first.seq)));
         self.timestamp_offset = self.fixed_timestamp_offset.unwrap_or_else(|| {
             track
-                .first_time_of_next_source(first.arrival, first.codec.clock_rate())
+                .first_timestamp_of_next_source(first.arrival, first.codec.clock_rate())
                 .wrapping_sub(first.timestamp)
         });
         if first.codec == Codec::Vp8 {
@@ -369,7 +369,7 @@ impl IngestNumberingRewriter {
     }
 }
 
-impl Default for IngestNumberingRewriter {
+impl Default for IngestSeqAndTimestampRewriter {
     fn default() -> Self {
         Self::new()
     }
@@ -411,7 +411,7 @@ fn insert_frame_packets_and_update_track(
             .on_packet(packet.arrival, packet.payload.len(), newest != Some(time));
         // A frame is complete with its last packet.
         let is_whole = packet.marker || track.kind == MediaKind::Audio;
-        if is_whole && let Some(delay) = track.clock.capture_delay(time, packet.arrival) {
+        if is_whole && let Some(delay) = track.clock.capture_to_arrival_delay(time, packet.arrival) {
             track.capture_delay_stats.record(delay, packet.arrival);
         }
         if seq >= track.ring.end_seq() && !packet.payload.is_empty() {
@@ -453,7 +453,7 @@ mod tests {
     }
 
     fn rewrite_packet(
-        intake: &mut IngestNumberingRewriter,
+        intake: &mut IngestSeqAndTimestampRewriter,
         track: &mut Track,
         packet: ReceivedPacket,
     ) -> Vec<(u64, u64)> {
@@ -466,7 +466,7 @@ mod tests {
     fn a_source_begins_with_its_key_frame_parameter_sets_included() {
         let (mut track, mut intake, t) = (
             Track::new(MediaKind::Video),
-            IngestNumberingRewriter::new(),
+            IngestSeqAndTimestampRewriter::new(),
             Instant::now(),
         );
         assert!(rewrite_packet(&mut intake, &mut track, video_packet(7, 1, false, t)).is_empty());
@@ -479,13 +479,13 @@ mod tests {
     fn the_next_source_continues_where_the_last_one_ended() {
         let (mut track, t) = (Track::new(MediaKind::Video), Instant::now());
         let first = rewrite_packet(
-            &mut IngestNumberingRewriter::new(),
+            &mut IngestSeqAndTimestampRewriter::new(),
             &mut track,
             video_packet(60_000, 5, true, t),
         );
         let later = t + Duration::from_secs(3);
         let second = rewrite_packet(
-            &mut IngestNumberingRewriter::new(),
+            &mut IngestSeqAndTimestampRewriter::new(),
             &mut track,
             video_packet(3, 4_000_000_000, true, later),
         );
@@ -499,7 +499,7 @@ mod tests {
     fn inserted_parameter_sets_shift_later_packets_but_not_late_ones() {
         let (mut track, mut intake, t) = (
             Track::new(MediaKind::Video),
-            IngestNumberingRewriter::new(),
+            IngestSeqAndTimestampRewriter::new(),
             Instant::now(),
         );
         let start = rewrite_packet(&mut intake, &mut track, video_packet(1, 0, true, t))[0].0;
@@ -522,10 +522,10 @@ mod tests {
     }
 
     #[test]
-    fn a_late_packet_gets_no_parameter_sets_because_its_followers_are_placed() {
+    fn late_packet_gets_no_parameter_sets() {
         let (mut track, mut intake, t) = (
             Track::new(MediaKind::Video),
-            IngestNumberingRewriter::new(),
+            IngestSeqAndTimestampRewriter::new(),
             Instant::now(),
         );
         let start = rewrite_packet(&mut intake, &mut track, video_packet(1, 0, true, t))[0].0;
@@ -544,7 +544,7 @@ mod tests {
     fn a_source_that_jumps_begins_again_with_a_key_frame() {
         let (mut track, mut intake, t) = (
             Track::new(MediaKind::Video),
-            IngestNumberingRewriter::new(),
+            IngestSeqAndTimestampRewriter::new(),
             Instant::now(),
         );
         let (start, _) = rewrite_packet(&mut intake, &mut track, video_packet(1, 0, true, t))[0];
@@ -568,7 +568,7 @@ mod tests {
     fn a_very_late_packet_is_not_a_jump_of_the_source() {
         let (mut track, mut intake, t) = (
             Track::new(MediaKind::Video),
-            IngestNumberingRewriter::new(),
+            IngestSeqAndTimestampRewriter::new(),
             Instant::now(),
         );
         let (start, _) = rewrite_packet(&mut intake, &mut track, video_packet(10_000, 0, true, t))[0];
@@ -586,7 +586,7 @@ mod tests {
     fn a_source_does_not_start_with_a_key_frame_whose_followers_were_dropped() {
         let (mut track, mut intake, t) = (
             Track::new(MediaKind::Video),
-            IngestNumberingRewriter::new(),
+            IngestSeqAndTimestampRewriter::new(),
             Instant::now(),
         );
         // The identifying packet arrives late, after the next frame has started.

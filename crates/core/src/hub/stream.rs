@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::changes::{ChangeNotifier, ChangeTopic};
+use super::failover_input::{FailoverInput, FailoverInputs};
 pub use super::id::{SessionId, ShardIndex, StreamId};
-use super::ladder_input::{LadderInput, LadderInputs};
 use super::lock::{LockRank, RankedMutex};
 use super::name::{StreamKey, StreamName};
 use super::tap_queue::{TapList, TapQueue};
 use super::track::Track;
 use super::traffic::StreamTransportStats;
 use crate::media::track_delivery::SourceTrack;
-use crate::media::{Codec, Format, MediaKind, Rid};
+use crate::media::{Codec, CodecFormat, MediaKind, Rid};
 use crate::sdp::negotiated::{AudioVideoFormats, AvailableTrack, AvailableTracks};
 
 /// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NONE`]: it detects a
@@ -109,7 +109,7 @@ pub struct StreamState {
     /// Shards with viewers, and the number of viewers on each.
     viewer_counts_by_shard: Vec<(ShardIndex, usize)>,
     taps: TapList,
-    ladder_inputs: LadderInputs,
+    failover_inputs: FailoverInputs,
 }
 
 impl Stream {
@@ -127,7 +127,7 @@ impl Stream {
             key_frame_requested: false,
             viewer_counts_by_shard: Vec::new(),
             taps: TapList::default(),
-            ladder_inputs: LadderInputs::default(),
+            failover_inputs: FailoverInputs::default(),
         };
         Self {
             id,
@@ -326,7 +326,7 @@ impl StreamState {
 
     /// Adds a viewer on a shard.
     pub fn add_viewer(&mut self, shard: ShardIndex) {
-        self.has_unnotified_change |= !self.is_watched();
+        self.has_unnotified_change |= !self.has_consumers();
         match self.viewer_counts_by_shard.iter_mut().find(|(s, _)| *s == shard) {
             Some((_, count)) => *count += 1,
             None => self.viewer_counts_by_shard.push((shard, 1)),
@@ -339,42 +339,42 @@ impl StreamState {
             *count -= 1;
         }
         self.viewer_counts_by_shard.retain(|(_, count)| *count > 0);
-        self.has_unnotified_change |= !self.is_watched();
+        self.has_unnotified_change |= !self.has_consumers();
     }
 
     /// Adds a reader that is not a viewer; see [`super::tap::StreamTap`].
     pub(super) fn add_tap(&mut self, tap: &Arc<TapQueue>) {
-        self.has_unnotified_change |= !self.is_watched();
+        self.has_unnotified_change |= !self.has_consumers();
         self.taps.add(tap);
     }
 
     /// Removes a reader that is not a viewer.
     pub(super) fn remove_tap(&mut self, tap: &Arc<TapQueue>) {
         self.taps.remove(tap);
-        self.has_unnotified_change |= !self.is_watched();
+        self.has_unnotified_change |= !self.has_consumers();
     }
 
-    /// Makes this stream a source of a ladder.
-    pub(crate) fn add_ladder_input(&mut self, input: LadderInput) {
-        self.ladder_inputs.add(input);
+    /// Makes this stream a source of a failover group.
+    pub(crate) fn add_failover_input(&mut self, input: FailoverInput) {
+        self.failover_inputs.add(input);
     }
 
-    /// This stream is no longer a source of the ladder of `ladder`.
-    pub(crate) fn remove_from_ladder(&mut self, ladder: &StreamName) {
+    /// This stream is no longer a source of the failover group of `failover_group`.
+    pub(crate) fn remove_from_failover_group(&mut self, failover_group: &StreamName) {
         self.has_unnotified_change = true;
-        self.ladder_inputs.remove_ladder(ladder);
+        self.failover_inputs.remove_failover_group(failover_group);
     }
 
-    /// Sets whether a ladder needs the source of this stream to run: see [`Self::is_watched`].
-    pub(crate) fn set_ladder_demand(&mut self, input: &LadderInput, is_needed: bool) {
-        let was_watched = self.is_watched();
-        self.ladder_inputs.set_demand(input, is_needed);
-        self.has_unnotified_change |= was_watched != self.is_watched();
+    /// Sets whether a failover group needs the source of this stream to run: see [`Self::has_consumers`].
+    pub(crate) fn set_failover_group_demand(&mut self, input: &FailoverInput, is_needed: bool) {
+        let was_watched = self.has_consumers();
+        self.failover_inputs.set_source_demand(input, is_needed);
+        self.has_unnotified_change |= was_watched != self.has_consumers();
     }
 
-    /// The ladders that this stream is a source of.
-    pub(super) fn ladder_inputs(&self) -> Vec<LadderInput> {
-        self.ladder_inputs.to_vec()
+    /// The failover groups that this stream is a source of.
+    pub(super) fn failover_inputs(&self) -> Vec<FailoverInput> {
+        self.failover_inputs.to_vec()
     }
 
     /// Queues of the readers that are not viewers.
@@ -382,9 +382,11 @@ impl StreamState {
         self.taps.prune_and_list_queues_with_reader()
     }
 
-    /// Whether the stream has viewers or taps, or a ladder needs it.
-    pub fn is_watched(&self) -> bool {
-        !self.viewer_counts_by_shard.is_empty() || !self.taps.has_no_reader() || self.ladder_inputs.has_demand()
+    /// Whether the stream has viewers or taps, or a failover group needs it.
+    pub fn has_consumers(&self) -> bool {
+        !self.viewer_counts_by_shard.is_empty()
+            || !self.taps.has_no_reader()
+            || self.failover_inputs.is_source_needed_by_failover_group()
     }
 
     /// Shards with viewers.
@@ -398,7 +400,7 @@ impl StreamState {
     }
 
     /// Current format of a kind, or the last one without a source.
-    pub fn format(&self, kind: MediaKind) -> Option<Format> {
+    pub fn format(&self, kind: MediaKind) -> Option<CodecFormat> {
         match kind {
             MediaKind::Video => self.video.format(),
             MediaKind::Audio => self.audio.format(),
@@ -414,6 +416,6 @@ impl StreamState {
     }
 
     pub(super) fn is_unused(&self) -> bool {
-        self.source.is_none() && !self.is_watched() && self.ladder_inputs.is_empty()
+        self.source.is_none() && !self.has_consumers() && self.failover_inputs.is_empty()
     }
 }

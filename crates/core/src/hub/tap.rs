@@ -53,7 +53,7 @@ mod tests {
         assert!(
             [&first, &second]
                 .iter()
-                .all(|tap| tap.stream.with_state(|state| state.is_watched()))
+                .all(|tap| tap.stream.with_state(|state| state.has_consumers()))
         );
         drop(first);
         assert!(hub.find_stream(&one).is_none() && hub.find_stream(&other).is_some());

@@ -8,9 +8,9 @@ use super::vp8_rewriter::Vp8CounterTracker;
 use crate::media::clock::{TrackClock, duration_to_ticks, ticks_to_duration};
 use crate::media::discard::PayloadDiscardCounts;
 use crate::media::packet::{TrackSeq, TrackTime};
-use crate::media::{Codec, Format, MediaKind};
+use crate::media::{Codec, CodecFormat, MediaKind};
 
-/// A track of a stream. It outlives its sources: a [`IngestNumberingRewriter`](super::source_rewriter::IngestNumberingRewriter) per source rewrites their
+/// A track of a stream. It outlives its sources: a [`IngestSeqAndTimestampRewriter`](super::source_rewriter::IngestSeqAndTimestampRewriter) per source rewrites their
 /// sequence numbers and timestamps to one continuous numbering.
 #[derive(Debug)]
 pub struct Track {
@@ -18,7 +18,7 @@ pub struct Track {
     pub(super) ring: PacketRing,
     pub(super) clock: TrackClock,
     pub(super) vp8_counter_tracker: Vp8CounterTracker,
-    format: Option<Format>,
+    format: Option<CodecFormat>,
     resolution: Option<(u16, u16)>,
     pub(super) rate_meter: RateMeter,
     pub(super) capture_delay_stats: CaptureDelayStats,
@@ -31,7 +31,7 @@ pub struct Track {
     b_frame_detector: TimestampBFrameDetector,
     missing_media: Option<MissingPacketsOrKeyFrame>,
     discard_counts: PayloadDiscardCounts,
-    arrival_timed_frame_count: u64,
+    arrival_timestamped_frame_count: u64,
     /// For a layer: a timestamp of the main stream and its expected arrival. Both streams share one timeline.
     timeline_anchor: Option<(TrackTime, Instant)>,
 }
@@ -40,7 +40,7 @@ pub struct Track {
 #[derive(Clone, Copy, Debug)]
 pub struct TrackFormatAndClock {
     /// Format found in the bitstream, or else the one in the publisher's offer.
-    pub format: Option<Format>,
+    pub format: Option<CodecFormat>,
     /// Width and height in pixels; video only.
     pub resolution: Option<(u16, u16)>,
     /// Frames per second; video only.
@@ -51,13 +51,13 @@ pub struct TrackFormatAndClock {
 /// What is known of the source of a track: for a track that is a copy of another one.
 #[derive(Clone, Copy, Debug)]
 pub struct TrackSourceProperties {
-    pub format: Option<Format>,
+    pub format: Option<CodecFormat>,
     resolution: Option<(u16, u16)>,
     has_b_frames: bool,
     pub clock: TrackClock,
     missing_media: Option<MissingPacketsOrKeyFrame>,
     discard_counts: PayloadDiscardCounts,
-    arrival_timed_frame_count: u64,
+    arrival_timestamped_frame_count: u64,
 }
 
 /// What the source of a track negotiated and does not send.
@@ -79,7 +79,7 @@ struct TimestampBFrameDetector {
 }
 
 /// Number of backward timestamp steps within [`B_FRAME_DETECTION_WINDOW_FRAMES`] frames that indicates B-frames, not a clock correction.
-const MIN_BACKWARD_STEPS: u32 = 2;
+const MIN_BACKWARD_TIMESTAMP_STEPS: u32 = 2;
 const B_FRAME_DETECTION_WINDOW_FRAMES: u32 = 64;
 
 /// First timestamp of a track, so that subtraction cannot underflow.
@@ -110,7 +110,7 @@ impl Track {
             b_frame_detector: TimestampBFrameDetector::default(),
             missing_media: None,
             discard_counts: PayloadDiscardCounts::default(),
-            arrival_timed_frame_count: 0,
+            arrival_timestamped_frame_count: 0,
             timeline_anchor: None,
         }
     }
@@ -131,7 +131,7 @@ impl Track {
     }
 
     /// Returns the format found in the bitstream, or else the one in the publisher's offer.
-    pub fn format(&self) -> Option<Format> {
+    pub fn format(&self) -> Option<CodecFormat> {
         self.format
     }
 
@@ -169,7 +169,7 @@ impl Track {
             clock: self.clock,
             missing_media: self.missing_media,
             discard_counts: self.discard_counts,
-            arrival_timed_frame_count: self.arrival_timed_frame_count,
+            arrival_timestamped_frame_count: self.arrival_timestamped_frame_count,
         }
     }
 
@@ -180,17 +180,17 @@ impl Track {
         self.set_has_b_frames_if_found(of.has_b_frames);
         self.missing_media = of.missing_media;
         self.discard_counts = of.discard_counts;
-        self.arrival_timed_frame_count = of.arrival_timed_frame_count;
+        self.arrival_timestamped_frame_count = of.arrival_timestamped_frame_count;
     }
 
     /// Starts a new source.
-    pub fn begin_source(&mut self, format: Option<Format>) {
+    pub fn begin_source(&mut self, format: Option<CodecFormat>) {
         self.format = format;
         self.resolution = None;
         self.format_changed = true;
         self.b_frame_detector = TimestampBFrameDetector::default();
         self.discard_counts = PayloadDiscardCounts::default();
-        self.arrival_timed_frame_count = 0;
+        self.arrival_timestamped_frame_count = 0;
         self.last_key_frame_timing = None;
         self.first_key_frame_arrival = None;
         self.rate_meter = RateMeter::default();
@@ -218,7 +218,7 @@ impl Track {
     }
 
     /// Updates the format from the bitstream.
-    pub fn set_format_if_known(&mut self, format: Option<Format>) {
+    pub fn set_format_if_known(&mut self, format: Option<CodecFormat>) {
         if format.is_some() && format != self.format {
             self.format = format;
             self.format_changed = true;
@@ -298,12 +298,12 @@ impl Track {
 
     /// Sets how many frames of the source got the time of their arrival, because its timestamps stood still.
     pub fn set_arrival_timed_frame_count(&mut self, count: u64) {
-        self.arrival_timed_frame_count = count;
+        self.arrival_timestamped_frame_count = count;
     }
 
     /// Returns how many frames of the source got the time of their arrival.
-    pub fn arrival_timed_frame_count(&self) -> u64 {
-        self.arrival_timed_frame_count
+    pub fn arrival_timestamped_frame_count(&self) -> u64 {
+        self.arrival_timestamped_frame_count
     }
 
     /// Records the timestamp of the next frame in sequence order.
@@ -324,7 +324,7 @@ impl Track {
         // Frames that follow a clock that went back once are no steps back.
         if time < self.b_frame_detector.last_time {
             self.b_frame_detector.backward_step_count += 1;
-            if self.b_frame_detector.backward_step_count >= MIN_BACKWARD_STEPS {
+            if self.b_frame_detector.backward_step_count >= MIN_BACKWARD_TIMESTAMP_STEPS {
                 self.b_frame_detector.has_b_frames = true;
                 self.format_changed = true;
             }
@@ -338,7 +338,7 @@ impl Track {
     }
 
     /// First timestamp of the next source if its first packet arrives at `now`; `rate` is the clock rate in Hz.
-    pub(crate) fn first_time_of_next_source(&self, now: Instant, rate: u32) -> TrackTime {
+    pub(crate) fn first_timestamp_of_next_source(&self, now: Instant, rate: u32) -> TrackTime {
         match (self.ring.newest_track_time_and_arrival(), self.timeline_anchor) {
             (_, Some((time, at))) => {
                 let time = time + duration_to_ticks(now.saturating_duration_since(at), rate);

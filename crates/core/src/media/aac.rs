@@ -7,7 +7,7 @@ use super::codec::bits::BitReader;
 /// A parsed AudioSpecificConfig.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AacConfig {
-    bytes: [u8; MAX_CONFIG_LENGTH],
+    bytes: [u8; MAX_AAC_CONFIG_BYTES],
     length: u8,
     /// Sampling rate in Hz, before spectral band replication doubles it.
     pub sample_rate: u32,
@@ -16,7 +16,7 @@ pub struct AacConfig {
 }
 
 /// Maximum accepted length in bytes. AAC-LC needs two; with signalled extensions, five to seven.
-const MAX_CONFIG_LENGTH: usize = 16;
+const MAX_AAC_CONFIG_BYTES: usize = 16;
 
 /// ISO/IEC 14496-3 table 1.18.
 const SAMPLE_RATES: [u32; 13] = [
@@ -34,7 +34,7 @@ impl AacConfig {
 
     /// Parses a configuration; `None` if it is malformed or has no sampling rate.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        let mut kept = [0; MAX_CONFIG_LENGTH];
+        let mut kept = [0; MAX_AAC_CONFIG_BYTES];
         kept.get_mut(..bytes.len())?.copy_from_slice(bytes);
         let mut bits = BitReader::new(bytes);
         let object_type = match bits.read_bits(5)? {

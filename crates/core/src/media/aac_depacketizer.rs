@@ -111,7 +111,7 @@ impl AacDepacketizer {
                 return (number == 0).then(|| self.push_fragment(&data, unit, out));
             }
             self.partial_frame = None;
-            out.push((number as u32 * SAMPLES_PER_FRAME, data.split_to(unit)));
+            out.push((number as u32 * AAC_SAMPLES_PER_FRAME, data.split_to(unit)));
         }
         (length > 0).then_some(())
     }
@@ -160,14 +160,14 @@ impl AacDepacketizer {
             if length == 0 || length > element.len() {
                 return None;
             }
-            out.push((number as u32 * SAMPLES_PER_FRAME, element.split_to(length)));
+            out.push((number as u32 * AAC_SAMPLES_PER_FRAME, element.split_to(length)));
         }
         Some(())
     }
 }
 
 /// Samples of a frame (ISO/IEC 14496-3 §4.5.2.1.1), at the sampling rate of the configuration.
-const SAMPLES_PER_FRAME: u32 = 1_024;
+const AAC_SAMPLES_PER_FRAME: u32 = 1_024;
 
 /// Returns the value of a parameter of an `fmtp` attribute; the case of its name does not matter.
 pub fn fmtp_parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {

@@ -13,7 +13,7 @@ use super::discard::PayloadDiscardCounts;
 use super::marker::{RtpMarkerCorrector, RtpPacketMetadata};
 use super::packet::Packet;
 use super::timestamp_corrector::RtpTimestampCorrector;
-use super::{Codec, Format, MediaKind};
+use super::{Codec, CodecFormat, MediaKind};
 
 /// One received RTP packet.
 #[derive(Clone, Debug)]
@@ -135,11 +135,11 @@ impl FrameAssembler {
 
     /// What follows has other sequence numbers and timestamps: the sender started again. The next frame is a key frame;
     /// parameter sets are kept.
-    pub fn flush_and_restart(&mut self, out: &mut Vec<Frame>) {
+    pub fn flush_and_restart_frame_assembly(&mut self, out: &mut Vec<Frame>) {
         let mut released = Vec::new();
         self.marker_corrector.flush_and_restart_numbering(&mut released);
         self.depacketize_with_corrected_markers(released, out);
-        self.timestamp_corrector.restart_numbering();
+        self.timestamp_corrector.on_seq_and_timestamp_discontinuity();
         self.payload_inspector.on_timestamp_discontinuity();
         self.depacketizer.reset();
         self.newest_seq = None;
@@ -151,12 +151,12 @@ impl FrameAssembler {
     }
 
     /// Returns how many frames got the time of their arrival, because the timestamps of their sender stood still.
-    pub fn arrival_timed_frame_count(&self) -> u64 {
-        self.timestamp_corrector.arrival_timed_frame_count()
+    pub fn arrival_timestamped_frame_count(&self) -> u64 {
+        self.timestamp_corrector.arrival_timestamped_frame_count()
     }
 
     /// Returns the format from the parameter sets or the bitstream; `None` before the first.
-    pub fn format(&self) -> Option<Format> {
+    pub fn format(&self) -> Option<CodecFormat> {
         self.payload_inspector.format()
     }
 
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_what_has_one_timestamp_whatever_the_markers_say() {
+    fn frames_end_at_timestamp_change_not_marker() {
         for marker in [|_: usize| true, |_: usize| false, |last: usize| last == 3] {
             let mut camera = TestCamera::new(Codec::H264);
             for time in [0, 3_000, 6_000] {
@@ -313,7 +313,11 @@ mod tests {
                 (6_000, to_owned_nals(&[P_SLICE])),
             ];
             assert_eq!(camera.flush_and_take_frames(), expected, "{payload:x?}");
-            assert_eq!(camera.assembler.discard_counts().count_of(reason), 5, "{payload:x?}");
+            assert_eq!(
+                camera.assembler.discard_counts().discard_count_of_reason(reason),
+                5,
+                "{payload:x?}"
+            );
         }
     }
 
@@ -358,7 +362,7 @@ mod tests {
         for nal in [SPS, PPS[0], IDR] {
             camera.send_packet(0, nal == IDR, nal);
         }
-        camera.assembler.flush_and_restart(&mut camera.frames);
+        camera.assembler.flush_and_restart_frame_assembly(&mut camera.frames);
         camera.seq = 7;
         camera.send_packet(900_000, true, P_SLICE);
         camera.send_packet(903_000, true, IDR);

@@ -108,7 +108,7 @@ impl TrackClock {
 
     /// Returns the timestamp of media that arrives at `instant` with the least observed delay. `None` before the first
     /// packet.
-    pub(crate) fn track_time_arriving_at(&self, at: Instant) -> Option<TrackTime> {
+    pub(crate) fn track_time_for_arrival_at(&self, at: Instant) -> Option<TrackTime> {
         self.arrival_anchor
             .map(|anchor| anchor.track_time_at(at, self.clock_rate))
     }
@@ -116,7 +116,7 @@ impl TrackClock {
     /// Returns the delay from capture to arrival for media with timestamp `track_time` that arrives at `instant`, based on the
     /// sender reports. The one-way delay of the fastest report (half a round trip) is not included: measuring it
     /// requires synchronized clocks. `None` before the first sender report, and for sources that send none.
-    pub(crate) fn capture_delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
+    pub(crate) fn capture_to_arrival_delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
         let anchor = self.report_anchor.filter(|_| self.has_capture_times)?;
         let since_report = at.saturating_duration_since(anchor.instant);
         let before_report = anchor.instant.saturating_duration_since(at);
@@ -133,13 +133,13 @@ impl TrackClock {
 
     /// Returns the last report or alignment of the source: a timestamp, the instant that belongs to it, and whether that is
     /// a capture time of the source's own.
-    pub(crate) fn last_report(&self) -> Option<(TrackTime, Instant, bool)> {
+    pub(crate) fn last_sender_report_or_alignment(&self) -> Option<(TrackTime, Instant, bool)> {
         let anchor = self.report_anchor?;
         Some((anchor.track_time, anchor.instant, self.has_capture_times))
     }
 
     /// Returns the timestamp of media captured at `instant`. `None` before the first packet.
-    pub fn track_time_captured_at(&self, at: Instant) -> Option<TrackTime> {
+    pub fn track_time_for_capture_at(&self, at: Instant) -> Option<TrackTime> {
         let anchor = self.report_anchor.or(self.arrival_anchor)?;
         Some(anchor.track_time_at(at, self.clock_rate))
     }
@@ -196,7 +196,7 @@ impl SenderNtpMapper {
     /// wall clock (zero), or with one that stands still.
     ///
     /// The report with the least delay sets the offset; later ones move it slowly to follow clock drift.
-    pub fn update_and_convert_to_instant(&mut self, ntp: u64, now: Instant) -> Option<Instant> {
+    pub fn observe_ntp_and_convert_to_instant(&mut self, ntp: u64, now: Instant) -> Option<Instant> {
         if ntp == 0 {
             return None;
         }
@@ -214,7 +214,7 @@ impl SenderNtpMapper {
         let expected = match ntp.checked_sub(first) {
             Some(ahead) if ahead < NTP_UNITS_PER_DAY => at + ntp_to_duration(ahead),
             // Reports of two tracks may arrive out of order.
-            None if first - ntp < MAX_NTP_REORDERING => {
+            None if first - ntp < MAX_REORDERED_REPORT_AGE_NTP_UNITS => {
                 return at.checked_sub(ntp_to_duration(first - ntp)).unwrap_or(now).min(now);
             }
             _ => {
@@ -237,7 +237,7 @@ impl SenderNtpMapper {
 const MAX_REPEATED_NTP_AGE: Duration = Duration::from_millis(200);
 
 /// A report up to one second older than the last one was reordered; the wall clock was not set back.
-const MAX_NTP_REORDERING: u64 = 1 << 32;
+const MAX_REORDERED_REPORT_AGE_NTP_UNITS: u64 = 1 << 32;
 const NTP_UNITS_PER_DAY: u64 = 86_400 << 32;
 
 fn ntp_to_duration(ntp: u64) -> Duration {
@@ -264,7 +264,7 @@ mod tests {
         clock.on_packet(3_000, t + Duration::from_millis(33));
         clock.on_packet(6_000, t + Duration::from_millis(130));
         let time = clock
-            .track_time_captured_at(t + Duration::from_millis(66))
+            .track_time_for_capture_at(t + Duration::from_millis(66))
             .expect("anchored");
         assert!((5_900..=6_000).contains(&time), "{time}");
     }
@@ -276,16 +276,16 @@ mod tests {
         video.on_packet(0, t + Duration::from_millis(300));
         audio.on_packet(0, t);
         let captured = 1_000 << 32;
-        video.on_sender_report(0, ntp.update_and_convert_to_instant(captured, t).expect("a clock"));
+        video.on_sender_report(0, ntp.observe_ntp_and_convert_to_instant(captured, t).expect("a clock"));
         audio.on_sender_report(
             480,
-            ntp.update_and_convert_to_instant(captured + (1 << 32) / 100, t + Duration::from_millis(10))
+            ntp.observe_ntp_and_convert_to_instant(captured + (1 << 32) / 100, t + Duration::from_millis(10))
                 .expect("a clock"),
         );
         let now = t + Duration::from_secs(1);
         let (v, a) = (
-            video.track_time_captured_at(now).expect("anchored"),
-            audio.track_time_captured_at(now).expect("anchored"),
+            video.track_time_for_capture_at(now).expect("anchored"),
+            audio.track_time_for_capture_at(now).expect("anchored"),
         );
         assert_eq!(v / 90, a / 48, "both at the same millisecond");
     }
@@ -294,17 +294,21 @@ mod tests {
     fn a_delay_is_that_of_the_packet_whatever_the_clock_of_the_publisher_says() {
         let (mut clock, t) = (TrackClock::new(90_000), Instant::now());
         let ms = Duration::from_millis;
-        assert_eq!(clock.capture_delay(0, t), None);
+        assert_eq!(clock.capture_to_arrival_delay(0, t), None);
         clock.on_sender_report(9_000, t + ms(100));
         for (time, arrives, delay) in [(9_000, 130, 30), (0, 70, 70), (18_000, 260, 60), (18_000, 190, 0)] {
             assert_eq!(
-                clock.capture_delay(time, t + ms(arrives)),
+                clock.capture_to_arrival_delay(time, t + ms(arrives)),
                 Some(ms(delay)),
                 "{time} at {arrives} ms"
             );
         }
         clock.align_without_sender_reports(18_000, t + ms(200));
-        assert_eq!(clock.capture_delay(18_000, t + ms(260)), None, "no capture times");
+        assert_eq!(
+            clock.capture_to_arrival_delay(18_000, t + ms(260)),
+            None,
+            "no capture times"
+        );
     }
 
     #[test]
@@ -319,7 +323,7 @@ mod tests {
             (2_000, 2_000, 2_000),
         ] {
             let instant = ntp
-                .update_and_convert_to_instant(written(at), t + ms(arrives))
+                .observe_ntp_and_convert_to_instant(written(at), t + ms(arrives))
                 .expect("a clock");
             let instant = instant.duration_since(t);
             assert!(instant.abs_diff(ms(expected)) < ms(1), "{at}: {instant:?}");
@@ -329,9 +333,9 @@ mod tests {
     #[test]
     fn a_changed_wall_clock_resets_the_mapping() {
         let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
-        assert_eq!(ntp.update_and_convert_to_instant(5_000 << 32, t), Some(t));
+        assert_eq!(ntp.observe_ntp_and_convert_to_instant(5_000 << 32, t), Some(t));
         assert_eq!(
-            ntp.update_and_convert_to_instant(1_000 << 32, t + Duration::from_secs(1)),
+            ntp.observe_ntp_and_convert_to_instant(1_000 << 32, t + Duration::from_secs(1)),
             Some(t + Duration::from_secs(1))
         );
     }
@@ -339,15 +343,15 @@ mod tests {
     #[test]
     fn a_wall_clock_that_is_absent_or_stands_still_says_nothing() {
         let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
-        assert_eq!(ntp.update_and_convert_to_instant(0, t), None);
-        assert_eq!(ntp.update_and_convert_to_instant(7 << 32, t), Some(t));
+        assert_eq!(ntp.observe_ntp_and_convert_to_instant(0, t), None);
+        assert_eq!(ntp.observe_ntp_and_convert_to_instant(7 << 32, t), Some(t));
         let together = t + Duration::from_millis(5);
         assert!(
-            ntp.update_and_convert_to_instant(7 << 32, together).is_some(),
+            ntp.observe_ntp_and_convert_to_instant(7 << 32, together).is_some(),
             "of another track"
         );
         assert_eq!(
-            ntp.update_and_convert_to_instant(7 << 32, t + Duration::from_secs(3)),
+            ntp.observe_ntp_and_convert_to_instant(7 << 32, t + Duration::from_secs(3)),
             None
         );
     }

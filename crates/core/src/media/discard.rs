@@ -77,7 +77,7 @@ impl PayloadDiscardCounts {
     }
 
     /// Returns how often one kind occurred.
-    pub fn count_of(&self, reason: PayloadDiscardReason) -> u64 {
+    pub fn discard_count_of_reason(&self, reason: PayloadDiscardReason) -> u64 {
         self.0.get(reason as usize).copied().unwrap_or(0)
     }
 }

@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_without_any_marker_get_theirs() {
+    fn missing_frame_markers_are_added() {
         let mut sender = SimulatedRtpSender::new();
         for frame in 0..5 {
             for _ in 0..3 {
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_that_proved_right_is_not_held() {
+    fn packets_of_a_trusted_sender_are_not_held() {
         let mut sender = SimulatedRtpSender::new();
         for frame in 0..3 {
             sender.send(frame * 40, false, Some(LATER_SLICE_FRAMING));
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_marker_is_forgiven_after_many_right_ones() {
+    fn sender_trusted_again_after_many_right_markers() {
         let mut sender = SimulatedRtpSender::new();
         for frame in 0..80 {
             if frame == 3 {

@@ -26,7 +26,7 @@ pub struct Ssrc(pub u32);
 
 /// RTP payload type, 0..=127 (RFC 3550 §5.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Pt(pub u8);
+pub struct PayloadType(pub u8);
 
 /// Media identification of an m-section (RFC 5888 §4); opaque.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,7 +52,7 @@ impl fmt::Display for MediaKind {
     }
 }
 
-/// Supported codecs. The parameters that decide about compatibility are in [`Format`].
+/// Supported codecs. The parameters that decide about compatibility are in [`CodecFormat`].
 ///
 /// AAC and JPEG come from cameras and pipelines and are stored as whole frames. WebRTC supports neither, so viewers get
 /// a track_deliveryd stream, see [`track_delivery`].
@@ -153,7 +153,7 @@ pub enum H264Profile {
 
 /// A codec with the parameters that decide whether a peer can decode it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Format {
+pub enum CodecFormat {
     /// `packetization_mode` is 0 or 1 (RFC 6184 §6.2).
     H264 {
         profile: ProfileLevelId,
@@ -183,20 +183,20 @@ pub enum Format {
     Jpeg,
 }
 
-impl Format {
+impl CodecFormat {
     /// Returns the codec without its parameters.
     pub fn codec(self) -> Codec {
         match self {
-            Format::H264 { .. } => Codec::H264,
-            Format::H265 { .. } => Codec::H265,
-            Format::Vp8 => Codec::Vp8,
-            Format::Vp9 { .. } => Codec::Vp9,
-            Format::Av1 { .. } => Codec::Av1,
-            Format::Opus { .. } => Codec::Opus,
-            Format::Pcmu => Codec::Pcmu,
-            Format::Pcma => Codec::Pcma,
-            Format::Aac(_) => Codec::Aac,
-            Format::Jpeg => Codec::Jpeg,
+            CodecFormat::H264 { .. } => Codec::H264,
+            CodecFormat::H265 { .. } => Codec::H265,
+            CodecFormat::Vp8 => Codec::Vp8,
+            CodecFormat::Vp9 { .. } => Codec::Vp9,
+            CodecFormat::Av1 { .. } => Codec::Av1,
+            CodecFormat::Opus { .. } => Codec::Opus,
+            CodecFormat::Pcmu => Codec::Pcmu,
+            CodecFormat::Pcma => Codec::Pcma,
+            CodecFormat::Aac(_) => Codec::Aac,
+            CodecFormat::Jpeg => Codec::Jpeg,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use super::{Pt, Ssrc};
+use super::{PayloadType, Ssrc};
 
 /// Length of the header without CSRCs and extensions, in bytes.
 pub(crate) const FIXED_HEADER_LEN: usize = 12;
@@ -35,7 +35,7 @@ pub enum RtpError {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParsedRtpHeader<'a> {
-    pub pt: Pt,
+    pub pt: PayloadType,
     pub marker: bool,
     pub seq: u16,
     /// RTP timestamp, in units of the codec's clock rate.
@@ -87,7 +87,7 @@ impl<'a> ParsedRtpHeader<'a> {
             return Err(too_short);
         }
         Ok(Self {
-            pt: Pt(second & 0x7f),
+            pt: PayloadType(second & 0x7f),
             marker: second & 0x80 != 0,
             seq: u16::from_be_bytes([s0, s1]),
             time: u32::from_be_bytes([t0, t1, t2, t3]),
@@ -128,12 +128,12 @@ fn padding_len(body: &[u8]) -> Result<usize, RtpError> {
 /// Iterator over the ID and data of header extension elements. Stops at the first truncated element.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderExtensionElements<'a> {
-    form: ExtensionForm,
+    form: HeaderExtensionForm,
     remaining: &'a [u8],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ExtensionForm {
+enum HeaderExtensionForm {
     /// RFC 8285 §4.2: 4-bit ID, 4-bit length minus one.
     OneByte,
     /// RFC 8285 §4.3: 8-bit ID, 8-bit length.
@@ -142,7 +142,7 @@ enum ExtensionForm {
 
 impl<'a> HeaderExtensionElements<'a> {
     const NONE: HeaderExtensionElements<'static> = HeaderExtensionElements {
-        form: ExtensionForm::OneByte,
+        form: HeaderExtensionForm::OneByte,
         remaining: &[],
     };
 
@@ -150,11 +150,11 @@ impl<'a> HeaderExtensionElements<'a> {
     fn new(profile: u16, elements: &'a [u8]) -> Self {
         match profile {
             0xbede => Self {
-                form: ExtensionForm::OneByte,
+                form: HeaderExtensionForm::OneByte,
                 remaining: elements,
             },
             0x1000..=0x100f => Self {
-                form: ExtensionForm::TwoByte,
+                form: HeaderExtensionForm::TwoByte,
                 remaining: elements,
             },
             _ => Self::NONE,
@@ -167,7 +167,7 @@ impl<'a> HeaderExtensionElements<'a> {
         Some(data)
     }
 
-    fn next_element(&mut self) -> Option<(u8, &'a [u8])> {
+    fn next_obu_element(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
             let (&first, rest) = self.remaining.split_first()?;
             self.remaining = rest;
@@ -177,9 +177,9 @@ impl<'a> HeaderExtensionElements<'a> {
             }
             return match self.form {
                 // RFC 8285 §4.2: ID 0 with a length, and ID 15, terminate the list.
-                ExtensionForm::OneByte if matches!(first >> 4, 0 | 15) => None,
-                ExtensionForm::OneByte => Some((first >> 4, self.take_bytes(usize::from(first & 0x0f) + 1)?)),
-                ExtensionForm::TwoByte => {
+                HeaderExtensionForm::OneByte if matches!(first >> 4, 0 | 15) => None,
+                HeaderExtensionForm::OneByte => Some((first >> 4, self.take_bytes(usize::from(first & 0x0f) + 1)?)),
+                HeaderExtensionForm::TwoByte => {
                     let (&length, rest) = self.remaining.split_first()?;
                     self.remaining = rest;
                     Some((first, self.take_bytes(usize::from(length))?))
@@ -193,7 +193,7 @@ impl<'a> Iterator for HeaderExtensionElements<'a> {
     type Item = (u8, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let element = self.next_element();
+        let element = self.next_obu_element();
         if element.is_none() {
             self.remaining = &[];
         }
@@ -210,7 +210,7 @@ pub fn extend_seq(reference: u64, seq: u16) -> u64 {
 
 /// Extends `time` to the number nearest to `reference` with these low 32 bits; if that were negative, to the next
 /// higher one.
-pub fn extend_time(reference: u64, time: u32) -> u64 {
+pub fn extend_rtp_timestamp(reference: u64, time: u32) -> u64 {
     let ahead = time.wrapping_sub(reference as u32);
     nearest_extended(reference, u64::from(ahead), 1 << 32)
 }
@@ -238,12 +238,12 @@ pub struct CounterUnwrapper<T> {
 pub type SeqUnwrapper = CounterUnwrapper<u16>;
 
 /// Extends timestamps.
-pub type TimeUnwrapper = CounterUnwrapper<u32>;
+pub type RtpTimestampUnwrapper = CounterUnwrapper<u32>;
 
 impl CounterUnwrapper<u16> {
     /// The first value is extended to the lowest number of at least `min_first_value` with the same low bits. `min_first_value` is raised
     /// to at least 65,536, so that values before the first one can be extended too.
-    pub fn starting_at_or_above(start: u64) -> Self {
+    pub fn with_first_value_at_or_above(start: u64) -> Self {
         Self::with_min_first_value(start.max(1 << 16))
     }
 
@@ -260,14 +260,14 @@ impl CounterUnwrapper<u16> {
 impl CounterUnwrapper<u32> {
     /// The first value is extended to the lowest number of at least `min_first_value` with the same low bits. `min_first_value` is raised
     /// to at least 2^32, so that values before the first one can be extended too.
-    pub fn starting_at_or_above(start: u64) -> Self {
+    pub fn with_first_value_at_or_above(start: u64) -> Self {
         Self::with_min_first_value(start.max(1 << 32))
     }
 
     /// Extends a value and updates the highest one.
     pub fn extend(&mut self, time: u32) -> u64 {
         let extended = match self.highest {
-            Some(highest) => extend_time(highest, time),
+            Some(highest) => extend_rtp_timestamp(highest, time),
             None => self.min_first_value + u64::from(time.wrapping_sub(self.min_first_value as u32)),
         };
         self.update_highest(extended)
@@ -313,7 +313,7 @@ mod tests {
     fn fixed_fields_are_read_and_csrcs_are_skipped() {
         let bytes = packet(0x82, &[1, 1, 1, 1, 2, 2, 2, 2, 9, 8, 7]);
         let header = ParsedRtpHeader::parse(&bytes).expect("valid");
-        assert_eq!((header.pt, header.marker), (Pt(96), true));
+        assert_eq!((header.pt, header.marker), (PayloadType(96), true));
         assert_eq!((header.seq, header.time), (0x1234, 0x0102_0304));
         assert_eq!(header.ssrc, Ssrc(0x0a0b_0c0d));
         assert_eq!(&bytes[header.payload_range()], [9, 8, 7]);
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn sequence_numbers_are_extended_across_wraps_both_ways() {
-        let mut unwrapper = SeqUnwrapper::starting_at_or_above(0);
+        let mut unwrapper = SeqUnwrapper::with_first_value_at_or_above(0);
         let first = unwrapper.extend(65_534);
         assert_eq!(first, 65_536 + 65_534);
         assert_eq!(unwrapper.extend(1), first + 3);
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn values_before_the_first_one_are_extended() {
-        let mut unwrapper = TimeUnwrapper::starting_at_or_above(0);
+        let mut unwrapper = RtpTimestampUnwrapper::with_first_value_at_or_above(0);
         let first = unwrapper.extend(0);
         assert_eq!(unwrapper.extend(u32::MAX), first - 1);
         assert_eq!(extend_seq(3, 65_535), 65_535, "never negative");
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_start_is_kept_modulo_the_counter() {
-        let mut unwrapper = SeqUnwrapper::starting_at_or_above(1_000_000);
+        let mut unwrapper = SeqUnwrapper::with_first_value_at_or_above(1_000_000);
         let first = unwrapper.extend(5);
         assert!((1_000_000..1_065_536).contains(&first));
         assert_eq!(first as u16, 5);
@@ -428,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_day_of_timestamps_never_goes_back() {
-        let mut unwrapper = TimeUnwrapper::starting_at_or_above(0);
+        let mut unwrapper = RtpTimestampUnwrapper::with_first_value_at_or_above(0);
         let (mut time, mut last) = (u32::MAX - 10, 0);
         for _ in 0..86_400 {
             let extended = unwrapper.extend(time);

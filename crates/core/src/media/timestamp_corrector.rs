@@ -35,7 +35,7 @@ const MAX_TRACKED_FRAMES: usize = 16;
 #[derive(Debug)]
 pub struct RtpTimestampCorrector {
     codec: Codec,
-    frame_boundaries: FrameBoundaries,
+    frame_boundaries: FrameBoundarySignal,
     clock_rate: u32,
     newest_packet: Option<NewestPacket>,
     mode: TimestampMode,
@@ -48,12 +48,12 @@ pub struct RtpTimestampCorrector {
     newest_time: u64,
     /// A marker was followed by more of the same frame.
     has_early_markers: bool,
-    arrival_timed_frame_count: u64,
+    arrival_timestamped_frame_count: u64,
 }
 
 /// What starts a frame that has the timestamp of the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FrameBoundaries {
+enum FrameBoundarySignal {
     Contents,
     Markers,
     Packets,
@@ -106,10 +106,10 @@ impl RtpTimestampCorrector {
     /// As [`Self::new`], for timestamps of another clock rate than that of the codec, in Hz.
     pub fn with_clock_rate(codec: Codec, clock_rate: u32) -> Self {
         let frame_boundaries = match codec {
-            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 => FrameBoundaries::Contents,
-            Codec::Av1 => FrameBoundaries::Markers,
+            Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 => FrameBoundarySignal::Contents,
+            Codec::Av1 => FrameBoundarySignal::Markers,
             // Of JPEG and AAC, whole frames are expected here.
-            Codec::Jpeg | Codec::Aac | Codec::Opus | Codec::Pcmu | Codec::Pcma => FrameBoundaries::Packets,
+            Codec::Jpeg | Codec::Aac | Codec::Opus | Codec::Pcmu | Codec::Pcma => FrameBoundarySignal::Packets,
         };
         Self {
             codec,
@@ -122,7 +122,7 @@ impl RtpTimestampCorrector {
             recent_frames: VecDeque::new(),
             newest_time: 0,
             has_early_markers: false,
-            arrival_timed_frame_count: 0,
+            arrival_timestamped_frame_count: 0,
         }
     }
 
@@ -133,7 +133,7 @@ impl RtpTimestampCorrector {
 
     /// What follows has unrelated sequence numbers and timestamps. A sender whose timestamps stood still is expected to
     /// go on like that.
-    pub fn restart_numbering(&mut self) {
+    pub fn on_seq_and_timestamp_discontinuity(&mut self) {
         self.newest_packet = None;
         self.recent_frames.clear();
         match &mut self.mode {
@@ -186,8 +186,8 @@ impl RtpTimestampCorrector {
     }
 
     /// Returns how many frames got the time of their arrival.
-    pub fn arrival_timed_frame_count(&self) -> u64 {
-        self.arrival_timed_frame_count
+    pub fn arrival_timestamped_frame_count(&self) -> u64 {
+        self.arrival_timestamped_frame_count
     }
 
     /// First sequence number of the frame that starts with this packet, which has the source timestamp of the newest one.
@@ -202,9 +202,9 @@ impl RtpTimestampCorrector {
         }
         let after_end = (newest.marker && !newest.continues_in_next_packet).then_some(newest.seq + 1);
         match self.frame_boundaries {
-            FrameBoundaries::Packets => Some(packet.seq),
-            FrameBoundaries::Markers => after_end,
-            FrameBoundaries::Contents => {
+            FrameBoundarySignal::Packets => Some(packet.seq),
+            FrameBoundarySignal::Markers => after_end,
+            FrameBoundarySignal::Contents => {
                 let after_end = after_end.filter(|_| !self.has_early_markers);
                 let leads = framing.precedes_picture && !newest.continues_in_next_packet;
                 match self.mode {
@@ -228,8 +228,8 @@ impl RtpTimestampCorrector {
         self.newest_time = match self.mode {
             TimestampMode::Source { offset } => packet.time.wrapping_add(offset),
             TimestampMode::Arrival { anchor, .. } => {
-                self.arrival_timed_frame_count += 1;
-                self.time_by_arrival(anchor, packet.arrival)
+                self.arrival_timestamped_frame_count += 1;
+                self.timestamp_from_arrival(anchor, packet.arrival)
             }
         };
         let frame = FrameTimestampAndArrival {
@@ -276,7 +276,7 @@ impl RtpTimestampCorrector {
                 let media = packet.time.checked_sub(first.time);
                 let media = media.map(|ticks| ticks_to_duration(ticks, self.clock_rate));
                 if media.is_some_and(|media| media.abs_diff(elapsed) <= elapsed / 4) {
-                    let time = self.time_by_arrival(anchor, packet.arrival);
+                    let time = self.timestamp_from_arrival(anchor, packet.arrival);
                     let offset = time.wrapping_sub(packet.time);
                     self.mode = TimestampMode::Source { offset };
                 }
@@ -285,7 +285,7 @@ impl RtpTimestampCorrector {
     }
 
     /// Time of a frame that arrives after the newest one.
-    fn time_by_arrival(&self, anchor: FrameTimestampAndArrival, arrival: Instant) -> u64 {
+    fn timestamp_from_arrival(&self, anchor: FrameTimestampAndArrival, arrival: Instant) -> u64 {
         let elapsed = arrival.saturating_duration_since(anchor.arrival);
         let min_step = duration_to_ticks(MIN_FRAME_TIMESTAMP_STEP, self.clock_rate).max(1);
         let arrived = anchor.time.wrapping_add(duration_to_ticks(elapsed, self.clock_rate));
@@ -296,9 +296,9 @@ impl RtpTimestampCorrector {
     fn are_timestamps_stuck(&self, elapsed: Duration) -> bool {
         let has_many = self.frames_with_timestamp >= MIN_FRAMES_WITH_ONE_TIMESTAMP;
         match self.frame_boundaries {
-            FrameBoundaries::Packets => has_many,
-            FrameBoundaries::Contents => has_many || elapsed >= MAX_INTERLACED_FIELD_INTERVAL,
-            FrameBoundaries::Markers => has_many && elapsed >= MIN_STUCK_DURATION_BY_MARKERS,
+            FrameBoundarySignal::Packets => has_many,
+            FrameBoundarySignal::Contents => has_many || elapsed >= MAX_INTERLACED_FIELD_INTERVAL,
+            FrameBoundarySignal::Markers => has_many && elapsed >= MIN_STUCK_DURATION_BY_MARKERS,
         }
     }
 
@@ -322,7 +322,7 @@ impl RtpTimestampCorrector {
             .recent_frames
             .partition_point(|frame| frame.first_seq <= packet.seq);
         let own = next.checked_sub(1).and_then(|index| self.recent_frames.get(index));
-        let starts_next = self.frame_boundaries == FrameBoundaries::Contents
+        let starts_next = self.frame_boundaries == FrameBoundarySignal::Contents
             && framing.is_start_of_access_unit()
             && own.is_some_and(|own| own.has_start && own.first_seq < packet.seq);
         let next = self.recent_frames.get(next).filter(|_| starts_next || own.is_none());
@@ -336,7 +336,7 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
-    const FIRST_SLICE: PayloadFraming = PayloadFraming {
+    const FIRST_SLICE_FRAMING: PayloadFraming = PayloadFraming {
         starts_picture: true,
         precedes_picture: false,
         has_slice: true,
@@ -344,9 +344,9 @@ mod tests {
     };
     const SLICE: PayloadFraming = PayloadFraming {
         starts_picture: false,
-        ..FIRST_SLICE
+        ..FIRST_SLICE_FRAMING
     };
-    const PARAMETER_SET: PayloadFraming = PayloadFraming {
+    const PARAMETER_SET_FRAMING: PayloadFraming = PayloadFraming {
         precedes_picture: true,
         starts_picture: false,
         has_slice: false,
@@ -387,7 +387,7 @@ mod tests {
         /// A frame of three slices. Returns their timestamps.
         fn send_three_slice_frame(&mut self, time: u64, marker: fn(usize) -> bool) -> [u64; 3] {
             self.now += 40 * MS;
-            [FIRST_SLICE, SLICE, SLICE]
+            [FIRST_SLICE_FRAMING, SLICE, SLICE]
                 .into_iter()
                 .enumerate()
                 .map(|(index, framing)| self.send(time, marker(index), framing))
@@ -406,7 +406,7 @@ mod tests {
                 let wanted = if index < 2 { 0 } else { index as u64 * 3_600 };
                 assert_eq!(frame, [wanted; 3], "{index}");
             }
-            assert_eq!(sender.corrector.arrival_timed_frame_count(), 48);
+            assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 48);
             assert_eq!(sender.corrector.corrected_time_of(0), None);
         }
     }
@@ -419,7 +419,7 @@ mod tests {
             for time in times {
                 assert_eq!(sender.send_three_slice_frame(time * 3_600, |_| true), [time * 3_600; 3]);
             }
-            assert_eq!(sender.corrector.arrival_timed_frame_count(), 0);
+            assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 0);
         }
     }
 
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn timestamps_that_advance_again_are_believed_again() {
+    fn advancing_timestamps_are_trusted_again() {
         let mut sender = SimulatedRtpSender::new(Codec::H264);
         (0..10).for_each(|_| _ = sender.send_three_slice_frame(7, |slice| slice == 2));
         let mut frames = Vec::new();
@@ -444,7 +444,7 @@ mod tests {
             frames.push(sender.send_three_slice_frame(1_000_000 + frame * 3_600, |slice| slice == 2)[0]);
         }
         assert!(frames.windows(2).all(|pair| pair[1] - pair[0] == 3_600), "{frames:?}");
-        let counted = sender.corrector.arrival_timed_frame_count();
+        let counted = sender.corrector.arrival_timestamped_frame_count();
         assert!((10..60).contains(&counted), "{counted}");
         let last = frames[99];
         assert_eq!(sender.corrector.corrected_time_of(1_000_000 + 99 * 3_600), Some(last));
@@ -463,24 +463,28 @@ mod tests {
         assert_eq!(slice, before[3] + 3_600);
         let next = sender.send_three_slice_frame(0, |slice| slice == 2)[0];
         assert_eq!(next, slice + 3_600);
-        for (seq, framing) in [(13, PARAMETER_SET), (14, PARAMETER_SET), (15, FIRST_SLICE)] {
+        for (seq, framing) in [
+            (13, PARAMETER_SET_FRAMING),
+            (14, PARAMETER_SET_FRAMING),
+            (15, FIRST_SLICE_FRAMING),
+        ] {
             assert_eq!(sender.send_at(seq, 0, false, framing), slice);
         }
         assert_eq!(sender.send_at(11, 0, false, SLICE), before[3]);
         sender.now += 40 * MS;
-        let sets = sender.send(0, false, PARAMETER_SET);
+        let sets = sender.send(0, false, PARAMETER_SET_FRAMING);
         assert_eq!(sets, next + 3_600);
-        assert_eq!(sender.send(0, false, FIRST_SLICE), sets);
+        assert_eq!(sender.send(0, false, FIRST_SLICE_FRAMING), sets);
     }
 
     #[test]
     fn slow_frames_and_frames_that_arrive_together_are_told_apart() {
         let mut slow = SimulatedRtpSender::new(Codec::H265);
-        slow.send(0, true, FIRST_SLICE);
+        slow.send(0, true, FIRST_SLICE_FRAMING);
         slow.now += 8_000 * MS;
-        assert_eq!(slow.send(0, true, FIRST_SLICE), 8 * 90_000);
+        assert_eq!(slow.send(0, true, FIRST_SLICE_FRAMING), 8 * 90_000);
         let mut burst = SimulatedRtpSender::new(Codec::H265);
-        let times: Vec<u64> = (0..6).map(|_| burst.send(0, true, FIRST_SLICE)).collect();
+        let times: Vec<u64> = (0..6).map(|_| burst.send(0, true, FIRST_SLICE_FRAMING)).collect();
         assert_eq!(times, [0, 0, 90, 180, 270, 360]);
     }
 
@@ -511,7 +515,7 @@ mod tests {
         let last = (0..5)
             .map(|_| sender.send_three_slice_frame(0, |slice| slice == 2)[0])
             .last();
-        sender.corrector.restart_numbering();
+        sender.corrector.on_seq_and_timestamp_discontinuity();
         sender.seq = 0;
         assert_eq!(
             Some(sender.send_three_slice_frame(0, |slice| slice == 2)[0] - 3_600),

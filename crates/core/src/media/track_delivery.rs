@@ -1,7 +1,7 @@
 //! Decides how a track reaches a client: as it is, transcoded, or not at all.
 
 use super::aac::AacConfig;
-use super::{Format, H264Profile, MediaKind, ProfileLevelId};
+use super::{CodecFormat, H264Profile, MediaKind, ProfileLevelId};
 
 /// A transcode output, produced by one shared worker for all viewers of a stream that need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,15 +37,15 @@ impl TranscodeTarget {
     }
 
     /// Format of the output.
-    pub fn format(self) -> Format {
+    pub fn format(self) -> CodecFormat {
         match self {
-            Self::H264 => Format::H264 {
+            Self::H264 => CodecFormat::H264 {
                 profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
                 packetization_mode: 1,
             },
-            Self::Opus => Format::Opus { stereo: true },
-            Self::Aac => Format::Aac(AacConfig::LC_48KHZ_STEREO),
-            Self::Jpeg => Format::Jpeg,
+            Self::Opus => CodecFormat::Opus { stereo: true },
+            Self::Aac => CodecFormat::Aac(AacConfig::LC_48KHZ_STEREO),
+            Self::Jpeg => CodecFormat::Jpeg,
         }
     }
 
@@ -62,33 +62,33 @@ impl TranscodeTarget {
 
 /// Whether browsers cannot play a track as it is: the codec is not available in WebRTC, browser decoders lack the
 /// profile, or the track is `has_b_frames`, i.e. has B-frames. WebRTC renders frames in the order of their arrival.
-pub(crate) fn is_unplayable_in_browsers(format: Format, has_b_frames: bool) -> bool {
+pub(crate) fn is_unplayable_in_browsers(format: CodecFormat, has_b_frames: bool) -> bool {
     match format {
-        Format::Aac(_) | Format::Jpeg => true,
-        Format::H264 { profile, .. } => {
+        CodecFormat::Aac(_) | CodecFormat::Jpeg => true,
+        CodecFormat::H264 { profile, .. } => {
             has_b_frames
                 || matches!(
                     profile.profile(),
                     H264Profile::Extended | H264Profile::High444 | H264Profile::Other
                 )
         }
-        Format::H265 { .. } => has_b_frames,
-        Format::Vp8 | Format::Vp9 { .. } | Format::Av1 { .. } => false,
-        Format::Opus { .. } | Format::Pcmu | Format::Pcma => false,
+        CodecFormat::H265 { .. } => has_b_frames,
+        CodecFormat::Vp8 | CodecFormat::Vp9 { .. } | CodecFormat::Av1 { .. } => false,
+        CodecFormat::Opus { .. } | CodecFormat::Pcmu | CodecFormat::Pcma => false,
     }
 }
 
 /// A track as its source sends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceTrack {
-    pub format: Format,
+    pub format: CodecFormat,
     /// The video has B-frames: decoding order and presentation order differ.
     pub has_b_frames: bool,
 }
 
 impl SourceTrack {
     /// A track without B-frames.
-    pub fn new_without_b_frames(format: Format) -> Self {
+    pub fn new_without_b_frames(format: CodecFormat) -> Self {
         Self {
             format,
             has_b_frames: false,
@@ -109,12 +109,12 @@ pub enum TrackDelivery {
     /// The packets of the transcoded stream.
     Transcode(TranscodeTarget),
     /// Neither.
-    Unavailable(UnavailableReason),
+    Unavailable(TrackUnavailableReason),
 }
 
 /// Why a track does not reach a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnavailableReason {
+pub enum TrackUnavailableReason {
     /// The client does not play the track, and this host cannot transcode it.
     NoTranscoder,
     /// The client plays neither the track nor its transcode.
@@ -133,8 +133,8 @@ pub fn choose_track_delivery(
     match (accepts(source), can_transcode, accepts(transcoded)) {
         (true, _, _) => TrackDelivery::Passthrough,
         (false, true, true) => TrackDelivery::Transcode(target),
-        (false, false, _) => TrackDelivery::Unavailable(UnavailableReason::NoTranscoder),
-        (false, true, false) => TrackDelivery::Unavailable(UnavailableReason::NotAcceptedByClient),
+        (false, false, _) => TrackDelivery::Unavailable(TrackUnavailableReason::NoTranscoder),
+        (false, true, false) => TrackDelivery::Unavailable(TrackUnavailableReason::NotAcceptedByClient),
     }
 }
 
@@ -143,12 +143,12 @@ mod tests {
     use super::*;
     use crate::media::Codec;
 
-    const H265: Format = Format::H265 {
+    const H265: CodecFormat = CodecFormat::H265 {
         profile_id: 1,
         tier_flag: 0,
     };
 
-    fn decide(format: Format, reordered: bool, can_transcode: bool, codecs: &[Codec]) -> TrackDelivery {
+    fn decide(format: CodecFormat, reordered: bool, can_transcode: bool, codecs: &[Codec]) -> TrackDelivery {
         let source = SourceTrack {
             format,
             has_b_frames: reordered,
@@ -167,7 +167,7 @@ mod tests {
         let baseline = h264.format();
         for (format, reordered, can_transcode, codecs, expected) in [
             (
-                Format::Vp8,
+                CodecFormat::Vp8,
                 false,
                 true,
                 &[Codec::Vp8, Codec::H264][..],
@@ -194,14 +194,14 @@ mod tests {
                 false,
                 true,
                 &[Codec::Vp8][..],
-                TrackDelivery::Unavailable(UnavailableReason::NotAcceptedByClient),
+                TrackDelivery::Unavailable(TrackUnavailableReason::NotAcceptedByClient),
             ),
             (
                 H265,
                 false,
                 false,
                 &[Codec::H264][..],
-                TrackDelivery::Unavailable(UnavailableReason::NoTranscoder),
+                TrackDelivery::Unavailable(TrackUnavailableReason::NoTranscoder),
             ),
         ] {
             let plan = decide(format, reordered, can_transcode, codecs);

@@ -16,12 +16,12 @@ pub(super) struct FeedbackLimiter {
 const MIN_FEEDBACK_EVALUATION_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Evaluations at once: one feedback covers as many packets as fit into a datagram, so several may come together.
-const MAX_EVALUATIONS_AT_ONCE: u32 = 8;
+const MAX_FEEDBACK_EVALUATION_BURST: u32 = 8;
 
 impl FeedbackLimiter {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            credit: MIN_FEEDBACK_EVALUATION_INTERVAL * MAX_EVALUATIONS_AT_ONCE,
+            credit: MIN_FEEDBACK_EVALUATION_INTERVAL * MAX_FEEDBACK_EVALUATION_BURST,
             refilled_at: now,
         }
     }
@@ -30,7 +30,7 @@ impl FeedbackLimiter {
     pub(super) fn try_admit_feedback(&mut self, now: Instant) -> bool {
         let saved = self.credit + now.saturating_duration_since(self.refilled_at);
         self.refilled_at = now;
-        let saved = saved.min(MIN_FEEDBACK_EVALUATION_INTERVAL * MAX_EVALUATIONS_AT_ONCE);
+        let saved = saved.min(MIN_FEEDBACK_EVALUATION_INTERVAL * MAX_FEEDBACK_EVALUATION_BURST);
         let rest = saved.checked_sub(MIN_FEEDBACK_EVALUATION_INTERVAL);
         self.credit = rest.unwrap_or(saved);
         rest.is_some()

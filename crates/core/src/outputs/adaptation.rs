@@ -53,7 +53,7 @@ pub(super) struct BurstRate {
 }
 
 /// What a path takes is not known at the start: a burst begins at this multiple of the pacing rate, in halves.
-const BURST_START_HALVES_OF_PACING_BITRATE: u32 = 3;
+const INITIAL_BURST_PACING_FACTOR_IN_HALVES: u32 = 3;
 
 /// Fastest burst in bits per second: 64 Mbit/s and a quarter.
 const MAX_BURST_BITRATE: u32 = 80_000_000;
@@ -68,9 +68,9 @@ impl BurstRate {
     /// The rate of a burst that begins.
     pub(super) fn initial(now: Instant, controller: &CongestionController) -> Self {
         let pacing = controller.pacing_bitrate();
-        let halves = match controller.is_path_full(now) {
+        let halves = match controller.is_path_at_capacity(now) {
             true => 2,
-            false => BURST_START_HALVES_OF_PACING_BITRATE,
+            false => INITIAL_BURST_PACING_FACTOR_IN_HALVES,
         };
         Self {
             bitrate: (pacing / 2).saturating_mul(halves).min(MAX_BURST_BITRATE),
@@ -95,7 +95,7 @@ impl BurstRate {
             });
         }
         let is_due = now.saturating_duration_since(self.set_at) >= BURST_GROWTH_INTERVAL;
-        let may_grow = is_due && !self.is_limited && !controller.is_path_full(now);
+        let may_grow = is_due && !self.is_limited && !controller.is_path_at_capacity(now);
         let bitrate = self.bitrate.saturating_mul(2).min(MAX_BURST_BITRATE);
         let grows = may_grow && delay <= MAX_QUEUE_DELAY_TO_GROW_BURST && bitrate > self.bitrate;
         grows.then_some(Self {
@@ -124,7 +124,7 @@ pub(super) struct LadderInputs {
 const MAX_LAYERS: usize = 5;
 
 /// Assumed bitrate of a stream that has not been measured yet: it must not be paced too slowly.
-const UNMEASURED_BITRATE: u32 = 8_000_000;
+const ASSUMED_BITRATE_OF_UNMEASURED_STREAM: u32 = 8_000_000;
 
 /// With less than this share of what the lowest layer needs, in percent, for [`STARVATION_TIME`], parts of it are left out.
 const STARVED_BELOW_PERCENT: u64 = 80;
@@ -165,7 +165,7 @@ impl ViewerAdaptation {
     }
 
     /// The path is known from a session before this one: the first choice is what costs about as much.
-    pub(super) fn expect_path_bitrate(&mut self, bitrate: Option<u32>) {
+    pub(super) fn set_path_bitrate_hint(&mut self, bitrate: Option<u32>) {
         if let Some(bitrate) = bitrate.filter(|_| self.uses_transport_cc) {
             self.controller.set_start_bitrate_hint(bitrate);
         }
@@ -180,25 +180,25 @@ impl ViewerAdaptation {
 
     /// Returns the last choice, if it may differ from what the viewer's selection alone would be: without feedback the
     /// viewer is sent what it would be sent without congestion control, until reports speak against it.
-    pub(super) fn restricting_choice(&self) -> Option<LayerSwitchTarget> {
+    pub(super) fn restricting_layer_choice(&self) -> Option<LayerSwitchTarget> {
         self.choice
             .filter(|_| self.uses_transport_cc || self.controller.is_limited_by_overload())
     }
 
     /// Returns what the controller chose last.
-    pub(super) fn latest_choice(&self) -> Option<LayerSwitchTarget> {
+    pub(super) fn latest_layer_choice(&self) -> Option<LayerSwitchTarget> {
         self.choice
     }
 
     /// Returns the layer with this number; `None` without simulcast.
-    pub(super) fn rid_of(&self, layer: u8) -> Option<&Rid> {
+    pub(super) fn rid_of_layer(&self, layer: u8) -> Option<&Rid> {
         self.layers.get(usize::from(layer))
     }
 
     /// Returns the layer of the last choice; `None` if that is the stream itself: it carries the best layer, the first of
     /// `layers`, but for a while after the order has changed.
-    pub(super) fn chosen_layer_unless_best(&self, layers: &[SimulcastLayer]) -> Option<Rid> {
-        let rid = self.rid_of(self.choice?.layer)?;
+    pub(super) fn chosen_layer_unless_in_main_stream(&self, layers: &[SimulcastLayer]) -> Option<Rid> {
+        let rid = self.rid_of_layer(self.choice?.layer)?;
         let best = layers.first();
         let best = best.filter(|layer| layer.active && layer.is_carried_by_main_stream);
         let exists = layers.iter().any(|layer| layer.rid == *rid);
@@ -229,20 +229,20 @@ impl ViewerAdaptation {
     }
 
     /// Records a choice of the controller.
-    pub(super) fn record_choice(&mut self, switch: LayerSwitchTarget) {
+    pub(super) fn record_layer_choice(&mut self, switch: LayerSwitchTarget) {
         self.choice = Some(switch);
         self.ladder_cache.clear();
         self.has_begun = false;
     }
 
     /// Returns the choice that has not begun to be sent.
-    pub(super) fn pending_choice(&self) -> Option<LayerSwitchTarget> {
+    pub(super) fn pending_layer_choice(&self) -> Option<LayerSwitchTarget> {
         self.choice.filter(|_| !self.has_begun)
     }
 
     /// The choice is being sent.
-    pub(super) fn on_choice_begun(&mut self, now: Instant) {
-        if let Some(LayerSwitchTarget { layer, frames, .. }) = self.pending_choice() {
+    pub(super) fn on_layer_choice_begun(&mut self, now: Instant) {
+        if let Some(LayerSwitchTarget { layer, frames, .. }) = self.pending_layer_choice() {
             self.has_begun = true;
             self.ladder_cache.clear();
             self.controller.on_layer_switch_begun(now, layer, frames);
@@ -295,7 +295,11 @@ impl ViewerAdaptation {
                 .peaks
                 .first_mut()
                 .map_or(0, |peak| peak.record(now, inputs.video_bitrate));
-            let bitrate = if peak == 0 { UNMEASURED_BITRATE } else { peak };
+            let bitrate = if peak == 0 {
+                ASSUMED_BITRATE_OF_UNMEASURED_STREAM
+            } else {
+                peak
+            };
             return vec![rung(0, bitrate, true)];
         }
         let ascending = inputs.layers.iter().take(self.layers.len()).rev();
@@ -305,7 +309,11 @@ impl ViewerAdaptation {
             let peak = peak.record(now, layer.measured_bitrate);
             // Without feedback no rate is compared with anything.
             let is_measured = peak > 0 || index == lowest_active || !self.uses_transport_cc;
-            let bitrate = if peak == 0 { UNMEASURED_BITRATE } else { peak };
+            let bitrate = if peak == 0 {
+                ASSUMED_BITRATE_OF_UNMEASURED_STREAM
+            } else {
+                peak
+            };
             if selection_allows_layer(&inputs.selection, layer) {
                 rungs.push(rung(index, bitrate, layer.active && is_measured));
             }
@@ -342,7 +350,7 @@ impl ViewerAdaptation {
 
     /// Returns the present rate of a whole layer: it may be much less than the highest of the last seconds.
     fn measured_bitrate_of_rung(&self, lowest: QualityRung, inputs: &LadderInputs) -> u32 {
-        let rid = self.rid_of(lowest.layer);
+        let rid = self.rid_of_layer(lowest.layer);
         let layer = inputs.layers.iter().find(|layer| Some(&layer.rid) == rid);
         let measured = layer.map_or(inputs.video_bitrate, |layer| layer.measured_bitrate);
         saturate_bitrate_to_u32(measured).min(lowest.payload_bitrate)

@@ -18,7 +18,7 @@ pub(crate) struct PlayoutDelayControl {
     min_delay: u16,
     /// When the viewer was last sent lost packets, the newest last.
     recent_losses: [Option<Instant>; LOSSES_TO_RAISE_PLAYOUT_DELAY],
-    /// Start of the present interval of [`LOSS_MEMORY`], and the longest delay that was needed in it.
+    /// Start of the present interval of [`LOSS_HISTORY_DURATION`], and the longest delay that was needed in it.
     interval: Option<(Instant, u16)>,
     /// Frames that will carry the values.
     frames_to_mark: u8,
@@ -29,9 +29,9 @@ pub(crate) struct PlayoutDelayControl {
 }
 
 /// A viewer that had no loss for this long shows frames as soon as it can.
-const LOSS_MEMORY: Duration = Duration::from_secs(10);
+const LOSS_HISTORY_DURATION: Duration = Duration::from_secs(10);
 
-/// Requests within [`LOSS_MEMORY`] with which the delay begins: a packet that is lost now and then is not worth it.
+/// Requests within [`LOSS_HISTORY_DURATION`] with which the delay begins: a packet that is lost now and then is not worth it.
 const LOSSES_TO_RAISE_PLAYOUT_DELAY: usize = 3;
 
 /// From the loss of a packet until it is requested, and from its retransmission until the frame is decoded: a frame interval
@@ -42,7 +42,7 @@ const PLAYOUT_DELAY_MARGIN: Duration = Duration::from_millis(50);
 const MAX_MIN_PLAYOUT_DELAY: Duration = Duration::from_millis(300);
 
 /// Frames that carry new values. Retransmissions of their packets carry them too.
-const FRAMES_CARRYING_NEW_DELAY: u8 = 8;
+const FRAMES_CARRYING_NEW_PLAYOUT_DELAY: u8 = 8;
 
 /// A change by less than this, in units of 10 ms, is not worth it: players adapt slowly, and audibly.
 const MIN_DELAY_CHANGE_IN_10MS: u16 = 2;
@@ -62,14 +62,14 @@ impl PlayoutDelayControl {
 
     /// The viewer is sent lost packets once more. `round_trips` is how often it had to request one of them: 1 or 2.
     pub(crate) fn on_retransmission(&mut self, now: Instant, rtt: Duration, round_trips: u8) {
-        self.end_if_no_loss(now);
+        self.reset_playout_delay_if_no_loss(now);
         self.recent_losses.rotate_left(1);
         if let Some(newest) = self.recent_losses.last_mut() {
             *newest = Some(now);
         }
         let needed = (rtt * u32::from(round_trips) + PLAYOUT_DELAY_MARGIN).min(MAX_MIN_PLAYOUT_DELAY);
         let needed = u16::try_from(needed.as_millis().div_ceil(10)).unwrap_or(u16::MAX);
-        let is_in_interval = |start: Instant| now.saturating_duration_since(start) < LOSS_MEMORY;
+        let is_in_interval = |start: Instant| now.saturating_duration_since(start) < LOSS_HISTORY_DURATION;
         let target = match &mut self.interval {
             Some((start, peak)) if is_in_interval(*start) => {
                 *peak = needed.max(*peak);
@@ -93,7 +93,7 @@ impl PlayoutDelayControl {
 
     /// Returns the values for a packet of a frame that is sent for the first time; `None` if it carries none.
     pub(crate) fn next_delay_for_packet(&mut self, now: Instant, frame: TrackTime) -> Option<PlayoutDelay> {
-        self.end_if_no_loss(now);
+        self.reset_playout_delay_if_no_loss(now);
         let is_marked = match self.current_frame {
             Some((time, is_marked)) if time == frame => is_marked,
             _ => {
@@ -107,7 +107,7 @@ impl PlayoutDelayControl {
     }
 
     /// Returns the values for a retransmission.
-    pub(crate) fn delay_for_retransmission(&self) -> Option<PlayoutDelay> {
+    pub(crate) fn playout_delay_for_retransmission(&self) -> Option<PlayoutDelay> {
         self.is_announced.then(|| self.current_playout_delay())
     }
 
@@ -118,9 +118,9 @@ impl PlayoutDelayControl {
         }
     }
 
-    fn end_if_no_loss(&mut self, now: Instant) {
+    fn reset_playout_delay_if_no_loss(&mut self, now: Instant) {
         let newest = self.recent_losses.last().copied().flatten();
-        if newest.is_some_and(|at| now.saturating_duration_since(at) >= LOSS_MEMORY) {
+        if newest.is_some_and(|at| now.saturating_duration_since(at) >= LOSS_HISTORY_DURATION) {
             self.recent_losses = [None; LOSSES_TO_RAISE_PLAYOUT_DELAY];
             self.interval = None;
             if self.min_delay > 0 {
@@ -131,7 +131,7 @@ impl PlayoutDelayControl {
 
     fn change_min_delay(&mut self, min_delay: u16) {
         self.min_delay = min_delay;
-        self.frames_to_mark = FRAMES_CARRYING_NEW_DELAY;
+        self.frames_to_mark = FRAMES_CARRYING_NEW_PLAYOUT_DELAY;
         self.is_announced = true;
         self.current_frame = None;
     }
@@ -177,7 +177,7 @@ mod tests {
         for at in [5_000, 11_000, 17_000, 40_000] {
             viewer.lose(at, RTT, 1);
             assert_eq!(viewer.sent(at + 1), None);
-            assert_eq!(viewer.control.delay_for_retransmission(), None);
+            assert_eq!(viewer.control.playout_delay_for_retransmission(), None);
         }
     }
 
@@ -189,7 +189,10 @@ mod tests {
         assert!(marked[..8].iter().all(|delay| *delay == Some(150)), "{marked:?}");
         assert!(marked[8..].iter().all(Option::is_none), "{marked:?}");
         assert_eq!(
-            viewer.control.delay_for_retransmission().map(|values| values.min_delay),
+            viewer
+                .control
+                .playout_delay_for_retransmission()
+                .map(|values| values.min_delay),
             Some(15)
         );
         // All packets of a frame, also of one that began before the change.
@@ -208,7 +211,7 @@ mod tests {
         assert_eq!(viewer.sent(10_001), None);
         assert_eq!(viewer.sent(10_002), Some(0));
         // The frames that tell it may all be lost.
-        let retransmission = viewer.control.delay_for_retransmission();
+        let retransmission = viewer.control.playout_delay_for_retransmission();
         assert_eq!(retransmission.map(|values| values.min_delay), Some(0));
         let zeros = (1..20).filter_map(|frame| viewer.sent(10_002 + frame * 40)).count();
         assert_eq!(zeros, 7);

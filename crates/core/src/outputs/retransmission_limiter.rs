@@ -34,7 +34,7 @@ const MAX_RETRANSMISSIONS_PER_PACKET: u8 = 3;
 const MAX_RETRANSMITTED_BYTE_SHARE: f64 = 0.25;
 
 /// Size of the budget in bytes, which covers a burst of loss at the start.
-const MAX_BUDGET_BYTES: f64 = 256_000.0;
+const MAX_RETRANSMISSION_BUDGET_BYTES: f64 = 256_000.0;
 
 /// Refill in bytes per second in addition to the share, for streams of very low bitrate.
 const BASE_REFILL_BYTES_PER_SECOND: f64 = 4_000.0;
@@ -53,7 +53,7 @@ impl RetransmissionLimiter {
     pub(crate) fn new(now: Instant, sent: SenderReportCounts) -> Self {
         Self {
             retransmitted_packets: Vec::new(),
-            remaining_budget_bytes: MAX_BUDGET_BYTES,
+            remaining_budget_bytes: MAX_RETRANSMISSION_BUDGET_BYTES,
             budget_refilled_at: now,
             sent_octets_at_refill: sent.octet_count,
         }
@@ -65,7 +65,7 @@ impl RetransmissionLimiter {
         let octets = f64::from(sent.octet_count.wrapping_sub(self.sent_octets_at_refill));
         let earned = octets * MAX_RETRANSMITTED_BYTE_SHARE + elapsed * BASE_REFILL_BYTES_PER_SECOND;
         (self.budget_refilled_at, self.sent_octets_at_refill) = (now, sent.octet_count);
-        self.remaining_budget_bytes = (self.remaining_budget_bytes + earned).min(MAX_BUDGET_BYTES);
+        self.remaining_budget_bytes = (self.remaining_budget_bytes + earned).min(MAX_RETRANSMISSION_BUDGET_BYTES);
     }
 
     /// Whether the packet with this outgoing sequence number and `bytes` of payload may be retransmitted now. If so, counts it,

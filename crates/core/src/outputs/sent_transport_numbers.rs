@@ -8,7 +8,7 @@ pub(super) struct TransportNumbersByOutSeq {
 }
 
 /// Packets that are remembered: two and a half seconds of audio in packets of 20 ms.
-const REMEMBERED_PACKETS: u64 = 128;
+const REMEMBERED_PACKET_COUNT: u64 = 128;
 
 /// No packet reaches this before its place was taken.
 const EMPTY: (u16, u16) = (u16::MAX, 0);
@@ -16,7 +16,7 @@ const EMPTY: (u16, u16) = (u16::MAX, 0);
 impl TransportNumbersByOutSeq {
     pub(super) fn new() -> Self {
         Self {
-            slots: vec![EMPTY; REMEMBERED_PACKETS as usize].into(),
+            slots: vec![EMPTY; REMEMBERED_PACKET_COUNT as usize].into(),
         }
     }
 
@@ -37,8 +37,8 @@ impl TransportNumbersByOutSeq {
 
 fn slot_and_wrap_count_of_seq(out_seq: u64) -> (usize, u16) {
     (
-        (out_seq % REMEMBERED_PACKETS) as usize,
-        (out_seq / REMEMBERED_PACKETS) as u16,
+        (out_seq % REMEMBERED_PACKET_COUNT) as usize,
+        (out_seq / REMEMBERED_PACKET_COUNT) as u16,
     )
 }
 

@@ -17,7 +17,7 @@ use crate::hub::ring::{PacketRing, RingEntry};
 use crate::hub::vp8_rewriter::{Vp8CounterOffset, Vp8CounterTracker};
 use crate::media::clock::{TimestampCompression, duration_to_ticks, ticks_to_duration};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
-use crate::media::{Codec, MediaKind, Pt, Ssrc};
+use crate::media::{Codec, MediaKind, PayloadType, Ssrc};
 use crate::sdp::negotiated::OutgoingTrack;
 use crate::session::outbox::RtpHeader;
 use crate::session::srtp::SrtpError;
@@ -32,7 +32,7 @@ pub struct TrackSender {
     /// Numbers of what may be retransmitted byte for byte as before; made with the first packet.
     sent_numbers: Option<Box<TransportNumbersByOutSeq>>,
     /// Payload type and that of its retransmissions, by [`Codec`].
-    payload_types_by_codec: [Option<(Pt, Option<Pt>)>; CODEC_COUNT],
+    payload_types_by_codec: [Option<(PayloadType, Option<PayloadType>)>; CODEC_COUNT],
     rtp_sequence_rewriter: RtpSeqAndTimestampRewriter,
     send_state: SendState,
     /// Track position after the last packet that was sent.
@@ -133,7 +133,7 @@ const MIN_KEY_FRAME_AGE_TO_COMPRESS: Duration = Duration::from_millis(100);
 const BURST_PART_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The same where congestion control paces it.
-const PACED_PART_INTERVAL: Duration = Duration::from_micros(PACING_INTERVAL_US);
+const PACED_BURST_PART_INTERVAL: Duration = Duration::from_micros(PACING_INTERVAL_US);
 
 /// Maximum number of packets in one part of a burst: what the socket buffer of a receiver holds.
 const MAX_PACKETS_PER_BURST_PART: usize = 128;
@@ -230,7 +230,7 @@ impl TrackSender {
 
     /// Stops reading the current track. The next start is from another track with the same time base. `last` is the
     /// last packet that was sent, if the ring still holds it: VP8 picture ids continue after it.
-    pub fn leave_source_track(&mut self, last: Option<&Packet>) {
+    pub fn stop_reading_source_track(&mut self, last: Option<&Packet>) {
         if let Some(last) = last.filter(|last| last.codec == Codec::Vp8) {
             let mut anchor = Vp8CounterTracker::default();
             anchor.record_newest_payload(&self.vp8_counter_offsets.rewrite_payload_counters(last.payload.clone()));
@@ -404,7 +404,7 @@ impl TrackSender {
         };
         self.collect_late_packets(cursor, read_order, ring, due);
         if let Some(resume) = self.skip_ahead_position(cursor, pace, ring) {
-            let compression = self.compression_after_last_sent(ring.get(resume).map(|entry| &entry.packet));
+            let compression = self.timestamp_compression_after_last_sent(ring.get(resume).map(|entry| &entry.packet));
             self.rtp_sequence_rewriter
                 .continue_from_track_position(cursor, resume, compression);
             (cursor, pace) = (resume, None);
@@ -430,11 +430,11 @@ impl TrackSender {
             cursor += 1;
         }
         self.send_state = if has_ended {
-            self.refresh_probe_reserve_later();
+            self.mark_probe_reserve_outdated();
             self.state_awaiting_next_key_frame(ring)
         } else if cursor < ring.end_seq() {
             let interval = if sendable_bytes.is_some() {
-                PACED_PART_INTERVAL
+                PACED_BURST_PART_INTERVAL
             } else {
                 BURST_PART_INTERVAL
             };
@@ -472,7 +472,7 @@ impl TrackSender {
     }
 
     /// The timestamps of a burst can be slightly ahead of a packet that arrived late; timestamps must not go back.
-    fn compression_after_last_sent(&self, first: Option<&Packet>) -> Option<TimestampCompression> {
+    fn timestamp_compression_after_last_sent(&self, first: Option<&Packet>) -> Option<TimestampCompression> {
         let first = first.filter(|first| first.time <= self.latest_sent_track_time)?;
         let begin = self.latest_sent_track_time + 1;
         Some(TimestampCompression {
@@ -496,7 +496,7 @@ impl TrackSender {
             return Ok(());
         };
         if self.sent_end_position < self.skipped_end_position && self.skipped_end_position <= packet.seq {
-            let compression = self.compression_after_last_sent(Some(packet));
+            let compression = self.timestamp_compression_after_last_sent(Some(packet));
             self.rtp_sequence_rewriter.continue_from_track_position(
                 self.sent_end_position,
                 self.skipped_end_position,
@@ -565,12 +565,12 @@ impl TrackSender {
         })
     }
 
-    fn media_and_rtx_payload_types(&self, codec: Codec) -> Option<(Pt, Option<Pt>)> {
+    fn media_and_rtx_payload_types(&self, codec: Codec) -> Option<(PayloadType, Option<PayloadType>)> {
         self.payload_types_by_codec.get(codec as usize).copied().flatten()
     }
 
     /// Returns the RTP timestamp of a track time for a sender report; `None` during a burst, where time is not steady.
-    pub fn rtp_timestamp_if_live(&self, time: TrackTime) -> Option<u32> {
+    pub fn rtp_timestamp_for_sender_report(&self, time: TrackTime) -> Option<u32> {
         let is_steady = matches!(
             self.send_state,
             SendState::Live { .. } | SendState::CatchingUp { pace: None, .. }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::congestion::{CongestionController, PacketPurpose};
 use crate::session::egress::RtpEgress;
 use crate::session::outbox::{
-    MAX_EXTENSION_LEN, RTP_HEADER_LEN, RtpHeader, TRANSPORT_NUMBER_EXTENSION_LEN, TransportSequenceNumber,
+    MAX_EXTENSION_LEN, RTP_HEADER_LEN, RtpHeader, TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN, TransportSequenceNumber,
 };
 use crate::session::srtp::{MAX_AUTH_TAG_LEN, SrtpError};
 
@@ -38,8 +38,8 @@ const RTX_PREFIX_LEN: usize = 2;
 
 /// Whether a packet with so many bytes of payload and padding carries a transport-wide number: not if it fits into a
 /// datagram only without. Depends on nothing else, so that a retransmission has the header of its original.
-pub fn has_room_for_transport_number(payload_and_padding: usize) -> bool {
-    has_room_for_extension(TRANSPORT_NUMBER_EXTENSION_LEN, payload_and_padding)
+pub fn has_room_for_transport_sequence_number(payload_and_padding: usize) -> bool {
+    has_room_for_extension(TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN, payload_and_padding)
 }
 
 fn has_room_for_extension(extension_len: usize, payload_and_padding: usize) -> bool {
@@ -78,12 +78,12 @@ impl<'a> TransportCcEgress<'a> {
         let length = payload.bytes.len() + usize::from(header.padding_len);
         let id = payload
             .transport_cc_id
-            .filter(|_| has_room_for_transport_number(length));
+            .filter(|_| has_room_for_transport_sequence_number(length));
         header.playout_delay = header
             .playout_delay
             .filter(|_| has_room_for_extension(MAX_EXTENSION_LEN, length));
         let delay_len = match header.playout_delay {
-            Some(_) => MAX_EXTENSION_LEN - TRANSPORT_NUMBER_EXTENSION_LEN,
+            Some(_) => MAX_EXTENSION_LEN - TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN,
             None => 0,
         };
         let numbered = id.zip(self.controller.as_deref_mut());
@@ -99,7 +99,7 @@ impl<'a> TransportCcEgress<'a> {
             return Ok(None);
         };
         let number = controller.peek_next_transport_sequence_number();
-        controller.on_sent(
+        controller.on_packet_sent(
             self.now,
             self.rtp.current_batch_number(),
             wire_len(length + delay_len),
@@ -122,7 +122,7 @@ impl<'a> TransportCcEgress<'a> {
 pub fn wire_len(payload_and_padding: usize) -> u32 {
     let length = payload_and_padding
         + RTP_HEADER_LEN
-        + TRANSPORT_NUMBER_EXTENSION_LEN
+        + TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN
         + MAX_AUTH_TAG_LEN
         + IPV4_AND_UDP_HEADERS_LEN;
     u32::try_from(length).unwrap_or(u32::MAX)

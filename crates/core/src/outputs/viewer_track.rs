@@ -221,7 +221,7 @@ impl ViewerTrack {
                 MediaKind::Audio => ring.newest_track_time_and_arrival().is_some(),
             };
             if has_source && can_begin {
-                out.leave_source_track(last.as_ref().map(|entry| &entry.packet));
+                out.stop_reading_source_track(last.as_ref().map(|entry| &entry.packet));
                 match kind {
                     MediaKind::Video => {
                         out.set_frame_selection_before_start(frames.unwrap_or(out.frame_selection()));

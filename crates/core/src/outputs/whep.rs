@@ -48,7 +48,7 @@ pub struct Viewer {
 
 /// The origin of the times of a shard, and the present one.
 #[derive(Clone, Copy, Debug)]
-pub struct ShardOriginAndNow {
+pub struct ShardTimeOriginAndNow {
     pub origin: Instant,
     pub now: Instant,
 }
@@ -118,7 +118,7 @@ impl Viewer {
     pub fn new(
         stream: Arc<Stream>,
         playback: NegotiatedPlayback,
-        time: ShardOriginAndNow,
+        time: ShardTimeOriginAndNow,
         random: &mut dyn FnMut() -> u32,
     ) -> Self {
         let (mut video, mut audio) = (None, None);
@@ -155,7 +155,7 @@ impl Viewer {
     /// `path_bitrate` is what a session before this one has shown the path to carry, in bits per second.
     pub fn handle_connected(&mut self, now: Instant, path_bitrate: Option<u32>) {
         self.playback_started = true;
-        self.adaptation.expect_path_bitrate(path_bitrate);
+        self.adaptation.set_path_bitrate_hint(path_bitrate);
         self.next_sender_report_at = Some(now + SENDER_REPORT_INTERVAL / 4);
         let starts_with_layer = self.choose_first_layer(now);
         let (video, audio) = (&mut self.video, &mut self.audio);
@@ -264,12 +264,12 @@ impl Viewer {
                 self.pending_work.send_due_packets |= begins;
                 self.pending_work.adapt |= begins;
             }
-            if is_left_out || !track.admit_on_arrival(entry) {
+            if is_left_out || !track.mark_handled_and_check_if_sendable(entry) {
                 continue;
             }
             let is_deferred = track.kind() == MediaKind::Video
                 && !rtp.may_send_video()
-                && track.defer_to_ring(now, now + PACING_INTERVAL, entry);
+                && track.defer_packet_to_ring(now, now + PACING_INTERVAL, entry);
             if !is_deferred {
                 self.pending_work.close_session |= track.send_packet(entry, &mut rtp).is_err();
             }
@@ -388,7 +388,7 @@ impl Viewer {
                 // A switch between layers waits for a key frame, which a request brings sooner.
                 let mut switching = self.video.iter_mut();
                 self.pending_work.request_key_frame |= switching.any(ViewerTrack::take_key_frame_request);
-                self.pending_work.adapt |= self.adaptation.pending_choice().is_some();
+                self.pending_work.adapt |= self.adaptation.pending_layer_choice().is_some();
             } else if std::mem::take(&mut self.pending_work.send_due_packets) {
                 self.send_due_packets(now, egress);
             } else if std::mem::take(&mut self.pending_work.adapt) {
@@ -402,7 +402,7 @@ impl Viewer {
     }
 
     /// Returns the streams other than its own that the viewer reads or waits for.
-    pub fn streams_besides_own(&self) -> Vec<Arc<Stream>> {
+    pub fn current_and_target_streams_except_own(&self) -> Vec<Arc<Stream>> {
         let played = [&self.video, &self.audio].into_iter().flatten();
         let streams = played.flat_map(ViewerTrack::current_and_target_streams);
         streams.filter(|stream| stream.id != self.stream.id).cloned().collect()
@@ -477,7 +477,7 @@ impl Viewer {
             return None;
         }
         let home = self.stream.id;
-        let frames = self.adaptation.latest_choice().map(|choice| choice.frames);
+        let frames = self.adaptation.latest_layer_choice().map(|choice| choice.frames);
         let mut played = [&mut self.video, &mut self.audio].into_iter().flatten();
         let left = played.find_map(|played| {
             played

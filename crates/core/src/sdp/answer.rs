@@ -11,7 +11,7 @@ use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value}
 use super::negotiated::{DtlsRole, NegotiatedCodec, RtcpFeedback, RtpHeaderExtensionIds};
 use super::offer::{MediaSection, Offer, Section};
 use super::{extension::Extmap, extension::RtpHeaderExtension};
-use crate::media::Format;
+use crate::media::CodecFormat;
 
 /// The answer to an accepted section, without its transport.
 pub(super) struct AcceptedSection {
@@ -44,7 +44,7 @@ impl AnsweredCodec {
             },
             channels: offered.channels,
             fmtp: match offered.format {
-                Format::Opus { .. } => opus_fmtp.to_owned(),
+                CodecFormat::Opus { .. } => opus_fmtp.to_owned(),
                 _ => offered.answer_fmtp.clone(),
             },
         }
@@ -170,7 +170,7 @@ fn accept_section(
     push_transport_attributes(attributes, local, role);
     attributes.push(flag_attribute("rtcp-mux"));
     attributes.push(flag_attribute("rtcp-mux-only"));
-    if let super::offer::SectionContent::Media(media) = &section.content
+    if let super::offer::SdpSectionContent::Media(media) = &section.content
         && media.reduced_size_rtcp
     {
         attributes.push(flag_attribute("rtcp-rsize"));
@@ -230,7 +230,7 @@ fn push_mid(media: &mut MediaDescription, section: &Section) {
 
 fn push_codec_attributes(attributes: &mut Vec<Attribute>, answered: &AnsweredCodec) {
     let NegotiatedCodec {
-        pt: crate::media::Pt(pt),
+        pt: crate::media::PayloadType(pt),
         rtx_pt,
         format,
         rtcp_feedback: feedback,

@@ -11,14 +11,14 @@ use super::error::OfferError;
 use super::negotiated::RtcpFeedback;
 use super::sprop;
 use super::text::{RawSection, attributes_named};
-use crate::media::{Codec, Format, H264Profile, MediaKind, ProfileLevelId, Pt};
+use crate::media::{Codec, CodecFormat, H264Profile, MediaKind, PayloadType, ProfileLevelId};
 
 /// A payload type of a supported codec, as offered.
 #[derive(Clone, Debug)]
 pub(super) struct OfferedCodec {
-    pub pt: Pt,
-    pub rtx_pt: Option<Pt>,
-    pub format: Format,
+    pub pt: PayloadType,
+    pub rtx_pt: Option<PayloadType>,
+    pub format: CodecFormat,
     /// Channels of the `a=rtpmap`, 1 where it names none.
     pub channels: u8,
     /// H.264 whose fmtp does not state the packetization mode.
@@ -62,11 +62,11 @@ impl OfferedPayloadTypes {
             .filter_map(|pt| {
                 let parameters = parameters.get(pt).unwrap_or(&none);
                 let map = mapped.get(pt)?;
-                let format = read_format(map, parameters)?;
-                let is_h264 = matches!(format, Format::H264 { .. });
+                let format = format_from_rtpmap_and_fmtp(map, parameters)?;
+                let is_h264 = matches!(format, CodecFormat::H264 { .. });
                 (format.codec().kind() == kind).then(|| OfferedCodec {
-                    pt: Pt(*pt),
-                    rtx_pt: rtx.get(pt).copied().map(Pt),
+                    pt: PayloadType(*pt),
+                    rtx_pt: rtx.get(pt).copied().map(PayloadType),
                     format,
                     channels: map.channels,
                     lacks_packetization_mode: is_h264 && parameters.get("packetization-mode").is_none(),
@@ -118,7 +118,7 @@ fn offered_codec_text(kind: MediaKind, pt: u8, map: &Rtpmap, parameters: &FmtpPa
         format!("on payload type {pt} (64 to 95 are reserved for RTCP)")
     } else if map.clock_rate != rate {
         format!("at {} Hz instead of {rate}", map.clock_rate)
-    } else if read_format(map, parameters).is_some() {
+    } else if format_from_rtpmap_and_fmtp(map, parameters).is_some() {
         return Some(name);
     } else {
         match codec {
@@ -178,18 +178,18 @@ pub(super) fn supported_codec_names(kind: MediaKind) -> &'static str {
 
 /// Ranks how well a receiver of `offered` can decode a source's format: lower is better, `None` means not at all.
 /// The packetization mode of H.264 is handled by [`without_h264_packetization_mode_0`].
-pub(super) fn format_mismatch_rank(source: Format, offered: Format) -> Option<u8> {
+pub(super) fn format_mismatch_rank(source: CodecFormat, offered: CodecFormat) -> Option<u8> {
     match (source, offered) {
-        (Format::H264 { profile: source, .. }, Format::H264 { profile, .. }) => {
+        (CodecFormat::H264 { profile: source, .. }, CodecFormat::H264 { profile, .. }) => {
             Some(h264_profile_mismatch_rank(source.profile(), profile.profile()))
         }
         // A Main 10 decoder decodes Main (RFC 7798 §7.1, H.265 A.3.3), a high tier decoder decodes main tier.
         (
-            Format::H265 {
+            CodecFormat::H265 {
                 profile_id: source,
                 tier_flag,
             },
-            Format::H265 {
+            CodecFormat::H265 {
                 profile_id,
                 tier_flag: tier,
             },
@@ -199,13 +199,13 @@ pub(super) fn format_mismatch_rank(source: Format, offered: Format) -> Option<u8
             (1, 2) => Some(2),
             _ => None,
         },
-        (Format::Vp9 { profile: source }, Format::Vp9 { profile }) => (source == profile).then_some(0),
+        (CodecFormat::Vp9 { profile: source }, CodecFormat::Vp9 { profile }) => (source == profile).then_some(0),
         // AV1 profiles are nested: High includes Main, Professional includes both (AV1 A.2).
-        (Format::Av1 { profile: source }, Format::Av1 { profile }) => profile.checked_sub(source),
-        (Format::Vp8, Format::Vp8)
-        | (Format::Opus { .. }, Format::Opus { .. })
-        | (Format::Pcmu, Format::Pcmu)
-        | (Format::Pcma, Format::Pcma) => Some(0),
+        (CodecFormat::Av1 { profile: source }, CodecFormat::Av1 { profile }) => profile.checked_sub(source),
+        (CodecFormat::Vp8, CodecFormat::Vp8)
+        | (CodecFormat::Opus { .. }, CodecFormat::Opus { .. })
+        | (CodecFormat::Pcmu, CodecFormat::Pcmu)
+        | (CodecFormat::Pcma, CodecFormat::Pcma) => Some(0),
         _ => None,
     }
 }
@@ -220,12 +220,12 @@ pub(super) fn format_mismatch_rank(source: Format, offered: Format) -> Option<u8
 /// `packetization-mode=0` is never answered.
 pub(super) fn without_h264_packetization_mode_0(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
     let takes_fragments = |codec: &&OfferedCodec| {
-        let Format::H264 { packetization_mode, .. } = codec.format else {
+        let CodecFormat::H264 { packetization_mode, .. } = codec.format else {
             return true;
         };
         packetization_mode == 1
     };
-    let is_h264 = |codec: &&OfferedCodec| matches!(codec.format, Format::H264 { .. });
+    let is_h264 = |codec: &&OfferedCodec| matches!(codec.format, CodecFormat::H264 { .. });
     let has_mode_1 = offered.iter().filter(is_h264).any(|codec| takes_fragments(&codec));
     let sendable = offered
         .iter()
@@ -239,11 +239,11 @@ pub(super) const MIN_DOUBTFUL_MISMATCH_RANK: u8 = 3;
 fn h264_profile_mismatch_rank(source: H264Profile, offered: H264Profile) -> u8 {
     use H264Profile as C;
     let is_baseline = |class| matches!(class, C::ConstrainedBaseline | C::Baseline);
-    let is_high = |class| matches!(class, C::High | C::ConstrainedHigh);
+    let is_loss_high = |class| matches!(class, C::High | C::ConstrainedHigh);
     match offered {
         same if same == source => 0,
         other if is_baseline(source) && is_baseline(other) => 1,
-        other if is_high(other) => 1,
+        other if is_loss_high(other) => 1,
         C::Main => 2,
         // Chromium without a hardware decoder offers no High profile, but its software decoder decodes it.
         C::ConstrainedBaseline => MIN_DOUBTFUL_MISMATCH_RANK,
@@ -348,7 +348,7 @@ impl FmtpParameters {
     }
 
     /// Returns a numeric parameter, or `default` if it is absent or not a number.
-    fn number_or(&self, key: &str, default: u8) -> u8 {
+    fn numeric_parameter_or(&self, key: &str, default: u8) -> u8 {
         self.get(key).and_then(parse_canonical_number).unwrap_or(default)
     }
 
@@ -363,14 +363,19 @@ impl FmtpParameters {
 
     /// Returns the parameters that must be the same in offer and answer. The level is repeated as offered, because any
     /// level is accepted.
-    fn answer_fmtp(&self, format: Format) -> String {
+    fn answer_fmtp(&self, format: CodecFormat) -> String {
         let keys: &[&str] = match format {
-            Format::H264 { .. } => &["level-asymmetry-allowed", "packetization-mode", "profile-level-id"],
-            Format::H265 { .. } => &["profile-id", "tier-flag", "level-id", "tx-mode"],
-            Format::Vp9 { .. } => &["profile-id"],
-            Format::Av1 { .. } => &["profile", "level-idx", "tier"],
+            CodecFormat::H264 { .. } => &["level-asymmetry-allowed", "packetization-mode", "profile-level-id"],
+            CodecFormat::H265 { .. } => &["profile-id", "tier-flag", "level-id", "tx-mode"],
+            CodecFormat::Vp9 { .. } => &["profile-id"],
+            CodecFormat::Av1 { .. } => &["profile", "level-idx", "tier"],
             // The parameters of Opus differ between publishers and viewers: see `AnsweredCodec::new`.
-            Format::Vp8 | Format::Opus { .. } | Format::Pcmu | Format::Pcma | Format::Aac(_) | Format::Jpeg => &[],
+            CodecFormat::Vp8
+            | CodecFormat::Opus { .. }
+            | CodecFormat::Pcmu
+            | CodecFormat::Pcma
+            | CodecFormat::Aac(_)
+            | CodecFormat::Jpeg => &[],
         };
         let is_valid = |key: &str, value: &str| match key {
             "profile-level-id" => self.valid_profile_level_id().is_some(),
@@ -387,40 +392,42 @@ impl FmtpParameters {
 }
 
 /// Returns the format of a payload type, or `None` if it is not supported.
-fn read_format(map: &Rtpmap, parameters: &FmtpParameters) -> Option<Format> {
+fn format_from_rtpmap_and_fmtp(map: &Rtpmap, parameters: &FmtpParameters) -> Option<CodecFormat> {
     let format = match map.encoding_name.as_str() {
-        "h264" => Format::H264 {
+        "h264" => CodecFormat::H264 {
             // Without it RFC 6184 §8.1 assumes Baseline, level 1. Clients mean libwebrtc's default, which is this one.
             profile: parameters
                 .valid_profile_level_id()
                 .unwrap_or(ProfileLevelId::CONSTRAINED_BASELINE_3_1),
             // Mode 2 is interleaved and not supported.
-            packetization_mode: Some(parameters.number_or("packetization-mode", 0)).filter(|mode| *mode <= 1)?,
+            packetization_mode: Some(parameters.numeric_parameter_or("packetization-mode", 0))
+                .filter(|mode| *mode <= 1)?,
         },
         "h265"
             if parameters
                 .get("tx-mode")
                 .is_none_or(|mode| mode.eq_ignore_ascii_case("SRST")) =>
         {
-            Format::H265 {
-                profile_id: parameters.number_or("profile-id", 1),
-                tier_flag: parameters.number_or("tier-flag", 0).min(1),
+            CodecFormat::H265 {
+                profile_id: parameters.numeric_parameter_or("profile-id", 1),
+                tier_flag: parameters.numeric_parameter_or("tier-flag", 0).min(1),
             }
         }
-        "vp8" => Format::Vp8,
-        "vp9" => Format::Vp9 {
-            profile: Some(parameters.number_or("profile-id", 0)).filter(|profile| *profile <= 3)?,
+        "vp8" => CodecFormat::Vp8,
+        "vp9" => CodecFormat::Vp9 {
+            profile: Some(parameters.numeric_parameter_or("profile-id", 0)).filter(|profile| *profile <= 3)?,
         },
-        "av1" => Format::Av1 {
-            profile: Some(parameters.number_or("profile", 0)).filter(|profile| *profile <= 2)?,
+        "av1" => CodecFormat::Av1 {
+            profile: Some(parameters.numeric_parameter_or("profile", 0)).filter(|profile| *profile <= 2)?,
         },
         // RFC 7587 §7 requires two channels, also for mono. GStreamer 1.28.8 writes `OPUS/48000` where it receives,
         // which means the same.
-        "opus" if matches!(map.channels, 1 | 2) => Format::Opus {
-            stereo: parameters.number_or("stereo", 0) == 1 || parameters.number_or("sprop-stereo", 0) == 1,
+        "opus" if matches!(map.channels, 1 | 2) => CodecFormat::Opus {
+            stereo: parameters.numeric_parameter_or("stereo", 0) == 1
+                || parameters.numeric_parameter_or("sprop-stereo", 0) == 1,
         },
-        "pcmu" if map.channels == 1 => Format::Pcmu,
-        "pcma" if map.channels == 1 => Format::Pcma,
+        "pcmu" if map.channels == 1 => CodecFormat::Pcmu,
+        "pcma" if map.channels == 1 => CodecFormat::Pcma,
         _ => return None,
     };
     (map.clock_rate == format.codec().clock_rate()).then_some(format)
@@ -502,31 +509,34 @@ mod tests {
 
     #[test]
     fn a_larger_profile_takes_a_smaller_one_but_not_the_reverse() {
-        let h265 = |profile_id, tier_flag| Format::H265 { profile_id, tier_flag };
+        let h265 = |profile_id, tier_flag| CodecFormat::H265 { profile_id, tier_flag };
         assert_eq!(format_mismatch_rank(h265(1, 0), h265(1, 0)), Some(0));
         assert_eq!(format_mismatch_rank(h265(1, 0), h265(1, 1)), Some(1));
         assert_eq!(format_mismatch_rank(h265(1, 0), h265(2, 0)), Some(2));
         assert_eq!(format_mismatch_rank(h265(2, 0), h265(1, 0)), None);
         assert_eq!(format_mismatch_rank(h265(1, 1), h265(1, 0)), None);
-        let av1 = |profile| Format::Av1 { profile };
+        let av1 = |profile| CodecFormat::Av1 { profile };
         assert_eq!(format_mismatch_rank(av1(0), av1(1)), Some(1));
         assert_eq!(format_mismatch_rank(av1(1), av1(0)), None);
         assert_eq!(
-            format_mismatch_rank(Format::Vp9 { profile: 0 }, Format::Vp9 { profile: 2 }),
+            format_mismatch_rank(CodecFormat::Vp9 { profile: 0 }, CodecFormat::Vp9 { profile: 2 }),
             None
         );
-        assert_eq!(format_mismatch_rank(Format::Vp8, Format::Vp9 { profile: 0 }), None);
+        assert_eq!(
+            format_mismatch_rank(CodecFormat::Vp8, CodecFormat::Vp9 { profile: 0 }),
+            None
+        );
     }
 
     #[test]
     fn the_source_may_use_either_packetization_mode_the_viewer_needs_mode_1_or_an_unstated_one() {
-        let h264 = |packetization_mode| Format::H264 {
+        let h264 = |packetization_mode| CodecFormat::H264 {
             profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
             packetization_mode,
         };
         assert_eq!(format_mismatch_rank(h264(0), h264(1)), Some(0));
         let offered = |pt, packetization_mode, is_mode_unstated| OfferedCodec {
-            pt: Pt(pt),
+            pt: PayloadType(pt),
             rtx_pt: None,
             format: h264(packetization_mode),
             channels: 1,

@@ -131,15 +131,15 @@ pub enum OfferError {
 impl OfferError {
     /// Returns the stable, machine-readable name of the error.
     pub fn code(&self) -> &'static str {
-        self.code_and_status().0
+        self.error_code_and_http_status().0
     }
 
     /// Returns the HTTP status of the error: 400 or 422.
     pub fn http_status(&self) -> u16 {
-        self.code_and_status().1
+        self.error_code_and_http_status().1
     }
 
-    fn code_and_status(&self) -> (&'static str, u16) {
+    fn error_code_and_http_status(&self) -> (&'static str, u16) {
         match self {
             Self::EmptyBody => ("offer_missing", 400),
             Self::JsonBody => ("offer_is_json", 400),

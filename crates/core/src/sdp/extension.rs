@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::error::OfferError;
-use super::text::{NumberedAttribute, attributes_named};
+use super::text::{AttributeWithLineNumber, attributes_named};
 
 /// Supported header extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,20 +73,20 @@ impl Extmap {
     }
 
     /// Whether the peer may send the extension.
-    pub(crate) fn peer_may_send(&self) -> bool {
+    pub(crate) fn peer_may_send_extension(&self) -> bool {
         self.direction != ExtmapDirection::PeerReceives
     }
 
     /// Whether the peer accepts the extension in packets of the gateway.
-    pub(crate) fn peer_accepts(&self) -> bool {
+    pub(crate) fn peer_accepts_extension(&self) -> bool {
         self.direction != ExtmapDirection::PeerSends
     }
 }
 
 /// Reads the supported extensions of a section. Session-level ones apply to it too (RFC 8285 §6).
 pub(super) fn parse_extmaps(
-    session: &[NumberedAttribute],
-    section: &[NumberedAttribute],
+    session: &[AttributeWithLineNumber],
+    section: &[AttributeWithLineNumber],
 ) -> Result<Vec<Extmap>, OfferError> {
     let mut ids: HashMap<u16, &str> = HashMap::new();
     let mut found: Vec<Extmap> = Vec::new();

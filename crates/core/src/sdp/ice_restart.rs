@@ -23,7 +23,7 @@ impl IceFragmentTemplate {
 
     /// Returns the fragment, with the same `ice-lite` and `ice-options` as every answer. Lines end with CRLF, and the
     /// credentials and candidates are below the tagged m-line, where whip.js expects them.
-    pub fn restart_fragment(&self, credentials: &IceCredentials, local: &LocalTransport<'_>) -> String {
+    pub fn ice_restart_sdp_fragment(&self, credentials: &IceCredentials, local: &LocalTransport<'_>) -> String {
         let mut lines = vec!["a=ice-lite".to_owned(), "a=ice-options:trickle ice2".to_owned()];
         lines.extend(self.bundle_group_line.clone());
         lines.extend(self.section_lines.iter().cloned());

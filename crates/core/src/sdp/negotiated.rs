@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
-use crate::media::{Codec, Format, MediaKind, Mid, Pt, Rid, Ssrc};
+use crate::media::{Codec, CodecFormat, MediaKind, Mid, PayloadType, Rid, Ssrc};
 
 /// ICE username fragment and password of one side (RFC 8839 §5.4).
 #[derive(Clone, PartialEq, Eq)]
@@ -80,9 +80,9 @@ pub struct RtpHeaderExtensionIds {
 /// A payload type of an m-section with its RTX payload type (RFC 4588).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NegotiatedCodec {
-    pub pt: Pt,
-    pub rtx_pt: Option<Pt>,
-    pub format: Format,
+    pub pt: PayloadType,
+    pub rtx_pt: Option<PayloadType>,
+    pub format: CodecFormat,
     pub rtcp_feedback: RtcpFeedback,
 }
 
@@ -175,8 +175,8 @@ pub struct NegotiatedPlayback {
 /// The formats that a stream has now, taken from its bitstream or, before media arrives, from the publisher's offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AudioVideoFormats {
-    pub video: Option<Format>,
-    pub audio: Option<Format>,
+    pub video: Option<CodecFormat>,
+    pub audio: Option<CodecFormat>,
 }
 
 /// The tracks that a stream can offer to viewers.
@@ -195,14 +195,14 @@ pub struct AvailableTrack {
 
 impl AvailableTrack {
     /// Decides how the track reaches a WebRTC viewer that can receive the formats that `takes` says.
-    pub(crate) fn choose_passthrough_or_transcode(&self, takes: impl Fn(Format) -> bool) -> TrackDelivery {
+    pub(crate) fn choose_passthrough_or_transcode(&self, takes: impl Fn(CodecFormat) -> bool) -> TrackDelivery {
         let target = TranscodeTarget::webrtc_target_for_kind(self.source_track.format.codec().kind());
         let accepts = |track: SourceTrack| track.is_webrtc_playable() && takes(track.format);
         track_delivery::choose_track_delivery(self.source_track, target, self.can_transcode, accepts)
     }
 
     /// Returns the format to send by a plan; the source's own one if nothing can be sent, for the error text.
-    pub(crate) fn sent_or_source_format(&self, plan: TrackDelivery) -> Format {
+    pub(crate) fn sent_or_source_format(&self, plan: TrackDelivery) -> CodecFormat {
         match plan {
             TrackDelivery::Transcode(target) => target.format(),
             TrackDelivery::Passthrough | TrackDelivery::Unavailable(_) => self.source_track.format,
@@ -212,7 +212,7 @@ impl AvailableTrack {
 
 impl AvailableTracks {
     /// Returns the formats that a viewer is sent that can receive the formats that `takes` says.
-    pub fn formats_sent_to_viewer(&self, takes: impl Fn(Format) -> bool) -> AudioVideoFormats {
+    pub fn formats_sent_to_viewer(&self, takes: impl Fn(CodecFormat) -> bool) -> AudioVideoFormats {
         let format = |track: AvailableTrack| track.sent_or_source_format(track.choose_passthrough_or_transcode(&takes));
         AudioVideoFormats {
             video: self.video.map(format),
@@ -223,7 +223,7 @@ impl AvailableTracks {
 
 impl AudioVideoFormats {
     /// Returns the format of one kind, or `None` if the stream has no track of that kind.
-    pub(crate) fn format_of_kind(&self, kind: MediaKind) -> Option<Format> {
+    pub(crate) fn format_of_kind(&self, kind: MediaKind) -> Option<CodecFormat> {
         match kind {
             MediaKind::Audio => self.audio,
             MediaKind::Video => self.video,

@@ -8,7 +8,7 @@ use super::codec::{OfferedCodec, OfferedPayloadTypes, Rtpmap};
 use super::error::OfferError;
 use super::extension::{self, Extmap, RtpHeaderExtension};
 use super::negotiated::{DeclaredSsrc, RemoteTransport};
-use super::text::{self, NumberedAttribute, RawSection, SdpDocument, attributes_named, first_attribute_named};
+use super::text::{self, AttributeWithLineNumber, RawSection, SdpDocument, attributes_named, first_attribute_named};
 use super::transport::{self, SectionTransportAttributes};
 use super::{quirks, simulcast, ssrc};
 use crate::media::{MediaKind, Mid, Rid, Ssrc};
@@ -34,12 +34,12 @@ pub(super) struct Section {
     pub mid: Mid,
     /// Whether the section has an `a=mid`.
     pub has_mid: bool,
-    pub content: SectionContent,
+    pub content: SdpSectionContent,
 }
 
 /// Content of an m-section.
 #[derive(Debug)]
-pub(super) enum SectionContent {
+pub(super) enum SdpSectionContent {
     /// Audio or video over DTLS-SRTP.
     Media(Box<MediaSection>),
     /// SCTP over DTLS (RFC 8841). The section is rejected, the offer is not.
@@ -116,7 +116,7 @@ impl Offer {
     fn no_media_error(&self) -> OfferError {
         let is_media =
             |section: &&Section| matches!(section.media_kind.to_ascii_lowercase().as_str(), "audio" | "video");
-        let is_enabled = |section: &&Section| !matches!(section.content, SectionContent::Disabled);
+        let is_enabled = |section: &&Section| !matches!(section.content, SdpSectionContent::Disabled);
         let mut media = self.sections.iter().filter(is_media);
         let disabled = media.clone().next();
         match (media.find(is_enabled), disabled) {
@@ -149,8 +149,8 @@ impl Offer {
             .iter()
             .enumerate()
             .filter_map(|(index, section)| match &section.content {
-                SectionContent::Media(media) => Some((index, section, media.as_ref())),
-                SectionContent::DataChannel | SectionContent::Disabled | SectionContent::Unsupported => None,
+                SdpSectionContent::Media(media) => Some((index, section, media.as_ref())),
+                SdpSectionContent::DataChannel | SdpSectionContent::Disabled | SdpSectionContent::Unsupported => None,
             })
     }
 
@@ -222,8 +222,8 @@ impl Offer {
 impl Section {
     fn parse(raw: &RawSection, document: &SdpDocument, is_single: bool) -> Result<Self, OfferError> {
         let mid = first_attribute_named(&raw.attributes, "mid");
-        let content = SectionContent::parse(raw, document)?;
-        if mid.is_none() && !is_single && !matches!(content, SectionContent::Disabled) {
+        let content = SdpSectionContent::parse(raw, document)?;
+        if mid.is_none() && !is_single && !matches!(content, SdpSectionContent::Disabled) {
             return Err(OfferError::MidMissing { line: raw.line_number });
         }
         Ok(Self {
@@ -238,31 +238,32 @@ impl Section {
     }
 }
 
-impl SectionContent {
+impl SdpSectionContent {
     fn parse(raw: &RawSection, document: &SdpDocument) -> Result<Self, OfferError> {
         // RFC 9143 §6: with bundle-only, port 0 does not disable a section. GStreamer 1.28.8 offers its audio this way.
         if raw.port == 0 && first_attribute_named(&raw.attributes, "bundle-only").is_none() {
-            return Ok(SectionContent::Disabled);
+            return Ok(SdpSectionContent::Disabled);
         }
         let kind = match raw.media_kind.to_ascii_lowercase().as_str() {
             "audio" => MediaKind::Audio,
             "video" => MediaKind::Video,
             "application" if raw.proto.to_ascii_uppercase().ends_with("DTLS/SCTP") => {
-                return Ok(SectionContent::DataChannel);
+                return Ok(SdpSectionContent::DataChannel);
             }
-            _ => return Ok(SectionContent::Unsupported),
+            _ => return Ok(SdpSectionContent::Unsupported),
         };
         if !quirks::is_rtp_profile(&raw.proto) || lacks_dtls_unlike_other_sections(raw, document) {
-            return Ok(SectionContent::Unsupported);
+            return Ok(SdpSectionContent::Unsupported);
         }
-        MediaSection::parse(kind, raw, &document.session_attributes).map(|media| SectionContent::Media(Box::new(media)))
+        MediaSection::parse(kind, raw, &document.session_attributes)
+            .map(|media| SdpSectionContent::Media(Box::new(media)))
     }
 }
 
 /// Whether a section is RTP without DTLS in an offer whose other sections have fingerprints. An offer without any is
 /// refused for their absence.
 fn lacks_dtls_unlike_other_sections(raw: &RawSection, document: &SdpDocument) -> bool {
-    let has_fingerprint = |level: &[NumberedAttribute]| first_attribute_named(level, "fingerprint").is_some();
+    let has_fingerprint = |level: &[AttributeWithLineNumber]| first_attribute_named(level, "fingerprint").is_some();
     let mid = first_attribute_named(&raw.attributes, "mid").map(|mid| mid.value.as_str());
     let mut groups = attributes_named(&document.session_attributes, "group");
     let is_bundled = groups.any(|group| group.value.split_whitespace().skip(1).any(|member| Some(member) == mid));
@@ -287,7 +288,7 @@ impl MediaSection {
         }
     }
 
-    fn parse(kind: MediaKind, raw: &RawSection, session: &[NumberedAttribute]) -> Result<Self, OfferError> {
+    fn parse(kind: MediaKind, raw: &RawSection, session: &[AttributeWithLineNumber]) -> Result<Self, OfferError> {
         let has = |key| first_attribute_named(&raw.attributes, key).is_some();
         let payload_types = OfferedPayloadTypes::from_section(kind, raw)?;
         let declared = ssrc::parse_ssrcs(raw)?;
@@ -338,7 +339,7 @@ fn refuse_ice_lite(document: &SdpDocument) -> Result<(), OfferError> {
     }
 }
 
-fn read_mid(attribute: &NumberedAttribute) -> Result<Mid, OfferError> {
+fn read_mid(attribute: &AttributeWithLineNumber) -> Result<Mid, OfferError> {
     let mid = attribute.value.as_str();
     if mid.len() > MAX_MID_LEN || !text::is_sdp_token(mid) {
         return Err(OfferError::BadMid {
@@ -367,8 +368,8 @@ fn check_mids_unique(document: &SdpDocument, sections: &[Section]) -> Result<(),
 }
 
 /// RFC 8866 §6.7: a section without a direction has that of the session, or else `sendrecv`.
-fn read_direction(session: &[NumberedAttribute], section: &[NumberedAttribute]) -> OfferedDirection {
-    let direction = |attribute: &NumberedAttribute| match attribute.key.to_ascii_lowercase().as_str() {
+fn read_direction(session: &[AttributeWithLineNumber], section: &[AttributeWithLineNumber]) -> OfferedDirection {
+    let direction = |attribute: &AttributeWithLineNumber| match attribute.key.to_ascii_lowercase().as_str() {
         "sendrecv" => Some(OfferedDirection::SendRecv),
         "sendonly" => Some(OfferedDirection::SendOnly),
         "recvonly" => Some(OfferedDirection::RecvOnly),
@@ -381,12 +382,12 @@ fn read_direction(session: &[NumberedAttribute], section: &[NumberedAttribute]) 
 
 /// Returns the BUNDLE group that contains all audio and video sections. A single section needs none.
 fn read_bundled_section_indexes(
-    session: &[NumberedAttribute],
+    session: &[AttributeWithLineNumber],
     sections: &[Section],
 ) -> Result<Option<Vec<usize>>, OfferError> {
     let is_media = |index: &usize| {
         let content = sections.get(*index).map(|section| &section.content);
-        matches!(content, Some(SectionContent::Media(_)))
+        matches!(content, Some(SdpSectionContent::Media(_)))
     };
     let media: Vec<usize> = (0..sections.len()).filter(is_media).collect();
     let group = attributes_named(session, "group")

@@ -8,12 +8,12 @@ use super::description::{LocalDescription, VideoSectionId};
 use super::ice_restart::IceFragmentTemplate;
 use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
 use super::negotiated::AudioVideoFormats;
-use crate::media::{Format, ProfileLevelId};
+use crate::media::{CodecFormat, ProfileLevelId};
 
 /// Returns the offer, with a `sendonly` section for each kind. SSRCs are not declared: the viewer learns them from
 /// packets.
 pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport<'_>) -> LocalDescription {
-    let mut sections: Vec<(&str, Vec<(u8, Format)>)> = Vec::new();
+    let mut sections: Vec<(&str, Vec<(u8, CodecFormat)>)> = Vec::new();
     sections.push(("audio", audio_formats_to_offer(source.audio)));
     if let Some(format) = source.video {
         sections.push(("video", video_formats_to_offer(format)));
@@ -70,26 +70,26 @@ pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport
 }
 
 /// Returns the stream's format first, then the formats that another source may have.
-fn video_formats_to_offer(source: Format) -> Vec<(u8, Format)> {
-    let baseline = Format::H264 {
+fn video_formats_to_offer(source: CodecFormat) -> Vec<(u8, CodecFormat)> {
+    let baseline = CodecFormat::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
     };
     let mut codecs = vec![
         (102, baseline),
-        (96, Format::Vp8),
-        (98, Format::Vp9 { profile: 0 }),
-        (45, Format::Av1 { profile: 0 }),
+        (96, CodecFormat::Vp8),
+        (98, CodecFormat::Vp9 { profile: 0 }),
+        (45, CodecFormat::Av1 { profile: 0 }),
         (
             49,
-            Format::H265 {
+            CodecFormat::H265 {
                 profile_id: 1,
                 tier_flag: 0,
             },
         ),
     ];
     let source = match source {
-        Format::H264 { profile, .. } => Format::H264 {
+        CodecFormat::H264 { profile, .. } => CodecFormat::H264 {
             profile,
             packetization_mode: 1,
         },
@@ -101,19 +101,19 @@ fn video_formats_to_offer(source: Format) -> Vec<(u8, Format)> {
     codecs
 }
 
-fn audio_formats_to_offer(source: Option<Format>) -> Vec<(u8, Format)> {
+fn audio_formats_to_offer(source: Option<CodecFormat>) -> Vec<(u8, CodecFormat)> {
     let mut codecs = vec![
-        (111, Format::Opus { stereo: true }),
-        (0, Format::Pcmu),
-        (8, Format::Pcma),
+        (111, CodecFormat::Opus { stereo: true }),
+        (0, CodecFormat::Pcmu),
+        (8, CodecFormat::Pcma),
     ];
     codecs.sort_by_key(|(_, format)| source.is_none_or(|source| source.codec() != format.codec()));
     codecs
 }
 
-fn write_format_lines(lines: &mut Vec<String>, pt: u8, format: Format) {
+fn write_format_lines(lines: &mut Vec<String>, pt: u8, format: CodecFormat) {
     let codec = format.codec();
-    let channels = if matches!(format, Format::Opus { .. }) {
+    let channels = if matches!(format, CodecFormat::Opus { .. }) {
         "/2"
     } else {
         ""
@@ -125,16 +125,16 @@ fn write_format_lines(lines: &mut Vec<String>, pt: u8, format: Format) {
     ));
     let mut parameters = String::new();
     let _ = match format {
-        Format::Opus { .. } => write!(parameters, "minptime=10;useinbandfec=1;stereo=1;sprop-stereo=1"),
-        Format::H264 { profile, .. } => write!(
+        CodecFormat::Opus { .. } => write!(parameters, "minptime=10;useinbandfec=1;stereo=1;sprop-stereo=1"),
+        CodecFormat::H264 { profile, .. } => write!(
             parameters,
             "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id={profile}"
         ),
-        Format::H265 { profile_id, tier_flag } => {
+        CodecFormat::H265 { profile_id, tier_flag } => {
             write!(parameters, "profile-id={profile_id};tier-flag={tier_flag};tx-mode=SRST")
         }
-        Format::Vp9 { profile } => write!(parameters, "profile-id={profile}"),
-        Format::Av1 { profile } => write!(parameters, "profile={profile}"),
+        CodecFormat::Vp9 { profile } => write!(parameters, "profile-id={profile}"),
+        CodecFormat::Av1 { profile } => write!(parameters, "profile={profile}"),
         _ => Ok(()),
     };
     if !parameters.is_empty() {

@@ -10,7 +10,7 @@ use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
 use super::local_transport::LocalTransport;
 use super::negotiated::{IncomingTrack, NegotiatedPublication, RtcpFeedback, RtpHeaderExtensionIds};
-use super::offer::{MediaSection, Offer, OfferedDirection, Section, SectionContent};
+use super::offer::{MediaSection, Offer, OfferedDirection, SdpSectionContent, Section};
 use crate::media::{Codec, MediaKind};
 
 /// Answers a WHIP offer. Returns what the session will receive, and the SDP.
@@ -38,7 +38,7 @@ pub fn answer_whip_offer(
 }
 
 fn check_sections_acceptable(offer: &Offer) -> Result<(), OfferError> {
-    let unsupported = |section: &&Section| matches!(section.content, SectionContent::Unsupported);
+    let unsupported = |section: &&Section| matches!(section.content, SdpSectionContent::Unsupported);
     if let Some(section) = offer.sections.iter().find(unsupported) {
         return Err(OfferError::UnsupportedSection {
             line: section.line_number,
@@ -132,10 +132,10 @@ fn choose_header_extensions(media: &MediaSection) -> (RtpHeaderExtensionIds, Vec
     let has_transport_cc = offers_transport_cc
         && media
             .find_extmap(RtpHeaderExtension::TransportCc)
-            .is_some_and(|map| map.peer_may_send());
+            .is_some_and(|map| map.peer_may_send_extension());
     let offers_remb = media.codecs.iter().any(|codec| codec.rtcp_feedback.remb);
     answer::answer_header_extensions(media, |extmap| {
-        extmap.peer_may_send()
+        extmap.peer_may_send_extension()
             && match extmap.extension {
                 RtpHeaderExtension::Mid | RtpHeaderExtension::Rid | RtpHeaderExtension::RepairedRid => true,
                 RtpHeaderExtension::TransportCc => has_transport_cc,

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::media::Format;
+use crate::media::CodecFormat;
 
 /// Maximum number of NAL units of a payload type.
 const MAX_PARAMETER_SETS: usize = 64;
@@ -12,10 +12,10 @@ const MAX_PARAMETER_SETS: usize = 64;
 const MAX_SPROP_CHARS: usize = 16 << 10;
 
 /// Returns the NAL units in the parameters of a format; what is no base64 (RFC 4648 §4) is left out.
-pub(super) fn parse_parameter_sets<'a>(format: Format, parameter: impl Fn(&str) -> Option<&'a str>) -> Vec<Bytes> {
+pub(super) fn parse_parameter_sets<'a>(format: CodecFormat, parameter: impl Fn(&str) -> Option<&'a str>) -> Vec<Bytes> {
     let keys: &[&str] = match format {
-        Format::H264 { .. } => &["sprop-parameter-sets"],
-        Format::H265 { .. } => &["sprop-vps", "sprop-sps", "sprop-pps"],
+        CodecFormat::H264 { .. } => &["sprop-parameter-sets"],
+        CodecFormat::H265 { .. } => &["sprop-vps", "sprop-sps", "sprop-pps"],
         _ => &[],
     };
     let lists = keys.iter().filter_map(|key| parameter(key));
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn sets_are_decoded_and_what_is_none_is_left_out() {
-        let h264 = Format::H264 {
+        let h264 = CodecFormat::H264 {
             profile: crate::media::ProfileLevelId::CONSTRAINED_BASELINE_3_1,
             packetization_mode: 1,
         };
@@ -72,12 +72,15 @@ mod tests {
         );
         assert_eq!(of("Z0LgH9oR5A, !,,aM48gA"), of("Z0LgH9oR5A==,aM48gA=="));
         assert_eq!(of(""), Vec::<Bytes>::new());
-        let h265 = Format::H265 {
+        let h265 = CodecFormat::H265 {
             profile_id: 1,
             tier_flag: 0,
         };
         let sets = parse_parameter_sets(h265, |key| Some(if key == "sprop-pps" { "RAE=" } else { "QAE=,QgE=" }));
         assert_eq!(sets.len(), 5);
-        assert_eq!(parse_parameter_sets(Format::Vp8, |_| Some("Z0I=")), Vec::<Bytes>::new());
+        assert_eq!(
+            parse_parameter_sets(CodecFormat::Vp8, |_| Some("Z0I=")),
+            Vec::<Bytes>::new()
+        );
     }
 }

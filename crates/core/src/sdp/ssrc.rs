@@ -2,7 +2,7 @@
 
 use super::error::OfferError;
 use super::negotiated::DeclaredSsrc;
-use super::text::{NumberedAttribute, RawSection, attributes_named};
+use super::text::{AttributeWithLineNumber, RawSection, attributes_named};
 use crate::media::Ssrc;
 
 /// Declared SSRCs of an m-section.
@@ -87,7 +87,7 @@ impl SectionSsrcs {
     }
 }
 
-fn parse_ssrc(attribute: &NumberedAttribute, field: &str) -> Result<Ssrc, OfferError> {
+fn parse_ssrc(attribute: &AttributeWithLineNumber, field: &str) -> Result<Ssrc, OfferError> {
     field.parse().map(Ssrc).map_err(|_| OfferError::BadSsrc {
         line: attribute.line_number,
     })
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn layers(groups: &[&str]) -> Vec<(u32, Option<u32>)> {
-        let attributes = groups.iter().map(|value| NumberedAttribute {
+        let attributes = groups.iter().map(|value| AttributeWithLineNumber {
             line_number: 1,
             key: "ssrc-group".to_owned(),
             value: (*value).to_owned(),

@@ -14,7 +14,7 @@ use super::quirks;
 /// The lines of an offer, grouped by section.
 pub(super) struct SdpDocument {
     /// Attributes before the first m-line.
-    pub session_attributes: Vec<NumberedAttribute>,
+    pub session_attributes: Vec<AttributeWithLineNumber>,
     pub sections: Vec<RawSection>,
 }
 
@@ -28,11 +28,11 @@ pub(super) struct RawSection {
     pub proto: String,
     /// Never empty.
     pub formats: Vec<String>,
-    pub attributes: Vec<NumberedAttribute>,
+    pub attributes: Vec<AttributeWithLineNumber>,
 }
 
 /// An `a=key:value`. The value of a flag is empty.
-pub(super) struct NumberedAttribute {
+pub(super) struct AttributeWithLineNumber {
     pub line_number: usize,
     pub key: String,
     pub value: String,
@@ -40,9 +40,9 @@ pub(super) struct NumberedAttribute {
 
 /// Returns all attributes with this key in order. Some clients write names with capitals.
 pub(super) fn attributes_named<'a>(
-    attributes: &'a [NumberedAttribute],
+    attributes: &'a [AttributeWithLineNumber],
     key: &'a str,
-) -> impl Iterator<Item = &'a NumberedAttribute> {
+) -> impl Iterator<Item = &'a AttributeWithLineNumber> {
     attributes
         .iter()
         .filter(move |attribute| attribute.key.eq_ignore_ascii_case(key))
@@ -50,9 +50,9 @@ pub(super) fn attributes_named<'a>(
 
 /// Returns the first attribute with this key.
 pub(super) fn first_attribute_named<'a>(
-    attributes: &'a [NumberedAttribute],
+    attributes: &'a [AttributeWithLineNumber],
     key: &'a str,
-) -> Option<&'a NumberedAttribute> {
+) -> Option<&'a AttributeWithLineNumber> {
     attributes_named(attributes, key).next()
 }
 
@@ -188,7 +188,7 @@ impl<'a> SdpLines<'a> {
                 self.write_missing_header(place, number);
                 self.written_header_line_count = self.written_header_line_count.max(place + 1);
             }
-            None => self.write_rest_of_header(number),
+            None => self.write_rest_of_sdp_header(number),
         }
         self.write_line(number, &written);
         Ok(())
@@ -207,7 +207,7 @@ impl<'a> SdpLines<'a> {
         }
     }
 
-    fn write_rest_of_header(&mut self, number: usize) {
+    fn write_rest_of_sdp_header(&mut self, number: usize) {
         if self.written_header_line_count > 0 {
             self.write_missing_header(SDP_HEADER.len(), number);
             self.written_header_line_count = SDP_HEADER.len();
@@ -234,7 +234,7 @@ impl<'a> SdpLines<'a> {
         let mut attributes = |read: Vec<rtc_sdp::description::common::Attribute>| {
             read.into_iter()
                 .zip(&mut numbers)
-                .map(|(attribute, line)| NumberedAttribute {
+                .map(|(attribute, line)| AttributeWithLineNumber {
                     line_number: line,
                     key: attribute.key,
                     value: attribute.value.unwrap_or_default().trim().to_owned(),

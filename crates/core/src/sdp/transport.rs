@@ -6,7 +6,7 @@
 
 use super::error::OfferError;
 use super::negotiated::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials};
-use super::text::{NumberedAttribute, attributes_named, first_attribute_named};
+use super::text::{AttributeWithLineNumber, attributes_named, first_attribute_named};
 
 /// The transport attributes of one m-section, including those of the session level. They may be incomplete: in a BUNDLE
 /// group only one section must have them (RFC 9143 §7.1.3).
@@ -33,8 +33,8 @@ enum DtlsSetup {
 impl SectionTransportAttributes {
     pub(crate) fn parse(
         line: usize,
-        session: &[NumberedAttribute],
-        section: &[NumberedAttribute],
+        session: &[AttributeWithLineNumber],
+        section: &[AttributeWithLineNumber],
     ) -> Result<Self, OfferError> {
         let (mut fingerprints, mut weak_fingerprint) = read_fingerprints(section)?;
         if fingerprints.is_empty() {
@@ -50,7 +50,7 @@ impl SectionTransportAttributes {
             weak_fingerprint_line: weak_fingerprint,
             offered_setup: first_attribute_named(section, "setup")
                 .or(first_attribute_named(session, "setup"))
-                .map(read_setup)
+                .map(parse_setup_attribute)
                 .transpose()?,
         })
     }
@@ -116,8 +116,8 @@ pub fn is_valid_ice_credential(text: &str, shortest: usize) -> bool {
 }
 
 fn read_ice_credential(
-    session: &[NumberedAttribute],
-    section: &[NumberedAttribute],
+    session: &[AttributeWithLineNumber],
+    section: &[AttributeWithLineNumber],
     key: &str,
     shortest: usize,
 ) -> Result<Option<String>, OfferError> {
@@ -132,7 +132,7 @@ fn read_ice_credential(
 }
 
 /// Returns the fingerprints of a level with accepted hash functions, and the line of one with another hash function.
-fn read_fingerprints(level: &[NumberedAttribute]) -> Result<(Vec<Fingerprint>, Option<usize>), OfferError> {
+fn read_fingerprints(level: &[AttributeWithLineNumber]) -> Result<(Vec<Fingerprint>, Option<usize>), OfferError> {
     let (mut fingerprints, mut weak) = (Vec::new(), None);
     for attribute in attributes_named(level, "fingerprint").take(MAX_FINGERPRINTS) {
         let bad = OfferError::BadFingerprint {
@@ -151,7 +151,7 @@ fn read_fingerprints(level: &[NumberedAttribute]) -> Result<(Vec<Fingerprint>, O
                 continue;
             }
         };
-        match read_digest(digest.trim()) {
+        match parse_fingerprint_digest(digest.trim()) {
             Some(digest) if digest.len() == length => fingerprints.push(Fingerprint {
                 hash_function: hash,
                 digest,
@@ -162,7 +162,7 @@ fn read_fingerprints(level: &[NumberedAttribute]) -> Result<(Vec<Fingerprint>, O
     Ok((fingerprints, weak))
 }
 
-fn read_digest(text: &str) -> Option<Vec<u8>> {
+fn parse_fingerprint_digest(text: &str) -> Option<Vec<u8>> {
     text.split(':')
         .map(|byte| {
             let is_hex = byte.len() == 2 && byte.bytes().all(|b| b.is_ascii_hexdigit());
@@ -172,7 +172,7 @@ fn read_digest(text: &str) -> Option<Vec<u8>> {
 }
 
 /// The gateway is the DTLS client only if the peer offers `passive` (RFC 8842 §5.3), as FFmpeg 9.0.2 does.
-fn read_setup(attribute: &NumberedAttribute) -> Result<(usize, DtlsRole, DtlsSetup), OfferError> {
+fn parse_setup_attribute(attribute: &AttributeWithLineNumber) -> Result<(usize, DtlsRole, DtlsSetup), OfferError> {
     let line = attribute.line_number;
     match attribute.value.to_ascii_lowercase().as_str() {
         "actpass" => Ok((line, DtlsRole::Server, DtlsSetup::Actpass)),

@@ -16,7 +16,7 @@ use super::negotiated::{
     AudioVideoFormats, AvailableTracks, NegotiatedPlayback, OutgoingTrack, RtcpFeedback, RtpHeaderExtensionIds,
 };
 use super::offer::{MediaSection, Offer, OfferedDirection, Section};
-use crate::media::{Format, MediaKind, Ssrc};
+use crate::media::{CodecFormat, MediaKind, Ssrc};
 
 /// Answers a WHEP offer. Returns what the session will send, and the SDP.
 ///
@@ -109,7 +109,7 @@ fn check_directions(offer: &Offer) -> Result<(), OfferError> {
 }
 
 /// Returns the codecs to answer, the best match for the source first and the others as offered; `None` if none matches.
-fn codecs_with_best_match_first(source: Format, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
+fn codecs_with_best_match_first(source: CodecFormat, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
     let mut codecs = without_h264_packetization_mode_0(&media.codecs);
     let ranked = codecs
         .iter()
@@ -171,7 +171,7 @@ impl AcceptedCodecsAndExtensions {
         let is_video_with_rtx = media.kind == MediaKind::Video && sent.is_some_and(|codec| codec.rtx_pt.is_some());
         let uses_playout_delay = local.viewer_playout_delay && is_video_with_rtx;
         let (extension_ids, extmap_attributes) = answer::answer_header_extensions(media, |extmap| {
-            extmap.peer_accepts()
+            extmap.peer_accepts_extension()
                 && match extmap.extension {
                     RtpHeaderExtension::Mid => true,
                     RtpHeaderExtension::TransportCc => uses_transport_cc,
@@ -251,9 +251,9 @@ fn choose_rtcp_feedback(offered: RtcpFeedback, extensions: RtpHeaderExtensionIds
 }
 
 /// RFC 7587 §6.1: `sprop-stereo` is what the gateway is likely to send; `stereo` repeats the viewer's preference.
-fn opus_fmtp_for_offered(offered: Format) -> &'static str {
+fn opus_fmtp_for_offered(offered: CodecFormat) -> &'static str {
     match offered {
-        Format::Opus { stereo: true } => "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1",
+        CodecFormat::Opus { stereo: true } => "minptime=10;stereo=1;sprop-stereo=1;useinbandfec=1",
         _ => "minptime=10;sprop-stereo=1;useinbandfec=1",
     }
 }
@@ -265,7 +265,7 @@ fn describe_offered_formats(offer: &Offer, source: &AudioVideoFormats) -> String
         // The offer has the codec, but not the packetization mode or the profile.
         let lacks = match format {
             _ if !media.codecs.iter().any(is_carried) => "",
-            Some(Format::H264 { .. }) => ", but H264 not in packetization mode 1",
+            Some(CodecFormat::H264 { .. }) => ", but H264 not in packetization mode 1",
             _ => ", but not in the profile of the stream",
         };
         format!("{} {}{lacks}", media.kind, media.offered_codecs_text())
@@ -277,11 +277,11 @@ fn describe_stream_formats(source: &AudioVideoFormats) -> String {
     let formats = [MediaKind::Video, MediaKind::Audio]
         .into_iter()
         .filter_map(|kind| source.format_of_kind(kind));
-    let named = |format: Format| {
+    let named = |format: CodecFormat| {
         let name = format.codec().name();
         match format {
-            Format::H265 { profile_id, tier_flag } => format!("{name} (profile {profile_id}, tier {tier_flag})"),
-            Format::Vp9 { profile } | Format::Av1 { profile } => format!("{name} (profile {profile})"),
+            CodecFormat::H265 { profile_id, tier_flag } => format!("{name} (profile {profile_id}, tier {tier_flag})"),
+            CodecFormat::Vp9 { profile } | CodecFormat::Av1 { profile } => format!("{name} (profile {profile})"),
             _ => name.to_owned(),
         }
     };

@@ -20,7 +20,7 @@ use super::srtp::SrtpProfile;
 use crate::sdp::negotiated::{DtlsRole, Fingerprint};
 
 /// State of one DTLS handshake and of the association that it establishes.
-pub struct Dtls {
+pub struct DtlsAssociation {
     endpoint: Endpoint,
     identity: Arc<DtlsIdentity>,
     role: DtlsRole,
@@ -89,7 +89,7 @@ pub enum DtlsError {
     LimitExceeded(#[from] super::dtls_filter::DtlsLimitExceeded),
     #[error("the DTLS handshake failed: {0}")]
     HandshakeFailed(#[source] rtc_shared::error::Error),
-    #[error("the DTLS handshake took longer than {HANDSHAKE_TIMEOUT:?}")]
+    #[error("the DTLS handshake took longer than {DTLS_HANDSHAKE_TIMEOUT:?}")]
     HandshakeTimeout,
     #[error("the gateway and the peer have no SRTP protection profile in common")]
     NoCommonSrtpProfile,
@@ -101,7 +101,7 @@ pub enum DtlsError {
 const PLACEHOLDER_PEER_ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
 
 /// Time limit from the first record to the last. FFmpeg gives up after 5 s, browsers after 30 s.
-pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const DTLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 const CLIENT_HELLO: u8 = 1;
 const SERVER_HELLO: u8 = 2;
@@ -143,7 +143,7 @@ const MAX_FLIGHT_RETRANSMISSIONS: u32 = 7;
 /// Maximum number of datagrams buffered for one ClientHello.
 const MAX_DATAGRAMS_BUFFERED_FOR_HELLO: usize = 16;
 
-impl Dtls {
+impl DtlsAssociation {
     /// Creates a handshake that has not started.
     pub fn new(identity: Arc<DtlsIdentity>, role: DtlsRole) -> Self {
         let state = match role {
@@ -172,7 +172,7 @@ impl Dtls {
         if self.role == DtlsRole::Server || self.handshake_deadline.is_some() {
             return Ok(());
         }
-        self.handshake_deadline = Some(now + HANDSHAKE_TIMEOUT);
+        self.handshake_deadline = Some(now + DTLS_HANDSHAKE_TIMEOUT);
         self.flight_retransmission.flight_sent_at = Some(now);
         self.endpoint
             .connect(now, PLACEHOLDER_PEER_ADDRESS, self.identity.client_config.clone(), None)
@@ -194,7 +194,7 @@ impl Dtls {
         if records.is_empty() || matches!(self.state, DtlsState::Closed) {
             return Ok(DtlsProgress::Nothing);
         }
-        self.handshake_deadline.get_or_insert(now + HANDSHAKE_TIMEOUT);
+        self.handshake_deadline.get_or_insert(now + DTLS_HANDSHAKE_TIMEOUT);
         let ready = match &mut self.state {
             DtlsState::AwaitingClientHello(hello) => match hello.add_records_and_check_gcm_offer(records) {
                 None => return Ok(DtlsProgress::Nothing),
@@ -305,7 +305,7 @@ impl Dtls {
         if self.role != DtlsRole::Client || !matches!(self.state, DtlsState::Handshake) {
             return false;
         }
-        let kinds = dtls_filter::record_types_and_epochs(records);
+        let kinds = dtls_filter::dtls_record_types_and_epochs(records);
         let changes = kinds
             .iter()
             .any(|(content, _)| *content == CONTENT_TYPE_CHANGE_CIPHER_SPEC);

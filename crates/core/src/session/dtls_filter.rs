@@ -79,7 +79,9 @@ pub enum DtlsLimitExceeded {
     FragmentCount,
     #[error("the peer sent a DTLS handshake fragment that does not match its header")]
     InvalidFragment,
-    #[error("the peer sent more than {MAX_EARLY_RECORDS} encrypted DTLS records before the handshake was complete")]
+    #[error(
+        "the peer sent more than {MAX_ENCRYPTED_RECORDS_BEFORE_KEYS} encrypted DTLS records before the handshake was complete"
+    )]
     EarlyRecords,
 }
 
@@ -94,7 +96,7 @@ pub const MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE: u8 = 32;
 /// Maximum number of handshake messages of one peer.
 pub(crate) const MAX_HANDSHAKE_MESSAGES: usize = 32;
 /// Maximum number of encrypted records before the keys exist (a Finished that overtakes the ChangeCipherSpec).
-pub const MAX_EARLY_RECORDS: usize = 16;
+pub const MAX_ENCRYPTED_RECORDS_BEFORE_KEYS: usize = 16;
 
 /// Maximum length of an encrypted handshake record: a Finished of 24 bytes, with IV, MAC and padding of any cipher
 /// suite.
@@ -167,7 +169,7 @@ impl DtlsRecordFilter {
             }
             (0, CONTENT_TYPE_CHANGE_CIPHER_SPEC) => {
                 self.handshake_record_count += 1;
-                check_limit(
+                check_dtls_limit(
                     self.handshake_record_count,
                     MAX_HANDSHAKE_RECORDS,
                     DtlsLimitExceeded::HandshakeRecords,
@@ -179,7 +181,7 @@ impl DtlsRecordFilter {
                 self.count_drop(PacketDropReason::PlaintextDtlsRecord);
                 Ok(false)
             }
-            (1, CONTENT_TYPE_HANDSHAKE) => self.check_and_count_finished(body),
+            (1, CONTENT_TYPE_HANDSHAKE) => self.check_and_count_finished_record(body),
             // WebRTC has no renegotiation, so there is no further epoch.
             (1, CONTENT_TYPE_CHANGE_CIPHER_SPEC) | (2.., _) => {
                 self.count_drop(PacketDropReason::Malformed);
@@ -192,7 +194,7 @@ impl DtlsRecordFilter {
 
     /// Finished is the only encrypted handshake message. Its fragments cannot be read here, so the length limit bounds
     /// how many the stack may find in it.
-    fn check_and_count_finished(&mut self, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
+    fn check_and_count_finished_record(&mut self, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
         if body.len() > MAX_FINISHED_RECORD_LEN {
             self.count_drop(PacketDropReason::Malformed);
             return Ok(false);
@@ -208,9 +210,9 @@ impl DtlsRecordFilter {
 
     fn check_and_count_early_record(&mut self) -> Result<bool, DtlsLimitExceeded> {
         self.early_record_count += 1;
-        check_limit(
+        check_dtls_limit(
             self.early_record_count,
-            MAX_EARLY_RECORDS,
+            MAX_ENCRYPTED_RECORDS_BEFORE_KEYS,
             DtlsLimitExceeded::EarlyRecords,
         )?;
         Ok(true)
@@ -219,12 +221,12 @@ impl DtlsRecordFilter {
     fn check_and_count_fragments(&mut self, body: &[u8]) -> Result<(), DtlsLimitExceeded> {
         self.handshake_record_count += 1;
         self.handshake_byte_count += body.len();
-        check_limit(
+        check_dtls_limit(
             self.handshake_record_count,
             MAX_HANDSHAKE_RECORDS,
             DtlsLimitExceeded::HandshakeRecords,
         )?;
-        check_limit(
+        check_dtls_limit(
             self.handshake_byte_count,
             MAX_HANDSHAKE_BYTES,
             DtlsLimitExceeded::HandshakeBytes,
@@ -232,7 +234,7 @@ impl DtlsRecordFilter {
         let mut rest = body;
         while !rest.is_empty() {
             let fragment = HandshakeFragment::read(rest).ok_or(DtlsLimitExceeded::InvalidFragment)?;
-            check_limit(
+            check_dtls_limit(
                 fragment.message_len,
                 MAX_HANDSHAKE_MESSAGE_LEN,
                 DtlsLimitExceeded::MessageLength,
@@ -247,7 +249,7 @@ impl DtlsRecordFilter {
                 .get_mut(usize::from(fragment.message_seq))
                 .ok_or(DtlsLimitExceeded::FragmentCount)?;
             *count += 1;
-            check_limit(
+            check_dtls_limit(
                 usize::from(*count),
                 usize::from(MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE),
                 DtlsLimitExceeded::FragmentCount,
@@ -258,7 +260,7 @@ impl DtlsRecordFilter {
     }
 }
 
-fn check_limit(value: usize, limit: usize, otherwise: DtlsLimitExceeded) -> Result<(), DtlsLimitExceeded> {
+fn check_dtls_limit(value: usize, limit: usize, otherwise: DtlsLimitExceeded) -> Result<(), DtlsLimitExceeded> {
     if value <= limit { Ok(()) } else { Err(otherwise) }
 }
 
@@ -312,7 +314,7 @@ pub(crate) fn has_only_plain_handshake_records(datagram: &[u8]) -> bool {
 }
 
 /// Returns the content type and the epoch of each record of a datagram (RFC 6347 §4.1).
-pub fn record_types_and_epochs(datagram: &[u8]) -> Vec<(u8, u16)> {
+pub fn dtls_record_types_and_epochs(datagram: &[u8]) -> Vec<(u8, u16)> {
     let mut kinds = Vec::new();
     let mut rest = datagram;
     while let Some((header, after)) = rest.split_first_chunk::<DTLS_RECORD_HEADER_LEN>() {
@@ -445,7 +447,7 @@ mod tests {
         let mut guard = DtlsRecordFilter::default();
         let early = record(23, 1, &[0; 1_000]);
         let passed = (0..1_000).take_while(|_| guard.filter_datagram(&early).is_ok()).count();
-        assert_eq!(passed, MAX_EARLY_RECORDS);
+        assert_eq!(passed, MAX_ENCRYPTED_RECORDS_BEFORE_KEYS);
     }
 
     #[test]

@@ -44,7 +44,7 @@ const MESSAGE_INTEGRITY_HMAC_LEN: u16 = 20;
 pub const MAX_LEARNED_ADDRESSES: usize = 8;
 
 /// How long an address stays valid without a new check: the consent lifetime of RFC 7675 §5.1.
-pub(crate) const ADDRESS_LIFETIME: Duration = Duration::from_secs(30);
+pub(crate) const ADDRESS_CONSENT_LIFETIME: Duration = Duration::from_secs(30);
 
 /// How long an address is kept from other sessions: see [`IceLite::address_reserved_until`]. Longer than the usual pause of anybody
 /// who sends or plays video, and short enough for a client that starts anew where it was.
@@ -52,7 +52,7 @@ pub(crate) const ADDRESS_RESERVATION_TIME: Duration = Duration::from_secs(2);
 
 /// Checks of ours for one nomination: enough for a path that loses a fifth both ways, and some hundred bytes for the host
 /// behind a forged address.
-const MAX_VALIDATION_CHECKS: u32 = 4;
+const MAX_ICE_CHECKS_PER_NOMINATION: u32 = 4;
 
 /// First wait before a check is sent again; doubled each time.
 const INITIAL_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -138,7 +138,7 @@ impl LearnedAddress {
 
 /// An authenticated check was answered.
 #[derive(Debug)]
-pub(crate) struct CheckAnswered {
+pub(crate) struct AnsweredConnectivityCheck {
     /// To be sent to the address that the check came from.
     pub response: Vec<u8>,
     /// The check moved the session's destination to that address.
@@ -212,7 +212,7 @@ impl IceLite {
     pub(crate) fn is_address_valid(&self, now: Instant, address: SocketAddr) -> bool {
         self.learned_addresses
             .iter()
-            .any(|a| a.address == address && now.duration_since(a.last_seen_at) < ADDRESS_LIFETIME)
+            .any(|a| a.address == address && now.duration_since(a.last_seen_at) < ADDRESS_CONSENT_LIFETIME)
     }
 
     /// Until when no other session may have this address: a peer with a session of its own can forge the source of a
@@ -244,7 +244,7 @@ impl IceLite {
     }
 
     /// Keeps an address valid: something authentic came from it.
-    pub(crate) fn refresh_address(&mut self, now: Instant, address: SocketAddr) {
+    pub(crate) fn refresh_address_lifetime(&mut self, now: Instant, address: SocketAddr) {
         if let Some(learned) = self.learned_addresses.iter_mut().find(|a| a.address == address) {
             learned.last_seen_at = now;
         }
@@ -260,13 +260,13 @@ impl IceLite {
     /// # Errors
     ///
     /// A [`StunRejection`]: the datagram is dropped without a reply, so that nothing is reflected to a forged address.
-    pub(crate) fn handle_check(
+    pub(crate) fn handle_connectivity_check(
         &mut self,
         now: Instant,
         from: SocketAddr,
         datagram: &[u8],
         random: &mut dyn FnMut() -> u32,
-    ) -> Result<CheckAnswered, StunRejection> {
+    ) -> Result<AnsweredConnectivityCheck, StunRejection> {
         let mut request = decode_stun_message(datagram)?;
         if request.typ != BINDING_REQUEST {
             return Err(StunRejection::NotARequest);
@@ -299,7 +299,7 @@ impl IceLite {
         if is_current && nominates && self.destination == Some(from) {
             self.previous_credentials = None;
         }
-        Ok(CheckAnswered {
+        Ok(AnsweredConnectivityCheck {
             response: self.build_binding_response(&request, from, &local_pwd)?,
             destination_moved: moved,
             evicted_address: forgotten,
@@ -385,19 +385,19 @@ impl IceLite {
     }
 
     /// The check of ours that is due, and where it goes.
-    pub(crate) fn poll_check(&mut self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
+    pub(crate) fn poll_connectivity_check(&mut self, now: Instant) -> Option<(SocketAddr, Vec<u8>)> {
         let trial = self
             .path_validation
             .as_mut()
             .filter(|trial| trial.next_check_at.is_some_and(|due| due <= now))?;
-        trial.next_check_at = (trial.checks_sent + 1 < MAX_VALIDATION_CHECKS)
+        trial.next_check_at = (trial.checks_sent + 1 < MAX_ICE_CHECKS_PER_NOMINATION)
             .then(|| now + INITIAL_CHECK_INTERVAL * (1 << trial.checks_sent));
         trial.checks_sent += 1;
         Some((trial.address, trial.binding_request.clone()))
     }
 
-    /// When [`Self::poll_check`] will have one.
-    pub(crate) fn poll_check_timeout(&self) -> Option<Instant> {
+    /// When [`Self::poll_connectivity_check`] will have one.
+    pub(crate) fn poll_connectivity_check_timeout(&self) -> Option<Instant> {
         self.path_validation.as_ref()?.next_check_at
     }
 
@@ -405,7 +405,7 @@ impl IceLite {
     fn learn_address(&mut self, now: Instant, from: SocketAddr) -> Option<SocketAddr> {
         let fresh = LearnedAddress::new(now, from);
         if let Some(learned) = self.learned_addresses.iter_mut().find(|a| a.address == from) {
-            if now.duration_since(learned.last_seen_at) >= ADDRESS_LIFETIME {
+            if now.duration_since(learned.last_seen_at) >= ADDRESS_CONSENT_LIFETIME {
                 *learned = fresh;
             }
             learned.last_seen_at = now;

@@ -30,7 +30,7 @@ pub mod srtp_decryptor;
 pub mod stun;
 
 pub use close_reason::CloseReason;
-use dtls::{Dtls, DtlsError, DtlsProgress, SrtpKeys};
+use dtls::{DtlsAssociation, DtlsError, DtlsProgress, SrtpKeys};
 use dtls_filter::{PacketDropCounts, PacketDropReason};
 pub use error::CryptoSetupError;
 use ice::IceLite;
@@ -46,7 +46,7 @@ use crate::sdp::negotiated::{Fingerprint, IceCredentials, RemoteTransport};
 /// One peer.
 pub struct Session {
     ice: IceLite,
-    dtls: Dtls,
+    dtls: DtlsAssociation,
     peer_fingerprints: Vec<Fingerprint>,
     dtls_identity: Arc<DtlsIdentity>,
     srtp_contexts: Option<SrtpContexts>,
@@ -108,7 +108,7 @@ impl Session {
     ) -> Self {
         Self {
             ice: IceLite::new(local, transport.remote_credentials, identity.crypto_provider.clone()),
-            dtls: Dtls::new(identity.clone(), transport.gateway_dtls_role),
+            dtls: DtlsAssociation::new(identity.clone(), transport.gateway_dtls_role),
             peer_fingerprints: transport.fingerprints,
             dtls_identity: identity,
             srtp_contexts: None,
@@ -135,7 +135,9 @@ impl Session {
             return;
         }
         match datagram.first() {
-            Some(0..=3) if ice::is_binding_request(datagram) => self.handle_check(now, from, datagram, random),
+            Some(0..=3) if ice::is_binding_request(datagram) => {
+                self.handle_connectivity_check(now, from, datagram, random)
+            }
             Some(_) if !self.ice.is_address_valid(now, from) => self.dtls.count_drop(PacketDropReason::UnknownAddress),
             Some(0..=3) => self.handle_check_response(now, from, datagram),
             Some(20..=63) => self.handle_dtls(now, from, datagram),
@@ -144,8 +146,14 @@ impl Session {
         }
     }
 
-    fn handle_check(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], random: &mut dyn FnMut() -> u32) {
-        let Ok(answered) = self.ice.handle_check(now, from, datagram, random) else {
+    fn handle_connectivity_check(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        random: &mut dyn FnMut() -> u32,
+    ) {
+        let Ok(answered) = self.ice.handle_connectivity_check(now, from, datagram, random) else {
             return self.dtls.count_drop(PacketDropReason::InvalidConnectivityCheck);
         };
         self.last_received_at = now;
@@ -176,7 +184,7 @@ impl Session {
 
     fn queue_due_check(&mut self, now: Instant) {
         self.transmits
-            .extend(self.ice.poll_check(now).map(|(to, check)| Transmit {
+            .extend(self.ice.poll_connectivity_check(now).map(|(to, check)| Transmit {
                 to,
                 payload: check.into(),
             }));
@@ -190,7 +198,7 @@ impl Session {
             Ok(DtlsProgress::Established(keys)) => match SrtpContexts::new(&keys, &self.dtls_identity) {
                 Ok(media) => {
                     self.last_received_at = now;
-                    self.ice.refresh_address(now, from);
+                    self.ice.refresh_address_lifetime(now, from);
                     self.ice.mark_destination_validated();
                     self.srtp_contexts = Some(media);
                     self.events.push_back(TransportEvent::Connected);
@@ -233,7 +241,7 @@ impl Session {
         match opened {
             Ok(event) => {
                 self.last_received_at = now;
-                self.ice.refresh_address(now, from);
+                self.ice.refresh_address_lifetime(now, from);
                 if self.events.len() < MAX_PENDING_EVENTS_BEFORE_PACKET_DROP {
                     self.events.push_back(event);
                 }
@@ -289,7 +297,7 @@ impl Session {
             return None;
         }
         let connect = self.srtp_contexts.is_none().then_some(self.connect_deadline);
-        let timers = [self.ice.poll_check_timeout(), self.dtls.poll_timeout()];
+        let timers = [self.ice.poll_connectivity_check_timeout(), self.dtls.poll_timeout()];
         [Some(self.last_received_at + PEER_SILENCE_TIMEOUT), connect]
             .into_iter()
             .chain(timers)

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::srtp::{RtpCipher, SrtpError};
-use crate::media::{Pt, Ssrc};
+use crate::media::{PayloadType, Ssrc};
 
 /// Destination address of a datagram and our source address. The peer accepts datagrams only from the address that it
 /// checked.
@@ -46,7 +46,7 @@ pub struct Outbox {
 /// Fields of the RTP header of an outgoing packet (RFC 3550 §5.1).
 #[derive(Clone, Copy, Debug)]
 pub struct RtpHeader {
-    pub pt: Pt,
+    pub pt: PayloadType,
     pub marker: bool,
     /// Extended sequence number, from which the roll-over counter follows.
     pub ext_seq: u64,
@@ -91,7 +91,7 @@ pub(crate) const RTP_HEADER_LEN: usize = 12;
 
 /// Length of the header extension with a transport-wide number, in bytes: its header, one element and padding
 /// (RFC 8285 §4.2).
-pub(crate) const TRANSPORT_NUMBER_EXTENSION_LEN: usize = 8;
+pub(crate) const TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN: usize = 8;
 
 /// The same with a playout delay besides the number, or with that alone, rounded up.
 pub const MAX_EXTENSION_LEN: usize = 12;
@@ -116,7 +116,7 @@ impl Outbox {
     pub(crate) fn push_datagram(&mut self, destination: Destination, bytes: &[u8]) {
         let start = self.buffer.len();
         self.buffer.extend_from_slice(bytes);
-        self.add_to_run_flush_full_batch(destination, start);
+        self.add_to_gso_run_and_flush_full_batch(destination, start);
     }
 
     /// Appends a packet with this header, sealed.
@@ -159,7 +159,7 @@ impl Outbox {
         payload: &[u8],
     ) -> Result<(), SrtpError> {
         let start = self.buffer.len();
-        self.buffer.extend_from_slice(&header.fixed_part());
+        self.buffer.extend_from_slice(&header.to_fixed_header_bytes());
         header.append_extension(&mut self.buffer);
         let header_len = self.buffer.len() - start;
         self.buffer.extend_from_slice(prefix);
@@ -176,11 +176,11 @@ impl Outbox {
             self.buffer.truncate(start);
             return Err(error);
         }
-        self.add_to_run_flush_full_batch(destination, start);
+        self.add_to_gso_run_and_flush_full_batch(destination, start);
         Ok(())
     }
 
-    fn add_to_run_flush_full_batch(&mut self, destination: Destination, start: usize) {
+    fn add_to_gso_run_and_flush_full_batch(&mut self, destination: Destination, start: usize) {
         let end = self.buffer.len();
         let len = end - start;
         let fits = |run: &GsoRun| {
@@ -233,7 +233,7 @@ impl Outbox {
 }
 
 impl RtpHeader {
-    fn fixed_part(self) -> [u8; RTP_HEADER_LEN] {
+    fn to_fixed_header_bytes(self) -> [u8; RTP_HEADER_LEN] {
         let mut bytes = [0; RTP_HEADER_LEN];
         let has_extension = self.transport_sequence_number.is_some() || self.playout_delay.is_some();
         bytes[0] = 0x80 | u8::from(self.padding_len > 0) << 5 | u8::from(has_extension) << 4;
@@ -349,7 +349,7 @@ mod tests {
             (4, None, Some(0), 8),
         ] {
             let header = RtpHeader {
-                pt: Pt(96),
+                pt: PayloadType(96),
                 marker: true,
                 ext_seq,
                 timestamp: 9,

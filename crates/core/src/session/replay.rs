@@ -11,13 +11,13 @@ use crate::media::rtp::extend_seq;
 /// What was received from one peer.
 #[derive(Default)]
 pub(super) struct ReplayProtection {
-    windows: Vec<SsrcWindow>,
-    closed_windows: ClosedWindows,
+    windows: Vec<SsrcReplayWindow>,
+    closed_windows: ClosedReplayWindows,
     /// Number of packets so far.
     accepted_packets: u64,
 }
 
-struct SsrcWindow {
+struct SsrcReplayWindow {
     ssrc: Ssrc,
     /// Number of the packet of this peer that was its last one.
     last_packet_number: u64,
@@ -26,7 +26,7 @@ struct SsrcWindow {
 
 /// Highest packet index of the SSRCs whose window was closed.
 #[derive(Default)]
-struct ClosedWindows {
+struct ClosedReplayWindows {
     highest: HashMap<Ssrc, (u64, u64)>,
     /// By the number of their last packet.
     by_last_packet: BTreeMap<u64, Ssrc>,
@@ -38,7 +38,7 @@ pub(super) const MAX_SSRC_WINDOWS: usize = 32;
 
 /// Maximum number of SSRCs whose highest index is kept, in about 300 KiB. A publisher that changes its SSRC each second
 /// reaches it after an hour.
-const MAX_CLOSED_WINDOWS: usize = 1 << 12;
+const MAX_CLOSED_REPLAY_WINDOWS: usize = 1 << 12;
 
 impl ReplayProtection {
     /// Returns the packet index that a sequence number stands for. The roll-over counter starts at zero (§3.3.1).
@@ -51,7 +51,7 @@ impl ReplayProtection {
 
     /// Whether a packet was not received before, as far as that is known.
     pub(super) fn is_new_packet(&self, ssrc: Ssrc, index: u64) -> bool {
-        match self.find_window(ssrc) {
+        match self.find_replay_window(ssrc) {
             Some(known) => known.window.is_new(index),
             None => self
                 .closed_windows
@@ -76,35 +76,35 @@ impl ReplayProtection {
                 self.closed_windows.add(&silent);
             }
         }
-        let window = match self.closed_windows.remove_highest_index(ssrc) {
+        let window = match self.closed_windows.take_highest_packet_index(ssrc) {
             // What is older was received, or is too old.
             Some(highest) => ReplayWindow::with_all_received_up_to(highest, index),
-            None => ReplayWindow::starting_at(index),
+            None => ReplayWindow::starting_at_packet_index(index),
         };
-        self.windows.push(SsrcWindow {
+        self.windows.push(SsrcReplayWindow {
             ssrc,
             last_packet_number: packets,
             window,
         });
     }
 
-    fn find_window(&self, ssrc: Ssrc) -> Option<&SsrcWindow> {
+    fn find_replay_window(&self, ssrc: Ssrc) -> Option<&SsrcReplayWindow> {
         self.windows.iter().find(|known| known.ssrc == ssrc)
     }
 
     fn highest_index(&self, ssrc: Ssrc) -> Option<u64> {
-        let open = self.find_window(ssrc).map(|known| known.window.highest);
+        let open = self.find_replay_window(ssrc).map(|known| known.window.highest);
         open.or_else(|| self.closed_windows.highest_index(ssrc))
     }
 }
 
-impl ClosedWindows {
+impl ClosedReplayWindows {
     fn highest_index(&self, ssrc: Ssrc) -> Option<u64> {
         self.highest.get(&ssrc).map(|(highest, _)| *highest)
     }
 
-    fn add(&mut self, closed: &SsrcWindow) {
-        if self.highest.len() >= MAX_CLOSED_WINDOWS
+    fn add(&mut self, closed: &SsrcReplayWindow) {
+        if self.highest.len() >= MAX_CLOSED_REPLAY_WINDOWS
             && let Some((_, oldest)) = self.by_last_packet.pop_first()
         {
             self.highest.remove(&oldest);
@@ -114,7 +114,7 @@ impl ClosedWindows {
         self.by_last_packet.insert(closed.last_packet_number, closed.ssrc);
     }
 
-    fn remove_highest_index(&mut self, ssrc: Ssrc) -> Option<u64> {
+    fn take_highest_packet_index(&mut self, ssrc: Ssrc) -> Option<u64> {
         let (highest, last_packet_number) = self.highest.remove(&ssrc)?;
         self.by_last_packet.remove(&last_packet_number);
         Some(highest)
@@ -132,7 +132,7 @@ struct ReplayWindow {
 const REPLAY_WINDOW_SIZE: u64 = 2_048;
 
 impl ReplayWindow {
-    fn starting_at(index: u64) -> Self {
+    fn starting_at_packet_index(index: u64) -> Self {
         let mut window = Self {
             highest: index,
             bits: [0; REPLAY_WINDOW_SIZE as usize / 64],
@@ -223,12 +223,15 @@ mod tests {
     #[test]
     fn what_is_kept_of_a_peer_is_bounded() {
         let mut protection = ReplayProtection::default();
-        let count = (MAX_CLOSED_WINDOWS + MAX_SSRC_WINDOWS) as u32;
+        let count = (MAX_CLOSED_REPLAY_WINDOWS + MAX_SSRC_WINDOWS) as u32;
         for ssrc in 0..count + 10 {
             protection.mark_received(Ssrc(ssrc), 1);
         }
-        assert_eq!(protection.closed_windows.highest.len(), MAX_CLOSED_WINDOWS);
-        assert_eq!(protection.closed_windows.by_last_packet.len(), MAX_CLOSED_WINDOWS);
+        assert_eq!(protection.closed_windows.highest.len(), MAX_CLOSED_REPLAY_WINDOWS);
+        assert_eq!(
+            protection.closed_windows.by_last_packet.len(),
+            MAX_CLOSED_REPLAY_WINDOWS
+        );
         assert!(!protection.is_new_packet(Ssrc(10), 1), "the oldest one that is kept");
         assert!(protection.is_new_packet(Ssrc(9), 1));
     }

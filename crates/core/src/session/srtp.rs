@@ -101,7 +101,7 @@ impl RtpCipher {
                 Ok(cipher.seal_in_place(&gcm_nonce(salt, ssrc, seq), header, payload, tag)?)
             }
             Self::Cm { cipher, mac, salt } => {
-                cipher.apply_keystream(&cm_iv(salt, ssrc, seq), &mut sealed[header_len..])?;
+                cipher.apply_keystream(&aes_cm_iv(salt, ssrc, seq), &mut sealed[header_len..])?;
                 let roc = ((seq >> 16) as u32).to_be_bytes();
                 let mut full = [0; 20];
                 mac.sign(&[sealed, &roc], &mut full)?;
@@ -134,7 +134,7 @@ impl RtpCipher {
                 if !constant_time_eq(&full[..10], tag) {
                     return Err(SrtpError::Forged);
                 }
-                cipher.apply_keystream(&cm_iv(salt, ssrc, seq), &mut sealed[header_len..])?;
+                cipher.apply_keystream(&aes_cm_iv(salt, ssrc, seq), &mut sealed[header_len..])?;
             }
         }
         Ok(tag_at)
@@ -150,7 +150,7 @@ fn gcm_nonce(salt: &[u8; 12], ssrc: Ssrc, seq: u64) -> [u8; 12] {
 }
 
 /// RFC 3711 §4.1.1: salt * 2^16 xor SSRC * 2^64 xor index * 2^16.
-fn cm_iv(salt: &[u8; 14], ssrc: Ssrc, seq: u64) -> [u8; 16] {
+fn aes_cm_iv(salt: &[u8; 14], ssrc: Ssrc, seq: u64) -> [u8; 16] {
     let mut iv = [0; 16];
     iv[..14].copy_from_slice(salt);
     xor(&mut iv[4..8], &ssrc.0.to_be_bytes());

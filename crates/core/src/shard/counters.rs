@@ -15,10 +15,10 @@ pub struct SharedMediaCounters {
     pub received_datagrams: AtomicU64,
     pub received_bytes: AtomicU64,
     pub send_counters: Arc<SendCounters>,
-    dropped_datagrams: [AtomicU64; RoutingDropReason::ALL.len()],
-    closed_sessions: [AtomicU64; CloseReason::ALL.len()],
+    dropped_datagram_counts: [AtomicU64; RoutingDropReason::ALL.len()],
+    closed_session_counts: [AtomicU64; CloseReason::ALL.len()],
     session_drops: [AtomicU64; dtls_filter::PacketDropReason::ALL.len()],
-    closed_tcp_connections: [AtomicU64; TcpCloseReason::ALL.len()],
+    closed_tcp_connection_counts: [AtomicU64; TcpCloseReason::ALL.len()],
     refused_sessions: [AtomicU64; ReachedLimit::ALL.len()],
     evicted_sessions: [AtomicU64; ReachedLimit::ALL.len()],
     /// Time from the offer to the end of the handshake.
@@ -73,7 +73,7 @@ impl<const N: usize> Histogram<N> {
     }
 
     /// Returns the upper bounds in seconds.
-    pub fn bounds_seconds(&self) -> impl Iterator<Item = f64> + '_ {
+    pub fn bucket_bounds_seconds(&self) -> impl Iterator<Item = f64> + '_ {
         self.bounds_us.iter().map(|bound| *bound as f64 / 1e6)
     }
 
@@ -138,10 +138,10 @@ impl Default for SharedMediaCounters {
             received_datagrams: AtomicU64::default(),
             received_bytes: AtomicU64::default(),
             send_counters: Arc::default(),
-            dropped_datagrams: Default::default(),
-            closed_sessions: Default::default(),
+            dropped_datagram_counts: Default::default(),
+            closed_session_counts: Default::default(),
             session_drops: Default::default(),
-            closed_tcp_connections: Default::default(),
+            closed_tcp_connection_counts: Default::default(),
             refused_sessions: Default::default(),
             evicted_sessions: Default::default(),
             connect_time: Histogram::new(&CONNECT_TIME_BOUNDS_US),
@@ -154,14 +154,14 @@ impl Default for SharedMediaCounters {
 impl SharedMediaCounters {
     /// Counts a dropped datagram or message.
     pub(crate) fn count_dropped_datagram(&self, reason: RoutingDropReason) {
-        if let Some(counter) = self.dropped_datagrams.get(reason as usize) {
+        if let Some(counter) = self.dropped_datagram_counts.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Counts the end of a session.
     pub(crate) fn count_closed_session(&self, reason: CloseReason) {
-        if let Some(counter) = self.closed_sessions.get(reason as usize) {
+        if let Some(counter) = self.closed_session_counts.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -174,7 +174,7 @@ impl SharedMediaCounters {
     }
 
     /// Returns the number of refused sessions by limit.
-    pub fn sessions_refused_by_limit(&self) -> impl Iterator<Item = (ReachedLimit, u64)> + '_ {
+    pub fn refused_session_counts_by_limit(&self) -> impl Iterator<Item = (ReachedLimit, u64)> + '_ {
         let counts = self.refused_sessions.iter().map(|n| n.load(Ordering::Relaxed));
         ReachedLimit::ALL.into_iter().zip(counts)
     }
@@ -194,14 +194,17 @@ impl SharedMediaCounters {
 
     /// Counts a closed connection to the TCP port.
     pub fn count_closed_tcp_connection(&self, reason: TcpCloseReason) {
-        if let Some(counter) = self.closed_tcp_connections.get(reason as usize) {
+        if let Some(counter) = self.closed_tcp_connection_counts.get(reason as usize) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the number of closed connections to the TCP port by reason.
-    pub fn closed_tcp_connections(&self) -> impl Iterator<Item = (TcpCloseReason, u64)> + '_ {
-        let counts = self.closed_tcp_connections.iter().map(|n| n.load(Ordering::Relaxed));
+    pub fn closed_tcp_connection_counts(&self) -> impl Iterator<Item = (TcpCloseReason, u64)> + '_ {
+        let counts = self
+            .closed_tcp_connection_counts
+            .iter()
+            .map(|n| n.load(Ordering::Relaxed));
         TcpCloseReason::ALL.into_iter().zip(counts)
     }
 
@@ -219,18 +222,18 @@ impl SharedMediaCounters {
     }
 
     /// Returns the number of dropped datagrams and messages by reason.
-    pub fn dropped_datagrams(&self) -> impl Iterator<Item = (RoutingDropReason, u64)> + '_ {
+    pub fn dropped_datagram_counts(&self) -> impl Iterator<Item = (RoutingDropReason, u64)> + '_ {
         RoutingDropReason::ALL
             .into_iter()
-            .zip(&self.dropped_datagrams)
+            .zip(&self.dropped_datagram_counts)
             .map(|(reason, n)| (reason, n.load(Ordering::Relaxed)))
     }
 
     /// Returns the number of ended sessions by reason.
-    pub fn closed_sessions(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
+    pub fn closed_session_counts(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
         CloseReason::ALL
             .into_iter()
-            .zip(&self.closed_sessions)
+            .zip(&self.closed_session_counts)
             .map(|(reason, n)| (reason, n.load(Ordering::Relaxed)))
     }
 }

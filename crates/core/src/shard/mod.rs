@@ -23,7 +23,7 @@ use crate::hub::log_limit::LogRateLimiter;
 use crate::hub::session_registry::SessionState;
 use crate::hub::stream::{ShardIndex, SourceRef, StreamId};
 use crate::media::rtcp;
-use crate::outputs::whep::{ShardOriginAndNow, Viewer};
+use crate::outputs::whep::{ShardTimeOriginAndNow, Viewer};
 use crate::session::egress::Egress;
 use crate::session::outbox::{Destination, Outbox};
 use crate::session::{CloseReason, Session, TransportEvent, ice};
@@ -131,7 +131,7 @@ impl ShardCore {
 
     /// Removes the peer of an address after a panic. Its session is not called again: its state may be inconsistent.
     pub fn remove_peer_after_panic(&mut self, now: Instant, address: SocketAddr) {
-        if let Some(key) = self.peers.by_address(address) {
+        if let Some(key) = self.peers.peer_by_address(address) {
             self.remove_peer(now, key, CloseReason::Internal);
         }
     }
@@ -144,12 +144,12 @@ impl ShardCore {
                 self.set_viewer_layer_selection(now, session, selection)
             }
             ShardMessage::CloseSession { session, reason } => {
-                if let Some(key) = self.peers.by_session_id(session) {
+                if let Some(key) = self.peers.slot_index_by_session_id(session) {
                     self.close_session(now, key, reason);
                 }
             }
             ShardMessage::RestartIce { session, local, remote } => {
-                if let Some(key) = self.peers.by_session_id(session) {
+                if let Some(key) = self.peers.slot_index_by_session_id(session) {
                     self.peers.restart_ice(key, local, remote);
                 }
             }
@@ -180,12 +180,12 @@ impl ShardCore {
                     self.shared
                         .counters
                         .count_dropped_datagram(RoutingDropReason::UnknownSender);
-                    self.shared.tcp_connections.close_for_no_session(from);
+                    self.shared.tcp_connections.close_for_unknown_session(from);
                 }
                 Err(reason) => self.shared.counters.count_dropped_datagram(reason),
             },
             ShardMessage::TcpDisconnected { from } => {
-                if let Some(key) = self.peers.by_address(from) {
+                if let Some(key) = self.peers.peer_by_address(from) {
                     self.handle_tcp_disconnect(key, from);
                 }
             }
@@ -197,7 +197,7 @@ impl ShardCore {
                     held_until: until,
                 },
             ),
-            ShardMessage::WithdrawRoute { address, owner } => self.remove_foreign_route(address, owner),
+            ShardMessage::WithdrawRoute { address, owner } => self.remove_route_to_other_shard(address, owner),
             ShardMessage::StreamPackets { stream, packets } => self.forward_packets(now, stream, &packets),
             ShardMessage::StreamChanged { stream } => self.on_formats_or_layers_changed(now, stream),
             ShardMessage::RequestKeyFrame { session, layer } => self.request_key_frame(now, session, layer.as_ref()),
@@ -210,7 +210,7 @@ impl ShardCore {
         }
     }
 
-    fn remove_foreign_route(&mut self, address: SocketAddr, owner: ShardIndex) {
+    fn remove_route_to_other_shard(&mut self, address: SocketAddr, owner: ShardIndex) {
         let is_owner = |route: &ReservedAddressRoute| route.owner_shard == owner;
         if self.foreign_routes.get(&address).is_some_and(is_owner) {
             self.foreign_routes.remove(&address);
@@ -225,7 +225,10 @@ impl ShardCore {
             role,
         } = opening;
         if self.stopping {
-            return self.shared.session_registry.on_ended(now, id, CloseReason::Shutdown);
+            return self
+                .shared
+                .session_registry
+                .on_session_ended(now, id, CloseReason::Shutdown);
         }
         // It may have been evicted already.
         if self.shared.session_registry.session_state_and_shard(id).0 != SessionState::Connecting {
@@ -249,7 +252,7 @@ impl ShardCore {
                     .shared
                     .hub
                     .open_and_update_stream(&stream, |state| state.add_viewer(shard));
-                let time = ShardOriginAndNow {
+                let time = ShardTimeOriginAndNow {
                     origin: self.shared.wall_clock_origin.0,
                     now,
                 };
@@ -489,7 +492,7 @@ impl ShardCore {
     pub fn send_datagrams(&mut self, now: Instant) {
         self.outbox.flush();
         self.flush_times
-            .record_batches_before(self.outbox.current_batch_number(), now);
+            .record_flush_time_of_batches_before(self.outbox.current_batch_number(), now);
     }
 
     /// Returns the arrival of the oldest packet that was forwarded since the last call.
@@ -517,7 +520,9 @@ impl ShardCore {
     fn remove_peer(&mut self, now: Instant, key: PeerSlotIndex, reason: CloseReason) {
         let Some(peer) = self.peers.remove(key) else { return };
         viewers::record_path_capacity(now, &peer, &self.shared.path_capacities);
-        self.shared.session_registry.on_ended(now, peer.session_id, reason);
+        self.shared
+            .session_registry
+            .on_session_ended(now, peer.session_id, reason);
         self.shared.counters.count_closed_session(reason);
         self.shared
             .counters
@@ -525,7 +530,7 @@ impl ShardCore {
         for address in &peer.paths {
             self.withdraw_route_from_other_shards(address.remote);
             // Another session may have taken over the connection.
-            if self.peers.by_address(address.remote).is_none() {
+            if self.peers.peer_by_address(address.remote).is_none() {
                 self.shared.tcp_connections.close_after_session_end(address.remote);
             }
         }
@@ -535,7 +540,7 @@ impl ShardCore {
                 ("publisher", publisher.stream_key().clone())
             }
             PeerRole::Viewer(viewer) => {
-                for stream in viewer.streams_besides_own() {
+                for stream in viewer.current_and_target_streams_except_own() {
                     self.unsubscribe(&stream, key);
                 }
                 self.unsubscribe(&viewer.stream, key);

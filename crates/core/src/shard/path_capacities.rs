@@ -25,7 +25,7 @@ struct MeasuredCapacity {
 const CAPACITY_LIFETIME: Duration = Duration::from_secs(600);
 
 /// Hosts that are remembered; one more replaces the one that was measured the longest time ago.
-const MAX_HOSTS: usize = 4_096;
+const MAX_REMEMBERED_HOSTS: usize = 4_096;
 
 impl PathCapacities {
     /// Records what the path to a host carries now, in bits per second. The last measurement counts: viewers of one host
@@ -33,10 +33,13 @@ impl PathCapacities {
     pub fn record(&self, now: Instant, host: IpAddr, bitrate: u32) {
         let host = AddressPrefix::of_host(host);
         let mut by_host = self.lock_hosts();
-        if by_host.len() >= MAX_HOSTS && !by_host.contains_key(&host) {
+        if by_host.len() >= MAX_REMEMBERED_HOSTS && !by_host.contains_key(&host) {
             by_host.retain(|_, capacity| capacity.is_recent(now));
             let oldest = by_host.iter().min_by_key(|(_, capacity)| capacity.measured_at);
-            if let Some(oldest) = oldest.map(|(host, _)| *host).filter(|_| by_host.len() >= MAX_HOSTS) {
+            if let Some(oldest) = oldest
+                .map(|(host, _)| *host)
+                .filter(|_| by_host.len() >= MAX_REMEMBERED_HOSTS)
+            {
                 by_host.remove(&oldest);
             }
         }
@@ -96,9 +99,9 @@ mod tests {
     fn as_many_hosts_are_remembered_as_there_is_room_for_the_newest_ones() {
         let (start, capacities) = (Instant::now(), PathCapacities::default());
         let at = |number: u32| start + Duration::from_millis(u64::from(number));
-        let count = MAX_HOSTS as u32 + 100;
+        let count = MAX_REMEMBERED_HOSTS as u32 + 100;
         (0..count).for_each(|number| capacities.record(at(number), host(number), number));
-        assert_eq!(capacities.lock_hosts().len(), MAX_HOSTS);
+        assert_eq!(capacities.lock_hosts().len(), MAX_REMEMBERED_HOSTS);
         assert_eq!(capacities.recent_bitrate(at(count), host(99)), None);
         assert_eq!(capacities.recent_bitrate(at(count), host(100)), Some(100));
         // All of them are old: none is kept for a new one.

@@ -68,9 +68,9 @@ impl Peer {
 pub struct Peers {
     slots: Vec<Option<Box<Peer>>>,
     free_keys: Vec<PeerSlotIndex>,
-    by_session_id: HashMap<SessionId, PeerSlotIndex>,
+    slot_index_by_session_id: HashMap<SessionId, PeerSlotIndex>,
     by_ufrag: HashMap<String, PeerSlotIndex>,
-    by_address: HashMap<SocketAddr, PeerSlotIndex>,
+    peer_by_address: HashMap<SocketAddr, PeerSlotIndex>,
 }
 
 impl Peers {
@@ -79,7 +79,7 @@ impl Peers {
             self.slots.push(None);
             PeerSlotIndex(self.slots.len() as u32 - 1)
         });
-        self.by_session_id.insert(peer.session_id, key);
+        self.slot_index_by_session_id.insert(peer.session_id, key);
         self.by_ufrag
             .extend(peer.ufrags.iter().map(|ufrag| (ufrag.clone(), key)));
         if let Some(slot) = self.slots.get_mut(key.0 as usize) {
@@ -91,18 +91,18 @@ impl Peers {
     pub fn remove(&mut self, key: PeerSlotIndex) -> Option<Box<Peer>> {
         let peer = self.slots.get_mut(key.0 as usize)?.take()?;
         self.free_keys.push(key);
-        self.by_session_id.remove(&peer.session_id);
+        self.slot_index_by_session_id.remove(&peer.session_id);
         for ufrag in &peer.ufrags {
             self.by_ufrag.remove(ufrag);
         }
         for address in &peer.paths {
-            if self.by_address.get(&address.remote) == Some(&key) {
-                self.by_address.remove(&address.remote);
+            if self.peer_by_address.get(&address.remote) == Some(&key) {
+                self.peer_by_address.remove(&address.remote);
             }
         }
-        shrink_sparse_map(&mut self.by_session_id);
+        shrink_sparse_map(&mut self.slot_index_by_session_id);
         shrink_sparse_map(&mut self.by_ufrag);
-        shrink_sparse_map(&mut self.by_address);
+        shrink_sparse_map(&mut self.peer_by_address);
         Some(peer)
     }
 
@@ -110,21 +110,21 @@ impl Peers {
         self.slots.get_mut(key.0 as usize)?.as_deref_mut()
     }
 
-    pub(crate) fn by_session_id(&self, id: SessionId) -> Option<PeerSlotIndex> {
-        self.by_session_id.get(&id).copied()
+    pub(crate) fn slot_index_by_session_id(&self, id: SessionId) -> Option<PeerSlotIndex> {
+        self.slot_index_by_session_id.get(&id).copied()
     }
 
     pub(crate) fn by_ufrag(&self, ufrag: &str) -> Option<PeerSlotIndex> {
         self.by_ufrag.get(ufrag).copied()
     }
 
-    pub fn by_address(&self, address: SocketAddr) -> Option<PeerSlotIndex> {
-        self.by_address.get(&address).copied()
+    pub fn peer_by_address(&self, address: SocketAddr) -> Option<PeerSlotIndex> {
+        self.peer_by_address.get(&address).copied()
     }
 
     /// Returns the peer that an address belongs to, and until when it is held.
     pub(crate) fn address_owner_and_reservation_end(&self, address: SocketAddr) -> Option<(PeerSlotIndex, Instant)> {
-        let key = self.by_address(address)?;
+        let key = self.peer_by_address(address)?;
         let peer = self.slots.get(key.0 as usize)?.as_ref()?;
         Some((key, peer.session.address_reserved_until(address)?))
     }
@@ -142,7 +142,7 @@ impl Peers {
                 last_route_announcement: None,
             }),
         }
-        self.by_address.insert(address, key);
+        self.peer_by_address.insert(address, key);
     }
 
     /// Begins a new ICE session of a peer, and indexes its username fragment.
@@ -168,21 +168,21 @@ impl Peers {
         if let Some(peer) = self.get(key) {
             peer.paths.retain(|path| path.remote != address);
         }
-        if self.by_address.get(&address) == Some(&key) {
-            self.by_address.remove(&address);
+        if self.peer_by_address.get(&address) == Some(&key) {
+            self.peer_by_address.remove(&address);
         }
     }
 
     /// Unassigns an address. Its peer gets it back with its next check, unless another session holds it then.
     pub(crate) fn unassign_address_from_any_peer(&mut self, address: SocketAddr) {
-        self.by_address.remove(&address);
+        self.peer_by_address.remove(&address);
     }
 
     pub fn keys(&self) -> Vec<PeerSlotIndex> {
-        self.by_session_id.values().copied().collect()
+        self.slot_index_by_session_id.values().copied().collect()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.by_session_id.is_empty()
+        self.slot_index_by_session_id.is_empty()
     }
 }

@@ -37,7 +37,8 @@ impl ShardCore {
         if published.displaced {
             return self.close_session(now, key, CloseReason::TakenOver);
         }
-        self.shared.append_batches_of_ladders(now, &mut published.batches);
+        self.shared
+            .append_batches_of_failover_groups(now, &mut published.batches);
         for batch in published.batches {
             if let Some(local) = self.shared.deliver_to_taps_and_other_shards(self.index, batch) {
                 self.forward_packets(now, local.stream_id, &local.packets);
@@ -62,7 +63,7 @@ impl ShardCore {
     }
 
     pub(super) fn request_key_frame(&mut self, now: Instant, session: SessionId, layer: Option<&Rid>) {
-        let Some(key) = self.peers.by_session_id(session) else {
+        let Some(key) = self.peers.slot_index_by_session_id(session) else {
             return;
         };
         if let Some(Peer {

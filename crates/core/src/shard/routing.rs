@@ -23,7 +23,7 @@ use crate::shard::peers::PeerSlotIndex;
 use crate::shard::ufrag;
 
 /// Maximum number of addresses of other shards. Their sessions are bounded already; this bounds the effect of errors.
-const MAX_FOREIGN_ROUTES: usize = 1 << 20;
+const MAX_ROUTES_TO_OTHER_SHARDS: usize = 1 << 20;
 
 /// A route is announced again when its hold time can be extended by this much: a fraction of [`ice::ADDRESS_RESERVATION_TIME`], and far more
 /// than the time between two packets of a publisher.
@@ -39,7 +39,7 @@ impl ShardCore {
         datagram: &[u8],
     ) -> Result<DatagramRecipient, RoutingDropReason> {
         if !ice::is_binding_request(datagram) {
-            let peer = self.peers.by_address(from).map(DatagramRecipient::Peer);
+            let peer = self.peers.peer_by_address(from).map(DatagramRecipient::Peer);
             let recipient = peer.or_else(|| {
                 self.foreign_routes
                     .get(&from)
@@ -148,7 +148,7 @@ impl ShardCore {
         route: ReservedAddressRoute,
     ) {
         let is_held = self.is_address_reserved_by_other(now, address, DatagramRecipient::Shard(route.owner_shard));
-        if !is_held && self.foreign_routes.len() < MAX_FOREIGN_ROUTES {
+        if !is_held && self.foreign_routes.len() < MAX_ROUTES_TO_OTHER_SHARDS {
             self.peers.unassign_address_from_any_peer(address);
             self.foreign_routes.insert(address, route);
         }
@@ -156,7 +156,7 @@ impl ShardCore {
 
     /// Withdraws the route of an address from the other shards, unless it belongs to another peer of this shard.
     pub(super) fn withdraw_route_from_other_shards(&self, address: SocketAddr) {
-        if self.peers.by_address(address).is_some() {
+        if self.peers.peer_by_address(address).is_some() {
             return;
         }
         for (index, mailbox) in self.shared.mailboxes.iter().enumerate() {

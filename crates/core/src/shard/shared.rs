@@ -14,14 +14,14 @@ use crate::hub::session_registry::SessionRegistry;
 use crate::hub::stream::ShardIndex;
 use crate::media::clock;
 use crate::session::identity::DtlsIdentity;
+use crate::sources::failover_group::map::SourceFailoverMap;
+use crate::sources::failover_group::switcher::FailoverOutput;
 use crate::sources::frame_source::FrameSource;
-use crate::sources::ladder::map::LadderMap;
-use crate::sources::ladder::switcher::LadderOutput;
 
 /// State shared by all shards of a gateway.
 pub struct SharedState {
     pub hub: Hub,
-    pub ladders: LadderMap,
+    pub failover_groups: SourceFailoverMap,
     pub session_registry: SessionRegistry,
     pub dtls_identity: Arc<DtlsIdentity>,
     /// Maximum time from the offer to the end of the DTLS handshake.
@@ -73,21 +73,21 @@ impl SharedState {
         has_local_viewers.then_some(batch)
     }
 
-    /// Appends the batches of the streams that show what these ones carry: see [`crate::sources::ladder`].
-    pub(crate) fn append_batches_of_ladders(&self, now: Instant, batches: &mut Vec<PacketBatchToDeliver>) {
+    /// Appends the batches of the streams that show what these ones carry: see [`crate::sources::failover_group`].
+    pub(crate) fn append_batches_of_failover_groups(&self, now: Instant, batches: &mut Vec<PacketBatchToDeliver>) {
         for index in 0..batches.len() {
             let Some(batch) = batches.get_mut(index) else { return };
-            if let Some(feed) = batch.ladder_feed.take() {
-                let output = self.ladders.feed(now, &self.hub, batch, &feed);
+            if let Some(feed) = batch.failover_feed.take() {
+                let output = self.failover_groups.feed(now, &self.hub, batch, &feed);
                 batches.extend(self.send_key_frame_requests_and_take_batches(output));
             }
         }
     }
 
-    fn send_key_frame_requests_and_take_batches(&self, output: LadderOutput) -> Vec<PacketBatchToDeliver> {
+    fn send_key_frame_requests_and_take_batches(&self, output: FailoverOutput) -> Vec<PacketBatchToDeliver> {
         for source in output.key_frame_requests {
             if let Some(mailbox) = self.mailbox(source.shard) {
-                // If the message is lost, the ladder requests again.
+                // If the message is lost, the failover group requests again.
                 let _ = mailbox.push_low_priority(ShardMessage::RequestKeyFrame {
                     session: source.session_id,
                     layer: None,
@@ -101,17 +101,17 @@ impl SharedState {
     /// frame source must then end.
     pub fn publish_frames_unless_displaced(&self, now: Instant, source: &mut FrameSource) -> bool {
         let mut published = source.publish_to_hub(&self.hub);
-        self.append_batches_of_ladders(now, &mut published.batches);
+        self.append_batches_of_failover_groups(now, &mut published.batches);
         for batch in published.batches {
             self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);
         }
         !published.displaced
     }
 
-    /// Lets the ladders select another source if it is time: see
-    /// [`Ladder::handle_timeout`](crate::sources::ladder::switcher::Ladder::handle_timeout).
-    pub fn handle_ladder_timeout(&self, now: Instant) {
-        let output = self.ladders.handle_timeout(now, &self.hub);
+    /// Lets the failover groups select another source if it is time: see
+    /// [`FailoverGroup::handle_timeout`](crate::sources::failover_group::switcher::FailoverGroup::handle_timeout).
+    pub fn handle_failover_timeout(&self, now: Instant) {
+        let output = self.failover_groups.handle_timeout(now, &self.hub);
         for batch in self.send_key_frame_requests_and_take_batches(output) {
             self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);
         }

@@ -10,7 +10,7 @@ pub trait TcpConnectionControl: fmt::Debug + Send + Sync {
     /// ICE authenticated a message from this address.
     fn mark_authenticated(&self, address: SocketAddr);
     /// The first message from this address belongs to no session.
-    fn close_for_no_session(&self, address: SocketAddr);
+    fn close_for_unknown_session(&self, address: SocketAddr);
     /// The session of this address has ended, or no longer uses the address.
     fn close_after_session_end(&self, address: SocketAddr);
     /// For how long the oldest datagram for this address has waited to be written.
@@ -20,7 +20,7 @@ pub trait TcpConnectionControl: fmt::Debug + Send + Sync {
 /// A gateway without media over TCP.
 impl TcpConnectionControl for () {
     fn mark_authenticated(&self, _: SocketAddr) {}
-    fn close_for_no_session(&self, _: SocketAddr) {}
+    fn close_for_unknown_session(&self, _: SocketAddr) {}
     fn close_after_session_end(&self, _: SocketAddr) {}
     fn queue_delay(&self, _: Instant, _: SocketAddr) -> Duration {
         Duration::ZERO
@@ -31,7 +31,7 @@ impl TcpConnectionControl for () {
 const TCP_SCOPE_ID: u32 = u32::MAX;
 
 /// Returns the address by which sessions know a TCP peer.
-pub fn mark_as_tcp(peer: SocketAddr) -> SocketAddr {
+pub fn to_tcp_marked_address(peer: SocketAddr) -> SocketAddr {
     let ip = match peer.ip().to_canonical() {
         std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         std::net::IpAddr::V6(ip) => ip,
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn an_address_of_tcp_is_no_address_of_udp() {
         let udp: SocketAddr = "192.0.2.1:9".parse().expect("an address");
-        let tcp = mark_as_tcp(udp);
+        let tcp = to_tcp_marked_address(udp);
         assert!(is_tcp(tcp) && !is_tcp(udp));
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().expect("an address");
         assert_ne!(tcp, mapped);

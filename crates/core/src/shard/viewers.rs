@@ -50,7 +50,7 @@ impl ShardCore {
 
     /// Has a viewer watch another layer.
     pub(super) fn set_viewer_layer_selection(&mut self, now: Instant, session: SessionId, selection: LayerSelection) {
-        let Some(key) = self.peers.by_session_id(session) else {
+        let Some(key) = self.peers.slot_index_by_session_id(session) else {
             return;
         };
         if let Some(Peer {

@@ -14,10 +14,10 @@ use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
 use crate::hub::ring::RingEntry;
-use crate::hub::source_rewriter::{CaptureTimeReport, IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::source_rewriter::{CaptureTimeReport, IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
 use crate::media::packetizer::{Packetizer, PacketizerError, RtpPayload, split_annex_b, split_length_prefixed};
-use crate::media::{Codec, Format, MediaKind};
+use crate::media::{Codec, CodecFormat, MediaKind};
 use crate::sdp::negotiated::AudioVideoFormats;
 
 /// The parts of the media plane that a frame source uses.
@@ -45,19 +45,19 @@ pub struct FrameSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnouncedTrack {
     pub codec: Codec,
-    pub format: Option<Format>,
+    pub format: Option<CodecFormat>,
 }
 
 impl From<Codec> for AnnouncedTrack {
     fn from(codec: Codec) -> Self {
         // Opus packets do not announce the channels. Every decoder accepts stereo.
-        let format = (codec == Codec::Opus).then_some(Format::Opus { stereo: true });
+        let format = (codec == Codec::Opus).then_some(CodecFormat::Opus { stereo: true });
         Self { codec, format }
     }
 }
 
-impl From<Format> for AnnouncedTrack {
-    fn from(format: Format) -> Self {
+impl From<CodecFormat> for AnnouncedTrack {
+    fn from(format: CodecFormat) -> Self {
         Self {
             codec: format.codec(),
             format: Some(format),
@@ -77,14 +77,14 @@ pub enum NalFraming {
 /// One track.
 struct FrameTrack {
     packetizer: Packetizer,
-    numbering_rewriter: IngestNumberingRewriter,
+    numbering_rewriter: IngestSeqAndTimestampRewriter,
     next_seq: u64,
     /// Packets since the last [`FrameSource::publish_to_hub`].
     pending_packets: Vec<ReceivedPacket>,
-    announced_format: Option<Format>,
+    announced_format: Option<CodecFormat>,
     resolution: Option<(u16, u16)>,
     capture_time: Option<CaptureTime>,
-    arrival_timed_frame_count: u64,
+    arrival_timestamped_frame_count: u64,
 }
 
 /// A timestamp of a track and its capture time, to synchronize the tracks of a source.
@@ -105,7 +105,7 @@ impl FrameSource {
     ///
     /// [`PacketizerError::UnsupportedCodec`] for a codec that cannot be packetized.
     pub fn new(key: impl Into<StreamKey>, id: SessionId, tracks: &[AnnouncedTrack]) -> Result<Self, PacketizerError> {
-        Self::new_with_rewriter_factory(key.into(), id, tracks, IngestNumberingRewriter::new)
+        Self::new_with_rewriter_factory(key.into(), id, tracks, IngestSeqAndTimestampRewriter::new)
     }
 
     /// As [`Self::new`], for a source whose timestamps are those of another stream, such as a transcode of it.
@@ -113,19 +113,24 @@ impl FrameSource {
     /// # Errors
     ///
     /// As for [`Self::new`].
-    pub fn preserving_timestamps(
+    pub fn new_preserving_timestamps(
         key: impl Into<StreamKey>,
         id: SessionId,
         tracks: &[AnnouncedTrack],
     ) -> Result<Self, PacketizerError> {
-        Self::new_with_rewriter_factory(key.into(), id, tracks, IngestNumberingRewriter::with_track_timestamps)
+        Self::new_with_rewriter_factory(
+            key.into(),
+            id,
+            tracks,
+            IngestSeqAndTimestampRewriter::with_track_timestamps,
+        )
     }
 
     fn new_with_rewriter_factory(
         key: StreamKey,
         id: SessionId,
         tracks: &[AnnouncedTrack],
-        intake: fn() -> IngestNumberingRewriter,
+        intake: fn() -> IngestSeqAndTimestampRewriter,
     ) -> Result<Self, PacketizerError> {
         let tracks = tracks
             .iter()
@@ -192,7 +197,7 @@ impl FrameSource {
     /// Sets how many frames of a track got the time of their arrival, because the timestamps of their sender stood still.
     pub fn set_arrival_timed_frame_count(&mut self, kind: MediaKind, count: u64) {
         if let Some(track) = self.track_mut(kind) {
-            track.arrival_timed_frame_count = count;
+            track.arrival_timestamped_frame_count = count;
         }
     }
 
@@ -332,7 +337,7 @@ impl FrameSource {
 }
 
 impl FrameTrack {
-    fn new(announced: AnnouncedTrack, intake: IngestNumberingRewriter) -> Result<Self, PacketizerError> {
+    fn new(announced: AnnouncedTrack, intake: IngestSeqAndTimestampRewriter) -> Result<Self, PacketizerError> {
         Ok(Self {
             packetizer: Packetizer::new(announced.codec)?,
             numbering_rewriter: intake,
@@ -341,7 +346,7 @@ impl FrameTrack {
             announced_format: announced.format,
             resolution: None,
             capture_time: None,
-            arrival_timed_frame_count: 0,
+            arrival_timestamped_frame_count: 0,
         })
     }
 
@@ -349,7 +354,7 @@ impl FrameTrack {
         self.packetizer.codec().kind() == MediaKind::Video
     }
 
-    fn format(&self) -> Option<Format> {
+    fn format(&self) -> Option<CodecFormat> {
         self.packetizer
             .format()
             .or(self.announced_format.filter(|_| !self.is_video()))
@@ -378,7 +383,7 @@ impl FrameTrack {
         let track = state.track(self.packetizer.codec().kind());
         track.set_format_if_known(self.packetizer.format());
         track.set_has_b_frames_if_found(self.packetizer.has_b_frames());
-        track.set_arrival_timed_frame_count(self.arrival_timed_frame_count);
+        track.set_arrival_timed_frame_count(self.arrival_timestamped_frame_count);
         let resolution = self.packetizer.resolution();
         if resolution != self.resolution {
             self.resolution = resolution;
@@ -468,8 +473,8 @@ mod tests {
         assert_eq!(lengths, [1 + 3 + 1], "parameter sets, three fragments, audio");
         let state = hub.find_stream(test_stream_name()).expect("a stream");
         let formats = state.with_state(|state| state.formats().expect("a source"));
-        assert!(matches!(formats.video, Some(Format::H264 { .. })));
-        assert_eq!(formats.audio, Some(Format::Pcma));
+        assert!(matches!(formats.video, Some(CodecFormat::H264 { .. })));
+        assert_eq!(formats.audio, Some(CodecFormat::Pcma));
         assert!(state.with_state(|state| state.video.ring().newest_key_frame_seq().is_some()));
         feed.detach(&hub);
         assert!(hub.find_stream(test_stream_name()).is_none());

@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::hub::source_rewriter::{IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::media::clock::duration_to_ticks;
 use crate::media::codec::{PayloadFraming, PayloadInspector, classify_payload};
 use crate::media::discard::{PayloadDiscardCounts, PayloadDiscardReason};
 use crate::media::marker::{RtpMarkerCorrector, RtpPacketMetadata};
 use crate::media::rtcp;
-use crate::media::rtp::{ParsedRtpHeader, TimeUnwrapper};
+use crate::media::rtp::{ParsedRtpHeader, RtpTimestampUnwrapper};
 use crate::media::timestamp_corrector::RtpTimestampCorrector;
-use crate::media::{Codec, Format, MediaKind, Rid, Ssrc};
+use crate::media::{Codec, CodecFormat, MediaKind, Rid, Ssrc};
 use crate::session::feedback::{ArrivalKind, KeyFrameRequestScheduler, NackGenerator, ReceptionStats};
 
 /// State of one SSRC and its RTX SSRC.
@@ -20,13 +20,13 @@ pub struct IncomingEncoding {
     pub ssrc: Option<Ssrc>,
     pub rtx_ssrc: Option<Ssrc>,
     pub rid: Option<Rid>,
-    pub numbering_rewriter: IngestNumberingRewriter,
+    pub numbering_rewriter: IngestSeqAndTimestampRewriter,
     pub key_frame_request_scheduler: KeyFrameRequestScheduler,
     /// A packet of an SSRC that another one has followed, and that sends again after a silence.
     pub returning_ssrc_packet: Option<(Ssrc, Bytes)>,
     reception_stats: Option<ReceptionStats>,
     nack_generator: Option<NackGenerator>,
-    timestamp_unwrapper: TimeUnwrapper,
+    timestamp_unwrapper: RtpTimestampUnwrapper,
     timestamp_corrector: RtpTimestampCorrector,
     inspector: Option<(Codec, PayloadInspector)>,
     /// Parameter sets in the offer, by the codec of their payload type.
@@ -95,7 +95,7 @@ pub struct PayloadTypeProperties {
 /// A change of format or resolution, found in the bitstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FormatChange {
-    pub format: Option<Format>,
+    pub format: Option<CodecFormat>,
     pub resolution: Option<(u16, u16)>,
 }
 
@@ -116,12 +116,12 @@ impl IncomingEncoding {
             ssrc,
             rtx_ssrc,
             rid,
-            numbering_rewriter: IngestNumberingRewriter::new(),
+            numbering_rewriter: IngestSeqAndTimestampRewriter::new(),
             key_frame_request_scheduler: KeyFrameRequestScheduler::new(),
             returning_ssrc_packet: None,
             reception_stats: None,
             nack_generator: None,
-            timestamp_unwrapper: TimeUnwrapper::starting_at_or_above(0),
+            timestamp_unwrapper: RtpTimestampUnwrapper::with_first_value_at_or_above(0),
             timestamp_corrector: RtpTimestampCorrector::new(Codec::H264),
             inspector: None,
             parameter_sets: Vec::new(),
@@ -230,8 +230,8 @@ impl IncomingEncoding {
         };
         if self.reception_stats.take().is_some() {
             self.nack_generator = None;
-            self.timestamp_unwrapper = TimeUnwrapper::starting_at_or_above(0);
-            self.timestamp_corrector.restart_numbering();
+            self.timestamp_unwrapper = RtpTimestampUnwrapper::with_first_value_at_or_above(0);
+            self.timestamp_corrector.on_seq_and_timestamp_discontinuity();
             self.marker_filter
                 .flush_and_restart_numbering(&mut self.released_packets);
             self.numbering_epoch += 1;
@@ -389,8 +389,8 @@ impl IncomingEncoding {
     }
 
     /// Returns how many frames got the time of their arrival, because the timestamps of their sender stood still.
-    pub fn arrival_timed_frame_count(&self) -> u64 {
-        self.timestamp_corrector.arrival_timed_frame_count()
+    pub fn arrival_timestamped_frame_count(&self) -> u64 {
+        self.timestamp_corrector.arrival_timestamped_frame_count()
     }
 
     /// Returns what was passed over so far.
@@ -406,7 +406,7 @@ impl IncomingEncoding {
             return None;
         }
         let highest = self.timestamp_unwrapper.highest()?;
-        let time = crate::media::rtp::extend_time(highest, rtp_time);
+        let time = crate::media::rtp::extend_rtp_timestamp(highest, rtp_time);
         self.timestamp_corrector.corrected_time_of(time)
     }
 
@@ -444,7 +444,7 @@ impl IncomingEncoding {
     }
 
     /// Returns the format found in the bitstream.
-    pub fn format(&self) -> Option<Format> {
+    pub fn format(&self) -> Option<CodecFormat> {
         self.inspector.as_ref()?.1.format()
     }
 

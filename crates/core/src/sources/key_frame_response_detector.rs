@@ -69,7 +69,7 @@ impl KeyFrameResponseDetector {
         }
     }
 
-    pub(crate) fn answers_requests(&self) -> bool {
+    pub(crate) fn encoder_answers_key_frame_requests(&self) -> bool {
         self.consecutive_response_count >= Self::MIN_CONSECUTIVE_RESPONSES
     }
 }
@@ -102,14 +102,14 @@ mod tests {
                 (wanted, due) = (None, None);
                 next = if interval == 0 { u32::MAX } else { at + interval };
             }
-            seemed |= requests.answers_requests();
+            seemed |= requests.encoder_answers_key_frame_requests();
         }
         seemed
     }
 
     /// OBS at the key frame intervals that people set, with viewers who come at all times.
     #[test]
-    fn regular_key_frames_are_no_answers_whenever_requests_come() {
+    fn periodic_key_frames_are_not_taken_as_answers() {
         for interval in [1_000, 2_000, 4_000, 10_000] {
             for period in [700, 1_700, 1_900, 2_000, 3_100, 7_300, 9_900] {
                 let asked = |at: u32| at.is_multiple_of(period);
@@ -165,10 +165,10 @@ mod tests {
             requests.on_key_frame_request(start + at * MS);
             requests.on_key_frame(start + (at + 80) * MS);
         }
-        assert!(requests.answers_requests());
+        assert!(requests.encoder_answers_key_frame_requests());
         requests.on_key_frame_request(start + (at + 5_000) * MS);
         requests.on_key_frame_request(start + (at + 6_000) * MS);
-        assert!(!requests.answers_requests());
+        assert!(!requests.encoder_answers_key_frame_requests());
     }
 
     #[test]
@@ -180,6 +180,6 @@ mod tests {
         for layer in 0..3 {
             requests.on_key_frame(start + (2_580 + 10 * layer) * MS);
         }
-        assert!(!requests.answers_requests());
+        assert!(!requests.encoder_answers_key_frame_requests());
     }
 }

@@ -12,7 +12,7 @@ use super::publisher_track::{PublisherTrack, is_clearly_better_layer};
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
-use crate::hub::source_rewriter::{CaptureTimeReport, IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::source_rewriter::{CaptureTimeReport, IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, SimulcastLayer, SourceRef, Stream, StreamState};
 use crate::media::MediaKind;
 use crate::media::packet::TrackTime;
@@ -42,7 +42,7 @@ struct LayerListInputs {
 struct LayerTrack {
     encoding_index: usize,
     stream: Option<Arc<Stream>>,
-    numbering_rewriter: IngestNumberingRewriter,
+    numbering_rewriter: IngestSeqAndTimestampRewriter,
     pending_packets: Vec<ReceivedPacket>,
     format_change: FormatChange,
     formats: AudioVideoFormats,
@@ -87,7 +87,7 @@ impl LayerStreams {
             self.tracks.push(LayerTrack {
                 encoding_index: encoding,
                 stream: None,
-                numbering_rewriter: IngestNumberingRewriter::new(),
+                numbering_rewriter: IngestSeqAndTimestampRewriter::new(),
                 pending_packets: Vec::new(),
                 format_change: FormatChange::default(),
                 formats: AudioVideoFormats::default(),
@@ -108,12 +108,16 @@ impl LayerStreams {
         key: &StreamKey,
         state: &mut StreamState,
     ) {
-        let Some(video) = find_simulcast_track(tracks).filter(|_| key.is_original()) else {
+        let Some(video) = find_simulcast_track(tracks).filter(|_| key.is_original_stream()) else {
             return;
         };
         let newest = state.video.ring().newest_track_time_and_arrival();
         let Some((_, now)) = newest else { return };
-        self.timestamp_anchor = state.video.clock().track_time_arriving_at(now).map(|time| (time, now));
+        self.timestamp_anchor = state
+            .video
+            .clock()
+            .track_time_for_arrival_at(now)
+            .map(|time| (time, now));
         let is_active = |encoding: &&IncomingEncoding| encoding.ssrc.is_some() && !encoding.has_no_recent_packets(now);
         let listed = LayerListInputs {
             active_layers: video.encodings.iter().filter(is_active).count(),
@@ -149,12 +153,17 @@ impl LayerStreams {
     }
 
     /// Publishes the packets of this tick to the layer streams.
-    pub fn publish(&mut self, hub: &Hub, source: SourceRef, answers_requests: bool) -> Vec<PacketBatchToDeliver> {
+    pub fn publish(
+        &mut self,
+        hub: &Hub,
+        source: SourceRef,
+        encoder_answers_key_frame_requests: bool,
+    ) -> Vec<PacketBatchToDeliver> {
         let anchor = self.timestamp_anchor;
         let batches = self
             .tracks
             .iter_mut()
-            .filter_map(|layer| layer.publish(hub, source, answers_requests, anchor));
+            .filter_map(|layer| layer.publish(hub, source, encoder_answers_key_frame_requests, anchor));
         batches.collect()
     }
 
@@ -189,7 +198,7 @@ impl LayerTrack {
         &mut self,
         hub: &Hub,
         source: SourceRef,
-        answers_requests: bool,
+        encoder_answers_key_frame_requests: bool,
         anchor: Option<(TrackTime, Instant)>,
     ) -> Option<PacketBatchToDeliver> {
         let arrived = std::mem::take(&mut self.pending_packets);
@@ -213,7 +222,7 @@ impl LayerTrack {
             if !state.is_source_session(source.session_id) {
                 return None;
             }
-            state.responds_to_key_frame_requests = answers_requests;
+            state.responds_to_key_frame_requests = encoder_answers_key_frame_requests;
             let mut packets = Vec::new();
             let video = state.track(MediaKind::Video);
             video.align_next_source_with_main_stream(anchor.0, anchor.1);

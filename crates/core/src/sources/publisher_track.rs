@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use super::incoming_encoding::{FormatChange, IncomingEncoding, PayloadTypeProperties};
 use crate::hub::ring::RingEntry;
-use crate::hub::source_rewriter::{IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::track::Track;
 use crate::media::rtp::ParsedRtpHeader;
-use crate::media::{Pt, Rid};
+use crate::media::{PayloadType, Rid};
 use crate::sdp::negotiated::{DeclaredSsrc, IncomingTrack, RtpHeaderExtensionIds};
 
 /// One negotiated track.
@@ -112,7 +112,7 @@ impl PublisherTrack {
     }
 
     /// Whether a payload type, of media or RTX, belongs to this track.
-    pub fn has_payload_type(&self, pt: Pt) -> bool {
+    pub fn has_payload_type(&self, pt: PayloadType) -> bool {
         self.negotiated_track
             .codecs
             .iter()
@@ -152,7 +152,7 @@ impl PublisherTrack {
     }
 
     /// Returns the primary payload type of an RTX payload type.
-    pub fn media_payload_type_of_rtx(&self, rtx: Pt) -> Option<Pt> {
+    pub fn media_payload_type_of_rtx(&self, rtx: PayloadType) -> Option<PayloadType> {
         self.negotiated_track
             .codecs
             .iter()
@@ -161,7 +161,7 @@ impl PublisherTrack {
     }
 
     /// Returns the negotiated properties of a media payload type.
-    pub fn codec_and_nack_of_payload_type(&self, pt: Pt) -> Option<PayloadTypeProperties> {
+    pub fn codec_and_nack_of_payload_type(&self, pt: PayloadType) -> Option<PayloadTypeProperties> {
         let codec = self.negotiated_track.codecs.iter().find(|c| c.pt == pt)?;
         Some(PayloadTypeProperties {
             codec: codec.format.codec(),
@@ -193,7 +193,7 @@ impl PublisherTrack {
             .rewrite_packets_into_ring(track, packets.into_iter(), out);
         track.set_has_b_frames_if_found(encoding.has_b_frames());
         track.set_discard_counts(*encoding.unusable_payload_counts());
-        track.set_arrival_timed_frame_count(encoding.arrival_timed_frame_count());
+        track.set_arrival_timed_frame_count(encoding.arrival_timestamped_frame_count());
         if index == self.active_encoding_index {
             track.set_format_if_known(change.format);
             track.set_resolution_if_known(change.resolution);
@@ -201,7 +201,7 @@ impl PublisherTrack {
             track.set_format_if_known(encoding.format());
             track.set_resolution_if_known(encoding.resolution());
             if let Some(previous) = self.encodings.get_mut(self.active_encoding_index) {
-                previous.numbering_rewriter = IngestNumberingRewriter::new();
+                previous.numbering_rewriter = IngestSeqAndTimestampRewriter::new();
             }
             self.active_encoding_index = index;
         }

@@ -10,7 +10,7 @@ use crate::hub::name::StreamName;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef};
 use crate::media::packet::Packet;
 use crate::media::rtcp::RtcpMessage;
-use crate::media::{Codec, Format, MediaKind, Mid, ProfileLevelId, Pt, Ssrc};
+use crate::media::{Codec, CodecFormat, MediaKind, Mid, PayloadType, ProfileLevelId, Ssrc};
 use crate::sdp::negotiated::{
     DeclaredSsrc, DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication, RemoteTransport,
     RtcpFeedback, RtpHeaderExtensionIds,
@@ -25,9 +25,9 @@ const IDR: &[u8] = &[0x65, 0x88, 1];
 const P: &[u8] = &[0x41, 0x9a, 2];
 const SLICE: &[u8] = &[0x41, 0x42, 3];
 
-const VIDEO: Pt = Pt(96);
-const OPUS: Pt = Pt(111);
-const PCMU: Pt = Pt(0);
+const VIDEO: PayloadType = PayloadType(96);
+const OPUS: PayloadType = PayloadType(111);
+const PCMU: PayloadType = PayloadType(0);
 const MS: Duration = Duration::from_millis(1);
 
 struct Source {
@@ -41,14 +41,14 @@ struct Source {
 /// One RTP packet.
 #[derive(Clone, Copy)]
 struct Rtp {
-    pt: Pt,
+    pt: PayloadType,
     ssrc: u32,
     seq: u16,
     time: u32,
     marker: bool,
 }
 
-fn track(kind: MediaKind, codecs: &[(Pt, Format)]) -> IncomingTrack {
+fn track(kind: MediaKind, codecs: &[(PayloadType, CodecFormat)]) -> IncomingTrack {
     let feedback = RtcpFeedback {
         nack: kind == MediaKind::Video,
         pli: kind == MediaKind::Video,
@@ -74,7 +74,7 @@ fn track(kind: MediaKind, codecs: &[(Pt, Format)]) -> IncomingTrack {
 }
 
 fn h264() -> IncomingTrack {
-    let format = Format::H264 {
+    let format = CodecFormat::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
     };
@@ -84,7 +84,7 @@ fn h264() -> IncomingTrack {
 fn audio() -> IncomingTrack {
     track(
         MediaKind::Audio,
-        &[(OPUS, Format::Opus { stereo: true }), (PCMU, Format::Pcmu)],
+        &[(OPUS, CodecFormat::Opus { stereo: true }), (PCMU, CodecFormat::Pcmu)],
     )
 }
 
@@ -254,7 +254,7 @@ fn a_lost_packet_before_a_burst_of_probes_has_its_place() {
 #[test]
 fn a_retransmission_of_the_ssrc_before_does_not_move_the_one_after() {
     let mut track = h264();
-    track.codecs[0].rtx_pt = Some(Pt(97));
+    track.codecs[0].rtx_pt = Some(PayloadType(97));
     track.ssrcs = vec![DeclaredSsrc {
         primary: Ssrc(1),
         rtx: Some(Ssrc(2)),
@@ -285,7 +285,7 @@ fn a_retransmission_of_the_ssrc_before_does_not_move_the_one_after() {
     frames(&mut source, 3, 100, 30);
     let before = source.payloads().len();
     let rtx = Rtp {
-        pt: Pt(97),
+        pt: PayloadType(97),
         ..video(2, 9, 20_010 * 3_000, true)
     };
     source.send(rtx, &[&20_010u16.to_be_bytes()[..], P].concat());
@@ -404,7 +404,7 @@ fn a_publisher_comes_back_to_an_earlier_ssrc() {
 
 #[test]
 fn layers_by_ssrc_are_simulcast_layers() {
-    let mut track = track(MediaKind::Video, &[(VIDEO, Format::Vp8)]);
+    let mut track = track(MediaKind::Video, &[(VIDEO, CodecFormat::Vp8)]);
     let declared = |primary| DeclaredSsrc {
         primary: Ssrc(primary),
         rtx: None,
@@ -440,7 +440,7 @@ fn ntp(time: Duration) -> u64 {
 }
 
 /// Sends 20 ms of audio in each of these steps; returns how much media passed on the track.
-fn talk(source: &mut Source, pt: Pt, ssrc: u32, first: (u16, u32), steps: u32) -> u64 {
+fn talk(source: &mut Source, pt: PayloadType, ssrc: u32, first: (u16, u32), steps: u32) -> u64 {
     let samples = if pt == OPUS { 960 } else { 160 };
     let time = |source: &Source| {
         source.stream(|state| {
@@ -480,7 +480,7 @@ fn the_clock_of_a_track_follows_its_codec() {
             source.stream(|state| (state.audio.ring().newest_track_time_and_arrival(), *state.audio.clock()));
         let (time, at) = newest.expect("audio");
         let ahead = clock
-            .track_time_captured_at(now)
+            .track_time_for_capture_at(now)
             .expect("anchored")
             .saturating_sub(time);
         assert!(ahead.abs_diff(crate::media::clock::duration_to_ticks(now - at, rate)) < u64::from(rate) / 50);
@@ -549,7 +549,7 @@ fn reports_without_wall_clock_say_nothing() {
             source.report(1, ntp, u32::from(second + 1) * 48_000);
         }
         let now = source.now;
-        let time = source.stream(|state| state.audio.clock().track_time_captured_at(now));
+        let time = source.stream(|state| state.audio.clock().track_time_for_capture_at(now));
         let newest = source.stream(|state| state.audio.ring().newest_track_time_and_arrival().expect("audio").0);
         assert!(
             time.expect("anchored").abs_diff(newest) < 4_800,

@@ -244,7 +244,7 @@ impl Publisher {
         }
         encoding.handle_packet(now, &header, seq, payload, format);
         if encoding.take_began_within_gop() && track.negotiated_track.accepts_key_frame_requests() {
-            encoding.key_frame_request_scheduler.request_at_once(now);
+            encoding.key_frame_request_scheduler.request_key_frame_at_once(now);
         }
         self.collect_released_packets(now, role.track_index, role.encoding_index);
     }
@@ -303,7 +303,7 @@ impl Publisher {
             let Some(time) = encoding.record_sender_report_and_extend_timestamp(now, *ntp, *rtp_time) else {
                 continue;
             };
-            let Some(captured) = self.ntp_clock.update_and_convert_to_instant(*ntp, now) else {
+            let Some(captured) = self.ntp_clock.observe_ntp_and_convert_to_instant(*ntp, now) else {
                 continue;
             };
             let report = CaptureTimeReport {
@@ -354,7 +354,7 @@ impl Publisher {
                 published.displaced = true;
                 return;
             }
-            state.responds_to_key_frame_requests = self.key_frame_responses.answers_requests();
+            state.responds_to_key_frame_requests = self.key_frame_responses.encoder_answers_key_frame_requests();
             self.layer_streams.collect_packets(&self.tracks, &self.pending_packets);
             let mut packets = Vec::new();
             self.write_arrived_packets_to_stream(state, &mut packets);
@@ -367,9 +367,11 @@ impl Publisher {
         if published.displaced {
             return published;
         }
-        let layers = self
-            .layer_streams
-            .publish(hub, self.source_ref, self.key_frame_responses.answers_requests());
+        let layers = self.layer_streams.publish(
+            hub,
+            self.source_ref,
+            self.key_frame_responses.encoder_answers_key_frame_requests(),
+        );
         published.batches.extend(layers);
         published
     }
@@ -504,7 +506,7 @@ impl Publisher {
             .map(|(ssrc, _)| *ssrc);
         self.feedback.write_bandwidth_feedback(now, media, &mut body);
         let blocks = if self.feedback.next_report_at <= now {
-            self.end_report_interval(now)
+            self.end_receiver_report_interval(now)
         } else {
             Vec::new()
         };
@@ -536,7 +538,7 @@ impl Publisher {
         }
     }
 
-    fn end_report_interval(&mut self, now: Instant) -> Vec<rtcp::ReceiverReportStats> {
+    fn end_receiver_report_interval(&mut self, now: Instant) -> Vec<rtcp::ReceiverReportStats> {
         self.feedback.next_report_at = now + RECEIVER_REPORT_INTERVAL;
         if let Some(stream) = &self.stream {
             let (session, arrivals) = (self.source_ref.session_id, &self.missing_media);

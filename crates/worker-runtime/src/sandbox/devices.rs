@@ -15,7 +15,7 @@ pub(super) struct IoctlPattern {
 
 impl IoctlPattern {
     /// All requests of a type (bits 8 to 15).
-    const fn of_type(kind: u8) -> Self {
+    const fn for_ioctl_type(kind: u8) -> Self {
         Self {
             mask: 0xff00,
             value: (kind as u64) << 8,
@@ -23,7 +23,7 @@ impl IoctlPattern {
     }
 
     /// Requests of a type that pass a structure to the driver, from it, or both (bits 30 and 31).
-    const fn of_type_and_direction(kind: u8, direction: u64) -> Self {
+    const fn ioctls_of_type_and_direction(kind: u8, direction: u64) -> Self {
         Self {
             mask: 0xc000_ff00,
             value: direction << 30 | (kind as u64) << 8,
@@ -53,9 +53,9 @@ pub(super) struct DeviceClass {
 const VIDEO4LINUX: DeviceClass = DeviceClass {
     prefixes: &["/dev/video", "/dev/media", "/dev/v4l"],
     ioctl_patterns: &[
-        IoctlPattern::of_type(b'V'),
-        IoctlPattern::of_type(b'|'),
-        IoctlPattern::of_type(b'b'),
+        IoctlPattern::for_ioctl_type(b'V'),
+        IoctlPattern::for_ioctl_type(b'|'),
+        IoctlPattern::for_ioctl_type(b'b'),
     ],
     companions: &[],
     read_paths: &[
@@ -69,7 +69,7 @@ const VIDEO4LINUX: DeviceClass = DeviceClass {
 /// Graphics cards, for VA-API.
 const GRAPHICS: DeviceClass = DeviceClass {
     prefixes: &["/dev/dri/"],
-    ioctl_patterns: &[IoctlPattern::of_type(b'd'), IoctlPattern::of_type(b'b')],
+    ioctl_patterns: &[IoctlPattern::for_ioctl_type(b'd'), IoctlPattern::for_ioctl_type(b'b')],
     companions: &[],
     read_paths: &[
         "/sys/class/drm",
@@ -89,11 +89,11 @@ const GRAPHICS: DeviceClass = DeviceClass {
 const SOUND: DeviceClass = DeviceClass {
     prefixes: &["/dev/snd"],
     ioctl_patterns: &[
-        IoctlPattern::of_type(b'A'),
-        IoctlPattern::of_type(b'U'),
-        IoctlPattern::of_type_and_direction(b'T', 1),
-        IoctlPattern::of_type_and_direction(b'T', 2),
-        IoctlPattern::of_type_and_direction(b'T', 3),
+        IoctlPattern::for_ioctl_type(b'A'),
+        IoctlPattern::for_ioctl_type(b'U'),
+        IoctlPattern::ioctls_of_type_and_direction(b'T', 1),
+        IoctlPattern::ioctls_of_type_and_direction(b'T', 2),
+        IoctlPattern::ioctls_of_type_and_direction(b'T', 3),
         // SNDRV_TIMER_IOCTL_START, _STOP, _CONTINUE and _PAUSE.
         IoctlPattern {
             mask: 0xffff_fffc,
@@ -117,7 +117,7 @@ const SOUND: DeviceClass = DeviceClass {
 const NVIDIA: DeviceClass = DeviceClass {
     prefixes: &["/dev/nvidia"],
     ioctl_patterns: &[
-        IoctlPattern::of_type(b'F'),
+        IoctlPattern::for_ioctl_type(b'F'),
         IoctlPattern {
             mask: 0xffff_ff00,
             value: 0,
@@ -148,7 +148,7 @@ const NVIDIA: DeviceClass = DeviceClass {
 /// Digital television.
 const DVB: DeviceClass = DeviceClass {
     prefixes: &["/dev/dvb/"],
-    ioctl_patterns: &[IoctlPattern::of_type(b'o')],
+    ioctl_patterns: &[IoctlPattern::for_ioctl_type(b'o')],
     companions: &[],
     read_paths: &["/sys/class/dvb", "/sys/dev/char", "/sys/devices", "/run/udev/data"],
 };

@@ -74,7 +74,7 @@ const CODE_PATH_VARIABLES: [&str; 5] = [
 ];
 
 /// Variables with the file of the plugin registry.
-const REGISTRY_VARIABLES: [&str; 2] = ["GST_REGISTRY", "GST_REGISTRY_1_0"];
+const GST_REGISTRY_VARIABLES: [&str; 2] = ["GST_REGISTRY", "GST_REGISTRY_1_0"];
 
 /// Whether a worker is kept from files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +175,7 @@ fn code_and_cache_paths_from_environment(variable: &dyn Fn(&str) -> Option<OsStr
         paths.extend(std::env::split_paths(&list).filter(|path| path.is_absolute()));
     }
     paths.extend(
-        REGISTRY_VARIABLES
+        GST_REGISTRY_VARIABLES
             .iter()
             .filter_map(|name| variable(name))
             .map(PathBuf::from),

@@ -40,7 +40,7 @@ pub fn sandbox_this_process(job: &PipelineJob) -> io::Result<FileRestriction> {
     set_resource_limit(Resource::Nofile, MAX_OPEN_FILES)?;
     set_resource_limit(Resource::Data, job.memory.saturating_mul(DATA_TO_RESIDENT_MEMORY_RATIO))?;
     let _ = fs::write("/proc/self/oom_score_adj", "800");
-    bind_to_processor_count(job.processors)?;
+    pin_to_processor_count(job.processors)?;
     let restriction = files::restrict_file_access(job)?;
     system_calls::restrict_system_calls(job.network, &devices::device_classes(job))?;
     Ok(restriction)
@@ -55,7 +55,7 @@ fn set_resource_limit(resource: Resource, max: u64) -> io::Result<()> {
 }
 
 /// Binds to `count` processors; the first one depends on the process id, to spread the workers.
-fn bind_to_processor_count(count: u32) -> io::Result<()> {
+fn pin_to_processor_count(count: u32) -> io::Result<()> {
     if count == 0 {
         return Ok(());
     }

@@ -152,7 +152,7 @@ const LEGACY_ALLOWED_SYSTEM_CALLS: [i64; 16] = [
     libc::SYS_arch_prctl,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const ALLOWED_BY_ARCHITECTURE: [i64; 0] = [];
+const ARCHITECTURE_SPECIFIC_ALLOWED_SYSCALLS: [i64; 0] = [];
 
 /// Calls that open connections and ports.
 const NETWORK_ALLOWED_SYSTEM_CALLS: [i64; 5] = [

@@ -207,7 +207,7 @@ impl Playout {
             self.timelines.position_timeline_and_advance_end(timeline, &samples);
         } else if !self.timelines.has_timeline_position(timeline) {
             // The leading rendition either has not reached this timeline yet, or has already left it.
-            if self.timelines.is_newer_than_last_position(timeline) {
+            if self.timelines.is_timeline_newer_than_last(timeline) {
                 rendition.unpositioned_samples.extend(samples);
             }
             return;
@@ -242,7 +242,7 @@ impl Playout {
     }
 
     /// Returns what of the input is not played.
-    pub(super) fn left_out_input(&self) -> LeftOutTracksAndSegments {
+    pub(super) fn left_out_tracks_and_segments(&self) -> LeftOutTracksAndSegments {
         let mut tracks: Vec<String> = Vec::new();
         for track in self
             .renditions
@@ -264,7 +264,7 @@ impl Playout {
     pub(super) fn poll(&mut self, now: Instant) -> Option<DueFrame> {
         self.pacer.reduce_latency(now);
         let next = self.earliest_frame_rendition_and_time()?;
-        if self.pacer.due_at(next.1)? > now {
+        if self.pacer.playout_due_at(next.1)? > now {
             return None;
         }
         let frame = self.renditions.get_mut(next.0)?.frame_queue.pop_front()?;
@@ -277,7 +277,7 @@ impl Playout {
 
     /// When [`Self::poll`] must be called.
     pub(super) fn next_frame_due_at(&self) -> Option<Instant> {
-        self.pacer.due_at(self.earliest_frame_rendition_and_time()?.1)
+        self.pacer.playout_due_at(self.earliest_frame_rendition_and_time()?.1)
     }
 
     /// Returns the rendition with the earliest frame, and the playout time of that frame.
@@ -288,7 +288,7 @@ impl Playout {
     }
 
     /// Returns whether all frames were played and no segment follows.
-    pub(super) fn has_finished(&self) -> bool {
+    pub(super) fn has_playout_finished(&self) -> bool {
         let is_over = |rendition: &DemuxedRendition| rendition.ended && rendition.frame_queue.is_empty();
         self.renditions.iter().all(is_over)
     }

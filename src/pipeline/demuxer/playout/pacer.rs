@@ -29,7 +29,7 @@ const INITIAL_PLAYOUT_DELAY: Duration = Duration::from_millis(300);
 const EXTRA_DELAY_AFTER_LATE_SEGMENT: Duration = Duration::from_millis(100);
 
 /// How early segments arrive once the latency has been reduced.
-const TARGET_EARLY_MARGIN: Duration = Duration::from_millis(200);
+const TARGET_SEGMENT_EARLY_MARGIN: Duration = Duration::from_millis(200);
 
 /// Least reserve for parts.
 const MIN_EARLY_MARGIN_OF_PARTS: Duration = Duration::from_millis(100);
@@ -47,7 +47,7 @@ const MAX_PART_DURATION: Duration = Duration::from_millis(600);
 const MAX_KEPT_EARLY_MARGINS: usize = 4;
 
 /// Speed-up while latency is reduced: one part in this many (2 %), which is inaudible.
-const SPEED_UP_DIVISOR: u32 = 50;
+const LATENCY_CATCH_UP_SPEED_DIVISOR: u32 = 50;
 
 impl PlayoutPacer {
     pub(super) fn new(is_live: bool) -> Self {
@@ -80,7 +80,7 @@ impl PlayoutPacer {
         if is_leader || self.first_and_last_arrival.is_none() {
             self.first_and_last_arrival = Some((start, now));
         }
-        let Some(due) = self.due_at(first_frame_time) else {
+        let Some(due) = self.playout_due_at(first_frame_time) else {
             let lead = if self.is_live {
                 self.limit_margin_to_half_burst(INITIAL_PLAYOUT_DELAY)
             } else {
@@ -100,7 +100,7 @@ impl PlayoutPacer {
                 .longest_burst_duration
                 .is_some_and(|span| span <= MAX_PART_DURATION);
             if self.is_live && are_parts && is_new && now.saturating_duration_since(start) <= STARTUP_CATCH_UP_PERIOD {
-                let excess = slack.saturating_sub(self.limit_margin_to_half_burst(TARGET_EARLY_MARGIN));
+                let excess = slack.saturating_sub(self.limit_margin_to_half_burst(TARGET_SEGMENT_EARLY_MARGIN));
                 self.playout_zero_due_at = self.playout_zero_due_at.and_then(|zero| zero.checked_sub(excess));
                 slack -= excess;
             }
@@ -117,7 +117,7 @@ impl PlayoutPacer {
         if !self.is_live || self.early_margins.len() < MAX_KEPT_EARLY_MARGINS {
             return;
         }
-        let reserve = self.limit_margin_to_half_burst(TARGET_EARLY_MARGIN);
+        let reserve = self.limit_margin_to_half_burst(TARGET_SEGMENT_EARLY_MARGIN);
         let excess = self
             .early_margins
             .iter()
@@ -125,7 +125,7 @@ impl PlayoutPacer {
             .map(|least| least.saturating_sub(reserve));
         let step = excess
             .unwrap_or_default()
-            .min(now.saturating_duration_since(last) / SPEED_UP_DIVISOR);
+            .min(now.saturating_duration_since(last) / LATENCY_CATCH_UP_SPEED_DIVISOR);
         self.playout_zero_due_at = self.playout_zero_due_at.and_then(|zero| zero.checked_sub(step));
         for slack in &mut self.early_margins {
             *slack = slack.saturating_sub(step);
@@ -133,7 +133,7 @@ impl PlayoutPacer {
     }
 
     /// When a playout time is due; `None` before the first segment.
-    pub(super) fn due_at(&self, time: Duration) -> Option<Instant> {
+    pub(super) fn playout_due_at(&self, time: Duration) -> Option<Instant> {
         Some(self.playout_zero_due_at? + time)
     }
 
@@ -157,15 +157,18 @@ mod tests {
         let t = Instant::now();
         let mut pacer = PlayoutPacer::new(true);
         pacer.on_segment_arrival(t, ms(1_000), true);
-        assert_eq!(pacer.due_at(ms(1_000)), Some(t + INITIAL_PLAYOUT_DELAY));
+        assert_eq!(pacer.playout_due_at(ms(1_000)), Some(t + INITIAL_PLAYOUT_DELAY));
         // It should arrive two seconds later, and is half a second late.
         let late = t + INITIAL_PLAYOUT_DELAY + ms(2_500);
         pacer.on_segment_arrival(late, ms(3_000), true);
-        assert_eq!(pacer.due_at(ms(3_000)), Some(late + EXTRA_DELAY_AFTER_LATE_SEGMENT));
+        assert_eq!(
+            pacer.playout_due_at(ms(3_000)),
+            Some(late + EXTRA_DELAY_AFTER_LATE_SEGMENT)
+        );
         let again = late + ms(2_000);
         pacer.on_segment_arrival(again, ms(5_000), true);
         assert_eq!(
-            pacer.due_at(ms(5_000)),
+            pacer.playout_due_at(ms(5_000)),
             Some(again + EXTRA_DELAY_AFTER_LATE_SEGMENT),
             "as late as before: in time"
         );
@@ -179,20 +182,20 @@ mod tests {
         for index in 1..=4 {
             pacer.on_segment_arrival(t + ms(1_000), ms(2_000 * index), true);
         }
-        let before = pacer.due_at(ms(100_000)).expect("it began");
+        let before = pacer.playout_due_at(ms(100_000)).expect("it began");
         pacer.reduce_latency(t + ms(1_000));
         pacer.reduce_latency(t + ms(2_000));
-        assert_eq!(pacer.due_at(ms(100_000)), Some(before - ms(20)));
+        assert_eq!(pacer.playout_due_at(ms(100_000)), Some(before - ms(20)));
         // The reduction ends when segments arrive just in time.
         for second in 3..300 {
             pacer.reduce_latency(t + ms(1_000 * second));
         }
-        let gained = before - pacer.due_at(ms(100_000)).expect("it began");
-        assert_eq!(gained, ms(1_000) + INITIAL_PLAYOUT_DELAY - TARGET_EARLY_MARGIN);
+        let gained = before - pacer.playout_due_at(ms(100_000)).expect("it began");
+        assert_eq!(gained, ms(1_000) + INITIAL_PLAYOUT_DELAY - TARGET_SEGMENT_EARLY_MARGIN);
     }
 
     #[test]
-    fn parts_that_were_there_at_the_start_are_no_latency_later() {
+    fn parts_present_at_start_add_no_latency() {
         let t = Instant::now();
         let mut pacer = PlayoutPacer::new(true);
         // Three parts of 200 ms come at once, then one each 200 ms.
@@ -200,13 +203,13 @@ mod tests {
             pacer.record_burst_duration(ms(200));
             pacer.on_segment_arrival(t, ms(200 * index), true);
         }
-        assert_eq!(pacer.due_at(ms(0)), Some(t + MIN_EARLY_MARGIN_OF_PARTS));
+        assert_eq!(pacer.playout_due_at(ms(0)), Some(t + MIN_EARLY_MARGIN_OF_PARTS));
         for index in 3..10 {
             pacer.record_burst_duration(ms(200));
             let now = t + ms(150 + 200 * (index - 3));
             pacer.on_segment_arrival(now, ms(200 * index), true);
             assert_eq!(
-                pacer.due_at(ms(200 * index)),
+                pacer.playout_due_at(ms(200 * index)),
                 Some(now + MIN_EARLY_MARGIN_OF_PARTS),
                 "{index}"
             );
@@ -223,6 +226,6 @@ mod tests {
         for second in 1..60 {
             pacer.reduce_latency(t + ms(1_000 * second));
         }
-        assert_eq!(pacer.due_at(ms(6_000)), Some(t + ms(6_000)));
+        assert_eq!(pacer.playout_due_at(ms(6_000)), Some(t + ms(6_000)));
     }
 }

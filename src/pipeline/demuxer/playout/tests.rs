@@ -88,9 +88,9 @@ fn frames_are_due_at_their_time_and_segments_are_requested_before() {
     playout
         .push_chunk(late, chunk(ChunkRole::EndOfStream, 0, Bytes::new()))
         .expect("the end");
-    assert!(!playout.has_finished());
+    assert!(!playout.has_playout_finished());
     frames(&mut playout, t + Duration::from_secs(6));
-    assert!(playout.has_finished());
+    assert!(playout.has_playout_finished());
 }
 
 #[test]

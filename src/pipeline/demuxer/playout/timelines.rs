@@ -29,7 +29,7 @@ const FIRST_FRAME_PLAYOUT_TIME: Duration = Duration::from_secs(1);
 const MAX_TIMELINE_POSITIONS: usize = 8;
 
 /// Timestamps that go back or forward by more than this have a new origin, even without a discontinuity tag.
-const MAX_BACKWARD_JUMP: Duration = Duration::from_secs(1);
+const MAX_TIMESTAMP_BACKWARD_JUMP: Duration = Duration::from_secs(1);
 const MAX_FORWARD_JUMP: Duration = Duration::from_secs(90);
 
 /// How far audio may start before the video.
@@ -46,8 +46,9 @@ impl Timelines {
             return;
         };
         let at = self.to_playout_time(timeline, first);
-        let is_continued = at
-            .is_some_and(|at| at + MAX_BACKWARD_JUMP >= self.playout_end && at <= self.playout_end + MAX_FORWARD_JUMP);
+        let is_continued = at.is_some_and(|at| {
+            at + MAX_TIMESTAMP_BACKWARD_JUMP >= self.playout_end && at <= self.playout_end + MAX_FORWARD_JUMP
+        });
         if !is_continued {
             let playout = self.playout_end.max(FIRST_FRAME_PLAYOUT_TIME);
             self.positions.push_back(TimelinePosition {
@@ -70,7 +71,7 @@ impl Timelines {
     }
 
     /// Returns whether a timeline may still get a position.
-    pub(super) fn is_newer_than_last_position(&self, timeline: u64) -> bool {
+    pub(super) fn is_timeline_newer_than_last(&self, timeline: u64) -> bool {
         self.positions.back().is_none_or(|last| last.timeline_id < timeline)
     }
 
@@ -170,12 +171,12 @@ mod tests {
     #[test]
     fn past_timelines_are_distinguished_from_coming_ones() {
         let mut timelines = Timelines::default();
-        assert!(timelines.is_newer_than_last_position(3) && !timelines.has_timeline_position(3));
+        assert!(timelines.is_timeline_newer_than_last(3) && !timelines.has_timeline_position(3));
         timelines.position_timeline_and_advance_end(3, &samples([0, 40]));
         assert!(
             timelines.has_timeline_position(3)
-                && timelines.is_newer_than_last_position(4)
-                && !timelines.is_newer_than_last_position(2)
+                && timelines.is_timeline_newer_than_last(4)
+                && !timelines.is_timeline_newer_than_last(2)
         );
         assert_eq!(timelines.to_playout_time(2, ms(0)), None);
     }

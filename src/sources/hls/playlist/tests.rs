@@ -130,7 +130,7 @@ fn a_playlist_without_anything_to_play_is_refused() {
     assert!(refused(&format!("#EXTM3U\n{foreign}#EXTINF:1,\na\n")).contains("com.apple"));
     let many = format!(
         "#EXTM3U\n{}#EXT-X-ENDLIST\n",
-        "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 1)
+        "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST + 1)
     );
     assert_eq!(Playlist::parse(&many), Err(PlaylistError::TooManySegments));
 }
@@ -201,10 +201,13 @@ fn keys_of_others_stand_beside_ours_and_hide_only_their_segments() {
 
 #[test]
 fn of_a_long_live_playlist_the_end_is_kept() {
-    let listed = "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS + 7);
+    let listed = "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST + 7);
     let list = media(&format!("#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:5\n{listed}"));
     assert_eq!(list.segments.len(), MAX_KEPT_LIVE_SEGMENTS);
-    assert_eq!(list.next_segment_number, (MAX_SEGMENTS + 7 + 5) as u64);
+    assert_eq!(
+        list.next_segment_number,
+        (MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST + 7 + 5) as u64
+    );
     assert_eq!(
         list.segments.last().map(|segment| segment.media_sequence_number + 1),
         Some(list.next_segment_number)

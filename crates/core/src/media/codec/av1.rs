@@ -2,7 +2,7 @@
 
 use super::bits::BitReader;
 use super::finding::KeyFrameAndFormatFindings;
-use crate::media::Format;
+use crate::media::CodecFormat;
 use crate::media::discard::PayloadDiscardReason;
 
 const OBU_SEQUENCE_HEADER: u8 = 1;
@@ -24,7 +24,7 @@ pub(super) fn inspect_rtp_payload(payload: &[u8]) -> KeyFrameAndFormatFindings {
     match ObuElements::new(aggregation, elements).find_map(parse_sequence_header) {
         Some(header) => KeyFrameAndFormatFindings {
             identifies_key_frame: true,
-            format: Some(Format::Av1 {
+            format: Some(CodecFormat::Av1 {
                 profile: header.profile,
             }),
             resolution: header.resolution,
@@ -52,7 +52,7 @@ impl<'a> ObuElements<'a> {
         }
     }
 
-    fn next_element(&mut self) -> Option<&'a [u8]> {
+    fn next_obu_element(&mut self) -> Option<&'a [u8]> {
         if let Some(remaining) = &mut self.remaining_element_count {
             *remaining = remaining.checked_sub(1)?;
             if *remaining == 0 {
@@ -73,7 +73,7 @@ impl<'a> Iterator for ObuElements<'a> {
         if self.remaining_bytes.is_empty() {
             return None;
         }
-        let element = self.next_element()?;
+        let element = self.next_obu_element()?;
         let complete = !self.remaining_bytes.is_empty() || !self.last_is_incomplete;
         complete.then_some(element)
     }
@@ -110,7 +110,11 @@ impl ObuAssembler {
     ///
     /// The reason if a part of the packet was passed over: an OBU without start or end, or what follows a wrong length. The
     /// rest was appended.
-    pub(crate) fn push_payload(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), PayloadDiscardReason> {
+    pub(crate) fn append_complete_obus(
+        &mut self,
+        payload: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), PayloadDiscardReason> {
         let (&aggregation, elements) = payload.split_first().ok_or(PayloadDiscardReason::EmptyPayload)?;
         let (is_continuation, continues) = (aggregation & 0x80 != 0, aggregation & 0x40 != 0);
         let mut partial = self.partial_obu.take();
@@ -127,7 +131,7 @@ impl ObuAssembler {
             Ok(())
         };
         while !elements.remaining_bytes.is_empty() {
-            let Some(element) = elements.next_element() else {
+            let Some(element) = elements.next_obu_element() else {
                 return Err(PayloadDiscardReason::TruncatedPayload);
             };
             let continued = if std::mem::take(&mut is_first) {
@@ -342,7 +346,7 @@ mod tests {
         for packet in [two, unknown_count, alone] {
             let finding = inspect_rtp_payload(&packet);
             assert!(finding.identifies_key_frame, "{packet:x?}");
-            assert_eq!(finding.format, Some(Format::Av1 { profile: 0 }));
+            assert_eq!(finding.format, Some(CodecFormat::Av1 { profile: 0 }));
             assert_eq!(finding.resolution, Some((322, 182)));
         }
     }
@@ -372,7 +376,7 @@ mod tests {
         let second = [&[0xd0][..], &long[100..200]].concat();
         let third = [&[0x90][..], &long[200..]].concat();
         for (packet, whole) in [(first, false), (second, false), (third, true)] {
-            assembler.push_payload(&packet, &mut out).expect("follows");
+            assembler.append_complete_obus(&packet, &mut out).expect("follows");
             assert_eq!(assembler.is_last_obu_complete(), whole);
         }
         let expected = [&SIZED[..], &[0x32, 0xac, 0x02], &long[1..]].concat();
@@ -383,11 +387,11 @@ mod tests {
             (0, 0, SIZED.to_vec())
         );
         assert_eq!(
-            ObuAssembler::default().push_payload(&[0x10], &mut Vec::new()),
+            ObuAssembler::default().append_complete_obus(&[0x10], &mut Vec::new()),
             Err(PayloadDiscardReason::TruncatedPayload)
         );
         assert_eq!(
-            ObuAssembler::default().push_payload(&[], &mut Vec::new()),
+            ObuAssembler::default().append_complete_obus(&[], &mut Vec::new()),
             Err(PayloadDiscardReason::EmptyPayload)
         );
     }
@@ -403,7 +407,7 @@ mod tests {
         ] {
             let mut out = Vec::new();
             assert_eq!(
-                assembler.push_payload(packet, &mut out).is_ok(),
+                assembler.append_complete_obus(packet, &mut out).is_ok(),
                 is_valid,
                 "{packet:x?}"
             );

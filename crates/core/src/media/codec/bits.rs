@@ -52,7 +52,7 @@ impl<'a> BitReader<'a> {
     }
 
     /// Reads a signed Exp-Golomb code (ITU-T H.264 §9.1.1).
-    pub(crate) fn read_se(&mut self) -> Option<i64> {
+    pub(crate) fn read_signed_exp_golomb(&mut self) -> Option<i64> {
         let code = i64::from(self.read_ue()?);
         Some(if code % 2 == 1 { code / 2 + 1 } else { -(code / 2) })
     }
@@ -88,7 +88,10 @@ mod tests {
         let mut reader = BitReader::new(&[0b1010_0110, 0b0100_0010, 0b1010_0110]);
         let codes: Vec<_> = (0..5).map(|_| reader.read_ue()).collect();
         assert_eq!(codes, [Some(0), Some(1), Some(2), Some(3), Some(4)]);
-        assert_eq!((reader.read_se(), reader.read_se()), (Some(1), Some(-1)));
+        assert_eq!(
+            (reader.read_signed_exp_golomb(), reader.read_signed_exp_golomb()),
+            (Some(1), Some(-1))
+        );
         assert_eq!(reader.read_ue(), None, "the end");
     }
 

@@ -15,7 +15,7 @@ use super::parameter_sets::{
     pack_nals,
 };
 use super::picture_order::PocBFrameDetector;
-use crate::media::{Format, ProfileLevelId};
+use crate::media::{CodecFormat, ProfileLevelId};
 
 const NAL_NON_IDR: u8 = 1;
 const NAL_IDR: u8 = 5;
@@ -80,7 +80,7 @@ impl H264Inspector {
         };
         let is_known = self.frame_nums.consecutive_count >= MIN_CONSECUTIVE_FRAME_NUMS;
         let next = self.parse_frame_num(header, body).filter(|_| is_known)?;
-        Some(self.frame_nums.newest?.is_followed_by(next))
+        Some(self.frame_nums.newest?.is_consecutive_frame_num(next))
     }
 
     /// Returns the counter of a picture, if this is its first slice. `header` is that of the NAL unit.
@@ -90,7 +90,7 @@ impl H264Inspector {
             return None;
         }
         let slice = H264SliceHeaderParser::new(body, nal_type == NAL_IDR);
-        let start = slice.parse_start().filter(|start| start.is_first_slice)?;
+        let start = slice.parse_slice_header_start().filter(|start| start.is_first_slice)?;
         let sps = self.sps_id_by_pps_id.get(&u8::try_from(start.pps_id).ok()?)?;
         let (number, modulus) = slice.parse_frame_num(self.order_params_by_sps.get(sps)?)?;
         Some(FrameNum {
@@ -105,7 +105,10 @@ impl H264Inspector {
         let Some(next) = self.parse_frame_num(header, body) else {
             return;
         };
-        let follows = self.frame_nums.newest.is_none_or(|newest| newest.is_followed_by(next));
+        let follows = self
+            .frame_nums
+            .newest
+            .is_none_or(|newest| newest.is_consecutive_frame_num(next));
         self.frame_nums = FrameNumSequence {
             newest: Some(next),
             consecutive_count: if follows {
@@ -143,7 +146,10 @@ impl H264Inspector {
         self.parameter_sets.increase_insertion_budget(payload.len());
         let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
         finding.identifies_key_frame = verdict.is_key_frame;
-        finding.parameter_sets_to_insert = pack_nals(&[stap_a_header(&verdict.missing_sets)], &verdict.missing_sets);
+        finding.parameter_sets_to_insert = pack_nals(
+            &[stap_a_header(&verdict.missing_parameter_sets)],
+            &verdict.missing_parameter_sets,
+        );
         finding
     }
 
@@ -180,11 +186,12 @@ impl H264Inspector {
                 };
                 let id = (ParameterSetKind::Sps, sps.id);
                 contents.parameter_sets.push(id);
-                self.parameter_sets.store_and_invalidate_dependents(id, None, time, nal);
+                self.parameter_sets
+                    .store_parameter_set_and_invalidate_dependents(id, None, time, nal);
                 if let Some(rules) = sps.order_params {
                     self.order_params_by_sps.insert(sps.id, rules);
                 }
-                finding.format = Some(Format::H264 {
+                finding.format = Some(CodecFormat::H264 {
                     profile: sps.profile_level_id,
                     packetization_mode: 1,
                 });
@@ -196,7 +203,7 @@ impl H264Inspector {
                 };
                 contents.parameter_sets.push(id);
                 self.parameter_sets
-                    .store_and_invalidate_dependents(id, Some(sps), time, nal);
+                    .store_parameter_set_and_invalidate_dependents(id, Some(sps), time, nal);
                 self.sps_id_by_pps_id.insert(id.1, sps.1);
             }
             _ => {}
@@ -211,7 +218,7 @@ impl H264Inspector {
             return;
         }
         let header = H264SliceHeaderParser::new(body, nal_type == NAL_IDR);
-        let Some(start) = header.parse_start().filter(|start| start.is_first_slice) else {
+        let Some(start) = header.parse_slice_header_start().filter(|start| start.is_first_slice) else {
             return;
         };
         let pps = u8::try_from(start.pps_id).ok();
@@ -234,7 +241,7 @@ impl H264Inspector {
 impl FrameNum {
     /// Whether nothing lies between a picture and the next one. It counts reference pictures: those after one have the next
     /// number.
-    fn is_followed_by(self, next: Self) -> bool {
+    fn is_consecutive_frame_num(self, next: Self) -> bool {
         let expected = self.number.wrapping_add(u32::from(self.is_reference)) % self.modulus.max(1);
         next.is_idr || next.number == expected
     }
@@ -287,7 +294,7 @@ fn parse_size_and_picture_order(
     bits: &mut BitReader<'_>,
     profile_idc: u8,
 ) -> Option<(Option<(u16, u16)>, H264PictureOrderParams)> {
-    let (chroma_array_type, separate_planes) = parse_chroma(bits, profile_idc)?;
+    let (chroma_array_type, separate_planes) = parse_high_profile_sps_fields(bits, profile_idc)?;
     let frame_num_bits = bits.read_ue().filter(|bits| *bits <= 12)? + 4;
     let (lsb_bits, is_fixed) = parse_pic_order_cnt_type(bits)?;
     bits.read_ue()?; // max_num_ref_frames
@@ -325,7 +332,7 @@ fn parse_size_and_picture_order(
 
 /// Parses the fields that only high profiles have after the ID; returns ChromaArrayType, and whether the color planes are
 /// separate.
-fn parse_chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
+fn parse_high_profile_sps_fields(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
     if !matches!(
         profile_idc,
         100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
@@ -352,7 +359,7 @@ fn parse_chroma(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)
 fn skip_scaling_list(bits: &mut BitReader<'_>, size: usize) -> Option<()> {
     let mut last = 8;
     for _ in 0..size {
-        let next = (last + bits.read_se()?).rem_euclid(256);
+        let next = (last + bits.read_signed_exp_golomb()?).rem_euclid(256);
         if next == 0 {
             break;
         }
@@ -367,11 +374,11 @@ fn parse_pic_order_cnt_type(bits: &mut BitReader<'_>) -> Option<(Option<u32>, bo
         0 => Some((Some(bits.read_ue().filter(|bits| *bits <= 12)? + 4), false)),
         1 => {
             bits.skip(1); // delta_pic_order_always_zero_flag
-            bits.read_se()?; // offset_for_non_ref_pic
-            bits.read_se()?; // offset_for_top_to_bottom_field
+            bits.read_signed_exp_golomb()?; // offset_for_non_ref_pic
+            bits.read_signed_exp_golomb()?; // offset_for_top_to_bottom_field
             let count = bits.read_ue().filter(|count| *count <= 255)?;
             for _ in 0..count {
-                bits.read_se()?; // offset_for_ref_frame
+                bits.read_signed_exp_golomb()?; // offset_for_ref_frame
             }
             Some((None, false))
         }

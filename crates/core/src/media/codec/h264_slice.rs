@@ -45,15 +45,15 @@ impl H264SliceHeaderParser {
         }
     }
 
-    pub(super) fn parse_start(&self) -> Option<SliceHeaderStart> {
-        Self::read_start(&mut BitReader::new(&self.bytes))
+    pub(super) fn parse_slice_header_start(&self) -> Option<SliceHeaderStart> {
+        Self::read_slice_header_start(&mut BitReader::new(&self.bytes))
     }
 
     /// Returns `pic_order_cnt_lsb` and the modulus of the counter.
     pub(super) fn parse_pic_order_cnt_lsb(&self, rules: &H264PictureOrderParams) -> Option<(u32, u32)> {
         let lsb_bits = rules.poc_lsb_bits?;
         let mut bits = BitReader::new(&self.bytes);
-        Self::read_start(&mut bits)?;
+        Self::read_slice_header_start(&mut bits)?;
         if rules.separate_planes {
             bits.skip(2); // colour_plane_id
         }
@@ -71,14 +71,14 @@ impl H264SliceHeaderParser {
     /// Returns `frame_num` and the modulus of the counter.
     pub(super) fn parse_frame_num(&self, rules: &H264PictureOrderParams) -> Option<(u32, u32)> {
         let mut bits = BitReader::new(&self.bytes);
-        Self::read_start(&mut bits)?;
+        Self::read_slice_header_start(&mut bits)?;
         if rules.separate_planes {
             bits.skip(2); // colour_plane_id
         }
         Some((bits.read_bits(rules.frame_num_bits)?, 1 << rules.frame_num_bits))
     }
 
-    fn read_start(bits: &mut BitReader<'_>) -> Option<SliceHeaderStart> {
+    fn read_slice_header_start(bits: &mut BitReader<'_>) -> Option<SliceHeaderStart> {
         Some(SliceHeaderStart {
             is_first_slice: bits.read_ue()? == 0,
             is_b_slice: bits.read_ue()? % 5 == 1,

@@ -13,7 +13,7 @@ use super::parameter_sets::{
     pack_nals,
 };
 use super::picture_order::PocBFrameDetector;
-use crate::media::Format;
+use crate::media::CodecFormat;
 
 const NAL_VPS: u8 = 32;
 const NAL_SPS: u8 = 33;
@@ -77,7 +77,7 @@ impl H265Inspector {
         self.parameter_sets.increase_insertion_budget(payload.len());
         let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
         finding.identifies_key_frame = verdict.is_key_frame;
-        finding.parameter_sets_to_insert = pack_nals(&AP_PAYLOAD_HEADER, &verdict.missing_sets);
+        finding.parameter_sets_to_insert = pack_nals(&AP_PAYLOAD_HEADER, &verdict.missing_parameter_sets);
         finding
     }
 
@@ -110,7 +110,7 @@ impl H265Inspector {
                 .read_bits_u8(4)
                 .map(|id| ((ParameterSetKind::Vps, id), None)),
             NAL_SPS => H265Sps::parse_rbsp(&remove_emulation_prevention(body)).map(|sps| {
-                finding.format = Some(Format::H265 {
+                finding.format = Some(CodecFormat::H265 {
                     profile_id: sps.profile_id,
                     tier_flag: sps.tier_flag,
                 });
@@ -140,7 +140,7 @@ impl H265Inspector {
         if let Some((id, refers_to)) = set {
             contents.parameter_sets.push(id);
             self.parameter_sets
-                .store_and_invalidate_dependents(id, refers_to, time, nal);
+                .store_parameter_set_and_invalidate_dependents(id, refers_to, time, nal);
         }
     }
 }

@@ -8,7 +8,7 @@
 use bytes::Bytes;
 
 use self::finding::KeyFrameAndFormatFindings;
-use super::{Codec, Format};
+use super::{Codec, CodecFormat};
 
 pub mod av1;
 pub mod bits;
@@ -43,7 +43,7 @@ pub struct PayloadInspection {
     /// is late and its followers are numbered already, the packet does not identify a key frame.
     pub parameter_sets_to_insert: Vec<Bytes>,
     /// The format, if it is the first or differs from the previous one.
-    pub new_format: Option<Format>,
+    pub new_format: Option<CodecFormat>,
     /// Width and height in pixels, if they are the first or differ from the previous ones.
     pub new_resolution: Option<(u16, u16)>,
 }
@@ -51,10 +51,10 @@ pub struct PayloadInspection {
 /// Inspects the packets of one SSRC.
 pub struct PayloadInspector {
     codec_inspector: CodecInspector,
-    format: Option<Format>,
+    format: Option<CodecFormat>,
     resolution: Option<(u16, u16)>,
     /// Format and resolution of parameter sets that were signalled separately, until the first packet.
-    seeded_properties: (Option<Format>, Option<(u16, u16)>),
+    seeded_properties: (Option<CodecFormat>, Option<(u16, u16)>),
 }
 
 enum CodecInspector {
@@ -78,9 +78,9 @@ impl PayloadInspector {
             Codec::Vp9 => (CodecInspector::Vp9, None),
             Codec::Av1 => (CodecInspector::Av1, None),
             Codec::Opus => (CodecInspector::Audio, None),
-            Codec::Pcmu => (CodecInspector::Audio, Some(Format::Pcmu)),
-            Codec::Pcma => (CodecInspector::Audio, Some(Format::Pcma)),
-            Codec::Jpeg => (CodecInspector::Jpeg, Some(Format::Jpeg)),
+            Codec::Pcmu => (CodecInspector::Audio, Some(CodecFormat::Pcmu)),
+            Codec::Pcma => (CodecInspector::Audio, Some(CodecFormat::Pcma)),
+            Codec::Jpeg => (CodecInspector::Jpeg, Some(CodecFormat::Jpeg)),
             // The configuration is signalled separately from the frames.
             Codec::Aac => (CodecInspector::Audio, None),
         };
@@ -175,7 +175,7 @@ impl PayloadInspector {
     }
 
     /// Format of the stream; `None` until it is found in the bitstream.
-    pub fn format(&self) -> Option<Format> {
+    pub fn format(&self) -> Option<CodecFormat> {
         self.seeded_properties.0.or(self.format)
     }
 

@@ -79,7 +79,7 @@ pub(super) struct PacketNalSummary {
 pub(super) struct KeyFrameVerdict {
     pub(super) is_key_frame: bool,
     /// NAL units that the publisher did not send, in the order in which a decoder needs them.
-    pub(super) missing_sets: Vec<Bytes>,
+    pub(super) missing_parameter_sets: Vec<Bytes>,
 }
 
 /// An access unit with parameter sets or a random access slice.
@@ -132,7 +132,7 @@ impl ParameterSetStore {
     /// that the buffer of the whole packet is not retained.
     ///
     /// A set that changes invalidates those that refer to it, unless they came with it: decoders forget them too.
-    pub(super) fn store_and_invalidate_dependents(
+    pub(super) fn store_parameter_set_and_invalidate_dependents(
         &mut self,
         id: ParameterSetId,
         refers_to: Option<ParameterSetId>,
@@ -185,22 +185,22 @@ impl ParameterSetStore {
             return KeyFrameVerdict::default();
         }
         let required = self.required_kinds;
-        let can_supply = kinds_of(self.stored_sets.keys()).contains_all(required);
+        let can_supply = parameter_set_kinds_of(self.stored_sets.keys()).contains_all(required);
         let unit = self.get_or_create_access_unit(time);
         unit.parameter_sets.extend(contents.parameter_sets.iter().copied());
         unit.has_random_access_slice |= contents.starts_random_access_slice;
         if !unit.has_random_access_slice {
             return KeyFrameVerdict::default();
         }
-        let is_complete = kinds_of(unit.parameter_sets.iter()).contains_all(required);
+        let is_complete = parameter_set_kinds_of(unit.parameter_sets.iter()).contains_all(required);
         if unit.missing_sets_supplied || !contents.starts_random_access_slice || !can_supply {
             return KeyFrameVerdict {
                 is_key_frame: is_complete || unit.missing_sets_supplied,
-                missing_sets: Vec::new(),
+                missing_parameter_sets: Vec::new(),
             };
         }
         let sets = std::mem::take(&mut unit.parameter_sets);
-        let mut missing = self.missing_sets(&sets);
+        let mut missing = self.missing_parameter_sets(&sets);
         let length = missing.iter().map(Bytes::len).sum();
         match self.credit.checked_sub(length) {
             Some(credit) => self.credit = credit,
@@ -212,14 +212,14 @@ impl ParameterSetStore {
         unit.missing_sets_supplied = !missing.is_empty();
         KeyFrameVerdict {
             is_key_frame: is_complete || !is_refused,
-            missing_sets: missing,
+            missing_parameter_sets: missing,
         }
     }
 
     /// Returns the stored sets that an access unit with these sets lacks. From the first type on of which it has none,
     /// all are returned: a set must not precede the one it refers to.
-    fn missing_sets(&self, sets: &BTreeSet<ParameterSetId>) -> Vec<Bytes> {
-        let present = kinds_of(sets.iter());
+    fn missing_parameter_sets(&self, sets: &BTreeSet<ParameterSetId>) -> Vec<Bytes> {
+        let present = parameter_set_kinds_of(sets.iter());
         let required = ParameterSetKind::ALL
             .iter()
             .filter(|kind| self.required_kinds.contains_kind(**kind));
@@ -250,7 +250,7 @@ impl ParameterSetStore {
 }
 
 /// The types of sets.
-fn kinds_of<'a>(sets: impl Iterator<Item = &'a ParameterSetId>) -> ParameterSetKinds {
+fn parameter_set_kinds_of<'a>(sets: impl Iterator<Item = &'a ParameterSetId>) -> ParameterSetKinds {
     let mut kinds = ParameterSetKinds::default();
     sets.for_each(|(kind, _)| kinds.add(*kind));
     kinds
@@ -328,8 +328,8 @@ mod tests {
 
     fn h264_with_one_of_each() -> ParameterSetStore {
         let mut sets = h264_sets();
-        sets.store_and_invalidate_dependents(PPS, Some(SPS), Some(0), b"pps");
-        sets.store_and_invalidate_dependents(SPS, None, Some(0), b"sps");
+        sets.store_parameter_set_and_invalidate_dependents(PPS, Some(SPS), Some(0), b"pps");
+        sets.store_parameter_set_and_invalidate_dependents(SPS, None, Some(0), b"sps");
         sets
     }
 
@@ -337,14 +337,21 @@ mod tests {
     fn sets_are_supplied_once_for_each_access_unit() {
         let mut sets = h264_with_one_of_each();
         assert_eq!(
-            sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets,
+            sets.record_packet_and_check_key_frame(1, &SLICE).missing_parameter_sets,
             ["sps", "pps"]
         );
         let again = sets.record_packet_and_check_key_frame(1, &SLICE);
-        assert_eq!((again.is_key_frame, again.missing_sets.len()), (true, 0));
-        assert_eq!(sets.record_packet_and_check_key_frame(2, &SLICE).missing_sets.len(), 2);
+        assert_eq!((again.is_key_frame, again.missing_parameter_sets.len()), (true, 0));
         assert_eq!(
-            sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets.len(),
+            sets.record_packet_and_check_key_frame(2, &SLICE)
+                .missing_parameter_sets
+                .len(),
+            2
+        );
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(1, &SLICE)
+                .missing_parameter_sets
+                .len(),
             0,
             "late, and not started again"
         );
@@ -354,10 +361,13 @@ mod tests {
     fn a_unit_with_only_its_sps_gets_the_pps() {
         let mut sets = h264_with_one_of_each();
         sets.record_packet_and_check_key_frame(1, &with_sets(&[SPS]));
-        assert_eq!(sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets, ["pps"]);
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(1, &SLICE).missing_parameter_sets,
+            ["pps"]
+        );
         sets.record_packet_and_check_key_frame(2, &with_sets(&[PPS]));
         assert_eq!(
-            sets.record_packet_and_check_key_frame(2, &SLICE).missing_sets,
+            sets.record_packet_and_check_key_frame(2, &SLICE).missing_parameter_sets,
             ["sps", "pps"],
             "in order of dependency"
         );
@@ -367,26 +377,41 @@ mod tests {
     fn a_unit_with_one_of_two_ids_gets_the_other() {
         let mut sets = h264_with_one_of_each();
         let second = (ParameterSetKind::Pps, 1);
-        sets.store_and_invalidate_dependents(second, Some(SPS), Some(0), b"pps1");
+        sets.store_parameter_set_and_invalidate_dependents(second, Some(SPS), Some(0), b"pps1");
         sets.record_packet_and_check_key_frame(1, &with_sets(&[SPS, PPS]));
         let verdict = sets.record_packet_and_check_key_frame(1, &SLICE);
         assert_eq!(
-            (verdict.is_key_frame, &verdict.missing_sets[..]),
+            (verdict.is_key_frame, &verdict.missing_parameter_sets[..]),
             (true, &[Bytes::from("pps1")][..])
         );
-        assert_eq!(sets.record_packet_and_check_key_frame(1, &SLICE).missing_sets.len(), 0);
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(1, &SLICE)
+                .missing_parameter_sets
+                .len(),
+            0
+        );
         sets.record_packet_and_check_key_frame(2, &with_sets(&[SPS, PPS, second]));
-        assert_eq!(sets.record_packet_and_check_key_frame(2, &SLICE).missing_sets.len(), 0);
+        assert_eq!(
+            sets.record_packet_and_check_key_frame(2, &SLICE)
+                .missing_parameter_sets
+                .len(),
+            0
+        );
     }
 
     #[test]
     fn a_changed_set_invalidates_those_that_refer_to_it() {
         let mut sets = h264_with_one_of_each();
-        sets.store_and_invalidate_dependents((ParameterSetKind::Pps, 1), Some(SPS), Some(0), b"pps1");
-        sets.store_and_invalidate_dependents((ParameterSetKind::Pps, 0), Some(SPS), Some(7), b"pps of the new one");
-        sets.store_and_invalidate_dependents(SPS, None, Some(7), b"new sps");
+        sets.store_parameter_set_and_invalidate_dependents((ParameterSetKind::Pps, 1), Some(SPS), Some(0), b"pps1");
+        sets.store_parameter_set_and_invalidate_dependents(
+            (ParameterSetKind::Pps, 0),
+            Some(SPS),
+            Some(7),
+            b"pps of the new one",
+        );
+        sets.store_parameter_set_and_invalidate_dependents(SPS, None, Some(7), b"new sps");
         assert_eq!(
-            sets.record_packet_and_check_key_frame(8, &SLICE).missing_sets,
+            sets.record_packet_and_check_key_frame(8, &SLICE).missing_parameter_sets,
             ["new sps", "pps of the new one"]
         );
     }
@@ -413,10 +438,10 @@ mod tests {
     fn stored_sets_are_bounded() {
         let mut sets = h264_sets();
         for id in 0..=255 {
-            sets.store_and_invalidate_dependents((ParameterSetKind::Pps, id), None, Some(0), &[id; 1000]);
+            sets.store_parameter_set_and_invalidate_dependents((ParameterSetKind::Pps, id), None, Some(0), &[id; 1000]);
         }
         assert_eq!(sets.stored_sets.len(), 8);
-        sets.store_and_invalidate_dependents(PPS, None, Some(0), &[0; MAX_PARAMETER_SET_LENGTH + 1]);
+        sets.store_parameter_set_and_invalidate_dependents(PPS, None, Some(0), &[0; MAX_PARAMETER_SET_LENGTH + 1]);
         assert!(!sets.stored_sets.contains_key(&PPS));
         for time in 0..1000 {
             sets.record_packet_and_check_key_frame(time, &SLICE);
@@ -427,16 +452,16 @@ mod tests {
     #[test]
     fn no_more_is_inserted_than_the_stream_itself_has() {
         let mut sets = h264_sets();
-        sets.store_and_invalidate_dependents(SPS, None, None, &[7; MAX_PARAMETER_SET_LENGTH]);
-        sets.store_and_invalidate_dependents(PPS, Some(SPS), None, &[8; MAX_PARAMETER_SET_LENGTH]);
+        sets.store_parameter_set_and_invalidate_dependents(SPS, None, None, &[7; MAX_PARAMETER_SET_LENGTH]);
+        sets.store_parameter_set_and_invalidate_dependents(PPS, Some(SPS), None, &[8; MAX_PARAMETER_SET_LENGTH]);
         let (mut inserted, mut received, mut key_frames) = (0, 0, 0);
         for time in 0..50_000 {
             received += 10;
             sets.increase_insertion_budget(10);
             let verdict = sets.record_packet_and_check_key_frame(time, &SLICE);
-            inserted += verdict.missing_sets.iter().map(Bytes::len).sum::<usize>();
+            inserted += verdict.missing_parameter_sets.iter().map(Bytes::len).sum::<usize>();
             key_frames += usize::from(verdict.is_key_frame);
-            assert_eq!(verdict.is_key_frame, !verdict.missing_sets.is_empty());
+            assert_eq!(verdict.is_key_frame, !verdict.missing_parameter_sets.is_empty());
         }
         assert!(
             inserted <= INITIAL_INSERTION_BUDGET_BYTES + received,
@@ -451,7 +476,8 @@ mod tests {
         for time in 0..50_000 {
             sets.increase_insertion_budget(50);
             assert_eq!(
-                sets.record_packet_and_check_key_frame(time, &SLICE).missing_sets,
+                sets.record_packet_and_check_key_frame(time, &SLICE)
+                    .missing_parameter_sets,
                 ["sps", "pps"]
             );
         }

@@ -45,7 +45,7 @@ fn x264_key_frames_are_found_and_lack_nothing() {
     assert_eq!(inspect_all(&mut inspector, &packets(H264)), (vec![1, 4, 11, 14], 0));
     let profile = ProfileLevelId([0x42, 0xc0, 0x0c]);
     assert_eq!(profile.profile(), H264Profile::ConstrainedBaseline);
-    let format = Format::H264 {
+    let format = CodecFormat::H264 {
         profile,
         packetization_mode: 1,
     };
@@ -57,7 +57,7 @@ fn x264_key_frames_are_found_and_lack_nothing() {
 fn x265_key_frames_are_found_and_lack_nothing() {
     let mut inspector = PayloadInspector::new(Codec::H265);
     assert_eq!(inspect_all(&mut inspector, &packets(H265)), (vec![3, 15], 0));
-    let format = Format::H265 {
+    let format = CodecFormat::H265 {
         profile_id: 1,
         tier_flag: 0,
     };
@@ -68,8 +68,8 @@ fn x265_key_frames_are_found_and_lack_nothing() {
 #[test]
 fn libvpx_key_frames_are_found() {
     for (codec, recording, format, expected) in [
-        (Codec::Vp8, VP8, Format::Vp8, vec![0, 8]),
-        (Codec::Vp9, VP9, Format::Vp9 { profile: 0 }, vec![0, 12]),
+        (Codec::Vp8, VP8, CodecFormat::Vp8, vec![0, 8]),
+        (Codec::Vp9, VP9, CodecFormat::Vp9 { profile: 0 }, vec![0, 12]),
     ] {
         let mut inspector = PayloadInspector::new(codec);
         assert_eq!(inspect_all(&mut inspector, &packets(recording)), (expected, 0));
@@ -196,7 +196,7 @@ fn changes_are_reported_once() {
     assert_eq!((again.new_format, again.new_resolution), (None, None));
     let mut main = SPS.to_vec();
     (main[1], main[2]) = (0x4d, 0x00);
-    let Some(Format::H264 { profile, .. }) = h264(&mut inspector, 3, &main).new_format else {
+    let Some(CodecFormat::H264 { profile, .. }) = h264(&mut inspector, 3, &main).new_format else {
         panic!("another profile");
     };
     assert_eq!(profile, ProfileLevelId([0x4d, 0, 0x1f]));
@@ -206,8 +206,8 @@ fn changes_are_reported_once() {
 fn audio_has_no_key_frames() {
     for (codec, format) in [
         (Codec::Opus, None),
-        (Codec::Pcmu, Some(Format::Pcmu)),
-        (Codec::Pcma, Some(Format::Pcma)),
+        (Codec::Pcmu, Some(CodecFormat::Pcmu)),
+        (Codec::Pcma, Some(CodecFormat::Pcma)),
     ] {
         let mut inspector = PayloadInspector::new(codec);
         assert_eq!(

@@ -2,7 +2,7 @@
 //! counters must stay continuous when a viewer switches layers.
 
 use super::finding::KeyFrameAndFormatFindings;
-use crate::media::Format;
+use crate::media::CodecFormat;
 
 /// Picture ID with the width chosen by the sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub(super) fn inspect_rtp_payload(payload: &[u8]) -> KeyFrameAndFormatFindings {
     match frame.and_then(key_frame_resolution) {
         Some(size) => KeyFrameAndFormatFindings {
             identifies_key_frame: true,
-            format: Some(Format::Vp8),
+            format: Some(CodecFormat::Vp8),
             resolution: Some(size).filter(|(width, height)| *width > 0 && *height > 0),
             ..KeyFrameAndFormatFindings::default()
         },

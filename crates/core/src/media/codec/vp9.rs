@@ -7,7 +7,7 @@ use bytes::{BufMut as _, BytesMut};
 
 use super::bits::BitReader;
 use super::finding::KeyFrameAndFormatFindings;
-use crate::media::Format;
+use crate::media::CodecFormat;
 
 /// The needed fields of the payload descriptor (RFC 9628 §4.2).
 ///
@@ -152,7 +152,7 @@ pub(super) fn inspect_rtp_payload(payload: &[u8]) -> KeyFrameAndFormatFindings {
     match header {
         Some((header, size)) => KeyFrameAndFormatFindings {
             identifies_key_frame: true,
-            format: Some(Format::Vp9 {
+            format: Some(CodecFormat::Vp9 {
                 profile: header.profile,
             }),
             resolution: size.or(header.resolution),

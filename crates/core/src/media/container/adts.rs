@@ -17,7 +17,7 @@ pub(super) struct AdtsParser {
 }
 
 /// Samples per raw data block.
-const SAMPLES_PER_BLOCK: u64 = 1_024;
+const AAC_SAMPLES_PER_RAW_DATA_BLOCK: u64 = 1_024;
 
 /// Maximum frame length in bytes (13 bits).
 const MAX_ADTS_FRAME_LENGTH: usize = 8_191;
@@ -32,7 +32,7 @@ impl AdtsParser {
         let buffered = self.buffered.len();
         let mut taken = 0;
         self.buffered.extend_from_slice(bytes);
-        while let Some(header) = self.skip_to_next_header() {
+        while let Some(header) = self.skip_to_next_adts_header() {
             if self.buffered.len() < header.frame_length {
                 return;
             }
@@ -46,8 +46,12 @@ impl AdtsParser {
             let mut frame = self.buffered.split_to(header.frame_length).freeze();
             frame.advance(header.header_length.min(frame.len()));
             let Some(at) = self.next_timestamp else { continue };
-            self.next_timestamp =
-                Some(at + ticks_to_duration(SAMPLES_PER_BLOCK * header.block_count, header.config.sample_rate));
+            self.next_timestamp = Some(
+                at + ticks_to_duration(
+                    AAC_SAMPLES_PER_RAW_DATA_BLOCK * header.block_count,
+                    header.config.sample_rate,
+                ),
+            );
             if !frame.is_empty() {
                 out.push(DemuxedSample {
                     codec: SampleCodec::Aac(header.config),
@@ -60,7 +64,7 @@ impl AdtsParser {
     }
 
     /// Returns the next header, skipping data that is not a frame.
-    fn skip_to_next_header(&mut self) -> Option<AdtsHeader> {
+    fn skip_to_next_adts_header(&mut self) -> Option<AdtsHeader> {
         loop {
             if self.buffered.len() < ADTS_HEADER_LENGTH {
                 return None;

@@ -52,7 +52,7 @@ impl FrameBuilder {
     }
 
     /// Adds the payload of the next packet.
-    pub(super) fn push_payload(&mut self, payload: &Bytes, discards: &mut PayloadDiscardCounts) {
+    pub(super) fn append_complete_obus(&mut self, payload: &Bytes, discards: &mut PayloadDiscardCounts) {
         if self.buffered_len() + payload.len() > MAX_ACCESS_UNIT_BYTES {
             self.must_be_dropped = true;
             self.av1_assembler = ObuAssembler::default();
@@ -65,7 +65,7 @@ impl FrameBuilder {
             Codec::H265 => self.push_h265(payload, discards),
             Codec::Av1 => {
                 let mut obus = Vec::new();
-                let taken = self.av1_assembler.push_payload(payload, &mut obus);
+                let taken = self.av1_assembler.append_complete_obus(payload, &mut obus);
                 self.bytes.extend_from_slice(&obus);
                 taken
             }

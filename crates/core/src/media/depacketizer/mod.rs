@@ -117,8 +117,8 @@ impl Depacketizer {
             .get_or_insert_with(|| FrameBuilder::new(packet.codec, packet.time));
         unit.must_be_dropped |= lacks_start;
         unit.is_key_frame |= packet.identifies_key_frame;
-        unit.push_payload(&packet.payload, &mut self.discard_counts);
-        if packet.marker || !may_span_packets(packet.codec) {
+        unit.append_complete_obus(&packet.payload, &mut self.discard_counts);
+        if packet.marker || !may_frame_span_packets(packet.codec) {
             self.last_ended_frame = Some((packet.codec, packet.time));
             self.finish_or_drop_frame(false, out);
         }
@@ -188,6 +188,6 @@ impl Depacketizer {
 }
 
 /// Whether a frame may span several packets and ends with the marker bit.
-fn may_span_packets(codec: Codec) -> bool {
+fn may_frame_span_packets(codec: Codec) -> bool {
     matches!(codec, Codec::H264 | Codec::H265 | Codec::Vp8 | Codec::Vp9 | Codec::Av1)
 }

@@ -171,7 +171,7 @@ fn nal_units_without_a_temporal_id_are_passed_over() {
     assert_eq!(
         depacketizer
             .discard_counts()
-            .count_of(PayloadDiscardReason::ZeroTemporalId),
+            .discard_count_of_reason(PayloadDiscardReason::ZeroTemporalId),
         4
     );
 }

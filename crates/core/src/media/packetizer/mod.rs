@@ -10,7 +10,7 @@ use bytes::Bytes;
 use thiserror::Error;
 
 use super::codec::{MAX_RTP_PAYLOAD_BYTES, PayloadInspector};
-use super::{Codec, Format};
+use super::{Codec, CodecFormat};
 
 mod h264;
 mod h265;
@@ -121,7 +121,7 @@ impl Packetizer {
     }
 
     /// Format from the parameter sets; `None` before the first.
-    pub fn format(&self) -> Option<Format> {
+    pub fn format(&self) -> Option<CodecFormat> {
         self.payload_inspector.format()
     }
 

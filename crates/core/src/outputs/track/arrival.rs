@@ -10,7 +10,7 @@ use crate::media::packet::TrackSeq;
 impl TrackSender {
     /// Leaves a packet and what follows it to the ring: what has arrived is read from there at `due`. Returns whether that
     /// is so: not for a packet that comes late, which is before all that will be read.
-    pub fn defer_to_ring(&mut self, now: Instant, due: Instant, entry: &RingEntry) -> bool {
+    pub fn defer_packet_to_ring(&mut self, now: Instant, due: Instant, entry: &RingEntry) -> bool {
         let SendState::Live { after_order } = self.send_state else {
             return false;
         };
@@ -29,7 +29,7 @@ impl TrackSender {
 
     /// Returns whether a packet that has just arrived must be sent now. Packets arrive in the order of their insertion: none
     /// up to this one is asked for again, and none of them is read from the ring as a late one.
-    pub fn admit_on_arrival(&mut self, entry: &RingEntry) -> bool {
+    pub fn mark_handled_and_check_if_sendable(&mut self, entry: &RingEntry) -> bool {
         let handled_order = match &mut self.send_state {
             SendState::CatchingUp { cursor, read_order, .. } if entry.packet.seq < *cursor => read_order,
             SendState::Live { after_order } => after_order,

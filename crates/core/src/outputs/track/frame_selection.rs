@@ -18,7 +18,7 @@ impl TrackSender {
     }
 
     /// Changes which frames are sent. Less is sent at once; more from the next key frame on.
-    pub fn select_frames(&mut self, selection: FrameSelection, ring: &PacketRing) {
+    pub fn change_frame_selection(&mut self, selection: FrameSelection, ring: &PacketRing) {
         if self.frame_selection == FrameSelection::All && selection != FrameSelection::All {
             self.refresh_probe_reserve(ring);
         }
@@ -63,7 +63,7 @@ impl TrackSender {
             return self.frame_selection == FrameSelection::AudioOnly;
         }
         if let SendState::Live { .. } = self.send_state {
-            self.refresh_probe_reserve_later();
+            self.mark_probe_reserve_outdated();
             self.send_state = SendState::AwaitingKeyFrame {
                 until: None,
                 cached: Some(self.key_frame.0),

@@ -8,7 +8,7 @@ use crate::congestion::ladder::FrameSelection;
 use crate::hub::ring::PacketRing;
 use crate::outputs::retransmission_limiter::RetransmissionLimiter;
 use crate::outputs::transport_cc_egress::{
-    OutgoingPayload, TransportCcEgress, has_room_for_transport_number, wire_len,
+    OutgoingPayload, TransportCcEgress, has_room_for_transport_sequence_number, wire_len,
 };
 use crate::session::outbox::{RtpHeader, TransportSequenceNumber};
 use crate::session::srtp::SrtpError;
@@ -23,7 +23,7 @@ const MAX_PROBE_PACKET_DISTANCE: u64 = 0x4000;
 
 impl TrackSender {
     /// Returns the packets that a NACK requests and that may be retransmitted.
-    pub fn admit_nacked_packets(
+    pub fn select_retransmittable_packets(
         &mut self,
         now: Instant,
         rtt: Duration,
@@ -95,7 +95,7 @@ impl TrackSender {
             header.playout_delay = self
                 .playout_delay
                 .as_ref()
-                .and_then(|control| control.delay_for_retransmission());
+                .and_then(|control| control.playout_delay_for_retransmission());
             let payload = OutgoingPayload {
                 bytes: payload,
                 rtx_original_seq: Some(item.out_seq as u16),
@@ -103,7 +103,7 @@ impl TrackSender {
             };
             return egress.send(header, payload, purpose).map(|_| ());
         }
-        let is_numbered = has_room_for_transport_number(item.ring_entry.payload_and_padding_len());
+        let is_numbered = has_room_for_transport_sequence_number(item.ring_entry.payload_and_padding_len());
         if let Some(extension_id) = self.transport_cc_id.filter(|_| is_numbered) {
             // Without its number it cannot be sent: the header would differ under the same nonce (invariant 6).
             let Some(number) = self.sent_numbers.as_ref().and_then(|sent| sent.get(item.out_seq)) else {
@@ -120,7 +120,7 @@ impl TrackSender {
             return Vec::new();
         }
         let recent = match self.frame_selection {
-            FrameSelection::All => self.recent_packets(ring),
+            FrameSelection::All => self.recently_sent_packets(ring),
             _ => self.probe_reserve.clone(),
         };
         let is_recent = |packet: &&PendingRetransmission| {
@@ -138,7 +138,7 @@ impl TrackSender {
     }
 
     /// A key frame was sent by itself: its packets are newer than those that are kept.
-    pub(super) fn refresh_probe_reserve_later(&mut self) {
+    pub(super) fn mark_probe_reserve_outdated(&mut self) {
         self.is_probe_reserve_old = true;
     }
 
@@ -150,7 +150,7 @@ impl TrackSender {
     /// Keeps the packets that were sent last for probes, as long as the ring holds them: it forgets them while little is
     /// sent.
     pub fn refresh_probe_reserve(&mut self, ring: &PacketRing) {
-        let mut recent = self.recent_packets(ring);
+        let mut recent = self.recently_sent_packets(ring);
         if recent.is_empty() {
             return;
         }
@@ -162,7 +162,7 @@ impl TrackSender {
     }
 
     /// Returns the newest packets that were sent, the newest first.
-    fn recent_packets(&self, ring: &PacketRing) -> Vec<PendingRetransmission> {
+    fn recently_sent_packets(&self, ring: &PacketRing) -> Vec<PendingRetransmission> {
         let end = self.sent_end_position;
         let positions = (end.saturating_sub(MAX_PROBE_SEARCH_POSITIONS)..end).rev();
         positions

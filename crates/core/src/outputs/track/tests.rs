@@ -1,7 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 
 use super::*;
-use crate::media::{Format, Mid, ProfileLevelId};
+use crate::media::{CodecFormat, Mid, ProfileLevelId};
 use crate::sdp::negotiated::{NegotiatedCodec, RtcpFeedback, RtpHeaderExtensionIds};
 use crate::session::egress::RtpEgress;
 use crate::session::outbox::{DatagramSink, Destination, GsoRun, Outbox};
@@ -22,12 +22,12 @@ impl DatagramSink for Nowhere {
 }
 
 fn track() -> TrackSender {
-    let format = Format::H264 {
+    let format = CodecFormat::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
     };
     let codec = NegotiatedCodec {
-        pt: Pt(102),
+        pt: PayloadType(102),
         rtx_pt: None,
         format,
         rtcp_feedback: RtcpFeedback::default(),
@@ -64,8 +64,12 @@ fn what_was_read_from_the_ring_is_not_sent_again_when_its_batch_arrives() {
     let mut due = Vec::new();
     track.collect_due_packets(t, &ring, None, &mut due);
     assert_eq!(due.len(), 3);
-    assert!(!batches.iter().any(|entry| track.admit_on_arrival(entry)));
-    assert!(track.admit_on_arrival(&insert(&mut ring, t, 3)));
+    assert!(
+        !batches
+            .iter()
+            .any(|entry| track.mark_handled_and_check_if_sendable(entry))
+    );
+    assert!(track.mark_handled_and_check_if_sendable(&insert(&mut ring, t, 3)));
 }
 
 #[test]
@@ -220,17 +224,21 @@ fn a_packet_that_comes_late_is_sent_although_the_pacer_holds_back_the_others() {
     let mut due = Vec::new();
     track.collect_due_packets(t, &ring, None, &mut due);
     assert_eq!(send_all(&mut track, &mut cipher, &due), [0, 1, 2]);
-    assert!(!first.iter().any(|entry| track.admit_on_arrival(entry)));
+    assert!(
+        !first
+            .iter()
+            .any(|entry| track.mark_handled_and_check_if_sendable(entry))
+    );
 
     let newest = insert(&mut ring, t, 4);
-    assert!(track.admit_on_arrival(&newest));
+    assert!(track.mark_handled_and_check_if_sendable(&newest));
     send_all(&mut track, &mut cipher, &[newest]);
     let (late, next) = (insert(&mut ring, t, 3), insert(&mut ring, t, 5));
     // Out of credit from here on.
-    assert!(track.admit_on_arrival(&late));
-    assert!(!track.defer_to_ring(t, t, &late), "the ring is read from 5 on");
+    assert!(track.mark_handled_and_check_if_sendable(&late));
+    assert!(!track.defer_packet_to_ring(t, t, &late), "the ring is read from 5 on");
     send_all(&mut track, &mut cipher, &[late]);
-    assert!(track.admit_on_arrival(&next) && track.defer_to_ring(t, t, &next));
+    assert!(track.mark_handled_and_check_if_sendable(&next) && track.defer_packet_to_ring(t, t, &next));
     due.clear();
     track.collect_due_packets(t, &ring, Some(14_000), &mut due);
     assert_eq!(send_all(&mut track, &mut cipher, &due), [5], "and none twice");
@@ -246,24 +254,24 @@ fn a_late_packet_before_what_is_read_from_the_ring_is_sent_once() {
     track.collect_due_packets(t + Duration::from_secs(1), &ring, None, &mut due);
     assert_eq!(send_all(&mut track, &mut cipher, &due), [0, 3]);
     let deferred: Vec<_> = [4, 5, 6].map(|frame| insert(&mut ring, t, frame)).into();
-    assert!(track.admit_on_arrival(&deferred[0]) && track.defer_to_ring(t, t, &deferred[0]));
+    assert!(track.mark_handled_and_check_if_sendable(&deferred[0]) && track.defer_packet_to_ring(t, t, &deferred[0]));
 
     // The first arrives before the ring is read, the second is on its way then, the third comes afterwards.
     let arrived = insert(&mut ring, t, 1);
-    assert!(track.admit_on_arrival(&arrived));
+    assert!(track.mark_handled_and_check_if_sendable(&arrived));
     send_all(&mut track, &mut cipher, &[arrived]);
     let on_its_way = insert(&mut ring, t, 2);
     due.clear();
     track.collect_due_packets(t, &ring, Some(1_500), &mut due);
     assert_eq!(send_all(&mut track, &mut cipher, &due), [2, 4, 5]);
-    assert!(!track.admit_on_arrival(&on_its_way), "it was read");
+    assert!(!track.mark_handled_and_check_if_sendable(&on_its_way), "it was read");
     insert(&mut ring, t, 8);
     due.clear();
     track.collect_due_packets(t, &ring, None, &mut due);
     assert_eq!(send_all(&mut track, &mut cipher, &due), [6, 8]);
     let afterwards = insert(&mut ring, t, 7);
-    assert!(track.admit_on_arrival(&afterwards));
-    assert!(!track.admit_on_arrival(&afterwards), "once");
+    assert!(track.mark_handled_and_check_if_sendable(&afterwards));
+    assert!(!track.mark_handled_and_check_if_sendable(&afterwards), "once");
 }
 
 /// A large key frame is paced as the rest is; what a source sends beyond its rate is not held up for long.
@@ -274,7 +282,7 @@ fn what_waits_in_the_ring_is_sent_faster_only_once_it_is_old() {
     track.start_at_cached_key_frame(t, &ring);
     track.collect_due_packets(t, &ring, None, &mut Vec::new());
     let first = insert(&mut ring, t, 1);
-    assert!(track.defer_to_ring(t, t, &first));
+    assert!(track.defer_packet_to_ring(t, t, &first));
     (2..400).for_each(|frame| drop(insert(&mut ring, t, frame)));
     let sendable = |after: u64, of_backlog| {
         track.sendable_bytes_given_backlog(t + Duration::from_millis(after), 1_000, of_backlog, &ring)
@@ -293,14 +301,14 @@ fn packets_that_are_kept_for_probes_are_not_used_once_their_numbers_are_too_far_
     (0..5).for_each(|frame| drop(insert(&mut ring, t, frame)));
     track.start_at_cached_key_frame(t, &ring);
     track.sent_end_position = ring.end_seq();
-    track.select_frames(FrameSelection::KeyFrames, &ring);
+    track.change_frame_selection(FrameSelection::KeyFrames, &ring);
     let kept = track.select_probe_packets(2_000, &ring);
     let newest = kept.first().expect("packets are kept").out_seq;
     track.highest_sent_seq = newest + 0x4000;
     assert!(!track.select_probe_packets(2_000, &ring).is_empty());
     track.highest_sent_seq += 5;
     assert!(track.select_probe_packets(2_000, &ring).is_empty());
-    track.refresh_probe_reserve_later();
+    track.mark_probe_reserve_outdated();
     assert!(track.take_probe_reserve_refresh() && !track.take_probe_reserve_refresh());
 }
 
@@ -310,7 +318,7 @@ mod switches {
     use crate::hub::Hub;
     use crate::hub::id::ShardIndex;
     use crate::hub::name::StreamName;
-    use crate::hub::source_rewriter::{IngestNumberingRewriter, ReceivedPacket};
+    use crate::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
     use crate::hub::stream::{SessionId, SourceRef, Stream};
     use crate::media::Rid;
     use crate::outputs::viewer_track::{AdaptiveSwitchOptions, ViewerTrack};
@@ -337,7 +345,7 @@ mod switches {
         });
         hub.open_and_update_stream(name.lower_simulcast_layer_key(&Rid(rid.into())), |state| {
             state.replace_source(source, &AudioVideoFormats::default());
-            IngestNumberingRewriter::with_track_timestamps().rewrite_packets_into_ring(
+            IngestSeqAndTimestampRewriter::with_track_timestamps().rewrite_packets_into_ring(
                 &mut state.video,
                 packets,
                 &mut Vec::new(),

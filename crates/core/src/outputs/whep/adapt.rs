@@ -90,14 +90,14 @@ impl Viewer {
 
     /// Returns the layer that the viewer should watch; `None` for the stream itself.
     pub(super) fn wanted_layer(&self, layers: &[SimulcastLayer]) -> Option<Rid> {
-        let Some(choice) = self.adaptation.restricting_choice() else {
+        let Some(choice) = self.adaptation.restricting_layer_choice() else {
             return self.layer_selection.choose_layer_rid(layers);
         };
         match &self.layer_selection {
-            LayerSelection::Automatic => self.adaptation.chosen_layer_unless_best(layers),
+            LayerSelection::Automatic => self.adaptation.chosen_layer_unless_in_main_stream(layers),
             LayerSelection::Named(_) => self.layer_selection.choose_layer_rid(layers),
             LayerSelection::WithinSize { .. } => {
-                let chosen = self.adaptation.rid_of(choice.layer);
+                let chosen = self.adaptation.rid_of_layer(choice.layer);
                 let is_active = |layer: &SimulcastLayer| layer.active && Some(&layer.rid) == chosen;
                 let chosen = chosen.filter(|_| layers.iter().any(is_active)).cloned();
                 chosen.or_else(|| self.layer_selection.choose_layer_rid(layers))
@@ -117,7 +117,7 @@ impl Viewer {
             return holds;
         };
         if let Some(ControllerAction::Switch(switch)) = self.adaptation.controller.poll(now, &ladder) {
-            self.begin_chosen_switch(switch);
+            self.begin_layer_switch(switch);
         }
         self.pace_bursts(now);
         let layer = self
@@ -132,7 +132,7 @@ impl Viewer {
         if !self.playback_started || !self.adaptation.is_enabled {
             return;
         }
-        self.apply_choice_once_switched(now);
+        self.apply_layer_choice_once_switched(now);
         let ladder = match self.cached_or_rebuilt_ladder(now) {
             Ok(ladder) => ladder,
             Err(interval) => {
@@ -148,7 +148,7 @@ impl Viewer {
         for _ in 0..MAX_CONTROLLER_ACTIONS_PER_CALL {
             match self.adaptation.controller.poll(now, &ladder) {
                 Some(ControllerAction::Switch(switch)) => {
-                    self.begin_chosen_switch(switch);
+                    self.begin_layer_switch(switch);
                     break;
                 }
                 Some(ControllerAction::SendProbe { bytes }) => self.send_probe(now, bytes, egress),
@@ -232,9 +232,9 @@ impl Viewer {
         self.schedule_stream_reselection();
     }
 
-    fn begin_chosen_switch(&mut self, switch: LayerSwitchTarget) {
-        let before = self.adaptation.latest_choice();
-        self.adaptation.record_choice(switch);
+    fn begin_layer_switch(&mut self, switch: LayerSwitchTarget) {
+        let before = self.adaptation.latest_layer_choice();
+        self.adaptation.record_layer_choice(switch);
         let is_pinned = matches!(self.layer_selection, LayerSelection::Named(_));
         if let Some(video) = self.video.as_mut().filter(|_| !is_pinned) {
             video.prepare_switch(AdaptiveSwitchOptions {
@@ -249,8 +249,8 @@ impl Viewer {
     }
 
     /// Tells the congestion control when its choice is being sent.
-    fn apply_choice_once_switched(&mut self, now: Instant) {
-        let Some(choice) = self.adaptation.pending_choice() else {
+    fn apply_layer_choice_once_switched(&mut self, now: Instant) {
+        let Some(choice) = self.adaptation.pending_layer_choice() else {
             return;
         };
         if let Some(video) = &mut self.video {
@@ -263,14 +263,14 @@ impl Viewer {
                 ..
             } = video;
             if track.frame_selection() != choice.frames {
-                from.with_state(|state| track.select_frames(choice.frames, state.video.ring()));
+                from.with_state(|state| track.change_frame_selection(choice.frames, state.video.ring()));
                 self.pending_work.request_key_frame |= choice.frames == FrameSelection::All;
             }
             if track.should_request_key_frame() {
                 return;
             }
         }
-        self.adaptation.on_choice_begun(now);
+        self.adaptation.on_layer_choice_begun(now);
     }
 
     /// Sends recent packets once more, on the RTX stream.
@@ -311,7 +311,7 @@ impl Viewer {
             .and_then(|video| match &video.current_stream.key.variant {
                 StreamVariant::SimulcastLayer(rid) => Some(rid.clone()),
                 StreamVariant::Original => self.stream.with_state(best),
-                StreamVariant::LadderSource(_) | StreamVariant::Transcoded(_) => None,
+                StreamVariant::FailoverSource(_) | StreamVariant::Transcoded(_) => None,
             });
         ViewerQuality {
             layer,

@@ -24,10 +24,10 @@ impl Viewer {
         let uses_transport_cc = self.adaptation.uses_transport_cc;
         let leaves_video_out = self
             .adaptation
-            .latest_choice()
+            .latest_layer_choice()
             .is_some_and(|choice| choice.frames != FrameSelection::All);
         let queue_delay = self.adaptation.controller.excess_delay();
-        let is_path_full = leaves_video_out || queue_delay > MAX_QUEUE_DELAY_FOR_AUDIO_RETRANSMISSION;
+        let is_path_at_capacity = leaves_video_out || queue_delay > MAX_QUEUE_DELAY_FOR_AUDIO_RETRANSMISSION;
         let controller = Some(&mut self.adaptation.controller).filter(|_| uses_transport_cc);
         let mut rtp = TransportCcEgress::new(rtp, controller, now);
         let rtt = self.rtt;
@@ -40,7 +40,7 @@ impl Viewer {
         else {
             return;
         };
-        if is_path_full && track.kind() == MediaKind::Audio {
+        if is_path_at_capacity && track.kind() == MediaKind::Audio {
             return;
         }
         let wanted: Vec<PendingRetransmission> = from.with_state(|state| {
@@ -51,7 +51,7 @@ impl Viewer {
             if !has_source && !ring.newest_track_time_and_arrival().is_some_and(is_recent) {
                 return Vec::new();
             }
-            track.admit_nacked_packets(now, rtt, seqs, ring)
+            track.select_retransmittable_packets(now, rtt, seqs, ring)
         });
         traffic::add_to_counter(
             &self.stream.transport_stats.retransmitted_packet_count,

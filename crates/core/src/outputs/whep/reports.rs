@@ -15,8 +15,8 @@ impl Viewer {
             ..
         } in [&self.video, &self.audio].into_iter().flatten()
         {
-            let time = from.with_state(|state| state.track(track.kind()).clock().track_time_captured_at(now));
-            let Some(time) = time.and_then(|time| track.rtp_timestamp_if_live(time)) else {
+            let time = from.with_state(|state| state.track(track.kind()).clock().track_time_for_capture_at(now));
+            let Some(time) = time.and_then(|time| track.rtp_timestamp_for_sender_report(time)) else {
                 continue;
             };
             let sent = track.sender_report_counts();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 const MIN_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Minimum time between a request and another one that is sent at once.
-const MIN_URGENT_REQUEST_INTERVAL: Duration = Duration::from_millis(250);
+const MIN_URGENT_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Maximum number of requests until a key frame arrives. OBS never answers any. A new request resets the count.
 const MAX_UNANSWERED_KEY_FRAME_REQUESTS: u8 = 10;
@@ -32,11 +32,11 @@ impl KeyFrameRequestScheduler {
 
     /// As [`Self::request`], without waiting for the second after the last request: what was requested then was of another
     /// SSRC. Not more often than every 250 ms.
-    pub fn request_at_once(&mut self, now: Instant) {
+    pub fn request_key_frame_at_once(&mut self, now: Instant) {
         self.request();
         self.last_request_at = self
             .last_request_at
-            .filter(|last| now.saturating_duration_since(*last) < MIN_URGENT_REQUEST_INTERVAL);
+            .filter(|last| now.saturating_duration_since(*last) < MIN_URGENT_KEY_FRAME_REQUEST_INTERVAL);
     }
 
     /// A key frame arrived: the request is fulfilled.

@@ -74,7 +74,7 @@ impl ReceptionStats {
         Self {
             media_ssrc: media,
             clock_rate,
-            seq_unwrapper: SeqUnwrapper::starting_at_or_above(SEQ_CYCLE),
+            seq_unwrapper: SeqUnwrapper::with_first_value_at_or_above(SEQ_CYCLE),
             received_bitmap: Box::new([0; ARRIVAL_WINDOW_PACKETS as usize / 64]),
             packet_counts: None,
             jitter: Jitter::default(),
@@ -113,12 +113,12 @@ impl ReceptionStats {
 
     fn record_and_classify_arrival(&mut self, ext_seq: u64) -> ArrivalKind {
         let Some(counts) = &mut self.packet_counts else {
-            self.restart_at(ext_seq);
+            self.restart_counts_at_seq(ext_seq);
             return ArrivalKind::New;
         };
         if ext_seq > counts.highest_seq {
             if ext_seq - counts.highest_seq > MAX_DROPOUT {
-                self.restart_at(ext_seq);
+                self.restart_counts_at_seq(ext_seq);
                 return ArrivalKind::New;
             }
             let from = counts.highest_seq + 1;
@@ -146,7 +146,7 @@ impl ReceptionStats {
     }
 
     /// Starts counting at this packet.
-    fn restart_at(&mut self, ext_seq: u64) {
+    fn restart_counts_at_seq(&mut self, ext_seq: u64) {
         self.received_bitmap.fill(0);
         self.packet_counts = Some(PacketCounts {
             base_seq: ext_seq,
@@ -208,7 +208,7 @@ impl ReceptionStats {
             cumulative_lost: u32::try_from(expected - counts.received_count).unwrap_or(u32::MAX),
             // The count of cycles starts at zero (RFC 3550 §6.4.1).
             highest_seq: (counts.highest_seq - SEQ_CYCLE) as u32,
-            jitter: self.jitter.in_timestamp_units(),
+            jitter: self.jitter.jitter_in_timestamp_units(),
             last_sr,
             delay_since_last_sr,
         })
@@ -242,7 +242,7 @@ impl Jitter {
         }
     }
 
-    fn in_timestamp_units(&self) -> u32 {
+    fn jitter_in_timestamp_units(&self) -> u32 {
         u32::try_from(self.scaled_jitter >> 4).unwrap_or(u32::MAX)
     }
 }
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fraction_is_of_the_interval_and_the_sum_is_of_all() {
+    fn fraction_lost_is_per_interval_sum_is_total() {
         let (mut reception, now) = new_stats();
         for seq in (0..100).filter(|seq| seq % 4 != 1) {
             reception.on_packet(now, seq, 0);

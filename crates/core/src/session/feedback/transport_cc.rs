@@ -27,7 +27,7 @@ const MAX_REMEMBERED_ARRIVALS: usize = 2000;
 const MAX_SEQ_GAP: u64 = 1000;
 
 /// Unit of the deltas, in microseconds (§3.1.5).
-const TICK_US: u128 = 250;
+const TWCC_DELTA_TICK_US: u128 = 250;
 
 /// The reference time counts units of 64 ms (§3.1).
 const TICKS_PER_REFERENCE_TIME_UNIT: i64 = 256;
@@ -59,7 +59,7 @@ impl TransportFeedbackGenerator {
         Self {
             sender_ssrc: from,
             base_time: base,
-            seq_unwrapper: SeqUnwrapper::starting_at_or_above(0),
+            seq_unwrapper: SeqUnwrapper::with_first_value_at_or_above(0),
             arrivals: BTreeMap::new(),
             forgotten_before_seq: 0,
             next_unreported: None,
@@ -163,7 +163,7 @@ impl TransportFeedbackGenerator {
 
 /// Arrival time in ticks since `base_time`.
 fn ticks_since_base(base: Instant, at: Instant) -> i64 {
-    i64::try_from(at.saturating_duration_since(base).as_micros() / TICK_US).unwrap_or(i64::MAX)
+    i64::try_from(at.saturating_duration_since(base).as_micros() / TWCC_DELTA_TICK_US).unwrap_or(i64::MAX)
 }
 
 /// Status of a packet (§3.1.1).
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_jump_begins_anew() {
+    fn long_seq_jump_restarts_feedback() {
         let (mut feedback, base) = new_generator();
         feedback.on_packet(base, MEDIA_SSRC, 1);
         feedback.on_packet(base, MEDIA_SSRC, 20_000);

@@ -56,8 +56,8 @@ fn frames_whose_timestamps_stand_still_are_timed_by_their_arrival() {
         assert_eq!(speech.len(), 99);
         let counts = source.stream(|state| {
             (
-                state.video.arrival_timed_frame_count(),
-                state.audio.arrival_timed_frame_count(),
+                state.video.arrival_timestamped_frame_count(),
+                state.audio.arrival_timestamped_frame_count(),
             )
         });
         assert_eq!(counts, (98, 98));

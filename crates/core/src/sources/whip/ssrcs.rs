@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{MAX_KNOWN_SSRCS, Publisher, SsrcRole};
 use crate::media::rtp::ParsedRtpHeader;
-use crate::media::{Pt, Ssrc};
+use crate::media::{PayloadType, Ssrc};
 use crate::sources::incoming_encoding::MIN_SILENCE_TO_SWITCH_SSRC;
 
 impl Publisher {
@@ -98,7 +98,7 @@ impl Publisher {
         oldest.is_some_and(|oldest| self.ssrc_roles.remove(&oldest).is_some())
     }
 
-    fn only_track_with_payload_type(&self, pt: Pt) -> Option<usize> {
+    fn only_track_with_payload_type(&self, pt: PayloadType) -> Option<usize> {
         let mut owners = self
             .tracks
             .iter()

@@ -40,7 +40,7 @@ pub(super) fn box_bodies<'a>(bytes: &'a [u8], name: &'static [u8; 4]) -> impl It
 }
 
 /// Body of the box at the end of this path.
-pub(super) fn body_at_path<'a>(bytes: &'a [u8], path: &[&'static [u8; 4]]) -> Option<&'a [u8]> {
+pub(super) fn box_body_at_path<'a>(bytes: &'a [u8], path: &[&'static [u8; 4]]) -> Option<&'a [u8]> {
     path.iter()
         .try_fold(bytes, |bytes, name| box_bodies(bytes, name).next())
 }

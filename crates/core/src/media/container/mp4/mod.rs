@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use self::boxes::{FieldReader, Mp4Box, box_bodies, iter_boxes};
-use self::tracks::{ANNEX_B_START_CODE, Mp4Track, SampleEntry, TIMESTAMP_ORIGIN, parse_tracks};
+use self::tracks::{ANNEX_B_START_CODE, MP4_TIMESTAMP_OFFSET, Mp4Track, SampleEntry, parse_tracks};
 use super::sample::{ContainerError, DemuxedSample, SampleCodec, ticks_to_duration};
 
 mod boxes;
@@ -365,7 +365,7 @@ fn make_demuxed_sample(
     if bytes.is_empty() {
         return None;
     }
-    let decode = (TIMESTAMP_ORIGIN + ticks_to_duration(decode, track.timescale)).saturating_sub(track.edit_offset);
+    let decode = (MP4_TIMESTAMP_OFFSET + ticks_to_duration(decode, track.timescale)).saturating_sub(track.edit_offset);
     let distance =
         ticks_to_duration(u64::from(composition_offset.unsigned_abs()), track.timescale).min(MAX_COMPOSITION_OFFSET);
     Some(DemuxedSample {

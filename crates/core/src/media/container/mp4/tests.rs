@@ -118,7 +118,7 @@ fn positions_may_count_from_the_fragment_the_file_or_not_at_all() {
         let samples = demux(&init, &segment);
         let times: Vec<u128> = samples
             .iter()
-            .map(|sample| (sample.decode_time - TIMESTAMP_ORIGIN).as_millis())
+            .map(|sample| (sample.decode_time - MP4_TIMESTAMP_OFFSET).as_millis())
             .collect();
         assert_eq!(times, [0, 40, 80, 120, 160, 200], "{positions:?}");
         let last = &samples[5].bytes[..];

@@ -7,7 +7,7 @@ use shiguredo_mp4::Decode as _;
 use shiguredo_mp4::boxes::EsdsBox;
 
 use super::super::sample::{ContainerError, SampleCodec, ticks_to_duration};
-use super::boxes::{FieldReader, body_at_path, box_bodies, iter_boxes};
+use super::boxes::{FieldReader, box_bodies, box_body_at_path, iter_boxes};
 use crate::media::MediaKind;
 use crate::media::aac::AacConfig;
 
@@ -94,25 +94,25 @@ fn parse_trex(trex: &[u8]) -> Option<(u32, SampleDefaults)> {
 }
 
 fn parse_trak(trak: &[u8], defaults: &[(u32, SampleDefaults)]) -> Option<Mp4Track> {
-    let mut tkhd = FieldReader(body_at_path(trak, &[b"tkhd"])?);
+    let mut tkhd = FieldReader(box_body_at_path(trak, &[b"tkhd"])?);
     let version = tkhd.read_u8()?;
     tkhd.take_bytes(3)?;
     tkhd.read_u32_or_u64(version)?;
     tkhd.read_u32_or_u64(version)?;
     let id = tkhd.read_u32()?;
-    let mut mdhd = FieldReader(body_at_path(trak, &[b"mdia", b"mdhd"])?);
+    let mut mdhd = FieldReader(box_body_at_path(trak, &[b"mdia", b"mdhd"])?);
     let version = mdhd.read_u8()?;
     mdhd.take_bytes(3)?;
     mdhd.read_u32_or_u64(version)?;
     mdhd.read_u32_or_u64(version)?;
     let rate = mdhd.read_u32()?;
     // §8.4.3: version, flags, a reserved field, and the handler.
-    let kind = match body_at_path(trak, &[b"mdia", b"hdlr"]).and_then(|hdlr| hdlr.get(8..12)) {
+    let kind = match box_body_at_path(trak, &[b"mdia", b"hdlr"]).and_then(|hdlr| hdlr.get(8..12)) {
         Some(b"vide") => Some(MediaKind::Video),
         Some(b"soun") => Some(MediaKind::Audio),
         _ => None,
     };
-    let stsd = body_at_path(trak, &[b"mdia", b"minf", b"stbl", b"stsd"])?;
+    let stsd = box_body_at_path(trak, &[b"mdia", b"minf", b"stbl", b"stsd"])?;
     let entries = iter_boxes(stsd.get(8..)?).take(MAX_TRACKS_OR_SAMPLE_ENTRIES);
     let defaults = defaults.iter().find(|(known, _)| *known == id);
     Some(Mp4Track {
@@ -129,12 +129,12 @@ fn parse_trak(trak: &[u8], defaults: &[(u32, SampleDefaults)]) -> Option<Mp4Trac
 }
 
 /// Added to all timestamps: an edit list may shift the start of a track before zero.
-pub(super) const TIMESTAMP_ORIGIN: Duration = Duration::from_secs(10);
+pub(super) const MP4_TIMESTAMP_OFFSET: Duration = Duration::from_secs(10);
 
 /// Media time at which the presentation of a track starts (ISO/IEC 14496-12 §8.6.6). With B-frames it is the
 /// composition offset of the first frame.
 fn parse_edit_offset(trak: &[u8], rate: u32) -> Option<Duration> {
-    let mut elst = FieldReader(body_at_path(trak, &[b"edts", b"elst"])?);
+    let mut elst = FieldReader(box_body_at_path(trak, &[b"edts", b"elst"])?);
     let version = elst.read_u8()?;
     elst.take_bytes(3)?;
     let count = elst.read_u32()?;
@@ -145,7 +145,7 @@ fn parse_edit_offset(trak: &[u8], rate: u32) -> Option<Duration> {
         // -1 marks an empty edit.
         let is_empty = media_time == if version == 1 { u64::MAX } else { u64::from(u32::MAX) };
         if !is_empty {
-            return Some(ticks_to_duration(media_time, rate).min(TIMESTAMP_ORIGIN));
+            return Some(ticks_to_duration(media_time, rate).min(MP4_TIMESTAMP_OFFSET));
         }
     }
     None
@@ -184,7 +184,7 @@ impl SampleEntry {
 
 /// ISO/IEC 14496-15 §5.3.3.1.
 fn parse_avc_entry(body: &[u8]) -> Option<SampleEntry> {
-    let mut fields = FieldReader(body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"avcC"])?);
+    let mut fields = FieldReader(box_body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"avcC"])?);
     fields.take_bytes(4)?;
     let length_size = usize::from(fields.read_u8()? & 3) + 1;
     let mut sets = BytesMut::new();
@@ -201,7 +201,7 @@ fn parse_avc_entry(body: &[u8]) -> Option<SampleEntry> {
 
 /// ISO/IEC 14496-15 §8.3.3.1.
 fn parse_hevc_entry(body: &[u8]) -> Option<SampleEntry> {
-    let mut fields = FieldReader(body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"hvcC"])?);
+    let mut fields = FieldReader(box_body_at_path(body.get(VISUAL_SAMPLE_ENTRY_LENGTH..)?, &[b"hvcC"])?);
     fields.take_bytes(21)?;
     let length_size = usize::from(fields.read_u8()? & 3) + 1;
     let mut sets = BytesMut::new();
@@ -237,7 +237,7 @@ fn aac_config_of_mp4a_entry(body: &[u8]) -> Option<AacConfig> {
         _ => 0,
     };
     let boxes = body.get(AUDIO_SAMPLE_ENTRY_LENGTH + more..)?;
-    let esds = body_at_path(boxes, &[b"esds"]).or_else(|| body_at_path(boxes, &[b"wave", b"esds"]))?;
+    let esds = box_body_at_path(boxes, &[b"esds"]).or_else(|| box_body_at_path(boxes, &[b"wave", b"esds"]))?;
     let mut whole = Vec::with_capacity(esds.len() + 8);
     whole.put_u32(u32::try_from(esds.len() + 8).ok()?);
     whole.put_slice(b"esds");

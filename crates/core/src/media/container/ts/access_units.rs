@@ -16,7 +16,7 @@ pub(super) enum VideoCodec {
 
 /// Unwrapped times of a PES packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FrameTimes {
+pub(super) struct DecodeAndPresentationTimes {
     pub(super) decode_time: Duration,
     pub(super) presentation_time: Duration,
 }
@@ -24,7 +24,7 @@ pub(super) struct FrameTimes {
 /// An access unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AccessUnit {
-    pub(super) times: FrameTimes,
+    pub(super) times: DecodeAndPresentationTimes,
     pub(super) bytes: BytesMut,
 }
 
@@ -44,9 +44,9 @@ pub(super) struct AccessUnitSplitter {
     had_slice_before_last_nal: bool,
     /// Bytes are missing: those before the next start code are of no use.
     skips_to_start_code: bool,
-    unit_times: Option<FrameTimes>,
+    unit_times: Option<DecodeAndPresentationTimes>,
     /// Times of PES packets, with their begins in `buffer`.
-    pes_times: VecDeque<(usize, FrameTimes)>,
+    pes_times: VecDeque<(usize, DecodeAndPresentationTimes)>,
     /// Access units that wait for the next known time; the first one has its own.
     units_awaiting_time: Vec<AccessUnit>,
     /// Last known distance between two access units.
@@ -57,7 +57,7 @@ pub(super) struct AccessUnitSplitter {
 const MAX_ACCESS_UNIT_BYTES: usize = 8 << 20;
 
 /// Maximum number of access units between two times, and of times within one.
-const MAX_QUEUED_UNITS_OR_TIMES: usize = 512;
+const MAX_QUEUED_ACCESS_UNITS_OR_PES_TIMES: usize = 512;
 
 /// Length of a start code up to its last byte.
 const START_CODE_LEN: usize = 3;
@@ -86,8 +86,8 @@ impl AccessUnitSplitter {
     }
 
     /// Records that a PES packet begins; its times, if it has any.
-    pub(super) fn begin_pes_packet(&mut self, times: Option<FrameTimes>) {
-        if let Some(times) = times.filter(|_| self.pes_times.len() < MAX_QUEUED_UNITS_OR_TIMES) {
+    pub(super) fn begin_pes_packet(&mut self, times: Option<DecodeAndPresentationTimes>) {
+        if let Some(times) = times.filter(|_| self.pes_times.len() < MAX_QUEUED_ACCESS_UNITS_OR_PES_TIMES) {
             self.pes_times.push_back((self.buffer.len(), times));
         }
     }
@@ -193,7 +193,7 @@ impl AccessUnitSplitter {
 
     /// Takes the time of the PES packet in which a NAL unit at `first` begins. The start code may begin in the packet
     /// before.
-    fn take_pes_times(&mut self, first: usize) -> Option<FrameTimes> {
+    fn take_pes_times(&mut self, first: usize) -> Option<DecodeAndPresentationTimes> {
         let mut found = None;
         while self
             .pes_times
@@ -244,7 +244,9 @@ impl AccessUnitSplitter {
                 self.take_pes_times(0);
             }
             Some(next) => self.set_frame_interval_and_release_units(next, out),
-            None if self.units_awaiting_time.len() >= MAX_QUEUED_UNITS_OR_TIMES || length > MAX_ACCESS_UNIT_BYTES => {
+            None if self.units_awaiting_time.len() >= MAX_QUEUED_ACCESS_UNITS_OR_PES_TIMES
+                || length > MAX_ACCESS_UNIT_BYTES =>
+            {
                 self.release_units_awaiting_time(out)
             }
             None => {}
@@ -252,7 +254,7 @@ impl AccessUnitSplitter {
     }
 
     /// Gives the waiting access units times up to that of the one behind them.
-    fn set_frame_interval_and_release_units(&mut self, next: FrameTimes, out: &mut Vec<AccessUnit>) {
+    fn set_frame_interval_and_release_units(&mut self, next: DecodeAndPresentationTimes, out: &mut Vec<AccessUnit>) {
         let Some(first) = self.units_awaiting_time.first() else {
             return;
         };

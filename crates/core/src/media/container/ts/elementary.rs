@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use super::super::adts::AdtsParser;
 use super::super::clock::{MPEG_TIMESTAMP_MASK, MPEG_TS_CLOCK_RATE, MpegTimestampUnwrapper};
 use super::super::sample::{DemuxedSample, SampleCodec, ticks_to_duration};
-use super::access_units::{AccessUnit, AccessUnitSplitter, FrameTimes, VideoCodec};
+use super::access_units::{AccessUnit, AccessUnitSplitter, DecodeAndPresentationTimes, VideoCodec};
 use super::packet::TsPacket;
 use super::tables::{ElementaryStreamInfo, SupportedElementaryStreamKind};
 
@@ -28,7 +28,7 @@ enum FrameParser {
     Video(AccessUnitSplitter, VideoCodec),
     Audio {
         adts: AdtsParser,
-        times: Option<FrameTimes>,
+        times: Option<DecodeAndPresentationTimes>,
         /// The PES packet in progress.
         packet: BytesMut,
     },
@@ -146,7 +146,7 @@ impl ElementaryStreamParser {
             FrameParser::Video(units, codec) => {
                 let mut found = Vec::new();
                 units.push_bytes_and_split(payload, &mut found);
-                append_samples(*codec, found, out);
+                append_access_units_as_samples(*codec, found, out);
             }
             FrameParser::Audio { packet, .. } if packet.len() < MAX_AUDIO_PES_BYTES => {
                 packet.extend_from_slice(payload)
@@ -178,14 +178,14 @@ impl ElementaryStreamParser {
             FrameParser::Video(units, codec) => {
                 let mut found = Vec::new();
                 units.flush(&mut found);
-                append_samples(*codec, found, out);
+                append_access_units_as_samples(*codec, found, out);
             }
             FrameParser::Audio { adts, .. } => adts.reset(),
         }
     }
 }
 
-fn append_samples(codec: VideoCodec, units: Vec<AccessUnit>, out: &mut Vec<DemuxedSample>) {
+fn append_access_units_as_samples(codec: VideoCodec, units: Vec<AccessUnit>, out: &mut Vec<DemuxedSample>) {
     let content = match codec {
         VideoCodec::H264 => SampleCodec::H264,
         VideoCodec::H265 => SampleCodec::H265,
@@ -231,8 +231,10 @@ impl PesHeader {
         // The stated length counts the header behind it.
         let left = (stated > 0).then(|| (stated + 6).saturating_sub(length));
         let fields = bytes.get(PES_FIXED_HEADER_LEN..length)?;
-        let present = (b7 & 0x80 != 0).then(|| parse_timestamp(fields)).flatten();
-        let decode = (b7 & 0x40 != 0).then(|| parse_timestamp(fields.get(5..)?)).flatten();
+        let present = (b7 & 0x80 != 0).then(|| parse_pes_timestamp(fields)).flatten();
+        let decode = (b7 & 0x40 != 0)
+            .then(|| parse_pes_timestamp(fields.get(5..)?))
+            .flatten();
         Some(Self {
             payload_len: left,
             timestamps: present.map(|present| PesTimestamps {
@@ -243,7 +245,7 @@ impl PesHeader {
     }
 }
 
-fn parse_timestamp(field: &[u8]) -> Option<u64> {
+fn parse_pes_timestamp(field: &[u8]) -> Option<u64> {
     let &[b0, b1, b2, b3, b4] = field.first_chunk::<5>()?;
     let high = u64::from(b0 >> 1 & 7) << 30;
     let middle = (u64::from(b1) << 8 | u64::from(b2)) >> 1 << 15;
@@ -251,7 +253,7 @@ fn parse_timestamp(field: &[u8]) -> Option<u64> {
 }
 
 impl PesTimestamps {
-    fn to_frame_times(&self, clock: &mut MpegTimestampUnwrapper) -> FrameTimes {
+    fn to_frame_times(&self, clock: &mut MpegTimestampUnwrapper) -> DecodeAndPresentationTimes {
         // Unwrapping uses decoding times: they never go back within a stream.
         let decode = self.dts.unwrap_or(self.pts);
         let ahead = self.pts.wrapping_sub(decode) & MPEG_TIMESTAMP_MASK;
@@ -262,7 +264,7 @@ impl PesTimestamps {
             ahead
         };
         let decode = clock.unwrap_to_duration(decode);
-        FrameTimes {
+        DecodeAndPresentationTimes {
             decode_time: decode,
             presentation_time: decode + ticks_to_duration(ahead, MPEG_TS_CLOCK_RATE),
         }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use self::access_units::VideoCodec;
 use self::elementary::ElementaryStreamParser;
-use self::packet::{PacketSplitter, TsPacket};
 pub(super) use self::packet::{SYNC_BYTE, is_transport_stream};
+use self::packet::{TsPacket, TsPacketSplitter};
 use self::tables::{
     ElementaryStreamInfo, PAT_PID, SectionAssembler, SupportedElementaryStreamKind, TsProgram, has_valid_crc,
     parse_pmt, parse_pmt_pids_from_pat,
@@ -29,7 +29,7 @@ mod tests;
 #[derive(Default)]
 pub(super) struct TransportStreamDemuxer {
     timestamp_unwrapper: MpegTimestampUnwrapper,
-    packet_splitter: PacketSplitter,
+    packet_splitter: TsPacketSplitter,
     /// Sections in progress, by PID.
     section_assemblers: Vec<(u16, SectionAssembler)>,
     /// PIDs of the program map tables.
@@ -185,7 +185,7 @@ impl TransportStreamDemuxer {
             }
         }
         self.selected_program = Some(program);
-        for bytes in std::mem::take(&mut self.packets_before_tables).chunks_exact(packet::PACKET_LEN) {
+        for bytes in std::mem::take(&mut self.packets_before_tables).chunks_exact(packet::TS_PACKET_LEN) {
             self.demux_packet(bytes, out);
         }
     }
@@ -195,7 +195,7 @@ impl TransportStreamDemuxer {
         let mut program = TsProgram::default();
         for packet in self
             .packets_before_tables
-            .chunks_exact(packet::PACKET_LEN)
+            .chunks_exact(packet::TS_PACKET_LEN)
             .filter_map(TsPacket::parse)
         {
             if let Some(kind) = guess_stream_kind(&packet)

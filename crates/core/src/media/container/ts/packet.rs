@@ -3,11 +3,11 @@
 use bytes::{Buf as _, BytesMut};
 
 /// Packet length in bytes, and the sync byte.
-pub(in crate::media::container) const PACKET_LEN: usize = 188;
+pub(in crate::media::container) const TS_PACKET_LEN: usize = 188;
 pub(in crate::media::container) const SYNC_BYTE: u8 = 0x47;
 
 /// Distances between packets: plain, with a timestamp of four bytes before each, and with error correction behind each.
-const PACKET_STRIDES: [usize; 3] = [PACKET_LEN, 192, 204];
+const TS_PACKET_STRIDES: [usize; 3] = [TS_PACKET_LEN, 192, 204];
 
 /// Number of sync bytes in a row that make a transport stream.
 const MIN_SYNC_BYTES: usize = 3;
@@ -55,12 +55,12 @@ impl<'a> TsPacket<'a> {
 
 /// Cuts data into packets. What is left of a segment is the beginning of a packet that the next one continues.
 #[derive(Debug, Default)]
-pub(super) struct PacketSplitter {
+pub(super) struct TsPacketSplitter {
     buffer: BytesMut,
     packet_stride: usize,
 }
 
-impl PacketSplitter {
+impl TsPacketSplitter {
     /// Appends a segment. Drops an incomplete packet that it does not continue.
     pub(super) fn drop_uncontinued_packet_and_append_segment(&mut self, segment: &[u8]) {
         let is_continued = || {
@@ -79,17 +79,17 @@ impl PacketSplitter {
     }
 
     /// Takes the next complete packet.
-    pub(super) fn next(&mut self) -> Option<[u8; PACKET_LEN]> {
+    pub(super) fn next(&mut self) -> Option<[u8; TS_PACKET_LEN]> {
         loop {
             if self.packet_stride > 0 && self.buffer.first() == Some(&SYNC_BYTE) {
-                let packet = *self.buffer.first_chunk::<PACKET_LEN>()?;
+                let packet = *self.buffer.first_chunk::<TS_PACKET_LEN>()?;
                 // The last packet has nothing behind it.
                 self.buffer.advance(self.packet_stride.min(self.buffer.len()));
                 return Some(packet);
             }
             let Some((at, stride)) = find_first_packet(&self.buffer) else {
                 // Keeps what may be the beginning of a packet.
-                let junk = self.buffer.len().saturating_sub(PACKET_LEN - 1);
+                let junk = self.buffer.len().saturating_sub(TS_PACKET_LEN - 1);
                 self.buffer.advance(junk);
                 return None;
             };
@@ -113,10 +113,10 @@ fn has_sync_bytes(bytes: &[u8], stride: usize) -> bool {
 /// Finds the first packet, and the distance to the next one.
 fn find_first_packet(bytes: &[u8]) -> Option<(usize, usize)> {
     let starts = (0..bytes.len()).filter(|at| bytes.get(*at) == Some(&SYNC_BYTE));
-    starts.filter(|at| bytes.len() - at >= PACKET_LEN).find_map(|at| {
+    starts.filter(|at| bytes.len() - at >= TS_PACKET_LEN).find_map(|at| {
         Some((
             at,
-            PACKET_STRIDES
+            TS_PACKET_STRIDES
                 .into_iter()
                 .find(|stride| has_sync_bytes(bytes.get(at..).unwrap_or_default(), *stride))?,
         ))
@@ -127,7 +127,7 @@ fn find_first_packet(bytes: &[u8]) -> Option<(usize, usize)> {
 pub(in crate::media::container) fn is_transport_stream(bytes: &[u8]) -> bool {
     let within =
         |&(at, stride): &(usize, usize)| at < stride && (at == 0 || bytes.len() >= at + stride * (MIN_SYNC_BYTES - 1));
-    find_first_packet(bytes.get(..PACKET_LEN * 8).unwrap_or(bytes)).is_some_and(|found| within(&found))
+    find_first_packet(bytes.get(..TS_PACKET_LEN * 8).unwrap_or(bytes)).is_some_and(|found| within(&found))
 }
 
 #[cfg(test)]
@@ -135,24 +135,24 @@ mod tests {
     use super::*;
 
     fn segment(packets: usize, content: u8) -> Vec<u8> {
-        let mut segment = vec![content; packets * PACKET_LEN];
+        let mut segment = vec![content; packets * TS_PACKET_LEN];
         segment
             .iter_mut()
-            .step_by(PACKET_LEN)
+            .step_by(TS_PACKET_LEN)
             .for_each(|byte| *byte = SYNC_BYTE);
         segment
     }
 
-    fn contents(splitter: &mut PacketSplitter) -> Vec<[u8; 2]> {
+    fn contents(splitter: &mut TsPacketSplitter) -> Vec<[u8; 2]> {
         std::iter::from_fn(|| splitter.next())
-            .map(|packet| [packet[1], packet[PACKET_LEN - 1]])
+            .map(|packet| [packet[1], packet[TS_PACKET_LEN - 1]])
             .collect()
     }
 
     #[test]
     fn a_packet_that_the_next_segment_does_not_continue_is_dropped() {
-        let mut splitter = PacketSplitter::default();
-        splitter.drop_uncontinued_packet_and_append_segment(&segment(7, 1)[..6 * PACKET_LEN + 100]);
+        let mut splitter = TsPacketSplitter::default();
+        splitter.drop_uncontinued_packet_and_append_segment(&segment(7, 1)[..6 * TS_PACKET_LEN + 100]);
         assert_eq!(contents(&mut splitter), [[1, 1]; 6]);
         splitter.drop_uncontinued_packet_and_append_segment(&segment(6, 2));
         assert_eq!(contents(&mut splitter), [[2, 2]; 6]);
@@ -160,9 +160,9 @@ mod tests {
 
     #[test]
     fn a_packet_that_the_next_segment_continues_is_whole() {
-        let mut splitter = PacketSplitter::default();
+        let mut splitter = TsPacketSplitter::default();
         let stream = segment(12, 3);
-        let (first, second) = stream.split_at(6 * PACKET_LEN + 100);
+        let (first, second) = stream.split_at(6 * TS_PACKET_LEN + 100);
         splitter.drop_uncontinued_packet_and_append_segment(first);
         assert_eq!(contents(&mut splitter).len(), 6);
         splitter.drop_uncontinued_packet_and_append_segment(second);

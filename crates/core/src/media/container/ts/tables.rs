@@ -43,7 +43,7 @@ pub(super) struct SectionAssembler {
 }
 
 /// Maximum length of a section in bytes.
-const MAX_SECTION_LEN: usize = 1_024;
+const MAX_PSI_SECTION_LEN: usize = 1_024;
 
 impl SectionAssembler {
     /// Appends the payload of a packet. Returns complete sections.
@@ -70,7 +70,7 @@ impl SectionAssembler {
         // Stuffing follows the last section of a packet.
         while let Some(&[id, b1, b2]) = self.buffer.first_chunk::<3>() {
             let length = 3 + (usize::from(b1 & 0xf) << 8 | usize::from(b2));
-            if id == 0xff || length > MAX_SECTION_LEN + 3 {
+            if id == 0xff || length > MAX_PSI_SECTION_LEN + 3 {
                 self.buffer.clear();
                 return;
             }
@@ -117,7 +117,7 @@ pub(super) fn parse_pmt_pids_from_pat(section: &[u8]) -> Option<Vec<u16>> {
 }
 
 /// Maximum number of codecs that an error names.
-const MAX_UNSUPPORTED_CODECS: usize = 8;
+const MAX_LISTED_UNSUPPORTED_CODECS: usize = 8;
 
 /// Reads a program map table.
 pub(super) fn parse_pmt(section: &[u8]) -> Option<TsProgram> {
@@ -142,7 +142,7 @@ pub(super) fn parse_pmt(section: &[u8]) -> Option<TsProgram> {
                     program.streams.push(ElementaryStreamInfo { pid, kind });
                 }
             }
-            Err(Some(other)) if program.unsupported_codecs.len() < MAX_UNSUPPORTED_CODECS => {
+            Err(Some(other)) if program.unsupported_codecs.len() < MAX_LISTED_UNSUPPORTED_CODECS => {
                 program.unsupported_codecs.push(other)
             }
             Err(_) => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::packet::PACKET_LEN;
+use super::packet::TS_PACKET_LEN;
 use super::*;
 use crate::media::MediaKind;
 
@@ -43,8 +43,8 @@ impl Writer {
         let mut out = Vec::new();
         let mut begins = 0x40;
         while !data.is_empty() {
-            let taken = data.len().min(PACKET_LEN - 4);
-            let stuffing = PACKET_LEN - 4 - taken;
+            let taken = data.len().min(TS_PACKET_LEN - 4);
+            let stuffing = TS_PACKET_LEN - 4 - taken;
             let [high, low] = pid.to_be_bytes();
             let adaptation = if stuffing > 0 { 0x30 } else { 0x10 };
             out.extend([SYNC_BYTE, begins | high, low, adaptation | *counter]);
@@ -73,7 +73,7 @@ impl Writer {
         });
         section.extend(crc.to_be_bytes());
         section.insert(0, 0);
-        section.resize(PACKET_LEN - 4, 0xff);
+        section.resize(TS_PACKET_LEN - 4, 0xff);
         self.packets(pid, &section)
     }
 
@@ -162,7 +162,7 @@ fn frames_go_over_the_border_of_segments_cut_at_any_byte() {
     let mut writer = Writer::new();
     let mut whole = writer.tables();
     (0..12).for_each(|index| whole.extend(writer.frames(index, 1)));
-    for cut in (PACKET_LEN * 3 + 1..whole.len() - PACKET_LEN * 3).step_by(61) {
+    for cut in (TS_PACKET_LEN * 3 + 1..whole.len() - TS_PACKET_LEN * 3).step_by(61) {
         let (first, second) = whole.split_at(cut);
         check(&demux(&[first.to_vec(), second.to_vec()]), 12);
     }
@@ -227,7 +227,7 @@ fn a_lost_packet_costs_one_frame() {
     for (index, frame) in frames.iter().enumerate() {
         // The second packet of a frame.
         let kept = if index == 2 {
-            [&frame[..PACKET_LEN], &frame[PACKET_LEN * 2..]].concat()
+            [&frame[..TS_PACKET_LEN], &frame[TS_PACKET_LEN * 2..]].concat()
         } else {
             frame.clone()
         };
@@ -250,12 +250,12 @@ fn packets_with_more_bytes_and_junk_before_them_are_found() {
     let mut whole = writer.tables();
     (0..6).for_each(|index| whole.extend(writer.frames(index, 1)));
     let stamped: Vec<u8> = whole
-        .chunks(PACKET_LEN)
+        .chunks(TS_PACKET_LEN)
         .flat_map(|packet| [&[1, 2, 3, 4][..], packet].concat())
         .collect();
     check(&demux(&[stamped]), 6);
     let corrected: Vec<u8> = whole
-        .chunks(PACKET_LEN)
+        .chunks(TS_PACKET_LEN)
         .flat_map(|packet| [packet, &[9; 16][..]].concat())
         .collect();
     check(&demux(&[corrected]), 6);
@@ -272,7 +272,7 @@ fn memory_is_bounded_without_tables_or_start_codes() {
         let _ = stream.push_segment(&noise.into());
     }
     assert!(
-        stream.packets_before_tables.len() <= MAX_BYTES_BEFORE_TABLES + PACKET_LEN,
+        stream.packets_before_tables.len() <= MAX_BYTES_BEFORE_TABLES + TS_PACKET_LEN,
         "{}",
         stream.packets_before_tables.len()
     );

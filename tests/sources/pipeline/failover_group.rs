@@ -11,10 +11,10 @@ use crate::pipeline::{PATIENCE, gateway, plays, workers};
 
 /// The tests of this file count worker processes, so each runs in a separate process.
 #[test]
-fn ladders_in_a_process_of_their_own() {
+fn failover_groups_in_a_process_of_their_own() {
     crate::pipeline::alone(&[
-        "pipeline::ladder::a_slate_is_one_worker_for_all_streams_that_show_it",
-        "pipeline::ladder::a_slate_stands_in_while_the_source_is_away",
+        "pipeline::failover_group::a_slate_is_one_worker_for_all_streams_that_show_it",
+        "pipeline::failover_group::a_slate_stands_in_while_the_source_is_away",
     ]);
 }
 

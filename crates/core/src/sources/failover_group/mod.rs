@@ -1,7 +1,7 @@
-//! The source ladder: a stream with several sources, the best one first, shows the first that is live.
+//! The source failover_group: a stream with several sources, the best one first, shows the first that is live.
 //!
-//! Each source writes to a stream of its own, which nobody watches ([`StreamVariant::LadderSource`]): its ring caches the
-//! last key frame, so that a source that stands by can be shown at once. The ladder copies the packets of the selected one
+//! Each source writes to a stream of its own, which nobody watches ([`StreamVariant::FailoverSource`]): its ring caches the
+//! last key frame, so that a source that stands by can be shown at once. The failover group copies the packets of the selected one
 //! to the stream that viewers have, as part of the delivery of each batch: no other thread and no queue are involved. For
 //! that stream a switch is what a takeover is: `StreamState::replace_source`.
 //!
@@ -9,7 +9,7 @@
 //! the cached key frame of the next one. A higher source that has failed returns after the hold-off time, at its next key
 //! frame, and until then viewers have the lower one.
 //!
-//! [`StreamVariant::LadderSource`]: crate::hub::name::StreamVariant::LadderSource
+//! [`StreamVariant::FailoverSource`]: crate::hub::name::StreamVariant::FailoverSource
 
 pub mod map;
 mod selection;

@@ -1,4 +1,4 @@
-//! Streams with several sources: keeps their ladders as they are configured, and tells which source a publisher feeds.
+//! Streams with several sources: keeps their failover groups as they are configured, and tells which source a publisher feeds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +8,13 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::ControlPlane;
-use crate::config::{LadderConfig, LadderSourceKind, Standby};
+use crate::config::{FailoverConfig, FailoverSourceKind, StandbyMode};
 use crate::shard::MediaPlane;
-use crate::sources::fetch::registry::ConfiguredLadder;
+use crate::sources::fetch::registry::ConfiguredFailoverGroup;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::stream::ShardIndex;
 use millstream_core::session::CloseReason;
-use millstream_core::sources::ladder::settings::{LadderSourceSettings, LadderTimes};
+use millstream_core::sources::failover_group::settings::{FailoverSourceSettings, FailoverTimes};
 
 /// Why a publisher cannot feed the source that it names.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -27,40 +27,43 @@ pub enum PublisherSourceError {
     NoPublishers,
 }
 
-/// How often the sources of the ladders are looked at beside their packets: all of them may be silent.
-const LADDER_TIMEOUT_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the sources of the failover groups are looked at beside their packets: all of them may be silent.
+const FAILOVER_TIMEOUT_INTERVAL: Duration = Duration::from_millis(50);
 
 impl ControlPlane {
-    /// Makes, changes and removes ladders so that exactly these exist. Those whose sources are unchanged go on.
-    pub fn reconcile_ladders(&self, configured: &[LadderConfig]) {
+    /// Makes, changes and removes failover groups so that exactly these exist. Those whose sources are unchanged go on.
+    pub fn reconcile_failover_groups(&self, configured: &[FailoverConfig]) {
         let (media, registry) = (&self.media_plane, &self.source_registry);
-        for old in registry.all_ladders() {
+        for old in registry.all_failover_groups() {
             let new = configured.iter().find(|new| new.stream == old.config.stream);
             match new.filter(|new| new.sources == old.config.sources) {
                 Some(new) => {
-                    old.ladder.set_times(times_of(new));
-                    registry.insert_ladder(ConfiguredLadder {
+                    old.failover_group.set_failover_times(failover_times_from_config(new));
+                    registry.insert_failover_group(ConfiguredFailoverGroup {
                         config: new.clone(),
-                        ladder: old.ladder,
+                        failover_group: old.failover_group,
                     });
                 }
                 None => {
-                    registry.remove_ladder(&old.config.stream);
-                    remove_ladder_and_end_its_publishers(media, &old.config.stream);
+                    registry.remove_failover_group(&old.config.stream);
+                    remove_failover_group_and_end_its_publishers(media, &old.config.stream);
                 }
             }
         }
         for config in configured {
-            if registry.ladder(&config.stream).is_none() {
+            if registry.failover_group(&config.stream).is_none() {
                 let name = config.stream.clone();
-                let ladder = media
-                    .ladders()
-                    .add(media.hub(), name, settings_of(config), times_of(config));
+                let failover_group = media.failover_groups().add(
+                    media.hub(),
+                    name,
+                    settings_of(config),
+                    failover_times_from_config(config),
+                );
                 let config = config.clone();
-                registry.insert_ladder(ConfiguredLadder { config, ladder });
+                registry.insert_failover_group(ConfiguredFailoverGroup { config, failover_group });
             }
         }
-        self.ladders_changed.notify_one();
+        self.failover_groups_changed.notify_one();
     }
 
     /// Returns the stream that a publisher writes to: that of the source that it names, or of the first one for publishers.
@@ -73,19 +76,19 @@ impl ControlPlane {
         stream: &StreamName,
         source: Option<&str>,
     ) -> Result<StreamKey, PublisherSourceError> {
-        let Some(ConfiguredLadder { config, .. }) = self.source_registry.ladder(stream) else {
+        let Some(ConfiguredFailoverGroup { config, .. }) = self.source_registry.failover_group(stream) else {
             return match source {
                 Some(_) => Err(PublisherSourceError::SingleSource),
                 None => Ok(stream.into()),
             };
         };
         if let Some(source) = config.whip_source(source) {
-            return Ok(stream.ladder_source_key(source));
+            return Ok(stream.failover_source_key(source));
         }
         let publishers = config
             .sources
             .iter()
-            .filter(|source| source.kind == LadderSourceKind::Whip);
+            .filter(|source| source.kind == FailoverSourceKind::Whip);
         let known: Vec<&str> = publishers.map(|source| source.name.as_str()).collect();
         Err(match known.is_empty() {
             true => PublisherSourceError::NoPublishers,
@@ -96,36 +99,36 @@ impl ControlPlane {
     }
 }
 
-fn settings_of(config: &LadderConfig) -> Vec<LadderSourceSettings> {
-    let sources = config.sources.iter().map(|source| LadderSourceSettings {
+fn settings_of(config: &FailoverConfig) -> Vec<FailoverSourceSettings> {
+    let sources = config.sources.iter().map(|source| FailoverSourceSettings {
         key: config.source_key(source),
         name: source.name.clone(),
-        runs_on_demand: source.kind == LadderSourceKind::Pulled(Standby::Cold),
+        runs_on_demand: source.kind == FailoverSourceKind::Pulled(StandbyMode::Cold),
     });
     sources.collect()
 }
 
-fn times_of(config: &LadderConfig) -> LadderTimes {
-    LadderTimes {
+fn failover_times_from_config(config: &FailoverConfig) -> FailoverTimes {
+    FailoverTimes {
         hold_off: config.times.hold_off,
         stall_timeout: config.times.stall_timeout,
     }
 }
 
-fn remove_ladder_and_end_its_publishers(media: &MediaPlane, stream: &StreamName) {
-    for source in media.ladders().remove(media.hub(), stream) {
+fn remove_failover_group_and_end_its_publishers(media: &MediaPlane, stream: &StreamName) {
+    for source in media.failover_groups().remove(media.hub(), stream) {
         if source.shard != ShardIndex::NONE {
             media.end_session(source.session_id, CloseReason::SourceRemoved);
         }
     }
 }
 
-/// Lets the ladders select their sources until the gateway ends. Sleeps while there are none.
-pub async fn run_ladder_timeouts(media: MediaPlane, changed: Arc<Notify>) {
+/// Lets the failover groups select their sources until the gateway ends. Sleeps while there are none.
+pub async fn run_failover_timeouts(media: MediaPlane, changed: Arc<Notify>) {
     loop {
-        while !media.ladders().is_empty() {
-            media.handle_ladder_timeout();
-            sleep(LADDER_TIMEOUT_INTERVAL).await;
+        while !media.failover_groups().is_empty() {
+            media.handle_failover_timeout();
+            sleep(FAILOVER_TIMEOUT_INTERVAL).await;
         }
         changed.notified().await;
     }

@@ -1,13 +1,13 @@
-//! Which source of a ladder its stream should show. Pure: time is an argument.
+//! Which source of a failover group its stream should show. Pure: time is an argument.
 
 use std::time::{Duration, Instant};
 
-use super::status::{LadderSourceState, SwitchReason};
+use super::status::{FailoverSourceState, SwitchReason};
 
 /// What is known of a source.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SourceCondition {
-    pub state: LadderSourceState,
+    pub state: FailoverSourceState,
     /// Since when media arrives without interruption.
     pub live_since: Option<Instant>,
     /// It was selected and failed: it has to show that it is stable before it is shown again.
@@ -16,7 +16,7 @@ pub(super) struct SourceCondition {
 
 /// What the selection follows from.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct SelectionInput<'a> {
+pub(super) struct SourceSelectionInput<'a> {
     pub now: Instant,
     /// The highest source first.
     pub conditions: &'a [SourceCondition],
@@ -32,7 +32,7 @@ pub(super) struct SelectionInput<'a> {
 
 /// What should happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Selection {
+pub(super) enum SourceSelectionDecision {
     Keep,
     /// Viewers have nothing: the source begins with its cached key frame.
     SwitchAtOnce {
@@ -48,30 +48,29 @@ pub(super) enum Selection {
     Release(SwitchReason),
 }
 
-impl SelectionInput<'_> {
-    pub(super) fn decide(&self) -> Selection {
+impl SourceSelectionInput<'_> {
+    pub(super) fn decide(&self) -> SourceSelectionDecision {
         let Some(selected) = self.selected else {
             return match self.ranking().find(|index| self.is_live(*index)) {
-                Some(to) => Selection::SwitchAtOnce {
+                Some(to) => SourceSelectionDecision::SwitchAtOnce {
                     to,
                     reason: SwitchReason::Available,
                 },
-                None => Selection::Keep,
+                None => SourceSelectionDecision::Keep,
             };
         };
-        if let Some(reason) = self.failure_of(selected) {
+        if let Some(reason) = self.failure_reason_of_source(selected) {
             let mut others = self.ranking().filter(|index| *index != selected);
             return match others.find(|index| self.is_live(*index)) {
-                Some(to) => Selection::SwitchAtOnce { to, reason },
-                None if reason == SwitchReason::Ended => Selection::Release(reason),
-                None => Selection::Keep,
+                Some(to) => SourceSelectionDecision::SwitchAtOnce { to, reason },
+                None if reason == SwitchReason::Ended => SourceSelectionDecision::Release(reason),
+                None => SourceSelectionDecision::Keep,
             };
         }
         let mut higher = self.ranking().take_while(|index| *index != selected);
-        let better = higher.find_map(|index| Some((index, self.reason_to_prefer(index)?)));
-        better.map_or(Selection::Keep, |(to, reason)| Selection::SwitchAtKeyFrame {
-            to,
-            reason,
+        let better = higher.find_map(|index| Some((index, self.reason_to_switch_to_source(index)?)));
+        better.map_or(SourceSelectionDecision::Keep, |(to, reason)| {
+            SourceSelectionDecision::SwitchAtKeyFrame { to, reason }
         })
     }
 
@@ -82,27 +81,27 @@ impl SelectionInput<'_> {
     }
 
     fn is_live(&self, index: usize) -> bool {
-        self.state_of(index) == LadderSourceState::Live
+        self.source_state(index) == FailoverSourceState::Live
     }
 
-    fn state_of(&self, index: usize) -> LadderSourceState {
+    fn source_state(&self, index: usize) -> FailoverSourceState {
         self.conditions
             .get(index)
-            .map_or(LadderSourceState::Away, |condition| condition.state)
+            .map_or(FailoverSourceState::Away, |condition| condition.state)
     }
 
-    fn failure_of(&self, selected: usize) -> Option<SwitchReason> {
-        match self.state_of(selected) {
-            LadderSourceState::Away => Some(SwitchReason::Ended),
-            LadderSourceState::Stalled => Some(SwitchReason::Stalled),
+    fn failure_reason_of_source(&self, selected: usize) -> Option<SwitchReason> {
+        match self.source_state(selected) {
+            FailoverSourceState::Away => Some(SwitchReason::Ended),
+            FailoverSourceState::Stalled => Some(SwitchReason::Stalled),
             // A new session of the same source may begin within the time that a stall is waited for.
-            LadderSourceState::Starting => self.is_selected_silent.then_some(SwitchReason::Stalled),
-            LadderSourceState::Live => None,
+            FailoverSourceState::Starting => self.is_selected_silent.then_some(SwitchReason::Stalled),
+            FailoverSourceState::Live => None,
         }
     }
 
     /// Why a source that ranks above the selected one should be shown now.
-    fn reason_to_prefer(&self, index: usize) -> Option<SwitchReason> {
+    fn reason_to_switch_to_source(&self, index: usize) -> Option<SwitchReason> {
         let condition = self.conditions.get(index).filter(|_| self.is_live(index))?;
         let live_since = condition.live_since?;
         if self.chosen == Some(index) && self.is_choice_new {
@@ -118,25 +117,25 @@ impl SelectionInput<'_> {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests {
-    use super::LadderSourceState::{Away, Live, Stalled, Starting};
+    use super::FailoverSourceState::{Away, Live, Stalled, Starting};
     use super::*;
 
     const HOLD_OFF: Duration = Duration::from_secs(5);
 
     /// Sources in these states; those that are live have been for so many seconds.
     fn decide(
-        states: &[(LadderSourceState, u64)],
+        states: &[(FailoverSourceState, u64)],
         selected: Option<usize>,
         chosen: Option<(usize, bool)>,
-    ) -> Selection {
+    ) -> SourceSelectionDecision {
         let now = Instant::now() + Duration::from_secs(1_000);
-        let condition = |(state, seconds): &(LadderSourceState, u64)| SourceCondition {
+        let condition = |(state, seconds): &(FailoverSourceState, u64)| SourceCondition {
             state: *state,
             live_since: (*state == Live).then(|| now - Duration::from_secs(*seconds)),
             has_failed: true,
         };
         let conditions: Vec<SourceCondition> = states.iter().map(condition).collect();
-        let input = SelectionInput {
+        let input = SourceSelectionInput {
             now,
             conditions: &conditions,
             selected,
@@ -148,48 +147,57 @@ mod tests {
         input.decide()
     }
 
-    fn at_once(to: usize, reason: SwitchReason) -> Selection {
-        Selection::SwitchAtOnce { to, reason }
+    fn switch_at_once(to: usize, reason: SwitchReason) -> SourceSelectionDecision {
+        SourceSelectionDecision::SwitchAtOnce { to, reason }
     }
 
-    fn at_key_frame(to: usize, reason: SwitchReason) -> Selection {
-        Selection::SwitchAtKeyFrame { to, reason }
+    fn switch_at_key_frame(to: usize, reason: SwitchReason) -> SourceSelectionDecision {
+        SourceSelectionDecision::SwitchAtKeyFrame { to, reason }
     }
 
     #[test]
     fn the_first_live_source_is_shown() {
-        assert_eq!(decide(&[(Away, 0), (Starting, 0)], None, None), Selection::Keep);
+        assert_eq!(
+            decide(&[(Away, 0), (Starting, 0)], None, None),
+            SourceSelectionDecision::Keep
+        );
         let first = decide(&[(Away, 0), (Live, 0), (Live, 9)], None, None);
-        assert_eq!(first, at_once(1, SwitchReason::Available));
+        assert_eq!(first, switch_at_once(1, SwitchReason::Available));
     }
 
     #[test]
     fn the_next_live_source_follows_one_that_ends_or_stalls() {
         for (state, reason) in [(Away, SwitchReason::Ended), (Stalled, SwitchReason::Stalled)] {
             let next = decide(&[(state, 0), (Stalled, 0), (Live, 0)], Some(0), None);
-            assert_eq!(next, at_once(2, reason));
+            assert_eq!(next, switch_at_once(2, reason));
         }
         // A higher one need not wait for the hold-off when the selected one fails.
         let next = decide(&[(Live, 1), (Away, 0), (Live, 9)], Some(1), None);
-        assert_eq!(next, at_once(0, SwitchReason::Ended));
+        assert_eq!(next, switch_at_once(0, SwitchReason::Ended));
     }
 
     #[test]
     fn what_stalls_is_kept_and_what_ends_is_released_if_nothing_else_is_live() {
-        assert_eq!(decide(&[(Stalled, 0), (Away, 0)], Some(0), None), Selection::Keep);
+        assert_eq!(
+            decide(&[(Stalled, 0), (Away, 0)], Some(0), None),
+            SourceSelectionDecision::Keep
+        );
         let released = decide(&[(Away, 0), (Stalled, 0)], Some(0), None);
-        assert_eq!(released, Selection::Release(SwitchReason::Ended));
+        assert_eq!(released, SourceSelectionDecision::Release(SwitchReason::Ended));
     }
 
     #[test]
     fn a_new_session_of_the_selected_source_has_the_time_of_a_stall() {
-        assert_eq!(decide(&[(Starting, 0), (Live, 9)], Some(0), None), Selection::Keep);
+        assert_eq!(
+            decide(&[(Starting, 0), (Live, 9)], Some(0), None),
+            SourceSelectionDecision::Keep
+        );
         let conditions = [(Starting, None), (Live, None)].map(|(state, live_since)| SourceCondition {
             state,
             live_since,
             has_failed: false,
         });
-        let input = SelectionInput {
+        let input = SourceSelectionInput {
             now: Instant::now(),
             conditions: &conditions,
             selected: Some(0),
@@ -198,17 +206,20 @@ mod tests {
             is_choice_new: false,
             hold_off: HOLD_OFF,
         };
-        assert_eq!(input.decide(), at_once(1, SwitchReason::Stalled));
+        assert_eq!(input.decide(), switch_at_once(1, SwitchReason::Stalled));
     }
 
     #[test]
     fn a_higher_source_returns_after_the_hold_off() {
-        assert_eq!(decide(&[(Live, 4), (Live, 9)], Some(1), None), Selection::Keep);
+        assert_eq!(
+            decide(&[(Live, 4), (Live, 9)], Some(1), None),
+            SourceSelectionDecision::Keep
+        );
         let back = decide(&[(Live, 5), (Live, 9)], Some(1), None);
-        assert_eq!(back, at_key_frame(0, SwitchReason::Recovered));
+        assert_eq!(back, switch_at_key_frame(0, SwitchReason::Recovered));
         // The highest that is ready, not the highest of all.
         let back = decide(&[(Live, 4), (Live, 5), (Live, 9)], Some(2), None);
-        assert_eq!(back, at_key_frame(1, SwitchReason::Recovered));
+        assert_eq!(back, switch_at_key_frame(1, SwitchReason::Recovered));
     }
 
     #[test]
@@ -219,7 +230,7 @@ mod tests {
             live_since: Some(now),
             has_failed: false,
         };
-        let input = SelectionInput {
+        let input = SourceSelectionInput {
             now,
             conditions: &[condition, condition],
             selected: Some(1),
@@ -228,35 +239,35 @@ mod tests {
             is_choice_new: false,
             hold_off: HOLD_OFF,
         };
-        assert_eq!(input.decide(), at_key_frame(0, SwitchReason::Preferred));
+        assert_eq!(input.decide(), switch_at_key_frame(0, SwitchReason::Preferred));
     }
 
     #[test]
     fn a_choice_takes_effect_at_once_and_ranks_above_all_from_then_on() {
         let chosen = decide(&[(Live, 9), (Live, 0)], Some(0), Some((1, true)));
-        assert_eq!(chosen, at_key_frame(1, SwitchReason::Chosen));
+        assert_eq!(chosen, switch_at_key_frame(1, SwitchReason::Chosen));
         assert_eq!(
             decide(&[(Live, 9), (Live, 0)], Some(1), Some((1, false))),
-            Selection::Keep
+            SourceSelectionDecision::Keep
         );
         let failed = decide(&[(Live, 9), (Stalled, 0)], Some(1), Some((1, false)));
-        assert_eq!(failed, at_once(0, SwitchReason::Stalled));
+        assert_eq!(failed, switch_at_once(0, SwitchReason::Stalled));
         // Back to it as to any higher source.
         assert_eq!(
             decide(&[(Live, 9), (Live, 1)], Some(0), Some((1, false))),
-            Selection::Keep
+            SourceSelectionDecision::Keep
         );
         let back = decide(&[(Live, 9), (Live, 5)], Some(0), Some((1, false)));
-        assert_eq!(back, at_key_frame(1, SwitchReason::Recovered));
+        assert_eq!(back, switch_at_key_frame(1, SwitchReason::Recovered));
     }
 
     #[test]
     fn a_choice_that_is_not_live_waits() {
         assert_eq!(
             decide(&[(Live, 9), (Away, 0)], Some(0), Some((1, true))),
-            Selection::Keep
+            SourceSelectionDecision::Keep
         );
         let withdrawn = decide(&[(Live, 9), (Live, 9)], Some(1), None);
-        assert_eq!(withdrawn, at_key_frame(0, SwitchReason::Recovered));
+        assert_eq!(withdrawn, switch_at_key_frame(0, SwitchReason::Recovered));
     }
 }

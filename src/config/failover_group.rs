@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::document::join_key_path;
-use super::mistake::{Mistake, MistakeKind};
+use super::mistake::{ConfigMistake, MistakeKind};
 use super::reader::ConfigReader;
 use super::section::section;
 use super::value_parsers::{self, NamedVariants};
@@ -15,34 +15,34 @@ use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
 
 /// The sources of a stream that has several.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LadderConfig {
+pub struct FailoverConfig {
     pub stream: StreamName,
     /// The best one first.
-    pub sources: Vec<LadderSourceConfig>,
-    pub times: LadderTimesConfig,
+    pub sources: Vec<FailoverSourceConfig>,
+    pub times: FailoverTimesConfig,
 }
 
 /// One source of a stream that has several.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LadderSourceConfig {
+pub struct FailoverSourceConfig {
     pub name: SourceName,
-    pub kind: LadderSourceKind,
+    pub kind: FailoverSourceKind,
     /// Stream and name of the source that runs for this one too: a pipeline with the same parameters runs once.
     pub shared_with: Option<(StreamName, SourceName)>,
 }
 
 /// Where a source comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LadderSourceKind {
+pub enum FailoverSourceKind {
     /// A publisher sends it.
     Whip,
     /// The gateway pulls it.
-    Pulled(Standby),
+    Pulled(StandbyMode),
 }
 
 /// What a source that the gateway pulls does while a better one is live.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Standby {
+pub enum StandbyMode {
     /// It is connected, and its last key frame is cached: a switch to it takes half a second.
     #[default]
     Warm,
@@ -50,13 +50,13 @@ pub enum Standby {
     Cold,
 }
 
-impl NamedVariants for Standby {
+impl NamedVariants for StandbyMode {
     const NAMED_VARIANTS: &'static [(&'static str, Self)] = &[("warm", Self::Warm), ("cold", Self::Cold)];
 }
 
 section! {
     /// When a stream with several sources changes them.
-    pub struct LadderTimesConfig("streams.*") {
+    pub struct FailoverTimesConfig("streams.*") {
         /// Seconds that a better source which has failed must be live without interruption before it is shown again, 0 to
         /// 3600.
         #[key("hold_off", Live, "`5`", "value_parsers::parse_whole_seconds::<0, 3_600, _, _>")]
@@ -71,26 +71,26 @@ section! {
 
 section! {
     /// A source of a stream that has several: one of `whip`, `rtsp`, `hls` and `pipeline`, and these keys.
-    pub struct LadderEntryKeys("streams.*.sources") {
+    pub struct FailoverEntryKeys("streams.*.sources") {
         /// The source is a publisher, and this is its name: `/whip/STREAM?source=NAME`. The first such source is also that
         /// of `/whip/STREAM`.
-        #[key("whip", Live, "none", "value_parsers::source_name")]
+        #[key("whip", Live, "none", "value_parsers::parse_source_name")]
         pub whip: Option<SourceName> = None,
 
         /// Name of a source that the gateway pulls: up to 32 of `a-z`, `0-9`, `_` and `-`.
-        #[key("name", Live, "its kind", "value_parsers::source_name")]
+        #[key("name", Live, "its kind", "value_parsers::parse_source_name")]
         pub name: Option<SourceName> = None,
 
         /// What a source that the gateway pulls does while a better one is live: `warm` keeps it connected, `cold` starts it
         /// when it is needed.
         #[key("standby", Live, "`warm`", "value_parsers::parse_named_variant")]
-        pub standby: Standby = Standby::Warm,
+        pub standby: StandbyMode = StandbyMode::Warm,
     }
 }
 
-/// A source of a ladder as it is read: its entry, and the table of what the gateway pulls.
-pub(super) struct LadderEntry<'a> {
-    pub config: LadderSourceConfig,
+/// A source of a failover group as it is read: its entry, and the table of what the gateway pulls.
+pub(super) struct FailoverEntry<'a> {
+    pub config: FailoverSourceConfig,
     /// Path, place in the file, and keys of the source; `None` for a publisher.
     pub pulled: Option<(String, usize, DeTable<'a>)>,
 }
@@ -98,29 +98,29 @@ pub(super) struct LadderEntry<'a> {
 /// Maximum number of sources of a stream: each that stands by has a connection.
 const MAX_SOURCES: usize = 8;
 
-/// Keys of a source that have no meaning in a ladder.
+/// Keys of a source that have no meaning in a failover group.
 const ON_DEMAND_KEYS: [&str; 2] = ["on_demand", "stop_after"];
 
 /// Reads a stream with the key `sources`. `None` if there is a mistake in it.
-pub(super) fn read_ladder<'a>(
+pub(super) fn read_failover_group<'a>(
     reader: &mut ConfigReader<'a>,
     path: &str,
     mut table: DeTable<'a>,
-) -> Option<(Vec<LadderEntry<'a>>, LadderTimesConfig)> {
+) -> Option<(Vec<FailoverEntry<'a>>, FailoverTimesConfig)> {
     let sources = table.remove("sources")?;
-    let times = reader.read_file_only_table::<LadderTimesConfig>(path, table);
+    let times = reader.read_file_only_table::<FailoverTimesConfig>(path, table);
     let (path, at) = (join_key_path(path, "sources"), sources.span().start);
     let DeValue::Array(items) = sources.into_inner() else {
         let problem = "has to be a list of tables, such as [{ whip = \"main\" }, { rtsp = \"rtsp://host/path\" }]";
-        reader.add_mistake_unless_caused_by_syntax_error(at, Mistake::new(path, problem));
+        reader.add_mistake_unless_caused_by_syntax_error(at, ConfigMistake::new(path, problem));
         return None;
     };
     if items.is_empty() || items.len() > MAX_SOURCES {
         let problem = format!("has {} sources; expected 1 to {MAX_SOURCES}", items.len());
-        reader.add_mistake_unless_caused_by_syntax_error(at, Mistake::new(path, problem));
+        reader.add_mistake_unless_caused_by_syntax_error(at, ConfigMistake::new(path, problem));
         return None;
     }
-    let mut entries: Vec<LadderEntry<'a>> = Vec::new();
+    let mut entries: Vec<FailoverEntry<'a>> = Vec::new();
     let mut is_complete = true;
     for (index, item) in items.into_iter().enumerate() {
         match read_entry(reader, format!("{path}[{index}]"), item, &entries) {
@@ -135,13 +135,13 @@ fn read_entry<'a>(
     reader: &mut ConfigReader<'a>,
     path: String,
     item: Spanned<DeValue<'a>>,
-    before: &[LadderEntry<'a>],
-) -> Option<LadderEntry<'a>> {
+    before: &[FailoverEntry<'a>],
+) -> Option<FailoverEntry<'a>> {
     let at = item.span().start;
     let problem = "has to be a table, such as { whip = \"main\" } or { rtsp = \"rtsp://host/path\" }";
     let mut pulled = reader.table_or_mistake(&path, item, problem)?;
     let mut own = DeTable::new();
-    for key in LadderEntryKeys::NAMES {
+    for key in FailoverEntryKeys::NAMES {
         if let Some((name, value)) = pulled.remove_entry(*key) {
             own.insert(name, value);
         }
@@ -150,7 +150,8 @@ fn read_entry<'a>(
         if let Some((name, _)) = pulled.remove_entry(key) {
             let problem = "has no effect in a list of sources: set `standby = \"cold\"` for a source that runs only when it \
                            is needed";
-            let mistake = Mistake::with_kind(join_key_path(&path, key), MistakeKind::MissingKey(problem.to_owned()));
+            let mistake =
+                ConfigMistake::with_kind(join_key_path(&path, key), MistakeKind::MissingKey(problem.to_owned()));
             reader.add_mistake_unless_caused_by_syntax_error(name.span().start, mistake);
         }
     }
@@ -162,10 +163,10 @@ fn read_entry<'a>(
     } else {
         None
     };
-    let keys = reader.read_file_only_table::<LadderEntryKeys>(&path, own);
+    let keys = reader.read_file_only_table::<FailoverEntryKeys>(&path, own);
     if let Some(extra) = extra {
         let problem = "cannot be combined with `whip`: a publisher has no other keys";
-        let mistake = Mistake::new(join_key_path(&path, extra.get_ref()), problem);
+        let mistake = ConfigMistake::new(join_key_path(&path, extra.get_ref()), problem);
         reader.add_mistake_unless_caused_by_syntax_error(extra.span().start, mistake);
         return None;
     }
@@ -173,21 +174,21 @@ fn read_entry<'a>(
     let name = match keys.whip.or(keys.name) {
         Some(name) if is_taken(&name) => {
             let problem = format!("has the name {name} of another source of this stream");
-            reader.add_mistake_unless_caused_by_syntax_error(at, Mistake::new(path, problem));
+            reader.add_mistake_unless_caused_by_syntax_error(at, ConfigMistake::new(path, problem));
             return None;
         }
         Some(name) => name,
         // Its value is a mistake.
         None if is_whip => return None,
-        None => free_name(&pulled, is_taken)?,
+        None => unused_source_name(&pulled, is_taken)?,
     };
     let kind = if is_whip {
-        LadderSourceKind::Whip
+        FailoverSourceKind::Whip
     } else {
-        LadderSourceKind::Pulled(keys.standby)
+        FailoverSourceKind::Pulled(keys.standby)
     };
-    Some(LadderEntry {
-        config: LadderSourceConfig {
+    Some(FailoverEntry {
+        config: FailoverSourceConfig {
             name,
             kind,
             shared_with: None,
@@ -197,7 +198,7 @@ fn read_entry<'a>(
 }
 
 /// Returns the kind of a source as its name, with a number if that is taken.
-fn free_name(table: &DeTable<'_>, is_taken: impl Fn(&SourceName) -> bool) -> Option<SourceName> {
+fn unused_source_name(table: &DeTable<'_>, is_taken: impl Fn(&SourceName) -> bool) -> Option<SourceName> {
     let kinds = ["rtsp", "hls", "pipeline"];
     // Without a kind there is a mistake anyway.
     let kind = kinds
@@ -209,16 +210,16 @@ fn free_name(table: &DeTable<'_>, is_taken: impl Fn(&SourceName) -> bool) -> Opt
     names.find_map(|name| SourceName::parse(&name).ok().filter(|name| !is_taken(name)))
 }
 
-impl LadderEntryKeys {
+impl FailoverEntryKeys {
     const NAMES: &'static [&'static str] = &["whip", "name", "standby"];
 }
 
-impl LadderConfig {
+impl FailoverConfig {
     /// Returns the key of the stream that a source writes to.
-    pub fn source_key(&self, source: &LadderSourceConfig) -> StreamKey {
+    pub fn source_key(&self, source: &FailoverSourceConfig) -> StreamKey {
         match &source.shared_with {
-            Some((stream, name)) => stream.ladder_source_key(name),
-            None => self.stream.ladder_source_key(&source.name),
+            Some((stream, name)) => stream.failover_source_key(name),
+            None => self.stream.failover_source_key(&source.name),
         }
     }
 
@@ -227,7 +228,7 @@ impl LadderConfig {
         let mut whip = self
             .sources
             .iter()
-            .filter(|source| source.kind == LadderSourceKind::Whip);
+            .filter(|source| source.kind == FailoverSourceKind::Whip);
         whip.find(|source| name.is_none_or(|name| source.name.as_str() == name))
             .map(|source| &source.name)
     }

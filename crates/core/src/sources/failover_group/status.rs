@@ -1,12 +1,12 @@
-//! What a source ladder tells of itself.
+//! What a failover group tells of itself.
 
 use std::time::Instant;
 
 use crate::hub::name::SourceName;
 
-/// State of a source of a ladder.
+/// State of a source of a failover group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LadderSourceState {
+pub enum FailoverSourceState {
     /// It is not connected.
     #[default]
     Away,
@@ -18,7 +18,7 @@ pub enum LadderSourceState {
     Stalled,
 }
 
-impl LadderSourceState {
+impl FailoverSourceState {
     /// All states, for the metrics.
     pub const ALL: [Self; 4] = [Self::Away, Self::Starting, Self::Live, Self::Stalled];
 
@@ -81,7 +81,7 @@ impl SwitchReason {
 /// A change of the source that a stream shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceSwitch {
-    /// Counts the switches of the ladder, from 1.
+    /// Counts the switches of the failover group, from 1.
     pub number: u64,
     pub at: Instant,
     pub from: Option<SourceName>,
@@ -90,11 +90,11 @@ pub struct SourceSwitch {
     pub reason: SwitchReason,
 }
 
-/// One source of a ladder.
+/// One source of a failover group.
 #[derive(Clone, Debug)]
-pub struct LadderSourceStatus {
+pub struct FailoverSourceStatus {
     pub name: SourceName,
-    pub state: LadderSourceState,
+    pub state: FailoverSourceState,
     /// Since when it is in this state; `None` before the first look.
     pub since: Option<Instant>,
     /// Whether the stream shows it.
@@ -103,9 +103,9 @@ pub struct LadderSourceStatus {
 
 /// The sources of a stream, the highest first.
 #[derive(Clone, Debug)]
-pub struct LadderStatus {
-    pub sources: Vec<LadderSourceStatus>,
-    /// The source that was chosen by hand; `None` while the ladder selects by itself.
+pub struct FailoverStatus {
+    pub sources: Vec<FailoverSourceStatus>,
+    /// The source that was chosen by hand; `None` while the failover group selects by itself.
     pub chosen: Option<SourceName>,
     /// The most recent switches, the oldest first.
     pub recent_switches: Vec<SourceSwitch>,

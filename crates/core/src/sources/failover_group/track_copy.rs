@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::hub::ring::RingEntry;
-use crate::hub::source_rewriter::{IngestNumberingRewriter, ReceivedPacket};
+use crate::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::track::{Track, TrackSourceProperties};
 use crate::media::clock::{TimestampCompression, TrackClock, duration_to_ticks};
 use crate::media::packet::TrackTime;
 
 /// What a copy begins with: read from the source's track.
 #[derive(Debug)]
-pub(super) struct CopyStart {
+pub(super) struct TrackCopyStart {
     pub clock: TrackClock,
     /// Timestamp of the newest frame of the source.
     pub newest_time: Option<TrackTime>,
@@ -23,18 +23,18 @@ pub(super) struct CopyStart {
 /// The copy of one track.
 #[derive(Debug)]
 pub(super) struct TrackCopy {
-    numbering_rewriter: IngestNumberingRewriter,
+    numbering_rewriter: IngestSeqAndTimestampRewriter,
     /// Of the packets that were cached when the copy began.
     timestamp_compression: Option<TimestampCompression>,
     /// [`RingEntry::insertion_order`] of the newest packet that was copied.
     last_copied: u64,
-    last_report: Option<(TrackTime, Instant)>,
+    last_sender_report_or_alignment: Option<(TrackTime, Instant)>,
     /// What was cached arrives at the target when the copy begins.
     arrival_of_cached_packets: Option<Instant>,
 }
 
 /// Minimum step from the last frame before a switch to the first one after it.
-const MIN_SWITCH_STEP: Duration = Duration::from_millis(10);
+const MIN_TIMESTAMP_STEP_AT_SWITCH: Duration = Duration::from_millis(10);
 
 /// Minimum step between cached frames. It is this short because a stream may have many of them: at ten seconds of frames
 /// it moves the video by 30 ms.
@@ -45,22 +45,22 @@ impl TrackCopy {
     ///
     /// What arrives now goes on where the target's clock is now. The cached frames before it are compressed into the time
     /// that has passed since the last frame of the target: a decoder needs them, and the receiver ends up at the live edge.
-    pub(super) fn new(now: Instant, target: &Track, start: &CopyStart) -> Self {
+    pub(super) fn new(now: Instant, target: &Track, start: &TrackCopyStart) -> Self {
         let (Some((target_newest, at)), Some(source_newest)) =
             (target.ring().newest_track_time_and_arrival(), start.newest_time)
         else {
-            return Self::with_rewriter(IngestNumberingRewriter::new());
+            return Self::with_rewriter(IngestSeqAndTimestampRewriter::new());
         };
         let rate = start.clock.clock_rate();
         let ticks = |duration| duration_to_ticks(duration, rate);
         // How old the newest frame is.
-        let arriving = start.clock.track_time_arriving_at(now).unwrap_or(source_newest);
+        let arriving = start.clock.track_time_for_arrival_at(now).unwrap_or(source_newest);
         let age = arriving.saturating_sub(source_newest);
         let target_now = target
             .clock()
-            .track_time_arriving_at(now)
+            .track_time_for_arrival_at(now)
             .unwrap_or_else(|| target_newest + ticks(now.saturating_duration_since(at)));
-        let earliest = target_newest + ticks(MIN_SWITCH_STEP);
+        let earliest = target_newest + ticks(MIN_TIMESTAMP_STEP_AT_SWITCH);
         let first = start
             .cached_packets
             .first()
@@ -78,16 +78,16 @@ impl TrackCopy {
         Self {
             timestamp_compression: compression,
             arrival_of_cached_packets: Some(now),
-            ..Self::with_rewriter(IngestNumberingRewriter::with_timestamp_offset(offset))
+            ..Self::with_rewriter(IngestSeqAndTimestampRewriter::with_timestamp_offset(offset))
         }
     }
 
-    fn with_rewriter(numbering_rewriter: IngestNumberingRewriter) -> Self {
+    fn with_rewriter(numbering_rewriter: IngestSeqAndTimestampRewriter) -> Self {
         Self {
             numbering_rewriter,
             timestamp_compression: None,
             last_copied: 0,
-            last_report: None,
+            last_sender_report_or_alignment: None,
             arrival_of_cached_packets: None,
         }
     }
@@ -137,16 +137,16 @@ impl TrackCopy {
 
     /// Capture times relate audio to video.
     fn copy_capture_time(&mut self, target: &mut Track, source: &TrackSourceProperties) {
-        let Some((time, at, is_reported)) = source.clock.last_report() else {
+        let Some((time, at, is_reported)) = source.clock.last_sender_report_or_alignment() else {
             return;
         };
-        if self.last_report == Some((time, at)) {
+        if self.last_sender_report_or_alignment == Some((time, at)) {
             return;
         }
         let Some(target_time) = self.numbering_rewriter.to_track_time(0, time) else {
             return;
         };
-        self.last_report = Some((time, at));
+        self.last_sender_report_or_alignment = Some((time, at));
         if is_reported {
             target.record_capture_time(target_time, at);
         } else {

@@ -7,17 +7,17 @@ use bytes::Bytes;
 use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
 use millstream_core::hub::stream::SessionId;
 use millstream_core::media::MediaKind;
-use millstream_core::media::{Codec, Format};
+use millstream_core::media::{Codec, CodecFormat};
+use millstream_core::sources::failover_group::settings::{FailoverSourceSettings, FailoverTimes};
+use millstream_core::sources::failover_group::status::{FailoverSourceState, FailoverStatus, SwitchReason};
 use millstream_core::sources::frame_source::{FrameSource, NalFraming};
-use millstream_core::sources::ladder::settings::{LadderSourceSettings, LadderTimes};
-use millstream_core::sources::ladder::status::{LadderSourceState, LadderStatus, SwitchReason};
 use millstream_test_support::{LinkConfig, VideoCodec, VideoConfig};
 
 use crate::fanout::publisher::Publisher;
 use crate::fanout::world::World;
 use crate::fanout::{SECOND, near};
 
-const TIMES: LadderTimes = LadderTimes {
+const TIMES: FailoverTimes = FailoverTimes {
     hold_off: Duration::from_secs(2),
     stall_timeout: Duration::from_millis(400),
 };
@@ -38,7 +38,7 @@ const RANGE: u32 = 100_000;
 pub(super) fn stream_key(text: &str) -> StreamKey {
     let parse = |name| StreamName::parse(name).expect("a stream name");
     match text.split_once('=') {
-        Some((stream, source)) => parse(stream).ladder_source_key(&SourceName::parse(source).expect("a source name")),
+        Some((stream, source)) => parse(stream).failover_source_key(&SourceName::parse(source).expect("a source name")),
         None => parse(text).into(),
     }
 }
@@ -47,22 +47,30 @@ fn live() -> StreamName {
     StreamName::parse("live").expect("a name")
 }
 
-/// Makes the ladder of the stream `live`; sources with an `*` run on demand.
-fn add_ladder(world: &World, sources: &[&str]) {
+/// Makes the failover group of the stream `live`; sources with an `*` run on demand.
+fn add_failover_group(world: &World, sources: &[&str]) {
     let settings = |source: &&str| {
         let name = SourceName::parse(source.trim_end_matches('*')).expect("a source name");
-        LadderSourceSettings {
-            key: live().ladder_source_key(&name),
+        FailoverSourceSettings {
+            key: live().failover_source_key(&name),
             name,
             runs_on_demand: source.ends_with('*'),
         }
     };
     let settings = sources.iter().map(settings).collect();
-    world.shared.ladders.add(&world.shared.hub, live(), settings, TIMES);
+    world
+        .shared
+        .failover_groups
+        .add(&world.shared.hub, live(), settings, TIMES);
 }
 
-fn status(world: &World) -> LadderStatus {
-    world.shared.ladders.get(&live()).expect("a ladder").status()
+fn status(world: &World) -> FailoverStatus {
+    world
+        .shared
+        .failover_groups
+        .get(&live())
+        .expect("a failover group")
+        .status()
 }
 
 fn selected(world: &World) -> Option<String> {
@@ -78,8 +86,8 @@ fn last_reason(world: &World) -> Option<SwitchReason> {
 }
 
 fn choose(world: &World, source: Option<&str>) {
-    let ladder = world.shared.ladders.get(&live()).expect("a ladder");
-    ladder.choose(source).expect("a source of the ladder");
+    let failover_group = world.shared.failover_groups.get(&live()).expect("a failover group");
+    failover_group.choose(source).expect("a source of the failover group");
 }
 
 /// The encoder of a source: `number` distinguishes all of a test.
@@ -152,7 +160,7 @@ fn cut_off(world: &mut World, index: usize) {
 #[test]
 fn invariant_3_fifty_rounds_of_failing_and_returning_sources_leave_one_line() {
     let mut world = World::new(401, 2, 8192);
-    add_ladder(&world, &["main", "backup", "camera"]);
+    add_failover_group(&world, &["main", "backup", "camera"]);
     let mut number = 0;
     let mut publish = |world: &mut World, source: &str, shard: usize| {
         number += 1;
@@ -222,7 +230,7 @@ fn invariant_3_fifty_rounds_of_failing_and_returning_sources_leave_one_line() {
 #[test]
 fn the_higher_source_waits_for_the_hold_off_and_comes_at_its_key_frame() {
     let mut world = World::new(411, 1, 8192);
-    add_ladder(&world, &["main", "backup"]);
+    add_failover_group(&world, &["main", "backup"]);
     world.publish("live=backup", 0, near(), Publisher::deaf(encoder(1)));
     world.run(SECOND);
     let viewer = world.watch("live", 0, near());
@@ -241,7 +249,7 @@ fn the_higher_source_waits_for_the_hold_off_and_comes_at_its_key_frame() {
     // It stalls for a moment: the hold-off begins again.
     world.publisher(main).is_frozen = true;
     world.run(Duration::from_millis(600));
-    assert_eq!(status(&world).sources[0].state, LadderSourceState::Stalled);
+    assert_eq!(status(&world).sources[0].state, FailoverSourceState::Stalled);
     world.publisher(main).is_frozen = false;
     world.run(Duration::from_millis(1_900));
     assert_eq!(selected(&world).as_deref(), Some("backup"));
@@ -261,7 +269,7 @@ fn the_higher_source_waits_for_the_hold_off_and_comes_at_its_key_frame() {
 #[test]
 fn a_choice_by_hand_holds_until_the_source_fails_and_can_be_withdrawn() {
     let mut world = World::new(421, 1, 8192);
-    add_ladder(&world, &["main", "backup"]);
+    add_failover_group(&world, &["main", "backup"]);
     world.publish("live=main", 0, near(), Publisher::obedient(encoder(1)));
     let backup = world.publish("live=backup", 0, near(), Publisher::obedient(encoder(2)));
     world.run(2 * SECOND);
@@ -286,9 +294,9 @@ fn a_choice_by_hand_holds_until_the_source_fails_and_can_be_withdrawn() {
     assert_eq!(selected(&world).as_deref(), Some("main"));
     let unknown = world
         .shared
-        .ladders
+        .failover_groups
         .get(&live())
-        .expect("a ladder")
+        .expect("a failover group")
         .choose(Some("third"));
     assert_eq!(
         unknown.map_err(|error| error.to_string()),
@@ -300,7 +308,7 @@ fn a_choice_by_hand_holds_until_the_source_fails_and_can_be_withdrawn() {
 #[test]
 fn a_new_session_of_the_selected_source_is_shown_at_once() {
     let mut world = World::new(431, 2, 8192);
-    add_ladder(&world, &["main", "backup"]);
+    add_failover_group(&world, &["main", "backup"]);
     let first = world.publish("live=main", 0, near(), Publisher::deaf(encoder(1)));
     world.run(SECOND);
     world.publish("live=backup", 0, near(), Publisher::deaf(encoder(2)));
@@ -322,7 +330,7 @@ fn a_new_session_of_the_selected_source_is_shown_at_once() {
 #[test]
 fn a_source_with_another_codec_is_taken_by_viewers_who_negotiated_it() {
     let mut world = World::new(441, 1, 8192);
-    add_ladder(&world, &["main", "backup"]);
+    add_failover_group(&world, &["main", "backup"]);
     let main = world.publish("live=main", 0, near(), Publisher::deaf(encoder(1)));
     let vp8 = VideoConfig {
         codec: VideoCodec::Vp8,
@@ -344,7 +352,7 @@ fn a_source_with_another_codec_is_taken_by_viewers_who_negotiated_it() {
         .hub
         .find_stream(live())
         .and_then(|stream| stream.with_state(|state| state.formats()));
-    assert_eq!(formats.and_then(|formats| formats.video), Some(Format::Vp8));
+    assert_eq!(formats.and_then(|formats| formats.video), Some(CodecFormat::Vp8));
 }
 
 /// A camera that is fed by hand.
@@ -395,14 +403,14 @@ impl Camera {
 #[test]
 fn a_camera_on_demand_is_needed_only_while_no_higher_source_is_live() {
     let mut world = World::new(451, 1, 8192);
-    add_ladder(&world, &["main", "camera*"]);
+    add_failover_group(&world, &["main", "camera*"]);
     let is_needed = |world: &World| {
         let stream = world
             .shared
             .hub
             .find_stream(stream_key("live=camera"))
-            .expect("kept by its ladder");
-        stream.with_state(|state| state.is_watched())
+            .expect("kept by its failover group");
+        stream.with_state(|state| state.has_consumers())
     };
     world.run(Duration::from_millis(100));
     assert!(is_needed(&world), "nothing is live");
@@ -431,7 +439,7 @@ fn a_camera_on_demand_is_needed_only_while_no_higher_source_is_live() {
 #[test]
 fn a_request_for_a_key_frame_reaches_a_selected_source_that_lives_on_no_shard() {
     let mut world = World::new(461, 1, 8192);
-    add_ladder(&world, &["camera"]);
+    add_failover_group(&world, &["camera"]);
     let mut camera = Camera::new("live=camera");
     camera.feed.set_accepts_key_frame_requests(true);
     camera.run(&mut world, SECOND);
@@ -444,13 +452,13 @@ fn a_request_for_a_key_frame_reaches_a_selected_source_that_lives_on_no_shard() 
 }
 
 #[test]
-fn a_ladder_that_is_removed_leaves_nothing_behind() {
+fn a_failover_group_that_is_removed_leaves_nothing_behind() {
     let mut world = World::new(471, 1, 8192);
-    add_ladder(&world, &["main", "backup"]);
+    add_failover_group(&world, &["main", "backup"]);
     let main = world.publish("live=main", 0, near(), Publisher::deaf(encoder(1)));
     world.run(2 * SECOND);
     assert!(world.shared.hub.find_stream(live()).is_some());
-    let connected = world.shared.ladders.remove(&world.shared.hub, &live());
+    let connected = world.shared.failover_groups.remove(&world.shared.hub, &live());
     assert_eq!(connected.len(), 1);
     assert!(world.shared.hub.find_stream(live()).is_none());
     world.run(SECOND);
@@ -460,17 +468,20 @@ fn a_ladder_that_is_removed_leaves_nothing_behind() {
 }
 
 #[test]
-fn two_ladders_share_a_source() {
+fn two_failover_groups_share_a_source() {
     let mut world = World::new(481, 1, 8192);
     let slate = SourceName::parse("slate").expect("a source name");
     for stream in ["one", "two"] {
-        let settings = LadderSourceSettings {
+        let settings = FailoverSourceSettings {
             name: slate.clone(),
             key: stream_key("one=slate"),
             runs_on_demand: false,
         };
         let name = StreamName::parse(stream).expect("a name");
-        world.shared.ladders.add(&world.shared.hub, name, vec![settings], TIMES);
+        world
+            .shared
+            .failover_groups
+            .add(&world.shared.hub, name, vec![settings], TIMES);
     }
     let mut camera = Camera::new("one=slate");
     camera.run(&mut world, SECOND);
@@ -479,9 +490,9 @@ fn two_ladders_share_a_source() {
     for viewer in viewers {
         assert!(world.viewer(viewer).video.packets.len() > 40);
     }
-    // The stream under whose name the source runs loses its ladder: the other one keeps it.
+    // The stream under whose name the source runs loses its failover_group: the other one keeps it.
     let one = StreamName::parse("one").expect("a name");
-    world.shared.ladders.remove(&world.shared.hub, &one);
+    world.shared.failover_groups.remove(&world.shared.hub, &one);
     let before = world.viewer(viewers[1]).video.packets.len();
     camera.run(&mut world, SECOND);
     assert!(world.viewer(viewers[1]).video.packets.len() >= before + 24);

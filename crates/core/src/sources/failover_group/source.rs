@@ -1,14 +1,14 @@
-//! One source of a ladder: whether it is live, and what can be shown of it.
+//! One source of a failover_group: whether it is live, and what can be shown of it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::selection::SourceCondition;
-use super::settings::LadderSourceSettings;
-use super::status::LadderSourceState;
-use super::track_copy::CopyStart;
+use super::settings::FailoverSourceSettings;
+use super::status::FailoverSourceState;
+use super::track_copy::TrackCopyStart;
 use crate::hub::batch::SourceState;
-use crate::hub::ladder_input::LadderInput;
+use crate::hub::failover_input::FailoverInput;
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{SessionId, Stream, StreamState};
 use crate::hub::track::Track;
@@ -17,12 +17,12 @@ use crate::sdp::negotiated::AudioVideoFormats;
 
 /// A source and its stream.
 #[derive(Debug)]
-pub(super) struct LadderSource {
-    pub settings: LadderSourceSettings,
+pub(super) struct FailoverSource {
+    pub settings: FailoverSourceSettings,
     pub stream: Arc<Stream>,
     pub condition: SourceCondition,
     pub state_since: Option<Instant>,
-    input: LadderInput,
+    input: FailoverInput,
     /// Its session, and when that was first seen.
     session: Option<(SessionId, Instant)>,
     /// Whether the session has sent a key frame.
@@ -32,17 +32,17 @@ pub(super) struct LadderSource {
 
 /// What is shown of a source at first.
 #[derive(Debug)]
-pub(super) struct SourceStart {
+pub(super) struct SourceCopyStart {
     pub state: SourceState,
     pub formats: AudioVideoFormats,
-    pub video: CopyStart,
-    pub audio: CopyStart,
+    pub video: TrackCopyStart,
+    pub audio: TrackCopyStart,
     /// Packets of audio that are too old to be shown.
     pub skipped_audio_insertions: u64,
 }
 
 /// What is seen of a source at one moment.
-struct Observation {
+struct SourceObservation {
     session: SessionId,
     is_video_announced: bool,
     has_key_frame: bool,
@@ -52,10 +52,10 @@ struct Observation {
 }
 
 /// A source that announces video and sends audio alone is taken for one of audio after this time.
-const VIDEO_WAIT: Duration = Duration::from_secs(5);
+const ANNOUNCED_VIDEO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Frames that must be missing before a source with few of them counts as stalled.
-const MISSING_FRAMES: f64 = 3.0;
+const MISSING_FRAMES_UNTIL_STALLED: f64 = 3.0;
 
 /// Stall timeout until the frame rate of a source is known, at least.
 const STALL_TIMEOUT_BEFORE_FRAME_RATE: Duration = Duration::from_secs(1);
@@ -63,8 +63,8 @@ const STALL_TIMEOUT_BEFORE_FRAME_RATE: Duration = Duration::from_secs(1);
 /// Stall timeout of a source with few frames, at most.
 const MAX_STALL_TIMEOUT_BY_FRAME_RATE: Duration = Duration::from_secs(10);
 
-impl LadderSource {
-    pub(super) fn new(settings: LadderSourceSettings, input: LadderInput, stream: Arc<Stream>) -> Self {
+impl FailoverSource {
+    pub(super) fn new(settings: FailoverSourceSettings, input: FailoverInput, stream: Arc<Stream>) -> Self {
         Self {
             settings,
             stream,
@@ -78,8 +78,8 @@ impl LadderSource {
     }
 
     /// Looks at the stream of the source.
-    pub(super) fn update_condition(&mut self, now: Instant, stall_timeout: Duration) {
-        let seen = self.stream.with_state(|state| Observation::of(state));
+    pub(super) fn update_source_condition(&mut self, now: Instant, stall_timeout: Duration) {
+        let seen = self.stream.with_state(|state| SourceObservation::of(state));
         let state = match &seen {
             Some(seen) => {
                 if self.session.is_none_or(|(session, _)| session != seen.session) {
@@ -92,14 +92,14 @@ impl LadderSource {
             }
             None => {
                 self.session = None;
-                LadderSourceState::Away
+                FailoverSourceState::Away
             }
         };
         if self.state_since.is_none() || state != self.condition.state {
             self.condition.state = state;
             self.state_since = Some(now);
         }
-        if state == LadderSourceState::Live {
+        if state == FailoverSourceState::Live {
             self.condition.live_since.get_or_insert(now);
         } else {
             self.condition.live_since = None;
@@ -107,7 +107,7 @@ impl LadderSource {
     }
 
     /// Whether it can be shown from these packets on.
-    pub(super) fn can_begin_with(&self, packets: &[Arc<RingEntry>]) -> bool {
+    pub(super) fn can_start_with_packets(&self, packets: &[Arc<RingEntry>]) -> bool {
         let is_key_frame =
             |entry: &Arc<RingEntry>| entry.packet.identifies_key_frame && entry.packet.codec.kind() == MediaKind::Video;
         !self.has_video || packets.iter().any(is_key_frame)
@@ -120,45 +120,45 @@ impl LadderSource {
     }
 
     /// Reads what is shown of it at first; `packets` are those that are being delivered. `None` if it has ended.
-    pub(super) fn read_start(&self, packets: &[Arc<RingEntry>]) -> Option<SourceStart> {
+    pub(super) fn read_slice_header_start(&self, packets: &[Arc<RingEntry>]) -> Option<SourceCopyStart> {
         let is_audio = |entry: &&Arc<RingEntry>| entry.packet.codec.kind() == MediaKind::Audio;
         let audio: Vec<Arc<RingEntry>> = packets.iter().filter(is_audio).cloned().collect();
         self.stream.with_state(|state| {
             let ring = state.video.ring();
             let begin = ring.newest_key_frame_seq().unwrap_or(ring.end_seq());
             let video = (begin..ring.end_seq()).filter_map(|seq| ring.get(seq).cloned());
-            let video = copy_start(&state.video, video.collect());
+            let video = copy_start_of_track(&state.video, video.collect());
             let oldest_audio = audio.iter().map(|entry| entry.insertion_order).min();
             let inserted = state.audio.ring().insertion_count();
-            Some(SourceStart {
+            Some(SourceCopyStart {
                 state: SourceState::of(state)?,
                 formats: state.formats()?,
                 video,
-                audio: copy_start(&state.audio, audio),
+                audio: copy_start_of_track(&state.audio, audio),
                 skipped_audio_insertions: oldest_audio.map_or(inserted, |order| order - 1),
             })
         })
     }
 
     /// Sets whether it has to run, if it runs on demand.
-    pub(super) fn set_demand(&mut self, is_needed: bool) {
+    pub(super) fn set_source_demand(&mut self, is_needed: bool) {
         if self.settings.runs_on_demand && self.is_demanded != is_needed {
             self.is_demanded = is_needed;
             self.stream
-                .with_state(|state| state.set_ladder_demand(&self.input, is_needed));
+                .with_state(|state| state.set_failover_group_demand(&self.input, is_needed));
         }
     }
 }
 
-fn copy_start(track: &Track, cached_packets: Vec<Arc<RingEntry>>) -> CopyStart {
-    CopyStart {
+fn copy_start_of_track(track: &Track, cached_packets: Vec<Arc<RingEntry>>) -> TrackCopyStart {
+    TrackCopyStart {
         clock: *track.clock(),
         newest_time: track.ring().newest_track_time_and_arrival().map(|(time, _)| time),
         cached_packets,
     }
 }
 
-impl Observation {
+impl SourceObservation {
     fn of(state: &StreamState) -> Option<Self> {
         let newest = |track: &Track| track.ring().newest_track_time_and_arrival().map(|(_, arrival)| arrival);
         Some(Self {
@@ -171,8 +171,9 @@ impl Observation {
         })
     }
 
-    fn state(&self, now: Instant, session_since: Instant, stall_timeout: Duration) -> LadderSourceState {
-        let is_audio_alone = !self.is_video_announced || now.saturating_duration_since(session_since) >= VIDEO_WAIT;
+    fn state(&self, now: Instant, session_since: Instant, stall_timeout: Duration) -> FailoverSourceState {
+        let is_audio_alone =
+            !self.is_video_announced || now.saturating_duration_since(session_since) >= ANNOUNCED_VIDEO_TIMEOUT;
         let (newest, timeout) = if self.has_key_frame {
             (self.newest_video, self.video_stall_timeout(stall_timeout))
         } else if is_audio_alone {
@@ -182,9 +183,9 @@ impl Observation {
             (None, stall_timeout)
         };
         match newest {
-            None => LadderSourceState::Starting,
-            Some(at) if now.saturating_duration_since(at) >= timeout => LadderSourceState::Stalled,
-            Some(_) => LadderSourceState::Live,
+            None => FailoverSourceState::Starting,
+            Some(at) if now.saturating_duration_since(at) >= timeout => FailoverSourceState::Stalled,
+            Some(_) => FailoverSourceState::Live,
         }
     }
 
@@ -192,7 +193,8 @@ impl Observation {
         if self.frames_per_second <= 0.0 {
             return stall_timeout.max(STALL_TIMEOUT_BEFORE_FRAME_RATE);
         }
-        let frames = Duration::try_from_secs_f64(MISSING_FRAMES / self.frames_per_second).unwrap_or(Duration::MAX);
+        let frames =
+            Duration::try_from_secs_f64(MISSING_FRAMES_UNTIL_STALLED / self.frames_per_second).unwrap_or(Duration::MAX);
         stall_timeout.max(frames.min(MAX_STALL_TIMEOUT_BY_FRAME_RATE))
     }
 }

@@ -1,4 +1,4 @@
-//! The state machine of a ladder.
+//! The state machine of a failover group.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tracing::info;
 
-use super::selection::{Selection, SelectionInput, SourceCondition};
-use super::settings::{LadderSourceSettings, LadderTimes};
-use super::source::{LadderSource, SourceStart};
-use super::status::{LadderSourceState, LadderSourceStatus, LadderStatus, SourceSwitch, SwitchReason};
+use super::selection::{SourceCondition, SourceSelectionDecision, SourceSelectionInput};
+use super::settings::{FailoverSourceSettings, FailoverTimes};
+use super::source::{FailoverSource, SourceCopyStart};
+use super::status::{FailoverSourceState, FailoverSourceStatus, FailoverStatus, SourceSwitch, SwitchReason};
 use super::track_copy::TrackCopy;
 use crate::hub::Hub;
 use crate::hub::batch::{PacketBatchToDeliver, SourceState};
-use crate::hub::ladder_input::LadderInput;
+use crate::hub::failover_input::FailoverInput;
 use crate::hub::lock::{LockRank, RankedGuard, RankedMutex};
 use crate::hub::name::{SourceName, StreamName};
 use crate::hub::ring::RingEntry;
@@ -28,21 +28,21 @@ pub struct UnknownSourceError(pub String);
 
 /// The sources of one stream, and which of them it shows.
 #[derive(Debug)]
-pub struct Ladder {
+pub struct FailoverGroup {
     pub stream: StreamName,
-    state: RankedMutex<LadderState>,
+    state: RankedMutex<FailoverState>,
 }
 
-/// What the shard has to do for a ladder.
+/// What the shard has to do for a failover group.
 #[derive(Default)]
-pub struct LadderOutput {
-    /// Packets of the stream that the ladder feeds.
+pub struct FailoverOutput {
+    /// Packets of the stream that the failover group feeds.
     pub batches: Vec<PacketBatchToDeliver>,
     /// Publishers that should send a key frame.
     pub key_frame_requests: Vec<SourceRef>,
 }
 
-impl LadderOutput {
+impl FailoverOutput {
     pub(super) fn append(&mut self, other: Self) {
         self.batches.extend(other.batches);
         self.key_frame_requests.extend(other.key_frame_requests);
@@ -50,10 +50,10 @@ impl LadderOutput {
 }
 
 #[derive(Debug)]
-struct LadderState {
+struct FailoverState {
     stream_name: StreamName,
-    times: LadderTimes,
-    sources: Vec<LadderSource>,
+    times: FailoverTimes,
+    sources: Vec<FailoverSource>,
     shown: Option<ShownSource>,
     chosen: Option<usize>,
     is_choice_new: bool,
@@ -83,7 +83,7 @@ struct PendingSwitch {
 
 /// Packets of a source that are being delivered.
 #[derive(Clone, Copy)]
-struct Delivered<'a> {
+struct DeliveredSourcePackets<'a> {
     source_index: usize,
     packets: &'a [Arc<RingEntry>],
 }
@@ -97,19 +97,19 @@ const KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 /// Switches that are remembered.
 const MAX_RECENT_SWITCHES: usize = 16;
 
-impl Ladder {
-    /// Makes a ladder of these sources, the highest first. Nothing is shown before one of them is live.
-    pub fn new(hub: &Hub, stream: StreamName, sources: Vec<LadderSourceSettings>, times: LadderTimes) -> Arc<Self> {
-        let open = |(source_index, settings): (usize, LadderSourceSettings)| {
-            let input = LadderInput {
-                ladder: stream.clone(),
+impl FailoverGroup {
+    /// Makes a failover group of these sources, the highest first. Nothing is shown before one of them is live.
+    pub fn new(hub: &Hub, stream: StreamName, sources: Vec<FailoverSourceSettings>, times: FailoverTimes) -> Arc<Self> {
+        let open = |(source_index, settings): (usize, FailoverSourceSettings)| {
+            let input = FailoverInput {
+                failover_group: stream.clone(),
                 source_index,
             };
             let added = input.clone();
-            let source_stream = hub.open_and_update_stream(&settings.key, |state| state.add_ladder_input(added));
-            LadderSource::new(settings, input, source_stream)
+            let source_stream = hub.open_and_update_stream(&settings.key, |state| state.add_failover_input(added));
+            FailoverSource::new(settings, input, source_stream)
         };
-        let state = LadderState {
+        let state = FailoverState {
             stream_name: stream.clone(),
             times,
             sources: sources.into_iter().enumerate().map(open).collect(),
@@ -123,28 +123,30 @@ impl Ladder {
         };
         Arc::new(Self {
             stream,
-            state: RankedMutex::new(LockRank::Ladder, state),
+            state: RankedMutex::new(LockRank::FailoverGroup, state),
         })
     }
 
-    /// Ends the ladder: its stream has no source any more. Returns the sources that were connected.
+    /// Ends the failover_group: its stream has no source any more. Returns the sources that were connected.
     pub(crate) fn close(&self, hub: &Hub) -> Vec<SourceRef> {
         let mut state = self.lock();
         let mut connected = Vec::new();
         for source in std::mem::take(&mut state.sources) {
             connected.extend(source.stream.with_state(|state| state.source()));
-            hub.update_stream_and_remove_if_unused(&source.stream, |state| state.remove_from_ladder(&self.stream));
+            hub.update_stream_and_remove_if_unused(&source.stream, |state| {
+                state.remove_from_failover_group(&self.stream)
+            });
         }
-        state.detach_shown(hub);
+        state.detach_shown_source(hub);
         connected
     }
 
-    /// Sets the times of the ladder.
-    pub fn set_times(&self, times: LadderTimes) {
+    /// Sets the times of the failover group.
+    pub fn set_failover_times(&self, times: FailoverTimes) {
         self.lock().times = times;
     }
 
-    /// Chooses a source by hand; `None` leaves the selection to the ladder. The choice takes effect at the next key frame of
+    /// Chooses a source by hand; `None` leaves the selection to the failover group. The choice takes effect at the next key frame of
     /// the source, once that is live.
     ///
     /// # Errors
@@ -168,23 +170,23 @@ impl Ladder {
         Ok(())
     }
 
-    /// Returns the state of the ladder.
-    pub fn status(&self) -> LadderStatus {
+    /// Returns the state of the failover group.
+    pub fn status(&self) -> FailoverStatus {
         let state = self.lock();
         let shown = state.shown.as_ref().map(|shown| shown.index);
         let sources = state
             .sources
             .iter()
             .enumerate()
-            .map(|(index, source)| LadderSourceStatus {
+            .map(|(index, source)| FailoverSourceStatus {
                 name: source.settings.name.clone(),
                 state: source.condition.state,
                 since: source.state_since,
                 is_selected: shown == Some(index),
             });
-        LadderStatus {
+        FailoverStatus {
             sources: sources.collect(),
-            chosen: state.chosen.and_then(|index| state.name_of(index)),
+            chosen: state.chosen.and_then(|index| state.name_of_source(index)),
             recent_switches: state.recent_switches.iter().cloned().collect(),
             switch_counts: state
                 .switch_counts
@@ -199,13 +201,13 @@ impl Ladder {
         &self,
         now: Instant,
         hub: &Hub,
-        input: &LadderInput,
+        input: &FailoverInput,
         (batch, source): (&PacketBatchToDeliver, &SourceState),
-    ) -> LadderOutput {
+    ) -> FailoverOutput {
         let mut state = self.lock();
-        let mut output = LadderOutput::default();
+        let mut output = FailoverOutput::default();
         let index = input.source_index;
-        // A batch of an earlier ladder of this stream.
+        // A batch of an earlier failover group of this stream.
         if state
             .sources
             .get(index)
@@ -218,42 +220,43 @@ impl Ladder {
             state.copy_batch(now, &batch.packets, source, &mut output);
         } else if state.shown.as_ref().is_some_and(|shown| shown.index == index) {
             // The same source with another session.
-            state.look_at_sources(now);
+            state.update_source_conditions(now);
             if state.is_live(index) {
                 state.switch_to(now, hub, (index, SwitchReason::NewSession), &batch.packets, &mut output);
             }
         }
         let is_awaited = state.pending.is_some_and(|pending| pending.to == index);
-        let delivered = Delivered {
+        let delivered = DeliveredSourcePackets {
             source_index: index,
             packets: &batch.packets,
         };
-        if (is_awaited && state.can_begin_with(delivered)) || state.next_selection_at.is_none_or(|at| now >= at) {
+        if (is_awaited && state.can_start_with_packets(delivered)) || state.next_selection_at.is_none_or(|at| now >= at)
+        {
             state.select(now, hub, Some(delivered), &mut output);
         }
         output
     }
 
     /// Selects another source if it is time. To be called every few tens of milliseconds: sources may all be silent.
-    pub(crate) fn handle_timeout(&self, now: Instant, hub: &Hub) -> LadderOutput {
-        let mut output = LadderOutput::default();
+    pub(crate) fn handle_timeout(&self, now: Instant, hub: &Hub) -> FailoverOutput {
+        let mut output = FailoverOutput::default();
         self.lock().select(now, hub, None, &mut output);
         output
     }
 
-    fn lock(&self) -> RankedGuard<'_, LadderState> {
+    fn lock(&self) -> RankedGuard<'_, FailoverState> {
         self.state.lock()
     }
 }
 
-impl LadderState {
-    fn name_of(&self, index: usize) -> Option<SourceName> {
+impl FailoverState {
+    fn name_of_source(&self, index: usize) -> Option<SourceName> {
         self.sources.get(index).map(|source| source.settings.name.clone())
     }
 
     fn is_live(&self, index: usize) -> bool {
         let source = self.sources.get(index);
-        source.is_some_and(|source| source.condition.state == LadderSourceState::Live)
+        source.is_some_and(|source| source.condition.state == FailoverSourceState::Live)
     }
 
     /// Copies packets of the selected source.
@@ -262,7 +265,7 @@ impl LadderState {
         now: Instant,
         packets: &[Arc<RingEntry>],
         source: &SourceState,
-        output: &mut LadderOutput,
+        output: &mut FailoverOutput,
     ) {
         let Some(shown) = &mut self.shown else { return };
         let batch = shown.copy_packets(now, (packets, packets), source);
@@ -276,19 +279,25 @@ impl LadderState {
         }
     }
 
-    fn look_at_sources(&mut self, now: Instant) {
+    fn update_source_conditions(&mut self, now: Instant) {
         for source in &mut self.sources {
-            source.update_condition(now, self.times.stall_timeout);
+            source.update_source_condition(now, self.times.stall_timeout);
         }
     }
 
-    fn select(&mut self, now: Instant, hub: &Hub, delivered: Option<Delivered<'_>>, output: &mut LadderOutput) {
+    fn select(
+        &mut self,
+        now: Instant,
+        hub: &Hub,
+        delivered: Option<DeliveredSourcePackets<'_>>,
+        output: &mut FailoverOutput,
+    ) {
         self.next_selection_at = Some(now + SELECTION_INTERVAL);
-        self.look_at_sources(now);
+        self.update_source_conditions(now);
         let conditions: Vec<SourceCondition> = self.sources.iter().map(|source| source.condition).collect();
         let shown = self.shown.as_ref();
         let timeout = self.times.stall_timeout;
-        let input = SelectionInput {
+        let input = SourceSelectionInput {
             now,
             conditions: &conditions,
             selected: shown.map(|shown| shown.index),
@@ -299,40 +308,41 @@ impl LadderState {
             hold_off: self.times.hold_off,
         };
         match input.decide() {
-            Selection::Keep => self.pending = None,
-            Selection::SwitchAtOnce { to, reason } if self.can_begin_now(to) => {
+            SourceSelectionDecision::Keep => self.pending = None,
+            SourceSelectionDecision::SwitchAtOnce { to, reason } if self.can_begin_now(to) => {
                 let own = delivered.filter(|delivered| delivered.source_index == to);
                 self.switch_to(now, hub, (to, reason), own.map_or(&[], |own| own.packets), output);
             }
-            Selection::SwitchAtOnce { to, reason } | Selection::SwitchAtKeyFrame { to, reason } => {
-                let own = delivered.filter(|own| own.source_index == to && self.can_begin_with(*own));
+            SourceSelectionDecision::SwitchAtOnce { to, reason }
+            | SourceSelectionDecision::SwitchAtKeyFrame { to, reason } => {
+                let own = delivered.filter(|own| own.source_index == to && self.can_start_with_packets(*own));
                 match own {
                     Some(own) => self.switch_to(now, hub, (to, reason), own.packets, output),
-                    None => self.await_key_frame(now, to, output),
+                    None => self.schedule_switch_at_key_frame(now, to, output),
                 }
             }
-            Selection::Release(reason) => {
-                self.record_switch(now, None, reason);
-                self.detach_shown(hub);
+            SourceSelectionDecision::Release(reason) => {
+                self.record_source_switch(now, None, reason);
+                self.detach_shown_source(hub);
             }
         }
         if self.chosen.is_some() && self.chosen == self.shown.as_ref().map(|shown| shown.index) {
             self.is_choice_new = false;
         }
-        self.update_demand();
+        self.update_source_demands();
     }
 
     fn can_begin_now(&self, index: usize) -> bool {
-        self.sources.get(index).is_some_and(LadderSource::can_begin_now)
+        self.sources.get(index).is_some_and(FailoverSource::can_begin_now)
     }
 
-    fn can_begin_with(&self, delivered: Delivered<'_>) -> bool {
+    fn can_start_with_packets(&self, delivered: DeliveredSourcePackets<'_>) -> bool {
         let source = self.sources.get(delivered.source_index);
-        source.is_some_and(|source| source.can_begin_with(delivered.packets))
+        source.is_some_and(|source| source.can_start_with_packets(delivered.packets))
     }
 
     /// Waits for a key frame of a source, and requests one if it takes requests.
-    fn await_key_frame(&mut self, now: Instant, to: usize, output: &mut LadderOutput) {
+    fn schedule_switch_at_key_frame(&mut self, now: Instant, to: usize, output: &mut FailoverOutput) {
         let before = self.pending.filter(|pending| pending.to == to);
         let mut pending = PendingSwitch {
             to,
@@ -358,12 +368,16 @@ impl LadderState {
         hub: &Hub,
         (to, reason): (usize, SwitchReason),
         packets: &[Arc<RingEntry>],
-        output: &mut LadderOutput,
+        output: &mut FailoverOutput,
     ) {
-        let Some(start) = self.sources.get(to).and_then(|source| source.read_start(packets)) else {
+        let Some(start) = self
+            .sources
+            .get(to)
+            .and_then(|source| source.read_slice_header_start(packets))
+        else {
             return;
         };
-        let SourceStart {
+        let SourceCopyStart {
             state: source,
             video,
             audio,
@@ -391,19 +405,19 @@ impl LadderState {
         };
         let cached = (&video.cached_packets[..], &audio.cached_packets[..]);
         output.batches.extend(shown.copy_packets(now, cached, &source));
-        self.record_switch(now, Some(to), reason);
+        self.record_source_switch(now, Some(to), reason);
         self.shown = Some(shown);
         self.pending = None;
     }
 
-    fn record_switch(&mut self, now: Instant, to: Option<usize>, reason: SwitchReason) {
+    fn record_source_switch(&mut self, now: Instant, to: Option<usize>, reason: SwitchReason) {
         if matches!(reason, SwitchReason::Ended | SwitchReason::Stalled)
             && let Some(failed) = self.shown.as_ref().and_then(|shown| self.sources.get_mut(shown.index))
         {
             failed.condition.has_failed = true;
         }
-        let from = self.shown.as_ref().and_then(|shown| self.name_of(shown.index));
-        let to = to.and_then(|index| self.name_of(index));
+        let from = self.shown.as_ref().and_then(|shown| self.name_of_source(shown.index));
+        let to = to.and_then(|index| self.name_of_source(index));
         let number = self.recent_switches.back().map_or(0, |last| last.number) + 1;
         let show = |name: &Option<SourceName>| name.as_ref().map_or("none".to_owned(), ToString::to_string);
         let why = reason.label();
@@ -421,7 +435,7 @@ impl LadderState {
         *self.switch_counts.entry(reason).or_default() += 1;
     }
 
-    fn detach_shown(&mut self, hub: &Hub) {
+    fn detach_shown_source(&mut self, hub: &Hub) {
         if let Some(shown) = self.shown.take() {
             hub.update_stream_and_remove_if_unused(&shown.stream, |state| {
                 state.detach_source_if_current(shown.session);
@@ -431,13 +445,13 @@ impl LadderState {
     }
 
     /// Has the sources that run on demand run while no higher one is live, or while they are shown or chosen.
-    fn update_demand(&mut self) {
+    fn update_source_demands(&mut self) {
         let shown = self.shown.as_ref().map(|shown| shown.index);
         let highest_live = (0..self.sources.len()).find(|index| self.is_live(*index));
         let pending = self.pending.map(|pending| pending.to);
         for (index, source) in self.sources.iter_mut().enumerate() {
             let is_in_use = [shown, pending, self.chosen].contains(&Some(index));
-            source.set_demand(is_in_use || highest_live.is_none_or(|live| live >= index));
+            source.set_source_demand(is_in_use || highest_live.is_none_or(|live| live >= index));
         }
     }
 }
