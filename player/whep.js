@@ -77,13 +77,13 @@ export class WhepClient extends Client {
    */
   async #pollLayers(times) {
     const { layer } = this.extensions;
-    if (!layer || this.#events) return;
+    if (!layer) return;
     const reply = await fetch(layer).catch(() => null);
     const answer = reply?.ok ? await reply.json().catch(() => ({})) : {};
     if (this.state !== 'live' || this.extensions.layer !== layer) return;
     if (reply?.ok) this.missing = missingVideo(reply.headers.get('Link') ?? '');
-    if ((Object.values(answer)[0] ?? []).length > 1) return this.#openEvents();
     clearTimeout(this.#layerTimer);
+    if ((Object.values(answer)[0] ?? []).length > 1) return this.#openEvents();
     this.#layerTimer = setTimeout(() => this.#pollLayers(times + 1), LAYER_POLL_DELAYS[times] ?? LAYER_POLL_DELAYS.at(-1));
   }
 
@@ -113,7 +113,6 @@ export class WhepClient extends Client {
     // Also marks this attempt: the session may end meanwhile.
     const events = { close() {} };
     this.#events = events;
-    clearTimeout(this.#layerTimer);
     if (this.#openedEvents?.from !== url.href) {
       const signal = AbortSignal.timeout(EVENTS_TIMEOUT);
       const opened = await fetch(url, { method: 'POST', body: '["layers","quality"]', signal }).catch(() => null);
@@ -171,9 +170,9 @@ export class WhepClient extends Client {
     return Boolean(this.missing) || /recv/.test(video?.currentDirection ?? '');
   }
 
-  /** Polls the layers, and the video that the session is missing, at once. */
+  /** Polls the layers, and the video that the session is missing, at once: no event stream tells of the latter. */
   refreshLayers() {
-    if (this.state !== 'live' || this.#events) return;
+    if (this.state !== 'live') return;
     clearTimeout(this.#layerTimer);
     this.#pollLayers(LAYER_POLL_DELAYS.length);
   }
