@@ -26,11 +26,16 @@ build: ## Build the release: target/release/millstream
 
 test: ## Install what the tests need, then everything that `check` does and the steps of the tests
 	@scripts/setup.sh run test
-	@scripts/beside.sh target/beside.log scripts/prebuild.sh -- $(MAKE) --no-print-directory --jobs=1 lint unit-security test-steps deny
+	@scripts/beside.sh target/beside.log $(MAKE) --no-print-directory steps-beside -- \
+		$(MAKE) --no-print-directory --jobs=1 lint unit-security test-steps
 
-.PHONY: test-steps
+.PHONY: test-steps steps-beside
 test-steps:
-	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 features unit-test load-test interop-test browser-test minimum-rust fuzz-short
+	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 features unit-test load-test interop-test browser-test
+
+# What builds in folders of its own.
+steps-beside:
+	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 deny fuzz-short minimum-rust
 
 check: lint deny unit-security ## Formatting, lints, docs, licences and origins of dependencies, and the systemd unit
 
@@ -96,7 +101,7 @@ fuzz: ## Each fuzz target for ten minutes (FUZZ_SECONDS), all parsers of bytes f
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz.sh
 
 fuzz-short: ## The same inputs each time, about 30 seconds per target: a failure is of the change and not of chance
-	@FUZZ_SHORT=1 FUZZ_SECONDS=$${FUZZ_SECONDS:-60} scripts/fuzz.sh
+	@FUZZ_SHORT=1 FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz.sh
 
 bench: build ## Viewers per core against the floor of the same run (BENCH_ARGS="--viewers 200 --seconds 10")
 	$(CARGO) run --release --locked -p millstream-bench -- $(BENCH_ARGS)

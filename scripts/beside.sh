@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs a command, and beside it another one that gets only what processors the first leaves idle:
+# Runs two commands at the same time, the first with only those processors that the second leaves idle:
 # beside.sh LOG OTHER_COMMAND... -- COMMAND...
 #
-# Its exit code is that of the command. The other one writes to LOG and is ended when the command ends; whether it failed
-# shows when the command needs what it makes.
+# The other one writes to LOG. When the command ends, the other one gets the whole machine, and its output follows. The exit
+# code is that of the command, or, where that is 0, of the other one. If the command fails, the other one is ended.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -28,3 +28,16 @@ set +m
 pid=$!
 trap 'kill -- "-$pid" 2>/dev/null || true' EXIT
 "$@"
+
+for process in $(pgrep -g "$pid" 2>/dev/null); do
+  chrt --all-tasks --other --pid 0 "$process" >/dev/null 2>&1 || true
+  renice -n 0 -p "$process" >/dev/null 2>&1 || true
+done
+printf '\nbeside: %s\n' "${other[*]}"
+tail -n +1 --pid="$pid" -f "$log" &
+reader=$!
+status=0
+wait "$pid" || status=$?
+wait "$reader"
+trap - EXIT
+exit "$status"

@@ -4,7 +4,8 @@
 #
 # FUZZ_SECONDS   seconds per target (30)
 # FUZZ_SHORT=1   each target for a fixed number of inputs, from a fixed seed and an empty corpus, without random keys of maps
-#                and random addresses, both of which coverage sees: the same inputs each time, unless FUZZ_SECONDS end before
+#                and random addresses, both of which coverage sees: the same inputs each time, unless FUZZ_SECONDS end before.
+#                An input may take two minutes instead of 20 s: this form runs on what processors others leave idle
 # FUZZ_JOBS      targets at the same time (the number of cores, at most 4)
 # FUZZ_SANITIZER none (the default) or one of cargo-fuzz, such as address; those need a nightly compiler
 #
@@ -90,15 +91,15 @@ export REPEATABLE="${repeatable[*]}"
 # Runs one target; its last line of output is the summary.
 run() {
   local target=$1 binary=target/fuzz/$2/release/$1 log=target/fuzz-logs/$1.log crashes=target/fuzz-crashes/$1/
-  local corpus=target/fuzz-corpus/$target amount=()
+  local corpus=target/fuzz-corpus/$target amount=() timeout=20
   if [ "$FUZZ_SHORT" = 1 ]; then
-    corpus=target/fuzz-corpus-short/$target amount=(-seed=1 -runs="$5" -reload=0)
+    corpus=target/fuzz-corpus-short/$target amount=(-seed=1 -runs="$5" -reload=0) timeout=120
     rm -rf "$corpus"
   fi
   mkdir -p "$corpus" "$crashes" target/fuzz-logs
   local repeatable
   read -ra repeatable <<<"$REPEATABLE"
-  local options=(-max_len="$3" -rss_limit_mb=1024 -timeout=20 -artifact_prefix="$crashes" -report_slow_units=60
+  local options=(-max_len="$3" -rss_limit_mb=1024 -timeout="$timeout" -artifact_prefix="$crashes" -report_slow_units=60
     -print_final_stats=1)
   local status=0
   "${repeatable[@]}" "$binary" "${options[@]}" "${amount[@]}" -max_total_time="$4" "$corpus" "target/fuzz-seeds/$target" >"$log" 2>&1 \

@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-mkdir -p target
-log=target/skips.log
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 status=0
 "$@" 2>&1 | tee "$log" || status=$?
 
