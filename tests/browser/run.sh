@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 
-alone=(absence audience camera codec dashboard element hls hls-start layers layout limited media newcomer origin package pages quality stream-page)
+alone=(absence audience camera codec dashboard hls hls-start instant layers limited media quality)
 alone=("${alone[@]/%/.test.js}")
 together=()
 for file in *.test.js; do
