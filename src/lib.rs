@@ -73,8 +73,8 @@
 //! * **frame source**: a source that delivers whole frames instead of RTP from a peer: a camera, a pipeline or an
 //!   origin. It belongs to no shard.
 //! * **key frame**: a frame that a decoder can start with.
-//! * **layer**: one simulcast layer of a publisher's video track, with its own RID, resolution and bitrate; a viewer
-//!   receives one layer at a time.
+//! * **layer**: one simulcast layer of a publisher's video track, or one of the streams of a camera, with its own RID,
+//!   resolution and bitrate; a viewer receives one layer at a time.
 //! * **mailbox**: the bounded message queue of a shard; its writers never block.
 //! * **origin**: an HLS server that the gateway pulls a stream from.
 //! * **packager**: produces the playlists, segments and parts of LL-HLS from the tracks of a stream.

@@ -94,6 +94,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     let available = AvailableTracks {
         video: source.video.map(track),
         audio: source.audio.map(track),
+        video_layers: Default::default(),
     };
     let chosen = formats_sent_to_offerer(&offer, &available);
     assert_eq!(

@@ -20,6 +20,16 @@ pub struct FailoverConfig {
     /// The best one first.
     pub sources: Vec<FailoverSourceConfig>,
     pub times: FailoverTimesConfig,
+    pub kind: FailoverKind,
+}
+
+/// What the sources of a stream are to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailoverKind {
+    /// The first that is live is shown.
+    Alternatives,
+    /// Streams of one camera, between which viewers are switched. With `on_demand`, none is connected while nobody watches.
+    CameraLayers { on_demand: bool },
 }
 
 /// One source of a stream that has several.
@@ -221,6 +231,11 @@ impl FailoverConfig {
             Some((stream, name)) => stream.failover_source_key(name),
             None => self.stream.failover_source_key(&source.name),
         }
+    }
+
+    /// Whether the sources are streams of one camera.
+    pub fn has_camera_layers(&self) -> bool {
+        matches!(self.kind, FailoverKind::CameraLayers { .. })
     }
 
     /// Returns the source that a publisher feeds: the first one, or the one of this name.

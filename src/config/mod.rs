@@ -24,6 +24,7 @@ use self::renames::RENAMED_KEYS;
 
 mod api;
 mod auth;
+mod camera_layers;
 mod document;
 mod environment;
 mod failover_group;
@@ -46,7 +47,8 @@ pub use self::auth::{AuthConfig, TokenConfig};
 pub use self::document::join_key_path;
 pub use self::environment::read_environment_variable;
 pub use self::failover_group::{
-    FailoverConfig, FailoverEntryKeys, FailoverSourceConfig, FailoverSourceKind, FailoverTimesConfig, StandbyMode,
+    FailoverConfig, FailoverEntryKeys, FailoverKind, FailoverSourceConfig, FailoverSourceKind, FailoverTimesConfig,
+    StandbyMode,
 };
 use self::mistake::KeyLocations;
 pub use self::mistake::{ConfigError, ConfigLocation, ConfigMistake, MistakeKind};

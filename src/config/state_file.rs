@@ -151,6 +151,10 @@ impl ApiStream {
             let key = join_key_path(&path, SOURCES_KEY);
             return Err(found(vec![ConfigMistake::new(key, problem)]));
         }
+        if settings.get("rtsp").is_some_and(toml::Value::is_array) {
+            let problem = "can be a list in the configuration file only: set the URL of one stream of the camera";
+            return Err(found(vec![ConfigMistake::new(join_key_path(&path, "rtsp"), problem)]));
+        }
         let text = state_file_text([(name, &settings)], &[]);
         let mut reader = ConfigReader::new(
             ConfigDocument::parse(&text, Path::new("")),

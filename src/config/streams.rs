@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::camera_layers::{self, CameraLayer};
 use super::document::join_key_path;
-use super::failover_group::{self, FailoverConfig, FailoverSourceKind, StandbyMode};
+use super::failover_group::{
+    self, FailoverConfig, FailoverKind, FailoverSourceConfig, FailoverSourceKind, FailoverTimesConfig, StandbyMode,
+};
 use super::mistake::{ConfigMistake, MistakeKind, nearest_name};
 use super::reader::ConfigReader;
 use super::secret::Redacted;
@@ -31,6 +34,8 @@ pub struct PulledFailoverSource {
     pub standby: StandbyMode,
     /// Path of its table.
     path: String,
+    /// Set for one of the streams of a camera.
+    pub camera_layer: Option<CameraLayer>,
 }
 
 /// The configured streams.
@@ -51,7 +56,8 @@ pub enum StreamSourceConfig {
 section! {
     /// A camera.
     pub struct RtspConfig("streams.*") {
-        /// URL, `rtsp://[user:password@]host[:port]/path`.
+        /// URL, `rtsp://[user:password@]host[:port]/path`, or a list of up to four for the streams of one camera, that
+        /// with the largest picture first: they become the layers of the stream.
         #[key("rtsp", Live, "required", "value_parsers::parse_redacted_string", secret)]
         pub rtsp: Redacted<String> = Redacted::default(),
 
@@ -88,7 +94,8 @@ section! {
         #[key("on_demand", Live, "`false`", "value_parsers::parse_bool")]
         pub on_demand: bool = false,
 
-        /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand` only.
+        /// Seconds that the source keeps running after its last viewer, 1 to 86400; with `on_demand`, and for the larger of
+        /// several streams of a camera.
         #[key("stop_after", Live, "`10`", "value_parsers::parse_whole_seconds::<1, 86_400, _, _>")]
         pub stop_after: Option<Duration> = None,
     }
@@ -171,11 +178,12 @@ const DEMO_STREAM_NAME: &str = "demo";
 impl StreamConfig {
     /// Returns how long the source keeps running after its last viewer; `None` if it always runs.
     pub fn on_demand_stop_after(&self) -> Option<Duration> {
-        if let Some(source) = &self.failover_source {
-            return (source.standby == StandbyMode::Cold).then_some(DEFAULT_ON_DEMAND_STOP_AFTER);
-        }
         let (on_demand, stop_after) = self.source.on_demand_settings();
-        on_demand.then(|| stop_after.unwrap_or(DEFAULT_ON_DEMAND_STOP_AFTER))
+        let runs_on_demand = match &self.failover_source {
+            Some(source) => source.standby == StandbyMode::Cold,
+            None => on_demand,
+        };
+        runs_on_demand.then(|| stop_after.unwrap_or(DEFAULT_ON_DEMAND_STOP_AFTER))
     }
 
     /// Returns the path of its table.
@@ -265,6 +273,10 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
             read_stream_with_failover_group(reader, (&path, parsed.ok()), table, &mut streams);
             continue;
         }
+        if camera_layers::has_list_of_urls(&table) {
+            read_stream_with_camera_layers(reader, (&path, parsed.ok()), name.span().start, table, &mut streams);
+            continue;
+        }
         let source = read_stream_source(reader, &path, name.span().start, table);
         if let (Ok(name), Some(source)) = (parsed, source) {
             streams.pulled.push(StreamConfig {
@@ -327,6 +339,13 @@ fn read_stream_with_failover_group<'a>(
     let mut sources = Vec::new();
     for entry in entries {
         if let Some((path, at, table)) = entry.pulled {
+            if camera_layers::has_list_of_urls(&table) {
+                let problem =
+                    "has to be one URL: the streams of a camera can be layers of a stream without `sources` only";
+                let mistake = ConfigMistake::new(join_key_path(&path, "rtsp"), problem);
+                reader.add_mistake_unless_caused_by_syntax_error(at, mistake);
+                continue;
+            }
             let source = read_stream_source(reader, &path, at, table);
             if let (Some(name), Some(source)) = (&name, source) {
                 let standby = match entry.config.kind {
@@ -340,18 +359,107 @@ fn read_stream_with_failover_group<'a>(
                         name: entry.config.name.clone(),
                         standby,
                         path,
+                        camera_layer: None,
                     }),
                 });
             }
         }
         sources.push(entry.config);
     }
-    streams
-        .failover_groups
-        .extend(name.map(|stream| FailoverConfig { stream, sources, times }));
+    streams.failover_groups.extend(name.map(|stream| FailoverConfig {
+        stream,
+        sources,
+        times,
+        kind: FailoverKind::Alternatives,
+    }));
+}
+
+/// Reads a stream whose key `rtsp` is a list; `name` is `None` if that is a mistake.
+fn read_stream_with_camera_layers<'a>(
+    reader: &mut ConfigReader<'a>,
+    (path, name): (&str, Option<StreamName>),
+    at: usize,
+    mut table: DeTable<'a>,
+    streams: &mut ConfiguredStreams,
+) {
+    let urls = camera_layers::take_urls(reader, path, &mut table);
+    let is_single = urls.as_ref().is_some_and(|urls| urls.len() == 1);
+    let source = match is_single {
+        true => read_stream_source(reader, path, at, table),
+        // `stop_after` needs no `on_demand`: it concerns the larger layers too.
+        false => read_source_of_any_demand(reader, path, at, table),
+    };
+    let (Some(urls), Some(source), Some(stream)) = (urls, source, name) else {
+        return;
+    };
+    if is_single {
+        return streams.pulled.push(StreamConfig {
+            name: stream,
+            source,
+            failover_source: None,
+        });
+    }
+    let StreamSourceConfig::Rtsp(camera) = source else {
+        return;
+    };
+    let mut sources = Vec::new();
+    for (index, (name, rtsp)) in (0..).map_while(camera_layers::layer_name).zip(urls).enumerate() {
+        sources.push(FailoverSourceConfig {
+            name: name.clone(),
+            kind: FailoverSourceKind::Pulled(StandbyMode::Cold),
+            shared_with: None,
+        });
+        streams.pulled.push(StreamConfig {
+            name: stream.clone(),
+            source: StreamSourceConfig::Rtsp(Box::new(RtspConfig {
+                rtsp,
+                ..(*camera).clone()
+            })),
+            failover_source: Some(PulledFailoverSource {
+                name,
+                standby: StandbyMode::Cold,
+                path: path.to_owned(),
+                camera_layer: Some(CameraLayer { index }),
+            }),
+        });
+    }
+    streams.failover_groups.push(FailoverConfig {
+        stream,
+        sources,
+        times: FailoverTimesConfig {
+            stall_timeout: camera_layers::STALL_TIMEOUT,
+            ..FailoverTimesConfig::default()
+        },
+        kind: FailoverKind::CameraLayers {
+            on_demand: camera.on_demand,
+        },
+    });
 }
 
 fn read_stream_source<'a>(
+    reader: &mut ConfigReader<'a>,
+    path: &str,
+    at: usize,
+    table: DeTable<'a>,
+) -> Option<StreamSourceConfig> {
+    let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
+    let source = read_source_of_any_demand(reader, path, at, table)?;
+    if let Some(at) = stop_after
+        && !source.on_demand_settings().0
+        && !reader.has_mistake(&join_key_path(path, "on_demand"))
+    {
+        let problem = MistakeKind::MissingKey(
+            "has no effect without `on_demand = true`: add that, or remove this key".to_owned(),
+        );
+        reader.add_mistake_unless_caused_by_syntax_error(
+            at,
+            ConfigMistake::with_kind(join_key_path(path, "stop_after"), problem),
+        );
+    }
+    Some(source)
+}
+
+fn read_source_of_any_demand<'a>(
     reader: &mut ConfigReader<'a>,
     path: &str,
     at: usize,
@@ -374,25 +482,11 @@ fn read_stream_source<'a>(
             return None;
         }
     };
-    let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
-    let source = match kind.as_str() {
+    Some(match kind.as_str() {
         "rtsp" => StreamSourceConfig::Rtsp(Box::new(reader.read_file_only_table(path, table))),
         "hls" => StreamSourceConfig::Hls(Box::new(reader.read_file_only_table(path, table))),
         _ => StreamSourceConfig::Pipeline(Box::new(reader.read_file_only_table(path, table))),
-    };
-    if let Some(at) = stop_after
-        && !source.on_demand_settings().0
-        && !reader.has_mistake(&join_key_path(path, "on_demand"))
-    {
-        let problem = MistakeKind::MissingKey(
-            "has no effect without `on_demand = true`: add that, or remove this key".to_owned(),
-        );
-        reader.add_mistake_unless_caused_by_syntax_error(
-            at,
-            ConfigMistake::with_kind(join_key_path(path, "stop_after"), problem),
-        );
-    }
-    Some(source)
+    })
 }
 
 /// Adds the mistakes of a stream without a source. The likely reason is a misspelt key.

@@ -461,3 +461,34 @@ fn a_pipeline_with_the_same_parameters_runs_once_for_all_lists() {
     let single = "[streams.x]\npipeline = \"slate\"\n[streams.y]\npipeline = \"slate\"\n";
     assert_eq!(parse(single, &[]).expect("valid").streams.len(), 2);
 }
+
+#[test]
+fn a_list_of_urls_is_the_layers_of_a_camera() {
+    let text = "[streams.door]\nrtsp = [\"rtsp://a/1\", \"rtsp://a/2\"]\nusername = \"u\"\non_demand = true\nstop_after = 7\n\
+                [streams.yard]\nrtsp = [\"rtsp://b/\"]\n";
+    let config = parse(text, &[]).expect("valid");
+    let [failover_group] = &config.failover_groups[..] else {
+        panic!("{:?}", config.failover_groups)
+    };
+    assert_eq!(failover_group.kind, FailoverKind::CameraLayers { on_demand: true });
+    let pulled: Vec<(String, String, Option<u64>)> = config
+        .streams
+        .iter()
+        .map(|stream| {
+            let StreamSourceConfig::Rtsp(camera) = &stream.source else {
+                panic!("{stream:?}")
+            };
+            let stop_after = stream.on_demand_stop_after().map(|after| after.as_secs());
+            (stream.stream_key().to_string(), camera.rtsp.0.clone(), stop_after)
+        })
+        .collect();
+    let wanted = [
+        ("door#=main", "rtsp://a/1", Some(7)),
+        ("door#=sub", "rtsp://a/2", Some(7)),
+        ("yard", "rtsp://b/", None),
+    ];
+    assert_eq!(
+        pulled,
+        wanted.map(|(key, url, after)| (key.to_owned(), url.to_owned(), after))
+    );
+}

@@ -8,13 +8,13 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::ControlPlane;
-use crate::config::{FailoverConfig, FailoverSourceKind, StandbyMode};
+use crate::config::{FailoverConfig, FailoverKind, FailoverSourceKind, StandbyMode};
 use crate::shard::MediaPlane;
 use crate::sources::fetch::registry::ConfiguredFailoverGroup;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::stream::ShardIndex;
 use millstream_core::session::CloseReason;
-use millstream_core::sources::failover_group::settings::{FailoverSourceSettings, FailoverTimes};
+use millstream_core::sources::failover_group::settings::{FailoverSourceSettings, FailoverTimes, SourceLayerSettings};
 
 /// Why a publisher cannot feed the source that it names.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -25,6 +25,8 @@ pub enum PublisherSourceError {
     UnknownSource { known: String },
     #[error("the gateway pulls all sources of this stream: add `{{ whip = \"main\" }}` to its `sources`")]
     NoPublishers,
+    #[error("the gateway pulls the layers of this stream from a camera: publish to another stream")]
+    CameraLayers,
 }
 
 /// How often the sources of the failover groups are looked at beside their packets: all of them may be silent.
@@ -36,7 +38,7 @@ impl ControlPlane {
         let (media, registry) = (&self.media_plane, &self.source_registry);
         for old in registry.all_failover_groups() {
             let new = configured.iter().find(|new| new.stream == old.config.stream);
-            match new.filter(|new| new.sources == old.config.sources) {
+            match new.filter(|new| (&new.sources, new.kind) == (&old.config.sources, old.config.kind)) {
                 Some(new) => {
                     old.failover_group.set_failover_times(failover_times_from_config(new));
                     registry.insert_failover_group(ConfiguredFailoverGroup {
@@ -53,12 +55,14 @@ impl ControlPlane {
         for config in configured {
             if registry.failover_group(&config.stream).is_none() {
                 let name = config.stream.clone();
-                let failover_group = media.failover_groups().add(
-                    media.hub(),
-                    name,
-                    settings_of(config),
-                    failover_times_from_config(config),
-                );
+                let (sources, times) = (settings_of(config), failover_times_from_config(config));
+                let (failover_groups, hub) = (media.failover_groups(), media.hub());
+                let failover_group = match config.kind {
+                    FailoverKind::Alternatives => failover_groups.add(hub, name, sources, times),
+                    FailoverKind::CameraLayers { on_demand } => {
+                        failover_groups.add_with_layers(hub, name, (sources, SourceLayerSettings { on_demand }), times)
+                    }
+                };
                 let config = config.clone();
                 registry.insert_failover_group(ConfiguredFailoverGroup { config, failover_group });
             }
@@ -82,6 +86,9 @@ impl ControlPlane {
                 None => Ok(stream.into()),
             };
         };
+        if config.has_camera_layers() {
+            return Err(PublisherSourceError::CameraLayers);
+        }
         if let Some(source) = config.whip_source(source) {
             return Ok(stream.failover_source_key(source));
         }

@@ -35,9 +35,11 @@ pub(super) fn add_hls_link_if_video_missing(control: &ControlPlane, record: &Ses
         .as_ref()
         .filter(|_| record.action == AccessAction::Play);
     let available = control.media_plane.available_tracks(&record.stream);
-    let missing = codecs
-        .zip(available.and_then(|available| available.video))
-        .and_then(|(codecs, video)| undeliverable_video_codec(&video, codecs));
+    let missing = codecs.zip(available).and_then(|(codecs, available)| {
+        let layer = available.best_playable_layer(|format| codecs.contains(&format.codec()));
+        let video = available.video.filter(|_| layer.is_none())?;
+        undeliverable_video_codec(&video, codecs)
+    });
     let Some(codec) = missing else { return };
     let target = format!("/hls/{}/index.m3u8", record.stream);
     append_alternate_link(&target, "application/vnd.apple.mpegurl", codec, headers);

@@ -103,8 +103,8 @@ pub(super) fn layers_json_by_section_index(record: &SessionRecord, layers: &[Sim
         .map(|layer| {
             let mut entry = json!({
                 "rid": *layer.rid.0,
-                // 0 means inactive. A layer that has just started has no measured bitrate yet.
-                "bitrate": if layer.active { layer.measured_bitrate.max(1) } else { 0 },
+                // 0 means that it cannot be watched. A layer that has just started has no measured bitrate yet.
+                "bitrate": if layer.is_available() { layer.measured_bitrate.max(1) } else { 0 },
             });
             if let (Some((width, height)), Some(entry)) = (layer.resolution, entry.as_object_mut()) {
                 entry.insert("width".to_owned(), width.into());

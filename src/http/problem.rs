@@ -152,7 +152,9 @@ impl From<PublisherSourceError> for Problem {
             PublisherSourceError::SingleSource | PublisherSourceError::UnknownSource { .. } => {
                 (StatusCode::NOT_FOUND, "unknown_source")
             }
-            PublisherSourceError::NoPublishers => (StatusCode::CONFLICT, "no_publisher_source"),
+            PublisherSourceError::NoPublishers | PublisherSourceError::CameraLayers => {
+                (StatusCode::CONFLICT, "no_publisher_source")
+            }
         };
         Self::new(status, code, error.to_string())
     }

@@ -241,7 +241,7 @@ impl SseEventProducer for SessionEventStream {
             (
                 layer.rid.clone(),
                 layer.resolution,
-                layer.active,
+                layer.is_available(),
                 layer.measured_bitrate > 0,
             )
         };

@@ -202,6 +202,9 @@ fn check_transcode_slots(
             let codec = offered.format.codec();
             offered.is_webrtc_playable() && track.codecs.iter().any(|negotiated| negotiated.format.codec() == codec)
         };
+        if track.kind == MediaKind::Video && available.video_layers.into_iter().flatten().any(is_accepted) {
+            continue;
+        }
         let target = TranscodeTarget::webrtc_target_for_kind(track.kind);
         if let TrackDelivery::Transcode(target) =
             track_delivery::choose_track_delivery(source.source_track, target, source.can_transcode, is_accepted)
@@ -373,7 +376,7 @@ fn new_session_record(
 /// retry loop. Does nothing for a stream with a configured source.
 async fn wait_for_publisher(control: &ControlPlane, stream: &StreamName) {
     let max_wait = control.client_settings().max_publisher_wait;
-    if max_wait.is_zero() || control.source_registry.get(stream).is_some() {
+    if max_wait.is_zero() || control.source_registry.has_source_of_gateway(stream) {
         return;
     }
     let Ok(_permit) = control.waiting_viewer_permits.try_acquire() else {

@@ -48,7 +48,8 @@ pub struct Quality {
     pub layer: Option<String>,
     /// Frames of the video that are sent: `all`, `key_frames` or `none`.
     pub video: &'static str,
-    /// Why no more is sent: `bandwidth`, or `none` if it is sent the best that its selection allows.
+    /// Why no more is sent: `bandwidth`, `codec` if it cannot decode the better streams of a camera, or `none` if it is sent
+    /// the best that its selection allows.
     pub limitation: &'static str,
     /// Whether the viewer gives transport-wide congestion feedback.
     pub transport_feedback: bool,
@@ -74,6 +75,7 @@ impl From<ViewerQuality> for Quality {
             limitation: match quality.limitation_reason {
                 QualityLimitationReason::None => "none",
                 QualityLimitationReason::Bandwidth => "bandwidth",
+                QualityLimitationReason::Codec => "codec",
             },
             transport_feedback: quality.gives_transport_feedback,
             received_bitrate: quality.received_bitrate,

@@ -57,7 +57,7 @@ pub struct FailoverSource {
     pub seconds: Option<f64>,
     /// The stream shows it.
     pub selected: bool,
-    /// Of a source that the gateway pulls: `warm` or `cold`.
+    /// Of a source that the gateway pulls: `warm` or `cold`. `null` if the sources are streams of one camera.
     pub standby: Option<&'static str>,
     /// Of a source that the gateway pulls: its connection, with the last error.
     pub connection: Option<Source>,
@@ -119,6 +119,19 @@ pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
     }
 }
 
+impl Source {
+    /// Whether there is a connection, or one is being made.
+    fn is_connected(&self) -> bool {
+        matches!(self.state, "starting" | "live")
+    }
+}
+
+/// Counts the connections to sources that the gateway pulls.
+pub(super) fn count_connections(source: Option<&Source>, sources: &[FailoverSource]) -> usize {
+    let pulled = sources.iter().filter_map(|source| source.connection.as_ref());
+    pulled.chain(source).filter(|source| source.is_connected()).count()
+}
+
 /// Describes the sources of a stream that has several.
 pub(super) fn describe_failover_group(
     configured: &ConfiguredFailoverGroup,
@@ -135,6 +148,7 @@ pub(super) fn describe_failover_group(
             seconds: status.since.map(seconds_since),
             selected: status.is_selected,
             standby: match config.kind {
+                _ if configured.config.has_camera_layers() => None,
                 FailoverSourceKind::Whip => None,
                 FailoverSourceKind::Pulled(StandbyMode::Warm) => Some("warm"),
                 FailoverSourceKind::Pulled(StandbyMode::Cold) => Some("cold"),
@@ -167,6 +181,10 @@ pub(super) fn choose_source(control: &ControlPlane, stream: &StreamName, body: &
         let detail = "this stream does not have several sources: set `sources` of the stream in the configuration";
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_source", detail));
     };
+    if configured.config.has_camera_layers() {
+        let detail = "the sources of this stream are layers, between which each viewer is switched by itself";
+        return Err(Problem::new(StatusCode::CONFLICT, "camera_layers", detail));
+    }
     let chosen = configured.failover_group.choose(choice.source.as_deref());
     chosen.map_err(|error| Problem::new(StatusCode::NOT_FOUND, "unknown_source", error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)

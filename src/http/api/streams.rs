@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::sources::{FailoverSource, Source, SourceSwitch, describe_failover_group, describe_source};
+use super::sources::{
+    FailoverSource, Source, SourceSwitch, count_connections, describe_failover_group, describe_source,
+};
 use super::warnings::{self, SourceWarningInputs, VideoWarningInputs, Warning};
 use crate::sources::fetch::registry::SourceRegistry;
 use millstream_core::hub::Hub;
@@ -34,6 +36,8 @@ pub struct Stream {
     pub source: Option<Source>,
     /// The sources of a stream that has several, the best one first; else empty.
     pub sources: Vec<FailoverSource>,
+    /// Number of connections to cameras and other sources that the gateway pulls, those that are being made included.
+    pub source_connections: usize,
     /// The source that was chosen by hand; `null` while the gateway selects by itself.
     pub chosen_source: Option<String>,
     /// The most recent changes between the sources, the oldest first.
@@ -63,7 +67,12 @@ pub struct Layer {
     pub height: Option<u16>,
     /// Bits per second.
     pub bitrate: u64,
+    /// It is being received.
     pub active: bool,
+    /// It is one of several streams of a camera, and is connected once a viewer needs it.
+    pub on_demand: bool,
+    /// Codec of a stream of a camera, as of its last connection; `null` if it is that of the stream.
+    pub codec: Option<&'static str>,
 }
 
 /// The video track of a stream.
@@ -168,6 +177,7 @@ pub fn describe_stream(
         shown.chosen_source = described.chosen;
         shown.source_switches = described.switches;
     }
+    shown.source_connections = count_connections(shown.source.as_ref(), &shown.sources);
     let selected = shown
         .sources
         .iter()
@@ -198,6 +208,7 @@ pub fn describe_stream(
         shown.warnings.push(Warning { code: "no_media", text });
     }
     shown.warnings.extend(left_out_media_warnings(&shown));
+    shown.warnings.extend(unavailable_layer_warnings(&shown));
     Some(shown)
 }
 
@@ -248,6 +259,24 @@ fn left_out_media_warnings(stream: &Stream) -> Vec<Warning> {
     warnings
 }
 
+/// Names the streams of a camera that cannot be read while another one can.
+fn unavailable_layer_warnings(stream: &Stream) -> Vec<Warning> {
+    let unavailable = stream.layers.iter().filter(|layer| !layer.active && !layer.on_demand);
+    let failed = unavailable.filter_map(|layer| {
+        let source = stream.sources.iter().find(|source| source.name == layer.rid)?;
+        let error = source.connection.as_ref()?.last_error.as_ref()?;
+        let text = format!(
+            "The camera's stream `{}` cannot be read, viewers get another one: {error}.",
+            layer.rid
+        );
+        Some(Warning {
+            code: "layer_unavailable",
+            text,
+        })
+    });
+    failed.collect()
+}
+
 fn source_warning_inputs(state: &StreamState, hls_viewers: usize) -> SourceWarningInputs {
     let video = &state.video;
     SourceWarningInputs {
@@ -276,6 +305,8 @@ fn describe_layers(state: &StreamState) -> Vec<Layer> {
                 height,
                 bitrate: layer.measured_bitrate,
                 active: layer.active,
+                on_demand: !layer.active && layer.is_available(),
+                codec: layer.own_track().map(|track| track.format.codec().name()),
             }
         })
         .collect()

@@ -16,7 +16,7 @@ use millstream_core::hub::Hub;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::reader::RingReader;
-use millstream_core::hub::stream::{SessionId, StreamState};
+use millstream_core::hub::stream::{SessionId, SimulcastLayer, StreamState};
 use millstream_core::hub::tap::{StreamTap, TapQueue};
 use millstream_core::media::depacketizer::{Depacketizer, Frame};
 use millstream_core::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
@@ -44,6 +44,7 @@ pub(super) async fn package_stream(
     let notify = changed.clone();
     let tap: Arc<TapQueue> = Arc::new(Mailbox::new(1, move || notify.notify_one()));
     let mut tracks: Vec<TrackReader<'_>> = Vec::new();
+    let mut best_layer: Option<StreamTap<'_>> = None;
     let mut last_key_frame_request = Instant::now();
     let mut next_poll = Instant::now();
     let mut retry_at: Option<std::time::Instant> = None;
@@ -61,6 +62,7 @@ pub(super) async fn package_stream(
                 info!(stream = %name, "HLS packaging stopped: no recent requests");
                 return;
             }
+            demand_best_pulled_layer(plane.all_streams_hub(), &name, &tap, &mut best_layer);
             update_track_readers_and_renditions(plane.all_streams_hub(), &name, &tap, &live, &mut tracks);
             let max_age = if live.lock_packager().has_complete_segment() {
                 MAX_KEY_FRAME_AGE
@@ -74,6 +76,25 @@ pub(super) async fn package_stream(
             }
         }
         retry_at = package_new_frames(&live, &mut tracks, now.into_std());
+    }
+}
+
+/// Keeps a tap on the best layer of a camera: it is pulled only while somebody reads it. The stream itself carries it then.
+fn demand_best_pulled_layer<'a>(
+    hub: &'a Hub,
+    name: &StreamName,
+    queue: &Arc<TapQueue>,
+    best_layer: &mut Option<StreamTap<'a>>,
+) {
+    let best = hub.find_stream(name).and_then(|stream| {
+        stream.with_state(|state| {
+            let best = state.layers().iter().find(|layer| layer.is_available());
+            best.filter(|best| best.is_pulled()).map(|best| best.rid.clone())
+        })
+    });
+    let key = best.map(|rid| name.lower_simulcast_layer_key(&rid));
+    if best_layer.as_ref().map(|tap| &tap.stream.key) != key.as_ref() {
+        *best_layer = key.map(|key| StreamTap::open(hub, key, queue));
     }
 }
 
@@ -283,7 +304,9 @@ fn lower_simulcast_layer_keys(name: &StreamName, state: &StreamState) -> Vec<(Re
         .source_format_and_b_frames(MediaKind::Video)
         .is_some_and(is_playable_without_transcoding);
     let active = state.layers().iter().filter(|layer| is_playable && layer.active);
-    let lower_layers = active.skip(1).map(|layer| name.lower_simulcast_layer_key(&layer.rid));
+    let is_carried = |layer: &&SimulcastLayer| !layer.is_pulled() || layer.is_carried_by_main_stream;
+    let below = active.skip_while(|layer| !is_carried(layer)).skip(1);
+    let lower_layers = below.map(|layer| name.lower_simulcast_layer_key(&layer.rid));
     [RenditionRole::VideoLayer2, RenditionRole::VideoLayer3]
         .into_iter()
         .zip(lower_layers)

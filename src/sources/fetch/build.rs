@@ -62,10 +62,24 @@ impl SourceConfig {
                 let path = stream.config_table_path();
                 Err(mistakes
                     .into_iter()
+                    .filter_map(|mistake| locate_in_list_of_urls(stream, mistake))
                     .map(|mistake| mistake.with_path_prefix(&path))
                     .collect())
             }
         }
+    }
+}
+
+/// Names the URL of a mistake if a camera has several. Mistakes in what they share are those of the first one.
+fn locate_in_list_of_urls(stream: &StreamConfig, mistake: ConfigMistake) -> Option<ConfigMistake> {
+    let layer = stream.failover_source.as_ref().and_then(|source| source.camera_layer);
+    match layer {
+        Some(layer) if mistake.key == "rtsp" => Some(ConfigMistake {
+            key: format!("rtsp[{}]", layer.index),
+            ..mistake
+        }),
+        Some(layer) if layer.index > 0 => None,
+        Some(_) | None => Some(mistake),
     }
 }
 

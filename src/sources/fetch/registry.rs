@@ -75,6 +75,24 @@ impl SourceRegistry {
         failover_groups.get(stream).cloned()
     }
 
+    /// Whether the gateway pulls the stream, from one source or from the streams of a camera: there is no publisher to wait for.
+    pub fn has_source_of_gateway(&self, stream: &StreamName) -> bool {
+        self.get(stream).is_some() || !self.camera_layers(stream).is_empty()
+    }
+
+    /// Returns the streams of the camera whose layers a stream has, in the configured order.
+    fn camera_layers(&self, stream: &StreamName) -> Vec<Arc<RegisteredSource>> {
+        let failover_group = self
+            .failover_group(stream)
+            .filter(|failover_group| failover_group.config.has_camera_layers());
+        let configs = failover_group
+            .iter()
+            .flat_map(|failover_group| &failover_group.config.sources);
+        configs
+            .filter_map(|source| self.get(stream.failover_source_key(&source.name)))
+            .collect()
+    }
+
     /// Returns all failover groups, sorted by stream.
     pub fn all_failover_groups(&self) -> Vec<ConfiguredFailoverGroup> {
         let failover_groups = self.failover_groups.read().unwrap_or_else(PoisonError::into_inner);
@@ -121,6 +139,11 @@ impl SourceRegistry {
             hub.find_stream(stream)
                 .is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
         };
+        let layers = self.camera_layers(stream);
+        if let Some(smallest) = layers.last() {
+            smallest.request_start();
+            return wait_for_any_layer(hub, &layers, is_live).await;
+        }
         let Some(entry) = self.get(stream) else {
             return if is_live() {
                 StartOutcome::Live
@@ -155,6 +178,29 @@ impl SourceRegistry {
             .await
             .unwrap_or(StartOutcome::Unavailable)
     }
+}
+
+/// Waits until one of the streams of a camera is live, or until all are stopped or have failed.
+async fn wait_for_any_layer(hub: &Hub, layers: &[Arc<RegisteredSource>], is_live: impl Fn() -> bool) -> StartOutcome {
+    let stream = layers.first().map(|layer| layer.stream.name.clone());
+    let mut changes = hub.change_notifier().listen(stream.map(ChangeTopic::Stream));
+    let failures = |layer: &Arc<RegisteredSource>| layer.status().restart_count;
+    let before: Vec<u64> = layers.iter().map(failures).collect();
+    let is_away = |(layer, before): (&Arc<RegisteredSource>, &u64)| {
+        layer.status().state == SourceState::Stopped || failures(layer) > *before
+    };
+    let waiting = async {
+        while !is_live() {
+            if layers.iter().zip(&before).all(is_away) {
+                return StartOutcome::Unavailable;
+            }
+            changes.changed().await;
+        }
+        StartOutcome::Live
+    };
+    timeout(SOURCE_START_TIMEOUT, waiting)
+        .await
+        .unwrap_or(StartOutcome::Unavailable)
 }
 
 impl RegisteredSource {

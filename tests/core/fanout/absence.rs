@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::stream::{LayerSelection, SimulcastLayer};
+use millstream_core::hub::stream::{LayerOrigin, LayerSelection, SimulcastLayer};
 use millstream_core::media::Rid;
 use millstream_test_support::{LinkConfig, VideoConfig};
 
@@ -289,6 +289,7 @@ fn a_viewer_that_waits_for_a_layer_without_a_source_goes_on_and_wakes_nobody() {
         measured_bitrate: 1,
         active: true,
         is_carried_by_main_stream: false,
+        origin: LayerOrigin::Pushed,
     };
     stream.with_state(|state| state.set_layers(vec![layer]));
     world.choose_layer(viewer, LayerSelection::Named(rid));

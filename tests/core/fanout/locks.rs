@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
-use millstream_core::hub::stream::{LayerSelection, ShardIndex, SimulcastLayer, SourceRef};
+use millstream_core::hub::stream::{LayerOrigin, LayerSelection, ShardIndex, SimulcastLayer, SourceRef};
 use millstream_core::media::Rid;
 use millstream_core::media::packet::Packet;
 use millstream_core::shard::message::ShardMessage;
@@ -122,6 +122,7 @@ pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
         measured_bitrate: 1_000_000,
         active: true,
         is_carried_by_main_stream: false,
+        origin: LayerOrigin::Pushed,
     };
     home.with_state(|state| state.set_layers(rids.map(layer).to_vec()));
 }

@@ -2,6 +2,7 @@
 
 mod absence;
 mod adaptation;
+mod camera_layers;
 mod failover_group;
 mod joins;
 mod layers;

@@ -153,6 +153,11 @@ async fn settings_with_mistakes_are_refused_with_their_places_and_without_secret
             "the URL does not start with rtsp://",
         ),
         (json!({ "rtsp": 7 }), "/rtsp", "has an invalid value: expected a string"),
+        (
+            json!({ "rtsp": ["rtsp://b/1", "rtsp://b/2"] }),
+            "/rtsp",
+            "can be a list in the configuration file only",
+        ),
         (json!({ "rtps": "rtsp://b/" }), "/rtps", "(did you mean `rtsp`?)"),
         (
             json!({ "on_demand": true }),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use millstream::Gateway;
 use millstream_core::hub::name::StreamName;
-use millstream_core::hub::stream::{SessionId, SimulcastLayer};
+use millstream_core::hub::stream::{LayerOrigin, SessionId, SimulcastLayer};
 use millstream_core::media::{CodecFormat, ProfileLevelId, Rid};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -31,6 +31,7 @@ fn layers(sizes: &[(&str, u16, u16)]) -> Vec<SimulcastLayer> {
         measured_bitrate: 100_000,
         active: true,
         is_carried_by_main_stream: false,
+        origin: LayerOrigin::Pushed,
     };
     sizes.iter().map(layer).collect()
 }

@@ -291,3 +291,27 @@ async fn a_reload_changes_the_list_of_sources() {
     main.abort();
     gateway.stop().await;
 }
+
+#[tokio::test]
+async fn the_streams_of_a_camera_are_neither_published_to_nor_chosen_by_hand() {
+    let gateway = from_text(
+        "[auth]\napi_token = \"secret\"\n[streams.show]\nrtsp = [\"rtsp://127.0.0.1:9/1\", \"rtsp://127.0.0.1:9/2\"]\n\
+         on_demand = true\n",
+    )
+    .await;
+    let reply = Request::publish("/whip/show", OBS).send(&gateway).await;
+    assert_eq!((reply.status, reply.problem().as_str()), (409, "no_publisher_source"));
+    assert!(reply.text().contains("publish to another stream"), "{}", reply.text());
+    let reply = choose(&gateway, "{\"source\": \"sub\"}").await;
+    assert_eq!((reply.status, reply.problem().as_str()), (409, "camera_layers"));
+    let shown = show(&gateway).await;
+    let names: Vec<&str> = shown["sources"]
+        .as_array()
+        .expect("sources")
+        .iter()
+        .filter_map(|source| source["name"].as_str())
+        .collect();
+    assert_eq!(names, ["main", "sub"]);
+    assert_eq!(shown["source_connections"], 0, "nobody watches");
+    gateway.stop().await;
+}

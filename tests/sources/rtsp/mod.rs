@@ -15,6 +15,7 @@ use millstream_core::media::{Codec, CodecFormat};
 mod audio;
 
 mod faults;
+mod layers;
 mod media;
 mod quirks;
 mod redirects;

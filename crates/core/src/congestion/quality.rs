@@ -18,6 +18,8 @@ pub enum QualityLimitationReason {
     /// It gets it.
     None,
     Bandwidth,
+    /// It cannot decode the better layers, which have another codec.
+    Codec,
 }
 
 /// What the layer was last decided by.

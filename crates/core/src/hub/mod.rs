@@ -11,6 +11,7 @@ pub mod changes;
 pub mod failover_input;
 pub mod half_open;
 pub mod id;
+pub mod layer;
 pub mod lock;
 pub mod log_limit;
 pub mod mailbox;

@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use super::changes::{ChangeNotifier, ChangeTopic};
 use super::failover_input::{FailoverInput, FailoverInputs};
 pub use super::id::{SessionId, ShardIndex, StreamId};
+pub use super::layer::{LayerOrigin, LayerSelection, SimulcastLayer};
 use super::lock::{LockRank, RankedMutex};
 use super::name::{StreamKey, StreamName};
 use super::tap_queue::{TapList, TapQueue};
 use super::track::Track;
 use super::traffic::StreamTransportStats;
 use crate::media::track_delivery::SourceTrack;
-use crate::media::{Codec, CodecFormat, MediaKind, Rid};
-use crate::sdp::negotiated::{AudioVideoFormats, AvailableTrack, AvailableTracks};
+use crate::media::{Codec, CodecFormat, MediaKind};
+use crate::sdp::negotiated::{AudioVideoFormats, AvailableTrack, AvailableTracks, MAX_LAYERS_WITH_OWN_FORMATS};
 
 /// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NONE`]: it detects a
 /// takeover by itself and polls for key frame requests.
@@ -24,49 +25,6 @@ pub struct SourceRef {
     /// It has an encoder that can be asked for a key frame: a publisher that negotiated PLI, or a pipeline whose encoder
     /// takes GstForceKeyUnit. Cameras and HLS origins send what is encoded already.
     pub accepts_key_frame_requests: bool,
-}
-
-/// One simulcast layer (RFC 8853). Its packets are in a stream of its own, derived from the main stream.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SimulcastLayer {
-    pub rid: Rid,
-    /// Width and height in pixels.
-    pub resolution: Option<(u16, u16)>,
-    /// Payload bits per second.
-    pub measured_bitrate: u64,
-    /// Whether the layer is being received; browsers pause the highest layers when their uplink is too slow.
-    pub active: bool,
-    /// Whether the main stream carries this layer: the best one, but for a while after another has become better.
-    pub is_carried_by_main_stream: bool,
-}
-
-/// Layer requested by a viewer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum LayerSelection {
-    /// The best layer that the viewer's path carries, as far as that is known.
-    #[default]
-    Automatic,
-    /// The layer with this RID, while it is active.
-    Named(Rid),
-    /// The best active layer within this size in pixels.
-    WithinSize { width: u16, height: u16 },
-}
-
-impl LayerSelection {
-    /// Returns the layer to forward, whatever the path carries; `None` selects the main stream, which carries the best
-    /// layer.
-    pub(crate) fn choose_layer_rid(&self, layers: &[SimulcastLayer]) -> Option<Rid> {
-        let mut active = layers.iter().filter(|layer| layer.active);
-        let chosen = match self {
-            Self::Automatic => None,
-            Self::Named(rid) => active.find(|layer| layer.rid == *rid),
-            Self::WithinSize { width, height } => {
-                let fits = |layer: &&SimulcastLayer| layer.resolution.is_some_and(|(w, h)| w <= *width && h <= *height);
-                active.clone().find(fits).or_else(|| active.next_back())
-            }
-        };
-        chosen.map(|layer| layer.rid.clone())
-    }
 }
 
 /// A stream. Its state is behind one lock, which [`Stream::with_state`] holds for the duration of a call and for nothing else.
@@ -253,7 +211,7 @@ impl StreamState {
     pub fn set_layers(&mut self, layers: Vec<SimulcastLayer>) {
         let choice = |layer: &SimulcastLayer| {
             let carried = layer.is_carried_by_main_stream;
-            (layer.rid.clone(), layer.resolution, layer.active, carried)
+            (layer.rid.clone(), layer.resolution, layer.active, carried, layer.origin)
         };
         let sends = |layer: &SimulcastLayer| layer.measured_bitrate > 0;
         let is_same = self.layers.iter().map(choice).eq(layers.iter().map(choice));
@@ -297,9 +255,18 @@ impl StreamState {
     pub fn tracks_offerable_to_viewers(&self, can_transcode: impl Fn(Codec) -> bool) -> Option<AvailableTracks> {
         self.source?;
         let track = |kind| self.track_offerable_to_viewers(kind, &can_transcode);
+        let available = self.layers.iter().filter(|layer| layer.is_available());
+        let mut video_layers = [None; MAX_LAYERS_WITH_OWN_FORMATS];
+        for (slot, track) in video_layers
+            .iter_mut()
+            .zip(available.filter_map(SimulcastLayer::own_track))
+        {
+            *slot = Some(track);
+        }
         Some(AvailableTracks {
             video: track(MediaKind::Video),
             audio: track(MediaKind::Audio),
+            video_layers,
         })
     }
 

@@ -200,7 +200,7 @@ impl ViewerAdaptation {
     pub(super) fn chosen_layer_unless_in_main_stream(&self, layers: &[SimulcastLayer]) -> Option<Rid> {
         let rid = self.rid_of_layer(self.choice?.layer)?;
         let best = layers.first();
-        let best = best.filter(|layer| layer.active && layer.is_carried_by_main_stream);
+        let best = best.filter(|layer| layer.active && layer.is_carried_by_main_stream && !layer.is_pulled());
         let exists = layers.iter().any(|layer| layer.rid == *rid);
         (exists && best.is_none_or(|best| best.rid != *rid)).then(|| rid.clone())
     }
@@ -315,7 +315,7 @@ impl ViewerAdaptation {
                 peak
             };
             if selection_allows_layer(&inputs.selection, layer) {
-                rungs.push(rung(index, bitrate, layer.active && is_measured));
+                rungs.push(rung(index, bitrate, layer.is_available() && is_measured));
             }
         }
         if rungs.iter().all(|rung| !rung.usable) {

@@ -7,7 +7,7 @@ use super::track::TrackSender;
 use crate::congestion::ladder::FrameSelection;
 use crate::congestion::{self, NewLayerStartPoint};
 use crate::hub::ring::PacketRing;
-use crate::hub::stream::{Stream, StreamId, StreamState};
+use crate::hub::stream::{SimulcastLayer, Stream, StreamId, StreamState};
 use crate::media::packet::TrackSeq;
 use crate::media::track_delivery::TrackDelivery;
 use crate::media::{Codec, MediaKind};
@@ -128,10 +128,18 @@ impl ViewerTrack {
         Some(track.choose_passthrough_or_transcode(|format| self.track_sender.has_negotiated_codec(format.codec())))
     }
 
+    /// Whether the viewer can decode a layer.
+    pub(super) fn can_play_layer(&self, layer: &SimulcastLayer) -> bool {
+        layer.own_track().is_none_or(|track| {
+            track.is_webrtc_playable() && self.track_sender.has_negotiated_codec(track.format.codec())
+        })
+    }
+
     /// Begins a switch to another stream. `is_playing` is false before playback, when there is nothing to continue.
     pub(super) fn begin_stream_switch(&mut self, now: Instant, to: Arc<Stream>, is_playing: bool) {
         let is_between_layers = to.key.is_lower_simulcast_layer() || self.current_stream.key.is_lower_simulcast_layer();
-        let is_smooth = is_playing && self.kind() == MediaKind::Video && is_between_layers;
+        let continues = is_between_layers && self.current_stream.with_state(|state| state.source().is_some());
+        let is_smooth = is_playing && self.kind() == MediaKind::Video && continues;
         let adaptive = self.next_switch.take().filter(|_| is_smooth);
         let is_start = adaptive.is_some_and(|switch| switch.is_start);
         let has_sent = self.track_sender.last_sent_position().is_some() && !is_start;

@@ -14,7 +14,7 @@ use crate::congestion::ladder::FrameSelection;
 use crate::congestion::pacer::PACING_INTERVAL_US;
 use crate::hub::name::StreamKey;
 use crate::hub::ring::{PacketRing, RingEntry};
-use crate::hub::stream::{LayerSelection, SourceRef, Stream, StreamId, StreamState};
+use crate::hub::stream::{LayerSelection, SimulcastLayer, SourceRef, Stream, StreamId, StreamState};
 use crate::hub::viewer_quality::ViewerQuality;
 use crate::media::rtcp::RtcpMessage;
 use crate::media::track_delivery::TrackDelivery;
@@ -460,11 +460,14 @@ impl Viewer {
                     MediaKind::Video => self.wanted_layer(own_state.layers()),
                     MediaKind::Audio => None,
                 };
+                let layer = || layer().map(|rid| own.name.lower_simulcast_layer_key(&rid));
+                // Of layers in formats of their own one may need no transcoding.
+                let have_own_formats = own_state.layers().iter().all(SimulcastLayer::is_pulled);
                 let wanted = match played.choose_delivery(own_state, &can_transcode) {
-                    Some(TrackDelivery::Transcode(target)) => Some(own.name.transcode_key(target)),
-                    Some(TrackDelivery::Passthrough | TrackDelivery::Unavailable(_)) | None => {
-                        layer().map(|rid| own.name.lower_simulcast_layer_key(&rid))
-                    }
+                    Some(TrackDelivery::Transcode(target)) => layer()
+                        .filter(|_| have_own_formats)
+                        .or_else(|| Some(own.name.transcode_key(target))),
+                    Some(TrackDelivery::Passthrough | TrackDelivery::Unavailable(_)) | None => layer(),
                 };
                 (kind, wanted.unwrap_or_else(|| own.clone()))
             })

@@ -184,7 +184,12 @@ pub struct AudioVideoFormats {
 pub struct AvailableTracks {
     pub video: Option<AvailableTrack>,
     pub audio: Option<AvailableTrack>,
+    /// The formats of layers that have their own, the best layer first.
+    pub video_layers: [Option<SourceTrack>; MAX_LAYERS_WITH_OWN_FORMATS],
 }
+
+/// Layers of a stream that have formats of their own: the streams of a camera.
+pub const MAX_LAYERS_WITH_OWN_FORMATS: usize = 4;
 
 /// A track as its source sends it, and whether it can be transcoded on demand: video to H.264, audio to Opus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,11 +216,18 @@ impl AvailableTrack {
 }
 
 impl AvailableTracks {
+    /// Returns the best layer with a format of its own that a viewer plays who can receive the formats that `takes` says.
+    pub fn best_playable_layer(&self, takes: impl Fn(CodecFormat) -> bool) -> Option<SourceTrack> {
+        let mut layers = self.video_layers.into_iter().flatten();
+        layers.find(|layer| layer.is_webrtc_playable() && takes(layer.format))
+    }
+
     /// Returns the formats that a viewer is sent that can receive the formats that `takes` says.
     pub fn formats_sent_to_viewer(&self, takes: impl Fn(CodecFormat) -> bool) -> AudioVideoFormats {
         let format = |track: AvailableTrack| track.sent_or_source_format(track.choose_passthrough_or_transcode(&takes));
+        let layer = self.best_playable_layer(&takes);
         AudioVideoFormats {
-            video: self.video.map(format),
+            video: layer.map(|layer| layer.format).or_else(|| self.video.map(format)),
             audio: self.audio.map(format),
         }
     }

@@ -13,7 +13,7 @@ use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
 use crate::hub::source_rewriter::{CaptureTimeReport, IngestSeqAndTimestampRewriter, ReceivedPacket};
-use crate::hub::stream::{SessionId, SimulcastLayer, SourceRef, Stream, StreamState};
+use crate::hub::stream::{LayerOrigin, SessionId, SimulcastLayer, SourceRef, Stream, StreamState};
 use crate::media::MediaKind;
 use crate::media::packet::TrackTime;
 use crate::sdp::negotiated::AudioVideoFormats;
@@ -141,6 +141,7 @@ impl LayerStreams {
                 measured_bitrate: encoding.layer_rank().1 * 8,
                 active: !encoding.has_no_recent_packets(now),
                 is_carried_by_main_stream: *index == video.active_encoding_index,
+                origin: LayerOrigin::Pushed,
             })
         };
         state.negotiated_layer_count = video.encodings.len();

@@ -1,5 +1,6 @@
 //! Adaptation of a viewer to its path: feedback goes to the congestion control, and what that decides is done.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use super::{Viewer, ViewerTrack};
 use crate::congestion::allocator::LayerSwitchTarget;
 use crate::congestion::ladder::{FrameSelection, QualityLadder};
 use crate::congestion::sent::FlushTimes;
-use crate::congestion::{ControllerAction, PacketPurpose, ReceiverReportSummary};
+use crate::congestion::{ControllerAction, PacketPurpose, QualityLimitationReason, ReceiverReportSummary};
 use crate::hub::name::StreamVariant;
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{LayerSelection, SimulcastLayer, StreamId, StreamState};
@@ -90,18 +91,31 @@ impl Viewer {
 
     /// Returns the layer that the viewer should watch; `None` for the stream itself.
     pub(super) fn wanted_layer(&self, layers: &[SimulcastLayer]) -> Option<Rid> {
+        let layers = &*self.playable_layers(layers);
         let Some(choice) = self.adaptation.restricting_layer_choice() else {
-            return self.layer_selection.choose_layer_rid(layers);
+            // The best layer would be pulled for a moment, before the first choice.
+            let is_undecided = self.adaptation.uses_transport_cc && self.layer_selection == LayerSelection::Automatic;
+            return self.layer_selection.choose_layer_rid(layers).filter(|_| !is_undecided);
         };
         match &self.layer_selection {
             LayerSelection::Automatic => self.adaptation.chosen_layer_unless_in_main_stream(layers),
             LayerSelection::Named(_) => self.layer_selection.choose_layer_rid(layers),
             LayerSelection::WithinSize { .. } => {
                 let chosen = self.adaptation.rid_of_layer(choice.layer);
-                let is_active = |layer: &SimulcastLayer| layer.active && Some(&layer.rid) == chosen;
-                let chosen = chosen.filter(|_| layers.iter().any(is_active)).cloned();
+                let is_available = |layer: &SimulcastLayer| layer.is_available() && Some(&layer.rid) == chosen;
+                let chosen = chosen.filter(|_| layers.iter().any(is_available)).cloned();
                 chosen.or_else(|| self.layer_selection.choose_layer_rid(layers))
             }
+        }
+    }
+
+    /// Returns the layers that the viewer can decode.
+    fn playable_layers<'l>(&self, layers: &'l [SimulcastLayer]) -> Cow<'l, [SimulcastLayer]> {
+        let is_playable = |layer: &&SimulcastLayer| self.video.as_ref().is_none_or(|video| video.can_play_layer(layer));
+        if layers.iter().all(|layer| is_playable(&layer)) {
+            Cow::Borrowed(layers)
+        } else {
+            Cow::Owned(layers.iter().filter(is_playable).cloned().collect())
         }
     }
 
@@ -302,7 +316,8 @@ impl Viewer {
         let has_feedback = controller.is_twcc_feedback_usable(now);
         let received_bitrate = controller.received_bitrate().filter(|_| has_feedback);
         let best = |state: &mut StreamState| {
-            let mut layers = state.layers().iter();
+            let is_carried = |layer: &&SimulcastLayer| !layer.is_pulled() || layer.is_carried_by_main_stream;
+            let mut layers = state.layers().iter().filter(is_carried);
             layers.find(|layer| layer.active).map(|layer| layer.rid.clone())
         };
         let layer = self
@@ -319,7 +334,7 @@ impl Viewer {
                 .video
                 .as_ref()
                 .map_or(FrameSelection::AudioOnly, |video| video.track_sender.frame_selection()),
-            limitation_reason: self.adaptation.limitation_reason,
+            limitation_reason: self.limitation_reason(),
             gives_transport_feedback: received_bitrate.is_some(),
             received_bitrate,
             queue_delay: received_bitrate.map(|_| controller.excess_delay()),
@@ -330,6 +345,24 @@ impl Viewer {
             rtt: self.reported.rtt,
             retransmitted_packet_count: self.reported.retransmitted_packet_count,
             probe_packet_count: self.reported.probe_packet_count,
+        }
+    }
+
+    /// Why the viewer is not sent the best layer.
+    fn limitation_reason(&self) -> QualityLimitationReason {
+        let reason = self.adaptation.limitation_reason;
+        let is_automatic = !matches!(self.layer_selection, LayerSelection::Named(_));
+        let video = self.video.as_ref().filter(|video| !video.is_target_transcoded());
+        let Some(video) = video.filter(|_| is_automatic && reason == QualityLimitationReason::None) else {
+            return reason;
+        };
+        let lacks_codec = self.stream.with_state(|state| {
+            let best = state.layers().iter().find(|layer| layer.is_available());
+            best.is_some_and(|best| !video.can_play_layer(best))
+        });
+        match lacks_codec {
+            true => QualityLimitationReason::Codec,
+            false => reason,
         }
     }
 
@@ -368,6 +401,9 @@ impl Viewer {
             })
         });
         let mut inputs = inputs?;
+        if let Some(video) = &self.video {
+            inputs.layers.retain(|layer| video.can_play_layer(layer));
+        }
         if let Some(video) = self.video.as_ref().filter(|video| video.is_target_transcoded()) {
             // It has one quality, whatever layers it is made from.
             inputs.layers.clear();

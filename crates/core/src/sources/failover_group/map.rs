@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::settings::{FailoverSourceSettings, FailoverTimes};
+use super::settings::{FailoverSourceSettings, FailoverTimes, SourceLayerSettings};
 use super::switcher::{FailoverGroup, FailoverOutput};
 use crate::hub::Hub;
 use crate::hub::batch::{FailoverFeed, PacketBatchToDeliver};
@@ -45,8 +45,26 @@ impl SourceFailoverMap {
         sources: Vec<FailoverSourceSettings>,
         times: FailoverTimes,
     ) -> Arc<FailoverGroup> {
-        let failover_group = FailoverGroup::new(hub, stream.clone(), sources, times);
-        self.by_stream.lock().insert(stream, failover_group.clone());
+        let failover_group = FailoverGroup::new(hub, stream, (sources, None), times);
+        self.insert(failover_group)
+    }
+
+    /// As [`Self::add`], for sources that are layers of one picture, the best one first.
+    pub fn add_with_layers(
+        &self,
+        hub: &Hub,
+        stream: StreamName,
+        sources: (Vec<FailoverSourceSettings>, SourceLayerSettings),
+        times: FailoverTimes,
+    ) -> Arc<FailoverGroup> {
+        let failover_group = FailoverGroup::new(hub, stream, (sources.0, Some(sources.1)), times);
+        self.insert(failover_group)
+    }
+
+    fn insert(&self, failover_group: Arc<FailoverGroup>) -> Arc<FailoverGroup> {
+        self.by_stream
+            .lock()
+            .insert(failover_group.stream.clone(), failover_group.clone());
         failover_group
     }
 

@@ -9,12 +9,16 @@
 //! the cached key frame of the next one. A higher source that has failed returns after the hold-off time, at its next key
 //! frame, and until then viewers have the lower one.
 //!
+//! The sources may be layers: the main and the sub stream of a camera. Each is then copied to the stream of its layer too,
+//! and runs only while that is watched ([`source_layers`]).
+//!
 //! [`StreamVariant::FailoverSource`]: crate::hub::name::StreamVariant::FailoverSource
 
 pub mod map;
 mod selection;
 pub mod settings;
 mod source;
+mod source_layers;
 pub mod status;
 pub mod switcher;
 mod track_copy;

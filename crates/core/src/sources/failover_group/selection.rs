@@ -48,6 +48,18 @@ pub(super) enum SourceSelectionDecision {
     Release(SwitchReason),
 }
 
+impl SourceSelectionDecision {
+    /// Returns this with the source that has this rank: `order` has the source of each rank.
+    pub(super) fn with_source_of_rank(self, order: &[usize]) -> Self {
+        let source = |rank: usize| order.get(rank).copied().unwrap_or(rank);
+        match self {
+            Self::Keep | Self::Release(_) => self,
+            Self::SwitchAtOnce { to, reason } => Self::SwitchAtOnce { to: source(to), reason },
+            Self::SwitchAtKeyFrame { to, reason } => Self::SwitchAtKeyFrame { to: source(to), reason },
+        }
+    }
+}
+
 impl SourceSelectionInput<'_> {
     pub(super) fn decide(&self) -> SourceSelectionDecision {
         let Some(selected) = self.selected else {

@@ -15,6 +15,13 @@ pub struct FailoverSourceSettings {
     pub runs_on_demand: bool,
 }
 
+/// The sources of a failover group are layers: streams of one camera in several sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLayerSettings {
+    /// None of them runs while nobody watches the stream.
+    pub on_demand: bool,
+}
+
 /// The times of a failover group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailoverTimes {

@@ -13,6 +13,7 @@ use crate::hub::ring::RingEntry;
 use crate::hub::stream::{SessionId, Stream, StreamState};
 use crate::hub::track::Track;
 use crate::media::MediaKind;
+use crate::media::track_delivery::SourceTrack;
 use crate::sdp::negotiated::AudioVideoFormats;
 
 /// A source and its stream.
@@ -22,12 +23,24 @@ pub(super) struct FailoverSource {
     pub stream: Arc<Stream>,
     pub condition: SourceCondition,
     pub state_since: Option<Instant>,
+    /// As of the last look at it while it was connected.
+    pub video: ObservedVideo,
     input: FailoverInput,
     /// Its session, and when that was first seen.
     session: Option<(SessionId, Instant)>,
     /// Whether the session has sent a key frame.
     has_video: bool,
     is_demanded: bool,
+}
+
+/// What is known of the video of a source.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ObservedVideo {
+    pub track: Option<SourceTrack>,
+    /// Width and height in pixels.
+    pub resolution: Option<(u16, u16)>,
+    /// Payload bits per second; 0 if unknown.
+    pub bitrate: u64,
 }
 
 /// What is shown of a source at first.
@@ -49,6 +62,7 @@ struct SourceObservation {
     newest_video: Option<Instant>,
     newest_audio: Option<Instant>,
     frames_per_second: f64,
+    video: ObservedVideo,
 }
 
 /// A source that announces video and sends audio alone is taken for one of audio after this time.
@@ -70,6 +84,7 @@ impl FailoverSource {
             stream,
             condition: SourceCondition::default(),
             state_since: None,
+            video: ObservedVideo::default(),
             input,
             session: None,
             has_video: false,
@@ -79,7 +94,7 @@ impl FailoverSource {
 
     /// Looks at the stream of the source.
     pub(super) fn update_source_condition(&mut self, now: Instant, stall_timeout: Duration) {
-        let seen = self.stream.with_state(|state| SourceObservation::of(state));
+        let seen = self.stream.with_state(|state| SourceObservation::of(now, state));
         let state = match &seen {
             Some(seen) => {
                 if self.session.is_none_or(|(session, _)| session != seen.session) {
@@ -87,6 +102,7 @@ impl FailoverSource {
                     self.condition.live_since = None;
                 }
                 self.has_video = seen.has_key_frame;
+                self.video = seen.video;
                 let since = self.session.map_or(now, |(_, since)| since);
                 seen.state(now, since, stall_timeout)
             }
@@ -104,6 +120,16 @@ impl FailoverSource {
         } else {
             self.condition.live_since = None;
         }
+    }
+
+    /// The session that it has, as of the last look.
+    pub(super) fn session_id(&self) -> Option<SessionId> {
+        self.session.map(|(session, _)| session)
+    }
+
+    /// Whether it has to run, if it runs on demand.
+    pub(super) fn is_demanded(&self) -> bool {
+        self.is_demanded
     }
 
     /// Whether it can be shown from these packets on.
@@ -159,7 +185,7 @@ fn copy_start_of_track(track: &Track, cached_packets: Vec<Arc<RingEntry>>) -> Tr
 }
 
 impl SourceObservation {
-    fn of(state: &StreamState) -> Option<Self> {
+    fn of(now: Instant, state: &StreamState) -> Option<Self> {
         let newest = |track: &Track| track.ring().newest_track_time_and_arrival().map(|(_, arrival)| arrival);
         Some(Self {
             session: state.source()?.session_id,
@@ -168,6 +194,11 @@ impl SourceObservation {
             newest_video: newest(&state.video),
             newest_audio: newest(&state.audio),
             frames_per_second: state.video.rate_meter().last_rate().frames_per_second,
+            video: ObservedVideo {
+                track: state.source_format_and_b_frames(MediaKind::Video),
+                resolution: state.video.resolution(),
+                bitrate: state.video.rate_meter().current_rate(now).bitrate,
+            },
         })
     }
 

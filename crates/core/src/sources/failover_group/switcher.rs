@@ -8,8 +8,9 @@ use thiserror::Error;
 use tracing::info;
 
 use super::selection::{SourceCondition, SourceSelectionDecision, SourceSelectionInput};
-use super::settings::{FailoverSourceSettings, FailoverTimes};
+use super::settings::{FailoverSourceSettings, FailoverTimes, SourceLayerSettings};
 use super::source::{FailoverSource, SourceCopyStart};
+use super::source_layers::SourceLayers;
 use super::status::{FailoverSourceState, FailoverSourceStatus, FailoverStatus, SourceSwitch, SwitchReason};
 use super::track_copy::TrackCopy;
 use crate::hub::Hub;
@@ -54,6 +55,8 @@ struct FailoverState {
     stream_name: StreamName,
     times: FailoverTimes,
     sources: Vec<FailoverSource>,
+    /// Set if the sources are layers.
+    layers: Option<SourceLayers>,
     shown: Option<ShownSource>,
     chosen: Option<usize>,
     is_choice_new: bool,
@@ -98,8 +101,15 @@ const KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_RECENT_SWITCHES: usize = 16;
 
 impl FailoverGroup {
-    /// Makes a failover group of these sources, the highest first. Nothing is shown before one of them is live.
-    pub fn new(hub: &Hub, stream: StreamName, sources: Vec<FailoverSourceSettings>, times: FailoverTimes) -> Arc<Self> {
+    /// Makes a failover group of these sources, the highest first. They are layers if these have settings. Nothing is shown before one
+    /// of them is live.
+    pub fn new(
+        hub: &Hub,
+        stream: StreamName,
+        (sources, layers): (Vec<FailoverSourceSettings>, Option<SourceLayerSettings>),
+        times: FailoverTimes,
+    ) -> Arc<Self> {
+        let layers = layers.map(|settings| SourceLayers::new(&stream, settings, &sources));
         let open = |(source_index, settings): (usize, FailoverSourceSettings)| {
             let input = FailoverInput {
                 failover_group: stream.clone(),
@@ -113,6 +123,7 @@ impl FailoverGroup {
             stream_name: stream.clone(),
             times,
             sources: sources.into_iter().enumerate().map(open).collect(),
+            layers,
             shown: None,
             chosen: None,
             is_choice_new: false,
@@ -138,6 +149,9 @@ impl FailoverGroup {
             });
         }
         state.detach_shown_source(hub);
+        if let Some(mut layers) = state.layers.take() {
+            layers.detach_all(hub);
+        }
         connected
     }
 
@@ -215,6 +229,8 @@ impl FailoverGroup {
         {
             return output;
         }
+        // Before the selection, so that what is shown then has the timeline of the layer.
+        state.copy_to_layer(now, hub, index, (&batch.packets, source), &mut output);
         let is_shown = |shown: &ShownSource| shown.index == index && shown.session == source.source.session_id;
         if state.shown.as_ref().is_some_and(is_shown) {
             state.copy_batch(now, &batch.packets, source, &mut output);
@@ -294,20 +310,7 @@ impl FailoverState {
     ) {
         self.next_selection_at = Some(now + SELECTION_INTERVAL);
         self.update_source_conditions(now);
-        let conditions: Vec<SourceCondition> = self.sources.iter().map(|source| source.condition).collect();
-        let shown = self.shown.as_ref();
-        let timeout = self.times.stall_timeout;
-        let input = SourceSelectionInput {
-            now,
-            conditions: &conditions,
-            selected: shown.map(|shown| shown.index),
-            is_selected_silent: shown
-                .is_some_and(|shown| now.saturating_duration_since(shown.last_copied_at) >= timeout),
-            chosen: self.chosen,
-            is_choice_new: self.is_choice_new,
-            hold_off: self.times.hold_off,
-        };
-        match input.decide() {
+        match self.decide(now) {
             SourceSelectionDecision::Keep => self.pending = None,
             SourceSelectionDecision::SwitchAtOnce { to, reason } if self.can_begin_now(to) => {
                 let own = delivered.filter(|delivered| delivered.source_index == to);
@@ -330,6 +333,30 @@ impl FailoverState {
             self.is_choice_new = false;
         }
         self.update_source_demands();
+        self.update_layers(now, hub);
+    }
+
+    fn decide(&self, now: Instant) -> SourceSelectionDecision {
+        let order = match &self.layers {
+            Some(layers) => layers.order().to_vec(),
+            None => (0..self.sources.len()).collect(),
+        };
+        let rank_of = |index: usize| order.iter().position(|other| *other == index);
+        let ranked = order.iter().filter_map(|index| self.sources.get(*index));
+        let conditions: Vec<SourceCondition> = ranked.map(|source| source.condition).collect();
+        let shown = self.shown.as_ref();
+        let timeout = self.times.stall_timeout;
+        let input = SourceSelectionInput {
+            now,
+            conditions: &conditions,
+            selected: shown.and_then(|shown| rank_of(shown.index)),
+            is_selected_silent: shown
+                .is_some_and(|shown| now.saturating_duration_since(shown.last_copied_at) >= timeout),
+            chosen: self.chosen.and_then(rank_of),
+            is_choice_new: self.is_choice_new,
+            hold_off: self.times.hold_off,
+        };
+        input.decide().with_source_of_rank(&order)
     }
 
     fn can_begin_now(&self, index: usize) -> bool {
@@ -384,12 +411,18 @@ impl FailoverState {
             ..
         } = start;
         let mut copies = None;
+        let layers = self.layers.as_ref();
+        let aligned_offset = layers.and_then(|layers| layers.timestamp_offset_of(to, source.source.session_id));
+        let listed = layers.map(|layers| layers.list(Some(to)));
         let stream = hub.open_and_update_stream(&self.stream_name, |state| {
-            let copy_video = TrackCopy::new(now, &state.video, &video);
-            let mut copy_audio = TrackCopy::new(now, &state.audio, &audio);
+            let copy_video = TrackCopy::new(now, &state.video, &video, aligned_offset);
+            let mut copy_audio = TrackCopy::new(now, &state.audio, &audio, None);
             copy_audio.skip_packets_up_to(start.skipped_audio_insertions);
             copies = Some((copy_video, copy_audio));
             state.replace_source(source.source, &start.formats);
+            if let Some(layers) = listed {
+                state.set_layers(layers);
+            }
             if source.source.shard != ShardIndex::NONE {
                 state.expect_media_since(now);
             }
@@ -446,6 +479,10 @@ impl FailoverState {
 
     /// Has the sources that run on demand run while no higher one is live, or while they are shown or chosen.
     fn update_source_demands(&mut self) {
+        if self.layers.is_some() {
+            // Layers run for those who watch them.
+            return;
+        }
         let shown = self.shown.as_ref().map(|shown| shown.index);
         let highest_live = (0..self.sources.len()).find(|index| self.is_live(*index));
         let pending = self.pending.map(|pending| pending.to);
@@ -481,3 +518,5 @@ impl ShownSource {
         })
     }
 }
+
+mod layering;

@@ -45,7 +45,9 @@ impl TrackCopy {
     ///
     /// What arrives now goes on where the target's clock is now. The cached frames before it are compressed into the time
     /// that has passed since the last frame of the target: a decoder needs them, and the receiver ends up at the live edge.
-    pub(super) fn new(now: Instant, target: &Track, start: &TrackCopyStart) -> Self {
+    ///
+    /// `aligned_offset` is that of a copy of the same track to another stream with this timeline, if there is one.
+    pub(super) fn new(now: Instant, target: &Track, start: &TrackCopyStart, aligned_offset: Option<u64>) -> Self {
         let (Some((target_newest, at)), Some(source_newest)) =
             (target.ring().newest_track_time_and_arrival(), start.newest_time)
         else {
@@ -67,7 +69,11 @@ impl TrackCopy {
             .map_or(source_newest, |entry| entry.packet.time);
         let span = source_newest.saturating_sub(first);
         let least = span.min(count_frames(&start.cached_packets) * ticks(MIN_CACHED_FRAME_STEP));
-        let end = target_now.saturating_sub(age).max(earliest + least);
+        let live_edge = match aligned_offset {
+            Some(offset) => source_newest.wrapping_add(offset),
+            None => target_now.saturating_sub(age),
+        };
+        let end = live_edge.max(earliest + least);
         let room = span.min(end - earliest);
         let compression = (room < span).then_some(TimestampCompression {
             first_packet_time: first,
@@ -80,6 +86,17 @@ impl TrackCopy {
             arrival_of_cached_packets: Some(now),
             ..Self::with_rewriter(IngestSeqAndTimestampRewriter::with_timestamp_offset(offset))
         }
+    }
+
+    /// Makes the copy to a track that has the timeline of another one. Adding `offset`, wrapping, makes timestamps of the
+    /// source timestamps of that timeline.
+    pub(super) fn with_timestamp_offset(offset: u64) -> Self {
+        Self::with_rewriter(IngestSeqAndTimestampRewriter::with_timestamp_offset(offset))
+    }
+
+    /// Returns what is added to timestamps of the source, wrapping; `None` before the first packet.
+    pub(super) fn timestamp_offset(&self) -> Option<u64> {
+        self.numbering_rewriter.to_track_time(0, 0)
     }
 
     fn with_rewriter(numbering_rewriter: IngestSeqAndTimestampRewriter) -> Self {
