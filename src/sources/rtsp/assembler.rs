@@ -23,7 +23,7 @@ pub(super) enum TrackFrameAssembler {
     },
     Aac {
         depacketizer: Box<AacDepacketizer>,
-        timestamps: FrameTimestampCorrector,
+        timestamps: Box<FrameTimestampCorrector>,
         /// RTP clock rate, in Hz.
         rate: u32,
         invalid: u64,
@@ -121,7 +121,7 @@ impl TrackFrameAssembler {
     pub(super) fn new_aac(depacketizer: AacDepacketizer, rate: u32) -> Self {
         Self::Aac {
             depacketizer: Box::new(depacketizer),
-            timestamps: FrameTimestampCorrector::new(Codec::Aac, rate),
+            timestamps: Box::new(FrameTimestampCorrector::new(Codec::Aac, rate)),
             rate,
             invalid: 0,
         }

@@ -18,6 +18,7 @@ pub mod packetizer;
 pub mod rtcp;
 pub mod rtp;
 pub mod timestamp_corrector;
+mod timestamp_jumps;
 pub mod track_delivery;
 
 /// Synchronisation source of an RTP stream (RFC 3550 §3).

@@ -1,4 +1,5 @@
-//! Corrects RTP timestamps that stand still: some senders give each frame the same timestamp, or count seconds.
+//! Corrects RTP timestamps that stand still: some senders give each frame the same timestamp, or count seconds. Timestamps
+//! that jump are joined (see [`super::timestamp_jumps`]).
 //!
 //! Players show such frames at their time of arrival, and so does an [`RtpTimestampCorrector`]: once several frames had one
 //! timestamp, it replaces timestamps by arrivals, until they advance with them again. Frames are told apart by their
@@ -11,6 +12,7 @@ use super::Codec;
 use super::clock::{duration_to_ticks, ticks_to_duration};
 use super::codec::PayloadFraming;
 use super::marker::RtpPacketMetadata;
+use super::timestamp_jumps::TimestampJumpCorrector;
 
 /// Frames with one timestamp after which it stands still. The two fields of an interlaced picture may have the same one.
 const MIN_FRAMES_WITH_ONE_TIMESTAMP: u32 = 3;
@@ -37,6 +39,7 @@ pub struct RtpTimestampCorrector {
     codec: Codec,
     frame_boundaries: FrameBoundarySignal,
     clock_rate: u32,
+    jump_corrector: TimestampJumpCorrector,
     newest_packet: Option<NewestPacket>,
     mode: TimestampMode,
     /// Number of frames with the newest source timestamp.
@@ -115,6 +118,7 @@ impl RtpTimestampCorrector {
             codec,
             frame_boundaries,
             clock_rate,
+            jump_corrector: TimestampJumpCorrector::new(clock_rate),
             newest_packet: None,
             mode: TimestampMode::Source { offset: 0 },
             frames_with_timestamp: 0,
@@ -136,6 +140,7 @@ impl RtpTimestampCorrector {
     pub fn on_seq_and_timestamp_discontinuity(&mut self) {
         self.newest_packet = None;
         self.recent_frames.clear();
+        self.jump_corrector.on_seq_and_timestamp_discontinuity();
         match &mut self.mode {
             TimestampMode::Source { offset } => *offset = 0,
             TimestampMode::Arrival { advancing, .. } => *advancing = None,
@@ -147,14 +152,18 @@ impl RtpTimestampCorrector {
         let Some(framing) = packet.payload_info else {
             return self.newest_time;
         };
+        if self.newest_packet.is_some_and(|newest| packet.seq <= newest.seq) {
+            return self.time_of_late_packet(packet, framing);
+        }
+        let packet = &RtpPacketMetadata {
+            time: self.jump_corrector.join(packet.time, packet.arrival),
+            ..*packet
+        };
         let Some(newest) = self.newest_packet else {
             self.begin_frame(packet, packet.seq, true);
             self.set_newest_packet(packet, framing, false);
             return self.newest_time;
         };
-        if packet.seq <= newest.seq {
-            return self.time_of_late_packet(packet, framing);
-        }
         if newest.time != packet.time {
             let continues = !newest.has_slice && matches!(self.mode, TimestampMode::Arrival { .. });
             if !continues {
@@ -180,7 +189,9 @@ impl RtpTimestampCorrector {
     /// still.
     pub fn corrected_time_of(&self, source_time: u64) -> Option<u64> {
         match self.mode {
-            TimestampMode::Source { offset } => Some(source_time.wrapping_add(offset)),
+            TimestampMode::Source { offset } => {
+                Some(self.jump_corrector.joined_time_of(source_time).wrapping_add(offset))
+            }
             TimestampMode::Arrival { .. } => None,
         }
     }
@@ -421,6 +432,17 @@ mod tests {
             }
             assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 0);
         }
+    }
+
+    #[test]
+    fn a_frame_that_is_stamped_hours_away_is_timed_by_its_arrival() {
+        let mut sender = SimulatedRtpSender::new(Codec::H264);
+        for frame in 0..100 {
+            let time = 1_000_000_000 + frame * 3_600;
+            let stamped = if frame % 10 == 5 { 900_000 } else { time };
+            assert_eq!(sender.send_three_slice_frame(stamped, |slice| slice == 2), [time; 3]);
+        }
+        assert_eq!(sender.corrector.corrected_time_of(1_000_000_000), Some(1_000_000_000));
     }
 
     #[test]

@@ -431,6 +431,20 @@ pub(super) fn resets() -> Vec<Quirk> {
                 }
             }),
         ),
+        // Intelbras: a frame of each group is stamped hours away from the others.
+        quirk(
+            "bluenviron/mediamtx#6255",
+            Script {
+                frame: Box::new(|n, sender| {
+                    let stray: u32 = if n % (2 * GOP) == 7 { 37_600 } else { 9_800 };
+                    let add = if n % GOP == 7 { stray.wrapping_mul(90_000) } else { 0 };
+                    sender.time = sender.time.wrapping_add(add);
+                    sender.frame(n);
+                    sender.time = sender.time.wrapping_sub(add);
+                }),
+                ..Script::default()
+            },
+        ),
         // The SSRC changes with each group of pictures.
         by_pipeline(
             "bluenviron/gortsplib#687",

@@ -1,4 +1,4 @@
-//! Timestamps that stand still, and SSRCs that change within a group of pictures.
+//! Timestamps that stand still or jump, and SSRCs that change within a group of pictures.
 
 use super::*;
 
@@ -193,4 +193,60 @@ fn a_frame_that_is_missing_at_a_change_of_the_ssrc_is_found_by_its_number() {
         }
         assert_eq!(source.sent.len() - before, if goes_on { 5 } else { 0 }, "{skipped}");
     }
+}
+
+/// A frame every second is stamped hours away from the others: it costs no frame, and no key frame is needed.
+#[test]
+fn frames_that_are_stamped_hours_away_go_on_in_their_place() {
+    for (stray, kind) in [
+        (9_800 * 90_000, MediaKind::Video),
+        (u32::MAX - 9_800 * 90_000, MediaKind::Video),
+        (9_800 * 48_000, MediaKind::Audio),
+    ] {
+        let mut source = Source::new(vec![h264(), audio()]);
+        for frame in 0..100u16 {
+            let add = if frame % 25 == 12 { stray } else { 0 };
+            let rtp = match kind {
+                MediaKind::Video => video(10, 3 + frame, u32::from(frame) * 3_600, true),
+                MediaKind::Audio => Rtp {
+                    pt: OPUS,
+                    ssrc: 20,
+                    seq: frame,
+                    time: u32::from(frame) * 1_920,
+                    marker: false,
+                },
+            };
+            if frame == 0 && kind == MediaKind::Video {
+                for (index, nal) in [SPS, PPS, IDR].into_iter().enumerate() {
+                    source.send(video(10, index as u16, 0, nal == IDR), nal);
+                }
+            } else {
+                let time = rtp.time.wrapping_add(add);
+                source.send(Rtp { time, ..rtp }, P);
+            }
+            source.pass(40 * MS);
+        }
+        let mut times: Vec<u64> = source.sent.iter().map(|packet| packet.time).collect();
+        times.dedup();
+        assert_eq!(times.len(), 100, "{kind}");
+        let step = if kind == MediaKind::Video { 3_600 } else { 1_920 };
+        assert!(times.windows(2).all(|pair| pair[1] - pair[0] == step), "{times:?}");
+    }
+}
+
+/// The clock of the publisher is set: what follows goes on without a key frame.
+#[test]
+fn a_clock_that_is_set_costs_no_frame() {
+    let mut source = Source::new(vec![h264()]);
+    let (mut seq, mut time) = (0, 5_000);
+    group(&mut source, 10, &mut seq, &mut time);
+    let before = source.sent.len();
+    for frame in 0..20u32 {
+        let time = time.wrapping_sub(3_600 * 90_000).wrapping_add(frame * 3_000);
+        source.send(video(10, seq, time, true), P);
+        seq += 1;
+        source.pass(33 * MS);
+    }
+    assert_eq!(source.sent.len() - before, 20);
+    assert!(source.sent.windows(2).all(|pair| pair[1].time - pair[0].time <= 3_100));
 }

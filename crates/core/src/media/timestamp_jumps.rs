@@ -1,0 +1,194 @@
+//! Joins the timelines of a sender whose RTP timestamps jump, away from their time of arrival.
+//!
+//! Some recorders stamp a frame every few seconds hours away from its neighbours, and cameras set their clock while they
+//! send. Players show such frames when they arrive. A [`TimestampJumpCorrector`] does the same: it times stray frames by
+//! their arrival, and believes another timeline after [`FRAMES_TO_FOLLOW_JUMP`] of its frames.
+
+use std::time::{Duration, Instant};
+
+use super::clock::{duration_to_ticks, ticks_to_duration};
+
+/// A larger deviation between timestamps and arrivals is a jump.
+const MAX_DEVIATION_FROM_ARRIVAL: Duration = Duration::from_secs(5);
+
+/// Frames in a row on another timeline after which it is followed.
+const FRAMES_TO_FOLLOW_JUMP: u32 = 3;
+
+/// Minimum step to a stray frame that arrives together with the one before.
+const MIN_STRAY_FRAME_STEP: Duration = Duration::from_millis(1);
+
+/// Joins the timelines of one RTP stream.
+#[derive(Debug)]
+pub(super) struct TimestampJumpCorrector {
+    clock_rate: u32,
+    /// Added to the timestamps of the current timeline, wrapping.
+    offset: u64,
+    /// The same of the timeline before, of which late packets may come.
+    previous_offset: Option<u64>,
+    /// The newest frame of the current timeline.
+    newest: Option<TimestampAndArrival>,
+    stray: Option<StrayTimeline>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct TimestampAndArrival {
+    time: u64,
+    arrival: Instant,
+}
+
+/// Frames that are on another timeline than those before them.
+#[derive(Debug)]
+struct StrayTimeline {
+    offset: u64,
+    newest: TimestampAndArrival,
+    frame_count: u32,
+}
+
+impl TimestampJumpCorrector {
+    /// `clock_rate` is that of the timestamps, in Hz.
+    pub(super) fn new(clock_rate: u32) -> Self {
+        Self {
+            clock_rate,
+            offset: 0,
+            previous_offset: None,
+            newest: None,
+            stray: None,
+        }
+    }
+
+    /// What follows has unrelated timestamps.
+    pub(super) fn on_seq_and_timestamp_discontinuity(&mut self) {
+        *self = Self::new(self.clock_rate);
+    }
+
+    /// Returns the timestamp of the next packet in sequence order on the joined timeline.
+    pub(super) fn join(&mut self, time: u64, arrival: Instant) -> u64 {
+        let packet = TimestampAndArrival { time, arrival };
+        let Some(newest) = self.newest.filter(|newest| !self.follows(*newest, packet)) else {
+            self.stray = None;
+            // B-frames have earlier timestamps.
+            if self.newest.is_none_or(|newest| newest.time <= time) {
+                self.newest = Some(packet);
+            }
+            return time.wrapping_add(self.offset);
+        };
+        let continued = self.stray.take().filter(|stray| self.follows(stray.newest, packet));
+        let mut stray = continued.unwrap_or_else(|| {
+            let elapsed = arrival.saturating_duration_since(newest.arrival);
+            let step = duration_to_ticks(elapsed.max(MIN_STRAY_FRAME_STEP), self.clock_rate).max(1);
+            let joined = newest.time.wrapping_add(self.offset).wrapping_add(step);
+            StrayTimeline {
+                offset: joined.wrapping_sub(time),
+                newest: packet,
+                frame_count: 1,
+            }
+        });
+        stray.frame_count += u32::from(stray.newest.time != time);
+        stray.newest.arrival = arrival;
+        stray.newest.time = stray.newest.time.max(time);
+        let joined = time.wrapping_add(stray.offset);
+        if stray.frame_count >= FRAMES_TO_FOLLOW_JUMP {
+            self.previous_offset = Some(std::mem::replace(&mut self.offset, stray.offset));
+            self.newest = Some(stray.newest);
+        } else {
+            self.stray = Some(stray);
+        }
+        joined
+    }
+
+    /// Returns the joined timestamp of a late packet or of a sender report, of whichever timeline it is.
+    pub(super) fn joined_time_of(&self, time: u64) -> u64 {
+        let Some(newest) = self.newest else {
+            return time.wrapping_add(self.offset);
+        };
+        let now = newest.time.wrapping_add(self.offset);
+        let stray = self.stray.as_ref().map(|stray| stray.offset);
+        let offsets = [Some(self.offset), self.previous_offset, stray];
+        let joined = offsets.into_iter().flatten().map(|offset| time.wrapping_add(offset));
+        let distance = |joined: &u64| joined.wrapping_sub(now).min(now.wrapping_sub(*joined));
+        joined.min_by_key(distance).unwrap_or(time.wrapping_add(self.offset))
+    }
+
+    /// Whether the step from one packet to another is about that of their arrivals. One without a step always follows:
+    /// timestamps may stand still.
+    fn follows(&self, before: TimestampAndArrival, next: TimestampAndArrival) -> bool {
+        let elapsed = next.arrival.saturating_duration_since(before.arrival);
+        let deviation = match next.time.checked_sub(before.time) {
+            Some(0) => Duration::ZERO,
+            Some(ahead) => ticks_to_duration(ahead, self.clock_rate).abs_diff(elapsed),
+            None => ticks_to_duration(before.time - next.time, self.clock_rate),
+        };
+        deviation <= MAX_DEVIATION_FROM_ARRIVAL
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600 * 90_000;
+    const FRAME: u64 = 3_600;
+    const MS: Duration = Duration::from_millis(1);
+
+    /// Joins frames that arrive each 40 ms.
+    fn join_frames(corrector: &mut TimestampJumpCorrector, times: &[u64]) -> Vec<u64> {
+        let mut arrival = Instant::now();
+        times
+            .iter()
+            .map(|time| {
+                arrival += 40 * MS;
+                // Two packets each.
+                let first = corrector.join(*time, arrival);
+                assert_eq!(corrector.join(*time, arrival), first);
+                first
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_stray_frame_is_timed_by_its_arrival_and_costs_no_other() {
+        for stray in [10 * HOUR, 90 * HOUR] {
+            let start = 50 * HOUR;
+            let mut times: Vec<u64> = (0..20).map(|frame| start + frame * FRAME).collect();
+            (times[5], times[11]) = (stray, stray);
+            let joined = join_frames(&mut TimestampJumpCorrector::new(90_000), &times);
+            let wanted: Vec<u64> = (0..20).map(|frame| start + frame * FRAME).collect();
+            assert_eq!(joined, wanted);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_jumps_and_jumps_back_goes_on() {
+        let at = |frame: u64| match frame {
+            20..40 => 51 * HOUR + frame * FRAME,
+            _ => 50 * HOUR + frame * FRAME,
+        };
+        let mut corrector = TimestampJumpCorrector::new(90_000);
+        let joined = join_frames(&mut corrector, &(0..60).map(at).collect::<Vec<_>>());
+        let wanted: Vec<u64> = (0..60).map(|frame| 50 * HOUR + frame * FRAME).collect();
+        assert_eq!(joined, wanted);
+        // Reports and late packets of both timelines.
+        for time in [at(59), at(39) + 20 * FRAME] {
+            assert_eq!(corrector.joined_time_of(time), wanted[59]);
+        }
+    }
+
+    #[test]
+    fn timestamps_that_follow_arrivals_are_kept() {
+        let mut corrector = TimestampJumpCorrector::new(48_000);
+        let mut arrival = Instant::now();
+        // B-frames, a pause of a minute, and a pause in which the timestamps stood still.
+        for (pause_ms, time, wanted) in [
+            (0, 48_000, 48_000),
+            (40, 52_000, 52_000),
+            (40, 50_000, 50_000),
+            (60_000, 60 * 48_000, 60 * 48_000),
+            (4_000, 60 * 48_000 + 960, 60 * 48_000 + 960),
+            (9_000, 60 * 48_000 + 1_920, 69 * 48_000 + 960),
+        ] {
+            arrival += pause_ms * MS;
+            assert_eq!(corrector.join(time, arrival), wanted, "{time}");
+        }
+    }
+}
