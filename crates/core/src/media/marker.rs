@@ -312,6 +312,7 @@ mod tests {
         precedes_picture: false,
         has_slice: true,
         continues_in_next_packet: false,
+        continues_previous_packet: false,
     };
 
     struct SimulatedRtpSender {

@@ -1,5 +1,5 @@
 //! Corrects RTP timestamps that stand still: some senders give each frame the same timestamp, or count seconds. Timestamps
-//! that jump are joined (see [`super::timestamp_jumps`]).
+//! that jump are joined (see [`super::timestamp_jumps`]), and slices with timestamps of their own get that of their picture.
 //!
 //! Players show such frames at their time of arrival, and so does an [`RtpTimestampCorrector`]: once several frames had one
 //! timestamp, it replaces timestamps by arrivals, until they advance with them again. Frames are told apart by their
@@ -165,7 +165,8 @@ impl RtpTimestampCorrector {
             return self.newest_time;
         };
         if newest.time != packet.time {
-            let continues = !newest.has_slice && matches!(self.mode, TimestampMode::Arrival { .. });
+            let leads = !newest.has_slice && matches!(self.mode, TimestampMode::Arrival { .. });
+            let continues = leads || self.is_later_slice_of_picture(packet, framing, newest);
             if !continues {
                 self.begin_frame(packet, packet.seq, true);
             }
@@ -199,6 +200,23 @@ impl RtpTimestampCorrector {
     /// Returns how many frames got the time of their arrival.
     pub fn arrival_timestamped_frame_count(&self) -> u64 {
         self.arrival_timestamped_frame_count
+    }
+
+    /// Whether a packet with another timestamp than the newest one goes on with its picture nevertheless: some payloaders
+    /// give each slice or fragment a timestamp of its own.
+    fn is_later_slice_of_picture(
+        &self,
+        packet: &RtpPacketMetadata,
+        framing: PayloadFraming,
+        newest: NewestPacket,
+    ) -> bool {
+        matches!(self.codec, Codec::H264 | Codec::H265)
+            && newest.has_slice
+            && framing.has_slice
+            && !framing.is_start_of_access_unit()
+            // Stray fragments say nothing of the frame that they are of.
+            && framing.continues_previous_packet == newest.continues_in_next_packet
+            && packet.seq == newest.seq + 1
     }
 
     /// First sequence number of the frame that starts with this packet, which has the source timestamp of the newest one.
@@ -352,6 +370,7 @@ mod tests {
         precedes_picture: false,
         has_slice: true,
         continues_in_next_packet: false,
+        continues_previous_packet: false,
     };
     const SLICE: PayloadFraming = PayloadFraming {
         starts_picture: false,
@@ -362,6 +381,7 @@ mod tests {
         starts_picture: false,
         has_slice: false,
         continues_in_next_packet: false,
+        continues_previous_packet: false,
     };
 
     /// A sender of a frame each 40 ms.
@@ -430,6 +450,33 @@ mod tests {
             for time in times {
                 assert_eq!(sender.send_three_slice_frame(time * 3_600, |_| true), [time * 3_600; 3]);
             }
+            assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 0);
+        }
+    }
+
+    /// Each slice, or each fragment of one, has a timestamp of its own.
+    #[test]
+    fn slices_get_the_timestamp_of_their_picture() {
+        const FRAGMENT: PayloadFraming = PayloadFraming {
+            continues_in_next_packet: true,
+            ..FIRST_SLICE_FRAMING
+        };
+        const LAST_FRAGMENT: PayloadFraming = PayloadFraming {
+            continues_previous_packet: true,
+            ..SLICE
+        };
+        for codec in [Codec::H264, Codec::H265] {
+            let mut sender = SimulatedRtpSender::new(codec);
+            for frame in 0..10 {
+                sender.now += 40 * MS;
+                let time = frame * 3_600;
+                let slices = [(FRAGMENT, 0), (LAST_FRAGMENT, 10), (SLICE, 20)];
+                let times = slices.map(|(framing, step)| sender.send(time + step, true, framing));
+                assert_eq!(times, [time; 3], "{frame}");
+            }
+            // The first slice of this one was lost.
+            sender.seq += 1;
+            assert_eq!(sender.send(36_010, true, SLICE), 36_010);
             assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 0);
         }
     }

@@ -15,6 +15,8 @@ pub struct PayloadFraming {
     pub has_slice: bool,
     /// It ends within a NAL unit or an OBU, so that the next packet continues it.
     pub continues_in_next_packet: bool,
+    /// H.264 and H.265: it begins within a NAL unit, which the packet before began.
+    pub continues_previous_packet: bool,
 }
 
 impl PayloadFraming {
@@ -30,6 +32,7 @@ const DEFAULT_PAYLOAD_FRAMING: PayloadFraming = PayloadFraming {
     precedes_picture: false,
     has_slice: true,
     continues_in_next_packet: false,
+    continues_previous_packet: false,
 };
 
 /// What a payload is of its access unit.
@@ -87,6 +90,7 @@ fn classify_h264_payload(payload: &[u8]) -> Result<PayloadFraming, PayloadDiscar
             let slice = classify_h264_nal_body(fu & 0x1f, fu & 0x80 != 0, body);
             Ok(PayloadFraming {
                 continues_in_next_packet: fu & 0x40 == 0,
+                continues_previous_packet: fu & 0x80 == 0,
                 ..slice
             })
         }
@@ -116,6 +120,7 @@ fn classify_h264_nal_body(nal_type: u8, is_start: bool, body: &[u8]) -> PayloadF
         precedes_picture: is_start && matches!(nal_type, 6..=9 | 14..=18),
         has_slice,
         continues_in_next_packet: false,
+        continues_previous_packet: false,
     }
 }
 
@@ -140,6 +145,7 @@ fn classify_h265_payload(payload: &[u8]) -> Result<PayloadFraming, PayloadDiscar
             let slice = classify_h265_nal_body(fu & 0x3f, fu & 0x80 != 0, body);
             Ok(PayloadFraming {
                 continues_in_next_packet: fu & 0x40 == 0,
+                continues_previous_packet: fu & 0x80 == 0,
                 ..slice
             })
         }
@@ -175,6 +181,7 @@ fn classify_h265_nal_body(nal_type: u8, is_start: bool, body: &[u8]) -> PayloadF
         precedes_picture: is_start && matches!(nal_type, 32..=35 | 39 | 41..=44),
         has_slice,
         continues_in_next_packet: false,
+        continues_previous_packet: false,
     }
 }
 
@@ -195,6 +202,7 @@ fn classify_aggregation_packet(
                 precedes_picture: whole.precedes_picture || next.precedes_picture,
                 has_slice: whole.has_slice || next.has_slice,
                 continues_in_next_packet: false,
+                continues_previous_packet: false,
             }),
             (Ok(whole), Err(_)) => Ok(whole),
             (Err(_), next) => next,

@@ -1,4 +1,4 @@
-//! Timestamps that stand still or jump, and SSRCs that change within a group of pictures.
+//! Timestamps that stand still, jump or differ within a frame, and SSRCs that change within a group of pictures.
 
 use super::*;
 
@@ -249,4 +249,28 @@ fn a_clock_that_is_set_costs_no_frame() {
     }
     assert_eq!(source.sent.len() - before, 20);
     assert!(source.sent.windows(2).all(|pair| pair[1].time - pair[0].time <= 3_100));
+}
+
+/// Payloaders that give each slice a timestamp of its own: viewers get one for each frame.
+#[test]
+fn slices_with_timestamps_of_their_own_are_one_frame() {
+    let mut source = Source::new(vec![h264()]);
+    let mut seq = 0;
+    for frame in 0..30u32 {
+        let sets: &[&[u8]] = if frame == 0 { &[SPS, PPS] } else { &[] };
+        let first = if frame == 0 { IDR } else { P };
+        let mut step = 0;
+        for nal in sets.iter().chain(&[first, SLICE, SLICE]) {
+            source.send(video(1, seq, frame * 3_000 + step, true), nal);
+            (seq, step) = (seq + 1, step + if sets.is_empty() { 750 } else { 0 });
+        }
+        source.pass(33 * MS);
+    }
+    source.pass(Duration::from_secs(1));
+    assert_eq!(source.payloads().len(), usize::from(seq));
+    let mut times: Vec<u64> = source.sent.iter().map(|packet| packet.time).collect();
+    times.dedup();
+    assert_eq!(times.len(), 30);
+    let marked = source.sent.iter().filter(|packet| packet.marker).count();
+    assert_eq!(marked, 30);
 }
