@@ -283,6 +283,7 @@ fn source_warning_inputs(state: &StreamState, hls_viewers: usize) -> SourceWarni
         video: state.format(MediaKind::Video).map(|format| VideoWarningInputs {
             codec: format.codec(),
             has_b_frames: video.has_b_frames(),
+            lacks_idr_frames: video.lacks_idr_frames(),
             key_frame_interval: video.key_frame_interval().map(|interval| interval.as_secs_f64()),
             answers_key_frame_requests: state.responds_to_key_frame_requests,
         }),

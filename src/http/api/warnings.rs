@@ -41,6 +41,8 @@ pub struct SourceWarningInputs {
 pub struct VideoWarningInputs {
     pub codec: Codec,
     pub has_b_frames: bool,
+    /// H.264 without IDR frames.
+    pub lacks_idr_frames: bool,
     /// Seconds between the last two key frames.
     pub key_frame_interval: Option<f64>,
     /// The source answers key frame requests.
@@ -96,6 +98,11 @@ pub fn source_warnings(source: SourceWarningInputs) -> Vec<Warning> {
                     them off in the encoder to avoid this.";
         add("b_frames", text.to_owned());
     }
+    if video.lacks_idr_frames {
+        let text = "The video has no IDR frames (open GOPs or intra refresh): browsers cannot start with it, so they get it \
+                    only transcoded; turn on closed GOPs in the encoder to avoid this.";
+        add("no_idr_frames", text.to_owned());
+    }
     if video.codec == Codec::Vp8 && source.hls_viewer_count > 0 {
         let text = "VP8: HLS does not support it, so HLS viewers get only audio; publish H.264, VP9 or AV1.";
         add("vp8_by_hls", text.to_owned());
@@ -146,6 +153,7 @@ mod tests {
     const GOOD: VideoWarningInputs = VideoWarningInputs {
         codec: Codec::H264,
         has_b_frames: false,
+        lacks_idr_frames: false,
         key_frame_interval: Some(2.0),
         answers_key_frame_requests: false,
     };
@@ -216,6 +224,11 @@ mod tests {
             ..GOOD
         };
         assert_eq!(codes(with(reordered)), ["b_frames"]);
+        let open_gops = VideoWarningInputs {
+            lacks_idr_frames: true,
+            ..GOOD
+        };
+        assert_eq!(codes(with(open_gops)), ["no_idr_frames"]);
         let h265 = VideoWarningInputs {
             codec: Codec::H265,
             ..GOOD

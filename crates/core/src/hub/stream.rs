@@ -287,7 +287,8 @@ impl StreamState {
     pub fn source_format_and_b_frames(&self, kind: MediaKind) -> Option<SourceTrack> {
         Some(SourceTrack {
             format: self.format(kind)?,
-            has_b_frames: kind == MediaKind::Video && self.video.has_b_frames(),
+            // Decoders of browsers start with IDR frames only: without, they need a transcode as for B-frames.
+            has_b_frames: kind == MediaKind::Video && (self.video.has_b_frames() || self.video.lacks_idr_frames()),
         })
     }
 

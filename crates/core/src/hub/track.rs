@@ -29,6 +29,7 @@ pub struct Track {
     /// When the first key frame of the source arrived.
     first_key_frame_arrival: Option<Instant>,
     b_frame_detector: TimestampBFrameDetector,
+    lacks_idr_frames: bool,
     missing_media: Option<MissingPacketsOrKeyFrame>,
     discard_counts: PayloadDiscardCounts,
     arrival_timestamped_frame_count: u64,
@@ -54,6 +55,7 @@ pub struct TrackSourceProperties {
     pub format: Option<CodecFormat>,
     resolution: Option<(u16, u16)>,
     has_b_frames: bool,
+    lacks_idr_frames: bool,
     pub clock: TrackClock,
     missing_media: Option<MissingPacketsOrKeyFrame>,
     discard_counts: PayloadDiscardCounts,
@@ -108,6 +110,7 @@ impl Track {
             last_key_frame_timing: None,
             first_key_frame_arrival: None,
             b_frame_detector: TimestampBFrameDetector::default(),
+            lacks_idr_frames: false,
             missing_media: None,
             discard_counts: PayloadDiscardCounts::default(),
             arrival_timestamped_frame_count: 0,
@@ -166,6 +169,7 @@ impl Track {
             format: self.format,
             resolution: self.resolution,
             has_b_frames: self.has_b_frames(),
+            lacks_idr_frames: self.lacks_idr_frames,
             clock: self.clock,
             missing_media: self.missing_media,
             discard_counts: self.discard_counts,
@@ -178,6 +182,7 @@ impl Track {
         self.set_format_if_known(of.format);
         self.set_resolution_if_known(of.resolution);
         self.set_has_b_frames_if_found(of.has_b_frames);
+        self.set_lacks_idr_frames_if_found(of.lacks_idr_frames);
         self.missing_media = of.missing_media;
         self.discard_counts = of.discard_counts;
         self.arrival_timestamped_frame_count = of.arrival_timestamped_frame_count;
@@ -189,6 +194,7 @@ impl Track {
         self.resolution = None;
         self.format_changed = true;
         self.b_frame_detector = TimestampBFrameDetector::default();
+        self.lacks_idr_frames = false;
         self.discard_counts = PayloadDiscardCounts::default();
         self.arrival_timestamped_frame_count = 0;
         self.last_key_frame_timing = None;
@@ -282,6 +288,19 @@ impl Track {
     pub(crate) fn set_has_b_frames_if_found(&mut self, reordered: bool) {
         if reordered && !self.b_frame_detector.has_b_frames {
             self.b_frame_detector.has_b_frames = true;
+            self.format_changed = true;
+        }
+    }
+
+    /// Whether the source has no IDR frames of H.264, but others that most decoders can start with.
+    pub fn lacks_idr_frames(&self) -> bool {
+        self.lacks_idr_frames
+    }
+
+    /// Sets that the bitstream has no IDR frames.
+    pub(crate) fn set_lacks_idr_frames_if_found(&mut self, lacks: bool) {
+        if lacks && !self.lacks_idr_frames {
+            self.lacks_idr_frames = true;
             self.format_changed = true;
         }
     }

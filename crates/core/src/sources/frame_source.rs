@@ -383,6 +383,7 @@ impl FrameTrack {
         let track = state.track(self.packetizer.codec().kind());
         track.set_format_if_known(self.packetizer.format());
         track.set_has_b_frames_if_found(self.packetizer.has_b_frames());
+        track.set_lacks_idr_frames_if_found(self.packetizer.lacks_idr_frames());
         track.set_arrival_timed_frame_count(self.arrival_timestamped_frame_count);
         let resolution = self.packetizer.resolution();
         if resolution != self.resolution {

@@ -455,6 +455,13 @@ impl IncomingEncoding {
             .is_some_and(|(_, inspector)| inspector.found_b_frames())
     }
 
+    /// Whether H.264 has no IDR frames, but others that most decoders can start with.
+    pub fn lacks_idr_frames(&self) -> bool {
+        self.inspector
+            .as_ref()
+            .is_some_and(|(_, inspector)| inspector.lacks_idr_frames())
+    }
+
     /// Returns width and height in pixels.
     pub fn resolution(&self) -> Option<(u16, u16)> {
         self.inspector.as_ref()?.1.resolution()

@@ -192,6 +192,7 @@ impl PublisherTrack {
             .numbering_rewriter
             .rewrite_packets_into_ring(track, packets.into_iter(), out);
         track.set_has_b_frames_if_found(encoding.has_b_frames());
+        track.set_lacks_idr_frames_if_found(encoding.lacks_idr_frames());
         track.set_discard_counts(*encoding.unusable_payload_counts());
         track.set_arrival_timed_frame_count(encoding.arrival_timestamped_frame_count());
         if index == self.active_encoding_index {

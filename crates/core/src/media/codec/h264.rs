@@ -1,7 +1,7 @@
 //! H.264 over RTP (RFC 6184) in packetization modes 0 and 1: single NAL units, STAP-A and FU-A.
 //!
-//! A key frame is an IDR picture with its SPS and PPS. Streams with gradual refresh (recovery points without IDR) have
-//! none. Fragmented parameter sets are not supported; at 10 to 100 bytes they do not occur.
+//! A key frame is an IDR picture with its SPS and PPS, or a recovery point where a stream has no IDR pictures (see
+//! [`super::h264_recovery`]). Fragmented parameter sets are not supported; at 10 to 100 bytes they do not occur.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::bits::{BitReader, cropped_dimension, remove_emulation_prevention};
 use super::finding::KeyFrameAndFormatFindings;
+use super::h264_recovery::RecoveryPointTracker;
 use super::h264_slice::{self, H264PictureOrderParams, H264SliceHeaderParser};
 use super::parameter_sets::{
     PacketNalSummary, ParameterSetId, ParameterSetKind, ParameterSetKinds, ParameterSetStore, iter_aggregated_nals,
@@ -19,6 +20,7 @@ use crate::media::{CodecFormat, ProfileLevelId};
 
 const NAL_NON_IDR: u8 = 1;
 const NAL_IDR: u8 = 5;
+const NAL_SEI: u8 = 6;
 const NAL_SPS: u8 = 7;
 const NAL_PPS: u8 = 8;
 const NAL_STAP_A: u8 = 24;
@@ -36,6 +38,7 @@ pub(super) struct H264Inspector {
     sps_id_by_pps_id: BTreeMap<u8, u8>,
     b_frame_detector: PocBFrameDetector,
     frame_nums: FrameNumSequence,
+    recovery_points: RecoveryPointTracker,
 }
 
 /// `frame_num` of the newest picture (ITU-T H.264 §7.4.3).
@@ -68,6 +71,7 @@ impl H264Inspector {
             sps_id_by_pps_id: BTreeMap::new(),
             b_frame_detector: PocBFrameDetector::default(),
             frame_nums: FrameNumSequence::default(),
+            recovery_points: RecoveryPointTracker::default(),
         }
     }
 
@@ -124,6 +128,11 @@ impl H264Inspector {
         self.b_frame_detector.found_b_frames()
     }
 
+    /// Whether there are no IDR frames, but others that decoders can start with.
+    pub(super) fn lacks_idr_frames(&self) -> bool {
+        self.recovery_points.lacks_idr_frames()
+    }
+
     pub(super) fn inspect_rtp_payload(&mut self, time: u32, payload: &[u8]) -> KeyFrameAndFormatFindings {
         let mut finding = KeyFrameAndFormatFindings::default();
         let mut contents = PacketNalSummary::default();
@@ -135,8 +144,8 @@ impl H264Inspector {
             // RFC 6184 §5.8: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
             [header, fu, body @ ..] if header & 0x1f == NAL_FU_A => {
                 let starts = fu & 0x80 != 0;
-                contents.starts_random_access_slice = starts && fu & 0x1f == NAL_IDR;
                 if starts {
+                    contents.starts_random_access_slice = self.is_random_access_slice(time, fu & 0x1f, body);
                     self.observe_frame_num(header & 0x60 | fu & 0x1f, body);
                     self.observe_picture_order(time, fu & 0x1f, body);
                 }
@@ -177,9 +186,9 @@ impl H264Inspector {
         if let Some(time) = time {
             self.observe_frame_num(*header, body);
             self.observe_picture_order(time, header & 0x9f, body);
+            contents.starts_random_access_slice |= self.is_random_access_slice(time, header & 0x9f, body);
         }
         match header & 0x9f {
-            NAL_IDR => contents.starts_random_access_slice = true,
             NAL_SPS => {
                 let Some(sps) = H264Sps::parse_rbsp(&remove_emulation_prevention(body)) else {
                     return;
@@ -212,6 +221,32 @@ impl H264Inspector {
 }
 
 impl H264Inspector {
+    /// Records what a NAL unit says of random access. Returns whether it is a slice that decoders start with.
+    fn is_random_access_slice(&mut self, time: u32, nal_type: u8, body: &[u8]) -> bool {
+        match nal_type {
+            NAL_IDR => {
+                self.recovery_points.observe_idr();
+                true
+            }
+            NAL_NON_IDR => {
+                let starts_i_frame = self.recovery_points.has_sequence_parameter_set(time) && {
+                    let start = H264SliceHeaderParser::new(body, false).parse_slice_header_start();
+                    start.is_some_and(|start| start.is_first_slice && start.is_i_slice)
+                };
+                self.recovery_points.observe_slice_and_check_start(time, starts_i_frame)
+            }
+            NAL_SEI => {
+                self.recovery_points.observe_sei(time, body);
+                false
+            }
+            NAL_SPS => {
+                self.recovery_points.observe_sequence_parameter_set(time);
+                false
+            }
+            _ => false,
+        }
+    }
+
     /// Notes the order of a picture at its first slice.
     fn observe_picture_order(&mut self, time: u32, nal_type: u8, body: &[u8]) {
         if !matches!(nal_type, NAL_NON_IDR | NAL_IDR) || self.b_frame_detector.found_b_frames() {

@@ -23,6 +23,7 @@ pub(super) struct H264PictureOrderParams {
 pub(super) struct SliceHeaderStart {
     pub(super) is_first_slice: bool,
     pub(super) is_b_slice: bool,
+    pub(super) is_i_slice: bool,
     pub(super) pps_id: u32,
 }
 
@@ -79,9 +80,12 @@ impl H264SliceHeaderParser {
     }
 
     fn read_slice_header_start(bits: &mut BitReader<'_>) -> Option<SliceHeaderStart> {
+        let is_first_slice = bits.read_ue()? == 0;
+        let slice_type = bits.read_ue()? % 5;
         Some(SliceHeaderStart {
-            is_first_slice: bits.read_ue()? == 0,
-            is_b_slice: bits.read_ue()? % 5 == 1,
+            is_first_slice,
+            is_b_slice: slice_type == 1,
+            is_i_slice: slice_type == 2,
             pps_id: bits.read_ue()?,
         })
     }

@@ -14,6 +14,7 @@ pub mod av1;
 pub mod bits;
 mod finding;
 mod h264;
+mod h264_recovery;
 mod h264_slice;
 mod h265;
 mod h265_slice;
@@ -172,6 +173,11 @@ impl PayloadInspector {
             | CodecInspector::Jpeg
             | CodecInspector::Audio => false,
         }
+    }
+
+    /// Whether H.264 has no IDR frames, but others that most decoders can start with. Those of browsers cannot.
+    pub(crate) fn lacks_idr_frames(&self) -> bool {
+        matches!(&self.codec_inspector, CodecInspector::H264(stream) if stream.lacks_idr_frames())
     }
 
     /// Format of the stream; `None` until it is found in the bitstream.

@@ -277,3 +277,52 @@ fn hostile_packets_never_panic_and_ask_for_no_long_payloads() {
         }
     }
 }
+
+/// Encoders with open groups of pictures send I frames that are no IDR frames, with or without a recovery point message;
+/// with gradual refresh, recovery points alone.
+#[test]
+fn h264_without_idr_frames_has_key_frames() {
+    const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
+    const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
+    const RECOVERY_POINT: &[u8] = &[0x06, 0x06, 0x01, 0xc4, 0x80];
+    const IDR: &[u8] = &[0x65, 0x88, 1, 2];
+    // First slices of types 5 (P) and 7 (I) of PPS 0.
+    const P: &[u8] = &[0x41, 0x9a, 1, 2];
+    const I: &[u8] = &[0x41, 0x88, 0x80, 2];
+    let start: [&[&[u8]]; 4] = [
+        &[SPS, PPS, I],
+        &[RECOVERY_POINT, I],
+        &[RECOVERY_POINT, P],
+        &[SPS, PPS, P],
+    ];
+    for (nals, is_start) in start.into_iter().zip([true, true, true, false]) {
+        for has_idr in [false, true] {
+            let mut inspector = PayloadInspector::new(Codec::H264);
+            let (mut found, mut time) = (Vec::new(), 0);
+            let mut frame = |inspector: &mut PayloadInspector, nals: &[&[u8]]| {
+                time += 3_000;
+                nals.iter().fold(false, |is_key, nal| {
+                    is_key
+                        | inspector
+                            .inspect_rtp_payload(time, &Bytes::copy_from_slice(nal))
+                            .identifies_key_frame
+                })
+            };
+            assert!(!frame(&mut inspector, &[SPS, PPS]));
+            if has_idr {
+                assert!(frame(&mut inspector, &[SPS, PPS, IDR]));
+            }
+            for group in 0..20 {
+                found.push(frame(&mut inspector, nals));
+                assert_eq!(inspector.lacks_idr_frames(), is_start && group >= 16, "{group}");
+                (0..24).for_each(|_| assert!(!frame(&mut inspector, &[P])));
+            }
+            // Where there were IDR frames they are expected again for 400 frames.
+            let begin = if has_idr { 16 } else { 0 };
+            let expected: Vec<bool> = (0..20).map(|group| is_start && group >= begin).collect();
+            assert_eq!(found, expected, "{nals:x?} {has_idr}");
+            assert!(frame(&mut inspector, &[SPS, PPS, IDR]));
+            assert!(!inspector.lacks_idr_frames());
+        }
+    }
+}

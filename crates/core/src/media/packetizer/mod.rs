@@ -135,6 +135,11 @@ impl Packetizer {
         self.payload_inspector.found_b_frames()
     }
 
+    /// Whether H.264 has no IDR frames, but others that most decoders can start with.
+    pub(crate) fn lacks_idr_frames(&self) -> bool {
+        self.payload_inspector.lacks_idr_frames()
+    }
+
     /// Stores parameter sets that were signalled separately, e.g. in the SDP. Later ones with the same ID replace them.
     pub fn seed_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
         self.access_unit_number = self.access_unit_number.wrapping_add(1);

@@ -10,6 +10,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use self::boxes::{FieldReader, Mp4Box, box_bodies, iter_boxes};
 use self::tracks::{ANNEX_B_START_CODE, MP4_TIMESTAMP_OFFSET, Mp4Track, SampleEntry, parse_tracks};
 use super::sample::{ContainerError, DemuxedSample, SampleCodec, ticks_to_duration};
+use crate::media::codec::bits::BitReader;
 
 mod boxes;
 mod tracks;
@@ -380,6 +381,12 @@ fn make_demuxed_sample(
     })
 }
 
+/// Whether a slice of H.264 is one of an I frame (ITU-T H.264 §7.3.3): with open GOPs, decoders start with it.
+fn is_i_slice(nal: &[u8]) -> bool {
+    let mut header = BitReader::new(nal.get(1..).unwrap_or_default());
+    header.read_ue().is_some() && header.read_ue().is_some_and(|slice_type| slice_type % 5 == 2)
+}
+
 /// Replaces the lengths of NAL units by start codes, and puts the parameter sets before a key frame without them, as long as
 /// `credit` is left. What follows a malformed length is left out.
 fn to_annex_b_with_parameter_sets(
@@ -403,7 +410,7 @@ fn to_annex_b_with_parameter_sets(
             }
             _ => {
                 is_set |= first & 0x1f == 7;
-                is_key |= first & 0x1f == 5;
+                is_key |= first & 0x1f == 5 || first & 0x1f == 1 && is_i_slice(nal);
             }
         }
         out.put_slice(&ANNEX_B_START_CODE);

@@ -57,7 +57,9 @@ fn fragment(decode: u32, length_size: usize, positions: Positions, before: usize
     let mut data = BytesMut::new();
     let mut sizes = Vec::new();
     for first in [0x65_u8, 0x41, 0x41] {
-        let nal = [first, 0x88, decode as u8];
+        // Slices of the types 7 (I) and 5 (P).
+        let slice = if first == 0x65 { 0x88 } else { 0x9a };
+        let nal = [first, slice, decode as u8];
         data.put_uint(nal.len() as u64, length_size);
         data.put_slice(&nal);
         sizes.push(u32::try_from(nal.len() + length_size).expect("short"));
@@ -122,7 +124,7 @@ fn positions_may_count_from_the_fragment_the_file_or_not_at_all() {
             .collect();
         assert_eq!(times, [0, 40, 80, 120, 160, 200], "{positions:?}");
         let last = &samples[5].bytes[..];
-        assert_eq!(last, [0, 0, 0, 1, 0x41, 0x88, 120], "{positions:?}");
+        assert_eq!(last, [0, 0, 0, 1, 0x41, 0x9a, 120], "{positions:?}");
         assert_eq!(samples[0].bytes[4] & 0x1f, 7, "{positions:?}: parameter sets");
     }
 }
@@ -136,6 +138,17 @@ fn parameter_sets_may_be_in_the_samples_only() {
     }
 }
 
+/// Open GOPs: I frames that are no IDR frames.
+#[test]
+fn parameter_sets_are_put_before_i_frames_too() {
+    let mut segment = fragment(0, 4, Positions::FromFragment, 0);
+    let key = segment.windows(2).position(|pair| pair == [0x65, 0x88]);
+    segment[key.expect("the first slice")] = 0x41;
+    let samples = demux(&init(b"avc1", 4, true), &segment);
+    let first: Vec<u8> = samples.iter().map(|sample| sample.bytes[4] & 0x1f).collect();
+    assert_eq!(first, [7, 1, 1]);
+}
+
 #[test]
 fn nal_lengths_may_have_one_to_four_bytes() {
     for size in 1..=4 {
@@ -144,7 +157,7 @@ fn nal_lengths_may_have_one_to_four_bytes() {
             &fragment(0, usize::from(size), Positions::FromFragment, 0),
         );
         assert_eq!(samples.len(), 3, "{size}");
-        assert_eq!(samples[1].bytes[..], [0, 0, 0, 1, 0x41, 0x88, 0], "{size}");
+        assert_eq!(samples[1].bytes[..], [0, 0, 0, 1, 0x41, 0x9a, 0], "{size}");
     }
 }
 
