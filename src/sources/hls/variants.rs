@@ -30,6 +30,16 @@ fn codec_playability_score(variant: &Variant) -> Option<u8> {
     best
 }
 
+/// Whether a variant has audio alone, as far as its attributes say.
+fn is_audio_only(variant: &Variant) -> bool {
+    let is_audio = |codec: &str| {
+        let name = codec.trim().split('.').next().unwrap_or_default().to_ascii_lowercase();
+        ["mp4a", "opus", "ac-3", "ec-3", "ac-4", "flac", "mp3"].contains(&name.as_str())
+    };
+    let codecs = variant.codecs.as_deref().filter(|_| variant.height.is_none());
+    codecs.is_some_and(|codecs| codecs.split(',').all(is_audio))
+}
+
 /// Maximum number of variants that are named as left out.
 const MAX_LISTED_UNPLAYABLE_VARIANTS: usize = 4;
 
@@ -49,8 +59,8 @@ pub(super) fn unplayable_variant_names(multivariant: &MultivariantPlaylist) -> V
     left_out
 }
 
-/// Returns the playable variants, best first: those within the limits, then the others from the smallest on. Redundant
-/// variants stand next to each other, in their order.
+/// Returns the playable variants, best first: those within the limits, then the others from the smallest on. Those with
+/// audio alone come last. Redundant variants stand next to each other, in their order.
 pub(super) fn rank_playable_variants(
     multivariant: &MultivariantPlaylist,
     choice: VariantLimits,
@@ -76,7 +86,8 @@ pub(super) fn rank_playable_variants(
         } else {
             size(variant).cmp(&size(other))
         };
-        others.cmp(&own).then(by_size)
+        let video_first = is_audio_only(variant).cmp(&is_audio_only(other));
+        video_first.then(others.cmp(&own)).then(by_size)
     });
     if playable.is_empty() {
         let codecs = multivariant
@@ -99,7 +110,9 @@ pub(super) fn audio_uri<'a>(multivariant: &'a MultivariantPlaylist, variant: &Va
         .iter()
         .filter(|rendition| rendition.group_id == group);
     let default = renditions.clone().find(|rendition| rendition.is_default);
-    default.or_else(|| renditions.next())?.uri.as_deref()
+    let uri = default.or_else(|| renditions.next())?.uri.as_deref();
+    // A variant with audio alone is listed as its own rendition.
+    uri.filter(|uri| *uri != variant.uri)
 }
 
 #[cfg(test)]
@@ -151,6 +164,10 @@ mod tests {
         };
         assert_eq!(audio_uri(&ladder, by_uri("1080.m3u8")), Some("audio.m3u8"));
         assert_eq!(audio_uri(&ladder, by_uri("720.m3u8")), None);
+        let audio_only = "#EXT-X-STREAM-INF:BANDWIDTH=64000,CODECS=\"mp4a.40.2\",AUDIO=\"a\"\naudio.m3u8\n";
+        let ladder = multivariant(&(LADDER.to_owned() + audio_only));
+        let variant = ladder.variants.last().expect("listed");
+        assert_eq!(audio_uri(&ladder, variant), None, "its own playlist");
     }
 
     #[test]
@@ -158,6 +175,32 @@ mod tests {
         let none = multivariant("#EXT-X-STREAM-INF:BANDWIDTH=1,CODECS=\"dvh1.05.06\"\nx\n");
         let error = rank_playable_variants(&none, VariantLimits::default()).expect_err("nothing to play");
         assert_eq!(error, HlsError::NoPlayableVariant("dvh1.05.06".to_owned()));
+    }
+
+    #[test]
+    fn audio_alone_is_the_last_choice() {
+        let line = |attributes: &str, uri: &str| format!("#EXT-X-STREAM-INF:BANDWIDTH={attributes}\n{uri}\n");
+        let audio = line("64000,CODECS=\"mp4a.40.2\"", "audio");
+        for (video, limit) in [
+            (
+                "3000000,RESOLUTION=1280x720,CODECS=\"hvc1.1.6.L120.90,mp4a.40.2\"",
+                None,
+            ),
+            ("3000000,RESOLUTION=1280x720,CODECS=\"avc1.64001f,ac-3\"", None),
+            ("3000000,CODECS=\"avc1.64001f,mp4a.40.2\"", Some(1_000_000)),
+            ("3000000", None),
+            // Some list the codec of the audio alone.
+            ("3000000,RESOLUTION=1280x720,CODECS=\"mp4a.40.2\"", Some(1_000_000)),
+        ] {
+            let multivariant = multivariant(&[audio.clone(), line(video, "video")].concat());
+            let choice = VariantLimits {
+                max_height: None,
+                max_bandwidth: limit,
+            };
+            let ranked = rank_playable_variants(&multivariant, choice).expect("playable");
+            let uris: Vec<&str> = ranked.iter().map(|variant| variant.uri.as_str()).collect();
+            assert_eq!(uris, ["video", "audio"], "{video}");
+        }
     }
 
     #[test]
