@@ -33,6 +33,8 @@ pub(super) struct Playout {
     unplayable: (u64, Option<String>),
     /// Frames were found before, so what cannot be played may be in between.
     has_found_frames: bool,
+    /// Segments with video so far, while no separate audio has come.
+    segments_without_separate_audio: u32,
 }
 
 /// A frame that is due.
@@ -65,6 +67,7 @@ struct DemuxedRendition {
     /// A segment was requested and has not arrived.
     segment_requested: bool,
     ended: bool,
+    has_delivered_audio: bool,
 }
 
 struct QueuedFrame {
@@ -83,6 +86,9 @@ const SEGMENT_REQUEST_BUFFER_THRESHOLD: Duration = Duration::from_secs(2);
 /// Maximum number of tracks that are named as left out.
 const MAX_LISTED_UNSUPPORTED_TRACKS: usize = 8;
 
+/// Segments with video after which their own audio is played if the separate one has not come.
+const MAX_SEGMENTS_WITHOUT_SEPARATE_AUDIO: u32 = 3;
+
 /// Number of consecutive segments that may be unplayable.
 const UNPLAYABLE_SEGMENTS_UNTIL_ERROR: u32 = 3;
 
@@ -98,6 +104,7 @@ impl Playout {
             consecutive_unplayable_segments: 0,
             unplayable: (0, None),
             has_found_frames: false,
+            segments_without_separate_audio: 0,
         }
     }
 
@@ -198,7 +205,8 @@ impl Playout {
         }
     }
 
-    fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
+    fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, mut samples: Vec<DemuxedSample>) {
+        self.drop_media_of_other_rendition(index, &mut samples);
         let leads = index == 0;
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return;
@@ -225,6 +233,25 @@ impl Playout {
             if !other.unpositioned_samples.is_empty() && other.timeline_id == Some(timeline) {
                 let waiting = std::mem::take(&mut other.unpositioned_samples);
                 other.enqueue(&self.timelines, timeline, waiting);
+            }
+        }
+    }
+
+    /// Separate audio replaces that of the video rendition, unless it does not come; video is that of the video rendition
+    /// (RFC 8216 §4.3.4.1).
+    fn drop_media_of_other_rendition(&mut self, index: u8, samples: &mut Vec<DemuxedSample>) {
+        let is = |kind| move |sample: &DemuxedSample| sample.codec.kind() == kind;
+        let Some(separate) = self.renditions.get_mut(1) else {
+            return;
+        };
+        if index > 0 {
+            separate.has_delivered_audio |= samples.iter().any(is(MediaKind::Audio));
+            samples.retain(is(MediaKind::Audio));
+        } else if samples.iter().any(is(MediaKind::Video)) {
+            let count = &mut self.segments_without_separate_audio;
+            *count = count.saturating_add(1);
+            if separate.has_delivered_audio || *count <= MAX_SEGMENTS_WITHOUT_SEPARATE_AUDIO {
+                samples.retain(is(MediaKind::Video));
             }
         }
     }

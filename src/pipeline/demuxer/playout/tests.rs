@@ -134,6 +134,46 @@ fn separate_audio_waits_for_the_position_of_the_video() {
     assert_eq!(SampleCodec::Opus.kind(), MediaKind::Audio);
 }
 
+/// Samples of one second from a time on: video each 40 ms, and audio each 20 ms with its first byte.
+fn video_and_audio(begin: Duration, audio: u8) -> Vec<DemuxedSample> {
+    let sample = |codec, ms, first| DemuxedSample {
+        codec,
+        decode_time: begin + Duration::from_millis(ms),
+        presentation_time: begin + Duration::from_millis(ms),
+        bytes: Bytes::copy_from_slice(&[first]),
+    };
+    let video = (0..1_000).step_by(40).map(|ms| sample(SampleCodec::H264, ms, 0));
+    let audio = (0..1_000).step_by(20).map(|ms| sample(SampleCodec::Opus, ms, audio));
+    video.chain(audio).collect()
+}
+
+/// The variants have audio in their segments for old players, and the rendition of the audio lists segments with video.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn audio_is_played_of_one_rendition() {
+    let t = Instant::now();
+    for has_separate in [true, false] {
+        let mut playout = Playout::new(job(2));
+        for second in 0..6 {
+            let begin = Duration::from_secs(10 + second);
+            playout.add_samples(t, 0, 0, video_and_audio(begin, 1));
+            if has_separate {
+                playout.add_samples(t, 1, 0, video_and_audio(begin, 2));
+            }
+        }
+        let due = std::iter::from_fn(|| playout.poll(t + Duration::from_secs(9)));
+        let (video, audio): (Vec<_>, Vec<_>) = due.partition(|due| due.codec == SampleCodec::H264);
+        assert_eq!(video.len(), 6 * 25);
+        let (source, seconds) = if has_separate { (2, 6) } else { (1, 3) };
+        assert_eq!(
+            audio.len(),
+            seconds * 50,
+            "without the first seconds, in which it may still come"
+        );
+        assert!(audio.iter().all(|frame| frame.bytes[0] == source));
+    }
+}
+
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 fn a_broken_segment_is_a_gap_and_three_are_an_error() {

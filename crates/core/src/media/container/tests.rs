@@ -105,6 +105,25 @@ fn a_transport_stream_is_demultiplexed() {
     check_film(&samples);
 }
 
+/// Audio in several languages beside the video, without renditions of their own.
+#[test]
+fn one_of_several_audio_tracks_is_played() {
+    let tracks = ["-map", "0:v", "-map", "1:a", "-map", "1:a", "-map", "1:a"];
+    for options in [&[][..], &["-hls_segment_type", "fmp4"]] {
+        let mut demuxer = HlsSegmentDemuxer::default();
+        let mut samples = Vec::new();
+        for (name, bytes) in film(&[&tracks[..], options].concat()) {
+            if name == "init.mp4" {
+                demuxer.set_init_section(bytes);
+            } else {
+                samples.extend(demuxer.demux_segment(&bytes).expect("frames"));
+            }
+        }
+        samples.extend(demuxer.flush());
+        check_film(&samples);
+    }
+}
+
 #[test]
 fn fragments_are_demultiplexed_and_need_their_init() {
     let files = film(&["-hls_segment_type", "fmp4"]);

@@ -343,7 +343,7 @@ impl<'a> TrackRun<'a> {
     }
 }
 
-/// Makes a frame of a sample; `None` for an unsupported track or a malformed sample.
+/// Makes a frame of a sample; `None` for a track that is not played, or a malformed sample.
 fn make_demuxed_sample(
     bytes: Bytes,
     track: &Mp4Track,
@@ -351,6 +351,9 @@ fn make_demuxed_sample(
     (decode, composition_offset): (u64, i32),
     credit: &mut usize,
 ) -> Option<DemuxedSample> {
+    if !track.is_played {
+        return None;
+    }
     let (content, bytes) = match entry {
         SampleEntry::Video {
             codec: content,

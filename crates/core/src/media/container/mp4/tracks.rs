@@ -18,6 +18,10 @@ pub(super) struct Mp4Track {
     pub(super) timescale: u32,
     /// `None` for subtitles and other data.
     pub(super) kind: Option<MediaKind>,
+    /// The track is part of the presentation (§8.3.2.3); other languages may not be.
+    is_enabled: bool,
+    /// The one of its kind that is played.
+    pub(super) is_played: bool,
     /// Sample entries, by their index.
     pub(super) sample_entries: Vec<SampleEntry>,
     /// Media time at which the presentation starts, from the edit list.
@@ -67,7 +71,7 @@ pub(super) fn parse_tracks(init: &[u8]) -> Result<Vec<Mp4Track>, ContainerError>
         .filter_map(parse_trex)
         .take(MAX_TRACKS_OR_SAMPLE_ENTRIES)
         .collect();
-    let tracks: Vec<Mp4Track> = box_bodies(moov.body, b"trak")
+    let mut tracks: Vec<Mp4Track> = box_bodies(moov.body, b"trak")
         .filter_map(|trak| parse_trak(trak, &defaults))
         .take(MAX_TRACKS_OR_SAMPLE_ENTRIES)
         .collect();
@@ -76,7 +80,20 @@ pub(super) fn parse_tracks(init: &[u8]) -> Result<Vec<Mp4Track>, ContainerError>
             "the MP4 initialization section has no track".to_owned(),
         ));
     }
+    mark_played_tracks(&mut tracks);
     Ok(tracks)
+}
+
+/// Marks one video and one audio track: the first that is enabled, or else the first.
+fn mark_played_tracks(tracks: &mut [Mp4Track]) {
+    for kind in [MediaKind::Video, MediaKind::Audio] {
+        let is_kind = |track: &Mp4Track| track.sample_entries.iter().any(|entry| entry.kind() == Some(kind));
+        let enabled = tracks.iter().position(|track| is_kind(track) && track.is_enabled);
+        let played = enabled.or_else(|| tracks.iter().position(is_kind));
+        if let Some(track) = played.and_then(|index| tracks.get_mut(index)) {
+            track.is_played = true;
+        }
+    }
 }
 
 fn parse_trex(trex: &[u8]) -> Option<(u32, SampleDefaults)> {
@@ -96,7 +113,7 @@ fn parse_trex(trex: &[u8]) -> Option<(u32, SampleDefaults)> {
 fn parse_trak(trak: &[u8], defaults: &[(u32, SampleDefaults)]) -> Option<Mp4Track> {
     let mut tkhd = FieldReader(box_body_at_path(trak, &[b"tkhd"])?);
     let version = tkhd.read_u8()?;
-    tkhd.take_bytes(3)?;
+    let is_enabled = tkhd.take_bytes(3)?.last().is_some_and(|flags| flags & 1 == 1);
     tkhd.read_u32_or_u64(version)?;
     tkhd.read_u32_or_u64(version)?;
     let id = tkhd.read_u32()?;
@@ -119,6 +136,8 @@ fn parse_trak(trak: &[u8], defaults: &[(u32, SampleDefaults)]) -> Option<Mp4Trac
         id,
         timescale: rate,
         kind,
+        is_enabled,
+        is_played: false,
         sample_entries: entries
             .map(|entry| SampleEntry::from_entry_box(entry.name, entry.body))
             .collect(),
@@ -158,6 +177,15 @@ const VISUAL_SAMPLE_ENTRY_LENGTH: usize = 78;
 const AUDIO_SAMPLE_ENTRY_LENGTH: usize = 28;
 
 impl SampleEntry {
+    /// Kind of the frames; `None` if they cannot be played.
+    fn kind(&self) -> Option<MediaKind> {
+        match self {
+            Self::Video { .. } => Some(MediaKind::Video),
+            Self::Audio(_) => Some(MediaKind::Audio),
+            Self::Unsupported(_) | Self::Encrypted => None,
+        }
+    }
+
     fn from_entry_box(name: [u8; 4], body: &[u8]) -> Self {
         let other = || Self::Unsupported(String::from_utf8_lossy(&name).into_owned());
         match &name {
