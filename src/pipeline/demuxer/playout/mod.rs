@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use self::pacer::PlayoutPacer;
-use self::timelines::Timelines;
+use self::timelines::{Timelines, split_at_timestamp_jumps};
 use millstream_core::media::MediaKind;
 use millstream_core::media::container::{ContainerError, DemuxedSample, HlsSegmentDemuxer, SampleCodec};
 use millstream_worker_runtime::wire::{ChunkRole, DemuxJob, LeftOutTracksAndSegments, OutputTrackKinds, SegmentChunk};
@@ -207,6 +207,12 @@ impl Playout {
 
     fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, mut samples: Vec<DemuxedSample>) {
         self.drop_media_of_other_rendition(index, &mut samples);
+        for run in split_at_timestamp_jumps(samples) {
+            self.add_continuous_samples(now, index, timeline, run);
+        }
+    }
+
+    fn add_continuous_samples(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
         let leads = index == 0;
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return;

@@ -174,6 +174,27 @@ fn audio_is_played_of_one_rendition() {
     }
 }
 
+/// The encoder of the origin restarts, and the segment goes on with other timestamps.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn timestamps_that_jump_within_a_segment_are_continued() {
+    let t = Instant::now();
+    for second in [10, 5_000] {
+        let mut playout = Playout::new(job(1));
+        let first = video_and_audio(Duration::from_secs(1_000), 1);
+        let then = video_and_audio(Duration::from_secs(second), 1);
+        playout.add_samples(t, 0, 0, [first, then].concat());
+        playout.add_samples(t, 0, 0, video_and_audio(Duration::from_secs(second + 1), 1));
+        let due = std::iter::from_fn(|| playout.poll(t + Duration::from_secs(9)));
+        let video = due.filter(|due| due.codec == SampleCodec::H264);
+        let times: Vec<Duration> = video.map(|due| due.presentation_time).collect();
+        assert_eq!(times.len(), 75);
+        let longest = times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max();
+        // The last audio frame ends 20 ms after the last video frame.
+        assert!(longest <= Some(Duration::from_millis(60)), "{longest:?}");
+    }
+}
+
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 fn a_broken_segment_is_a_gap_and_three_are_an_error() {

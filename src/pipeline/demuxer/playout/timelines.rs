@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use millstream_core::media::MediaKind;
 use millstream_core::media::container::DemuxedSample;
 
 /// Positions of timelines in playout time.
@@ -87,11 +88,52 @@ impl Timelines {
     }
 }
 
+/// Splits the samples of a segment where the timestamps of all its tracks jump, as after a restart of the encoder.
+pub(super) fn split_at_timestamp_jumps(samples: Vec<DemuxedSample>) -> Vec<Vec<DemuxedSample>> {
+    let jumps = |kind| {
+        let times: Vec<Duration> = samples
+            .iter()
+            .filter(|sample| sample.codec.kind() == kind)
+            .map(|sample| sample.decode_time)
+            .collect();
+        let is_jump = |pair: &&[Duration]| matches!(pair, [before, next] if is_timestamp_jump(*before, *next));
+        (!times.is_empty()).then(|| times.windows(2).filter(is_jump).count())
+    };
+    let counts = [jumps(MediaKind::Video), jumps(MediaKind::Audio)];
+    let mut known = counts.into_iter().flatten();
+    let count = known.next().unwrap_or_default();
+    // A track that jumps alone would lose its position relative to the other.
+    if count == 0 || count > MAX_JUMPS_PER_SEGMENT || known.any(|other| other != count) {
+        return vec![samples];
+    }
+    let mut runs: Vec<Vec<DemuxedSample>> = (0..=count).map(|_| Vec::new()).collect();
+    let mut positions: [(usize, Option<Duration>); 2] = [(0, None); 2];
+    for sample in samples {
+        let (run, last) = &mut positions[usize::from(sample.codec.kind() == MediaKind::Audio)];
+        if let Some(last) = last.replace(sample.decode_time)
+            && is_timestamp_jump(last, sample.decode_time)
+        {
+            *run += 1;
+        }
+        if let Some(run) = runs.get_mut(*run) {
+            run.push(sample);
+        }
+    }
+    runs
+}
+
+fn is_timestamp_jump(before: Duration, next: Duration) -> bool {
+    next + MAX_TIMESTAMP_BACKWARD_JUMP < before || next > before + MAX_FORWARD_JUMP
+}
+
+/// Maximum number of jumps in a segment that are followed.
+const MAX_JUMPS_PER_SEGMENT: usize = 8;
+
 /// Returns the duration of a video frame, or of an audio frame if there is no video.
 fn frame_duration(samples: &[DemuxedSample]) -> Duration {
     let kind = samples.iter().map(|sample| sample.codec.kind()).max_by_key(|kind| {
         // Video frames last longer than audio frames.
-        u8::from(*kind == millstream_core::media::MediaKind::Video)
+        u8::from(*kind == MediaKind::Video)
     });
     let mut times: Vec<Duration> = samples
         .iter()
@@ -166,6 +208,36 @@ mod tests {
             timelines.to_playout_time(0, ms(900_000)),
             Some(FIRST_FRAME_PLAYOUT_TIME + ms(10_000))
         );
+    }
+
+    #[test]
+    fn samples_are_split_where_all_tracks_jump() {
+        let audio = |times: Vec<u64>| {
+            let mut samples = samples(times);
+            samples.iter_mut().for_each(|sample| sample.codec = SampleCodec::Opus);
+            samples
+        };
+        let split = |video: &[u64], audio_times: &[u64]| -> Vec<Vec<u64>> {
+            let all = [samples(video.to_vec()), audio(audio_times.to_vec())].concat();
+            let runs = split_at_timestamp_jumps(all).into_iter();
+            let times =
+                |run: Vec<DemuxedSample>| run.iter().map(|sample| sample.decode_time.as_millis() as u64).collect();
+            runs.map(times).collect()
+        };
+        let video = [900_000, 900_040, 0, 40, 500_000];
+        assert_eq!(
+            split(&video, &[900_010, 900_030, 10, 30, 500_010]),
+            [
+                vec![900_000, 900_040, 900_010, 900_030],
+                vec![0, 40, 10, 30],
+                vec![500_000, 500_010]
+            ]
+        );
+        assert_eq!(split(&video, &[]).len(), 3);
+        // One that jumps alone, and a missing second.
+        assert_eq!(split(&video, &[900_010, 900_030]).len(), 1);
+        assert_eq!(split(&[0, 40, 2_000], &[0, 2_000]).len(), 1);
+        assert_eq!(split(&[], &[]).len(), 1);
     }
 
     #[test]
