@@ -132,25 +132,25 @@ pub(super) fn starts_with_adts_frame(bytes: &[u8]) -> bool {
     AdtsHeader::parse(bytes).is_some()
 }
 
-/// Packed audio: ADTS after an ID3 tag with the start time.
+/// Packed audio: ADTS after an ID3 tag with the start time. Some origins of radio leave the tag out: their segments follow
+/// each other.
 #[derive(Debug, Default)]
 pub(super) struct PackedAudioDemuxer {
     adts: AdtsParser,
     timestamp_unwrapper: MpegTimestampUnwrapper,
 }
 
+/// Time of the first segment if it states none.
+const UNSTATED_START_TIME: Duration = Duration::from_secs(10);
+
 impl PackedAudioDemuxer {
     pub(super) fn demux_segment(&mut self, segment: &Bytes) -> Result<Vec<DemuxedSample>, ContainerError> {
         let (start, rest) = split_id3_timestamp(segment)?;
-        let at = start.map(|ticks| self.timestamp_unwrapper.unwrap_to_duration(ticks));
+        let stated = start.map(|ticks| self.timestamp_unwrapper.unwrap_to_duration(ticks));
+        let at = stated.or(self.adts.next_timestamp).unwrap_or(UNSTATED_START_TIME);
         self.adts.reset();
         let mut out = Vec::new();
-        self.adts.push_and_parse_frames(at, rest, &mut out);
-        if out.is_empty() && at.is_none() {
-            return Err(ContainerError::Malformed(
-                "the packed audio segment has no start timestamp in an ID3 tag".to_owned(),
-            ));
-        }
+        self.adts.push_and_parse_frames(Some(at), rest, &mut out);
         Ok(out)
     }
 }

@@ -178,6 +178,25 @@ fn packed_audio_starts_at_the_time_of_its_tag() {
     );
 }
 
+/// Origins of radio: ADTS frames alone.
+#[test]
+fn packed_audio_without_tags_is_continuous() {
+    let frame = [
+        0xff, 0xf1, 0x4c, 0x80, 0x01, 0xbf, 0xfc, 0x21, 0x10, 0x04, 0x60, 0x8c, 0x1c,
+    ];
+    let mut demuxer = HlsSegmentDemuxer::default();
+    let segments = (0..3).map(|_| demuxer.demux_segment(&frame.repeat(47).into()).expect("frames"));
+    let samples: Vec<DemuxedSample> = segments.flatten().collect();
+    assert_eq!(samples.len(), 3 * 47);
+    for pair in samples.windows(2) {
+        let step = pair[1].decode_time.saturating_sub(pair[0].decode_time);
+        assert!(
+            step.abs_diff(Duration::from_micros(21_333)) < Duration::from_micros(2),
+            "{step:?}"
+        );
+    }
+}
+
 #[test]
 fn times_continue_across_the_33_bit_wrap() {
     let mut clock = clock::MpegTimestampUnwrapper::default();
