@@ -6,6 +6,7 @@ use super::super::adts::AdtsParser;
 use super::super::clock::{MPEG_TIMESTAMP_MASK, MPEG_TS_CLOCK_RATE, MpegTimestampUnwrapper};
 use super::super::sample::{DemuxedSample, SampleCodec, ticks_to_duration};
 use super::access_units::{AccessUnit, AccessUnitSplitter, DecodeAndPresentationTimes, VideoCodec};
+use super::continuity::{Continuity, ContinuityChecker};
 use super::packet::TsPacket;
 use super::tables::{ElementaryStreamInfo, SupportedElementaryStreamKind};
 
@@ -13,7 +14,7 @@ use super::tables::{ElementaryStreamInfo, SupportedElementaryStreamKind};
 pub(super) struct ElementaryStreamParser {
     pub(super) info: ElementaryStreamInfo,
     parser: FrameParser,
-    last_continuity_counter: Option<u8>,
+    continuity_checker: ContinuityChecker,
     /// No packet has come since the segment began.
     awaits_first_packet: bool,
     /// Header of the PES packet in progress, while it is incomplete.
@@ -53,7 +54,7 @@ impl ElementaryStreamParser {
         Self {
             info: stream,
             parser: contents,
-            last_continuity_counter: None,
+            continuity_checker: ContinuityChecker::default(),
             awaits_first_packet: true,
             partial_pes_header: None,
             pes_bytes_left: None,
@@ -77,15 +78,17 @@ impl ElementaryStreamParser {
         clock: &mut MpegTimestampUnwrapper,
         out: &mut Vec<DemuxedSample>,
     ) {
+        if packet.payload.is_empty() {
+            self.continuity_checker
+                .record_packet_without_payload(packet.continuity_counter);
+            return;
+        }
         let is_first = std::mem::take(&mut self.awaits_first_packet);
-        if let Some(last) = self.last_continuity_counter.replace(packet.continuity_counter) {
-            let may_jump = packet.is_discontinuous || is_first && packet.payload_unit_start;
-            if packet.continuity_counter == last && !may_jump {
-                return;
-            }
-            if packet.continuity_counter != (last + 1) & 0xf && !may_jump {
-                self.drop_incomplete_after_loss();
-            }
+        let may_jump = packet.is_discontinuous || is_first && packet.payload_unit_start;
+        match self.continuity_checker.check(packet, may_jump) {
+            Continuity::Continues => {}
+            Continuity::Duplicate => return,
+            Continuity::Lost => self.drop_incomplete_after_loss(),
         }
         if packet.payload_unit_start {
             self.end_pes_packet(out);
@@ -173,7 +176,7 @@ impl ElementaryStreamParser {
     /// Returns the rest of the frames.
     pub(super) fn flush(&mut self, out: &mut Vec<DemuxedSample>) {
         self.end_pes_packet(out);
-        self.last_continuity_counter = None;
+        self.continuity_checker.restart();
         match &mut self.parser {
             FrameParser::Video(units, codec) => {
                 let mut found = Vec::new();

@@ -18,6 +18,7 @@ use super::clock::MpegTimestampUnwrapper;
 use super::sample::{ContainerError, DemuxedSample};
 
 mod access_units;
+mod continuity;
 mod elementary;
 mod packet;
 mod tables;
@@ -108,6 +109,9 @@ impl TransportStreamDemuxer {
     fn demux_packet(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
         let Some(packet) = TsPacket::parse(bytes) else { return };
         if packet.pid == PAT_PID || self.pmt_pids.contains(&packet.pid) {
+            if packet.payload.is_empty() {
+                return;
+            }
             self.parse_tables_and_select_program(&packet, out);
         } else if let Some(stream) = self.streams.iter_mut().find(|stream| stream.info.pid == packet.pid) {
             if packet.is_scrambled {

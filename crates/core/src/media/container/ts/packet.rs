@@ -12,7 +12,7 @@ const TS_PACKET_STRIDES: [usize; 3] = [TS_PACKET_LEN, 192, 204];
 /// Number of sync bytes in a row that make a transport stream.
 const MIN_SYNC_BYTES: usize = 3;
 
-/// A packet with payload.
+/// A packet.
 pub(super) struct TsPacket<'a> {
     pub(super) pid: u16,
     /// A PES packet or a section begins in the payload.
@@ -21,6 +21,7 @@ pub(super) struct TsPacket<'a> {
     pub(super) continuity_counter: u8,
     /// The continuity counter may jump here.
     pub(super) is_discontinuous: bool,
+    /// Empty if the packet has an adaptation field alone.
     pub(super) payload: &'a [u8],
 }
 
@@ -28,27 +29,27 @@ pub(super) struct TsPacket<'a> {
 const NULL_PID: u16 = 0x1fff;
 
 impl<'a> TsPacket<'a> {
-    /// Parses a packet; `None` if it has no payload or was received with errors.
+    /// Parses a packet; `None` if it has no content or was received with errors.
     pub(super) fn parse(packet: &'a [u8]) -> Option<Self> {
         let (&[_, b1, b2, b3], body) = packet.split_first_chunk::<4>()?;
         let pid = u16::from(b1 & 0x1f) << 8 | u16::from(b2);
         let (is_erroneous, has_payload) = (b1 & 0x80 != 0, b3 & 0x10 != 0);
-        if is_erroneous || !has_payload || pid == NULL_PID {
+        if is_erroneous || pid == NULL_PID {
             return None;
         }
         let (mut is_discontinuous, mut payload) = (false, body);
         if b3 & 0x20 != 0 {
             let (&length, rest) = body.split_first()?;
             is_discontinuous = length > 0 && rest.first()? & 0x80 != 0;
-            payload = rest.get(usize::from(length)..)?;
+            payload = rest.get(usize::from(length)..).unwrap_or_default();
         }
-        (!payload.is_empty()).then_some(Self {
+        Some(Self {
             pid,
             payload_unit_start: b1 & 0x40 != 0,
             is_scrambled: b3 & 0xc0 != 0,
             continuity_counter: b3 & 0xf,
             is_discontinuous,
-            payload,
+            payload: if has_payload { payload } else { &[] },
         })
     }
 }

@@ -279,3 +279,68 @@ fn memory_is_bounded_without_tables_or_start_codes() {
     let _ = stream.push_segment(&tables.into());
     assert!(stream.packets_before_tables.is_empty());
 }
+
+/// Sets the continuity counters of the video; `counter` gets the number of the packet.
+fn with_counters(stream: &[u8], counter: fn(usize) -> u8) -> Vec<u8> {
+    let (mut out, mut number) = (Vec::new(), 0);
+    for packet in stream.chunks_exact(TS_PACKET_LEN) {
+        let at = out.len() + 3;
+        out.extend(packet);
+        if packet[1] & 0x1f == 1 && packet[2] == 0 {
+            out[at] = out[at] & 0xf0 | counter(number) & 0xf;
+            number += 1;
+        }
+    }
+    out
+}
+
+#[test]
+fn continuity_counters_that_do_not_count_are_ignored() {
+    // One value, one for each PES packet, and any.
+    let counters: [fn(usize) -> u8; 3] = [
+        |_| 0,
+        |number| (number / 3) as u8,
+        |number| (number * number / 7 * 11) as u8,
+    ];
+    for counter in counters {
+        let mut writer = Writer::new();
+        let mut whole = writer.tables();
+        (0..40).for_each(|index| whole.extend(writer.frames(index, 1)));
+        let samples = demux(&[with_counters(&whole, counter)]);
+        // The first few are damaged.
+        assert!(samples.len() >= 36, "{}", samples.len());
+        let rest = &samples[samples.len() - 34..];
+        check(rest, 34);
+    }
+}
+
+/// Packets without payload have the counter of the one before (§2.4.3.3). Some writers count them.
+#[test]
+fn packets_without_payload_may_be_counted() {
+    for is_counted in [false, true] {
+        let mut writer = Writer::new();
+        let mut whole = writer.tables();
+        for index in 0..12 {
+            let frame = writer.frames(index, 1);
+            let (first, rest) = frame.split_at(TS_PACKET_LEN);
+            whole.extend(first);
+            if is_counted {
+                // All that follow have the next number.
+                let counter = (first[3] + 1) & 0xf;
+                writer.counters[2] = (writer.counters[2] + 1) & 0xf;
+                whole.extend([SYNC_BYTE, 1, 0, 0x20 | counter, 183, 0]);
+                whole.extend([0xff; TS_PACKET_LEN - 6]);
+                whole.extend(rest.chunks(TS_PACKET_LEN).flat_map(|packet| {
+                    let mut packet = packet.to_vec();
+                    packet[3] = packet[3] & 0xf0 | ((packet[3] + 1) & 0xf);
+                    packet
+                }));
+            } else {
+                whole.extend([SYNC_BYTE, 1, 0, 0x20 | first[3] & 0xf, 183, 0]);
+                whole.extend([0xff; TS_PACKET_LEN - 6]);
+                whole.extend(rest);
+            }
+        }
+        check(&demux(&[whole]), 12);
+    }
+}
