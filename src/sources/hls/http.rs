@@ -89,7 +89,8 @@ pub(super) struct FetchLimits {
     pub(super) timeout: Duration,
 }
 
-const MAX_REDIRECTS: usize = 3;
+/// As players: ffmpeg follows 8. Content delivery networks with cookies and tokens need four or five.
+const MAX_REDIRECTS: usize = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum time between two reads of a body.

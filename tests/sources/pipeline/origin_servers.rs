@@ -255,6 +255,27 @@ async fn a_dead_variant_is_left_for_its_twin_and_remembered() {
     gateway.stop().await;
 }
 
+/// A content delivery network with cookies, tokens and a server for each region.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn six_redirects_are_followed() {
+    const HOPS: usize = 6;
+    let server = Server::start("redirects", |file, _, _| {
+        let hop: usize = file.strip_prefix("hop")?.parse().ok()?;
+        let next = if hop < HOPS {
+            format!("/hop{}", hop + 1)
+        } else {
+            "/film.m3u8".to_owned()
+        };
+        Some((StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, next)]).into_response())
+    })
+    .await;
+    server.film(3);
+    let gateway = source(&server.uri("hop1"), "").await;
+    plays(&gateway, "far").await;
+    assert_eq!(trouble(&gateway, "far"), "");
+    gateway.stop().await;
+}
+
 /// Some origins list hours of segments whose addresses are signed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_playlist_of_megabytes_is_followed() {
