@@ -184,7 +184,8 @@ impl RenditionFetcher {
                 .can_block_reload
                 .then(|| {
                     let part = list.part_target.map(|_| self.cursor.next_part_index());
-                    Some((self.cursor.next_segment_number()?, part))
+                    let next = self.cursor.next_segment_number()?;
+                    (next <= list.next_segment_number.saturating_add(1)).then_some((next, part))
                 })
                 .flatten();
             // With blocking playlist reload the origin delays its response instead.
@@ -200,6 +201,8 @@ impl RenditionFetcher {
     /// if nothing was fetched for a while. Returns whether the playlist is another one now.
     async fn wait_or_switch_playlist_after_failure(&mut self, error: HlsError) -> bool {
         self.consecutive_fetch_failures += 1;
+        // An origin that was restarted refuses to wait for a segment far ahead (rfc8216bis §6.2.5.2).
+        self.blocking_reload_position = None;
         let is_refused = matches!(&error, HlsError::Fetch { error, what, .. }
             if error.is_url_refused_by_server() && (*what == FileKind::Playlist || *error != HttpError::Status(404)));
         self.set_last_error(Some(error));

@@ -276,6 +276,41 @@ async fn six_redirects_are_followed() {
     gateway.stop().await;
 }
 
+/// An origin with blocking playlist reload numbers anew after a restart: it answers 400 to requests for segments far ahead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_that_blocks_reloads_is_followed_over_its_restart() {
+    const LOADS_BEFORE_RESTART: usize = 5;
+    let (loads, refused) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let refusals = refused.clone();
+    let server = Server::start("blocking", move |file, query, _| {
+        if file != "live.m3u8" {
+            return None;
+        }
+        let load = loads.load(Ordering::SeqCst);
+        let first = load.checked_sub(LOADS_BEFORE_RESTART).unwrap_or(7_000 + load);
+        let wanted = query
+            .strip_prefix("_HLS_msn=")
+            .and_then(|number| number.parse::<usize>().ok());
+        if wanted.is_some_and(|wanted| wanted > first + 6) {
+            refusals.fetch_add(1, Ordering::SeqCst);
+            return Some(StatusCode::BAD_REQUEST.into_response());
+        }
+        loads.fetch_add(1, Ordering::SeqCst);
+        let control = "#EXTM3U\n#EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES\n";
+        Some(live(first).replacen("#EXTM3U\n", control, 1).into_response())
+    })
+    .await;
+    server.film(10);
+    let gateway = source(&server.uri("live.m3u8"), "").await;
+    plays(&gateway, "far").await;
+    let mut reader = Reader::open(&gateway);
+    reader.times(MediaKind::Video, 25 * 12).await;
+    assert!(refused.load(Ordering::SeqCst) > 0, "it was restarted");
+    assert_eq!(restarts(&gateway).await, 0, "{}", trouble(&gateway, "far"));
+    drop(reader);
+    gateway.stop().await;
+}
+
 /// Some origins list hours of segments whose addresses are signed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_playlist_of_megabytes_is_followed() {
