@@ -17,6 +17,7 @@
 //! that a viewer cannot play are transcoded as for any other source.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use tokio::sync::{Notify, Semaphore};
@@ -88,6 +89,20 @@ const DEMUXER_WORKER_LIMITS: WorkerLimits = WorkerLimits {
     stall_timeout: 8.0,
 };
 
+/// No frame for this many target durations means that the source has stalled, up to a maximum: some origins add two segments
+/// at a time.
+const STALL_TARGET_DURATIONS: u32 = 2;
+const MAX_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Returns the limits of the worker for segments of this target duration.
+fn demuxer_worker_limits(target_duration: Duration) -> WorkerLimits {
+    let stall_timeout = (target_duration * STALL_TARGET_DURATIONS).min(MAX_STALL_TIMEOUT);
+    WorkerLimits {
+        stall_timeout: DEMUXER_WORKER_LIMITS.stall_timeout.max(stall_timeout.as_secs_f64()),
+        ..DEMUXER_WORKER_LIMITS
+    }
+}
+
 /// Returns what finds the media playlists of the source.
 fn new_variant_resolver(origin: &HlsOrigin) -> Result<VariantResolver, HttpError> {
     let client = OriginClient::new(
@@ -109,10 +124,11 @@ fn start_demuxer_worker(
     origin: &HlsOrigin,
     reservation: &WorkerSlotReservation,
     job: DemuxJob,
+    target_duration: Duration,
 ) -> Result<WorkerProcess, WorkerProcessError> {
     let programs = &origin.worker_programs;
     let slot = reservation.acquire(&programs.slots, WorkerOwner::ConfiguredSource)?;
-    WorkerProcess::spawn_demuxer_worker(programs, slot, job, DEMUXER_WORKER_LIMITS)
+    WorkerProcess::spawn_demuxer_worker(programs, slot, job, demuxer_worker_limits(target_duration))
 }
 
 /// Plays the source until it fails. `live` is called once the stream receives frames.
@@ -137,7 +153,7 @@ pub async fn play_hls_origin<P: FrameSink>(
         is_live: !first.has_ended,
         memory: DEMUXER_WORKER_LIMITS.memory_bytes(),
     };
-    let mut running = match start_demuxer_worker(origin, reservation, job) {
+    let mut running = match start_demuxer_worker(origin, reservation, job, first.target_duration) {
         Ok(process) => StopWorkerOnDrop(Some(process)),
         Err(error) => return error.into(),
     };
@@ -216,5 +232,21 @@ fn to_playlist_hls_error(origin: &HlsOrigin, error: HttpError) -> HlsError {
         what: FileKind::Playlist,
         host: origin.playlist_url.host_str().unwrap_or_default().to_owned(),
         error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_has_two_target_durations_for_the_next_segment() {
+        for (target_secs, expected) in [(0, 8.0), (2, 8.0), (6, 12.0), (10, 20.0), (3_600, 60.0)] {
+            let limits = demuxer_worker_limits(Duration::from_secs(target_secs));
+            assert!(
+                (limits.stall_timeout - expected).abs() < 0.001,
+                "{target_secs}: {limits:?}"
+            );
+        }
     }
 }
