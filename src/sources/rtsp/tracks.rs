@@ -160,7 +160,8 @@ fn is_convertible_audio(stream: &Stream) -> bool {
     stream.media() == "audio"
         && match encoding.as_str() {
             "l16" | "g722" => true,
-            "pcmu" | "pcma" => rate == 16_000,
+            // Wideband G.711 of cameras, mostly at 16 kHz.
+            "pcmu" | "pcma" => (11_025..=48_000).contains(&rate),
             "g726-16" | "g726-24" | "g726-32" | "g726-40" => rate == 8_000,
             _ => false,
         }
