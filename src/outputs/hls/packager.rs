@@ -27,6 +27,8 @@ pub struct Packager {
     /// The next segment starts a discontinuity.
     needs_discontinuity: [bool; RENDITION_ROLE_COUNT],
     video_info: [ResolutionAndFrameRate; RENDITION_ROLE_COUNT],
+    /// Interval of the key frames when the video rendition began, if it was known.
+    key_frame_interval: Option<Duration>,
 }
 
 /// Resolution and frame rate of a video rendition, for playlists.
@@ -346,6 +348,9 @@ impl Packager {
             resolution: Some(resolution),
             frame_rate: track.frame_rate,
         };
+        if role == RenditionRole::Video && self.rendition(role).is_none() {
+            self.key_frame_interval = track.key_frame_interval;
+        }
         if let Some(header) = CodecConfig::from_video_key_frame(format, resolution, &frame.bytes) {
             self.create_rendition_or_set_codec_config(role, frame.codec.clock_rate(), header, wall);
         }
@@ -362,8 +367,13 @@ impl Packager {
         let rendition = &mut self.renditions[rendition_role_index(role)];
         match rendition {
             // Segments last at least one second, so a rendition that starts later gets higher numbers from the wall
-            // clock.
-            None => *rendition = Rendition::new(role, rate, header, wall.as_secs()),
+            // clock. Those of all renditions are cut at the key frames of the video.
+            None => {
+                *rendition = Rendition::new(role, rate, header, wall.as_secs());
+                if let (Some(rendition), Some(interval)) = (rendition.as_mut(), self.key_frame_interval) {
+                    rendition.set_expected_key_frame_interval(interval);
+                }
+            }
             Some(rendition) if !rendition.uses_codec_config(&header) => {
                 rendition.set_codec_config(header);
                 *discontinuity = true;

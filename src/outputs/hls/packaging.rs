@@ -365,10 +365,14 @@ fn package_new_frames(
             continue;
         }
         // A copy: HTTP requests hold the packager's lock while they render, and a shard must not wait for them.
-        let view = track
-            .tap
-            .stream
-            .with_state(|state| state.track(track.role.kind()).format_and_clock());
+        let view = track.tap.stream.with_state(|state| {
+            let mut view = state.track(track.role.kind()).format_and_clock();
+            // Key frames are requested for segments.
+            view.key_frame_interval = view
+                .key_frame_interval
+                .filter(|_| !state.responds_to_key_frame_requests);
+            view
+        });
         let mut packager = live.lock_packager();
         let mut has_new_parts = false;
         for frame in frames {

@@ -82,7 +82,8 @@ pub struct Rendition {
     /// Maximum duration of a part in ticks, from the duration of the first frame.
     part_target_ticks: Option<u64>,
     total_bytes: usize,
-    longest_segment_duration: Duration,
+    /// In seconds (EXT-X-TARGETDURATION).
+    target_duration_secs: u64,
 }
 
 /// A segment.
@@ -141,6 +142,13 @@ const MAX_RENDITION_BYTES: usize = 48 << 20;
 /// Maximum duration of a segment without a key frame: it is then cut anyway, although players cannot start there.
 const MAX_SEGMENT_DURATION: Duration = Duration::from_secs(30);
 
+/// Target duration of segments in seconds, unless the key frames of the source are further apart, and the longest.
+const MIN_TARGET_DURATION_SECS: u64 = 2;
+const MAX_TARGET_DURATION_SECS: u64 = 32;
+
+/// Key frames may come this much later than the last one did, in per cent of the interval.
+const KEY_FRAME_INTERVAL_TOLERANCE_PERCENT: u32 = 10;
+
 impl Segment {
     pub fn duration(&self) -> Duration {
         self.parts.iter().map(|part| part.duration).sum()
@@ -188,8 +196,27 @@ impl Rendition {
             pending_part_duration_ticks: 0,
             part_target_ticks: None,
             total_bytes: 0,
-            longest_segment_duration: Duration::ZERO,
+            target_duration_secs: MIN_TARGET_DURATION_SECS,
         })
+    }
+
+    /// Sets the target duration for key frames at this interval. There must be no segment yet: rfc8216bis §4.4.3.1 does not
+    /// permit the target duration to change.
+    pub fn set_expected_key_frame_interval(&mut self, interval: Duration) {
+        debug_assert!(self.segments.is_empty());
+        let longest = interval * (100 + KEY_FRAME_INTERVAL_TOLERANCE_PERCENT) / 100;
+        let secs = longest.as_secs_f64().round() as u64;
+        self.target_duration_secs = secs.clamp(MIN_TARGET_DURATION_SECS, MAX_TARGET_DURATION_SECS);
+    }
+
+    /// Doubles the target duration when a segment exceeds it, against rfc8216bis §4.4.3.1: the source sends fewer key
+    /// frames than expected. Segments that begin without a key frame would be worse for players.
+    fn raise_target_duration_to_longest_segment(&mut self) {
+        let open = self.segment_in_progress().map_or(Duration::ZERO, Segment::duration);
+        let needed = open.as_secs_f64().round() as u64;
+        while self.target_duration_secs < needed {
+            self.target_duration_secs *= 2;
+        }
     }
 
     /// Codec string for playlists (RFC 6381).
@@ -264,7 +291,6 @@ impl Rendition {
         self.close_part();
         if let Some(open) = self.segments.back_mut() {
             open.is_complete = true;
-            self.longest_segment_duration = self.longest_segment_duration.max(open.duration());
         }
         // Remove an empty segment.
         if self.segments.back().is_some_and(|segment| segment.parts.is_empty()) {
@@ -348,6 +374,7 @@ impl Rendition {
             is_independent: independent,
             bytes,
         });
+        self.raise_target_duration_to_longest_segment();
         true
     }
 
@@ -429,9 +456,7 @@ impl Rendition {
 
     /// Maximum duration of a segment in seconds (EXT-X-TARGETDURATION).
     pub fn target_duration_secs(&self) -> u64 {
-        let open = self.segment_in_progress().map_or(Duration::ZERO, Segment::duration);
-        let longest = self.longest_segment_duration.max(open).as_secs_f64().round() as u64;
-        longest.max(2)
+        self.target_duration_secs
     }
 
     /// Size of the available segments in bytes.

@@ -493,3 +493,38 @@ fn no_part_is_longer_than_its_target() {
         }
     }
 }
+
+/// rfc8216bis §4.4.3.1: the target duration does not change. That of a source whose key frame interval is known is right from
+/// the start, and otherwise it is doubled.
+#[test]
+fn the_target_duration_follows_the_key_frame_interval_known_at_the_start() {
+    for (gop_seconds, is_known, wanted) in [
+        (1, true, &[2][..]),
+        (2, true, &[2]),
+        (8, true, &[9]),
+        (8, false, &[2, 4, 8]),
+        (40, false, &[2, 4, 8, 16, 32]),
+    ] {
+        let mut world = World::new(25, gop_seconds * 25, OPUS.1.into());
+        if is_known {
+            world.late = Some(MediaKind::Video);
+            world.play(2 * gop_seconds + 1, OPUS.0, 48_000);
+            world.late = None;
+        }
+        let (mut video, mut audio) = (Vec::new(), Vec::new());
+        for _ in 0..3 * gop_seconds {
+            world.play(1, OPUS.0, 48_000);
+            video.push(world.video().target_duration_secs());
+            audio.push(world.audio().target_duration_secs());
+        }
+        let longest = world
+            .video()
+            .segments()
+            .map(|segment| segment.duration().as_secs_f64().round() as u64);
+        assert!(longest.max() <= video.last().copied());
+        for mut targets in [video, audio] {
+            targets.dedup();
+            assert_eq!(targets, wanted, "{gop_seconds} {is_known}");
+        }
+    }
+}

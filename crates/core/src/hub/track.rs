@@ -46,6 +46,8 @@ pub struct TrackFormatAndClock {
     pub resolution: Option<(u16, u16)>,
     /// Frames per second; video only.
     pub frame_rate: f64,
+    /// Interval between the last two key frames; video only.
+    pub key_frame_interval: Option<Duration>,
     pub clock: TrackClock,
 }
 
@@ -159,6 +161,7 @@ impl Track {
             format: self.format,
             resolution: self.resolution,
             frame_rate: self.rate_meter.last_rate().frames_per_second,
+            key_frame_interval: self.key_frame_interval(),
             clock: self.clock,
         }
     }
