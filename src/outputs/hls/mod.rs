@@ -8,6 +8,7 @@
 //! * [`cmaf`]: samples to fragmented MP4, using the boxes of `shiguredo_mp4`.
 //! * [`rendition`]: one track, split into parts of about 200 ms and segments that start at key frames; bounded memory.
 //! * [`packager`]: all renditions of a stream on one timeline.
+//! * `paused_video`: repeats the last frame of video that pauses while audio goes on.
 //! * [`playlist`]: renders the playlists.
 //! * [`rendered_playlist`]: playlists that are rendered once per change.
 //! * [`viewers`]: counts the players of a stream.
@@ -20,6 +21,7 @@ pub mod cmaf;
 pub mod packaged_stream;
 pub mod packager;
 pub mod packaging;
+mod paused_video;
 pub mod playlist;
 pub mod rendered_playlist;
 pub mod rendition;

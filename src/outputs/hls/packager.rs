@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::cmaf::{CodecConfig, frame_to_mp4_sample};
+use super::paused_video::PausedVideo;
 use super::rendition::{Msn, RENDITION_ROLE_COUNT, Rendition, RenditionRole, TimedFrame};
 use millstream_core::hub::track::TrackFormatAndClock;
 use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
@@ -29,6 +30,7 @@ pub struct Packager {
     video_info: [ResolutionAndFrameRate; RENDITION_ROLE_COUNT],
     /// Interval of the key frames when the video rendition began, if it was known.
     key_frame_interval: Option<Duration>,
+    paused_video: PausedVideo,
 }
 
 /// Resolution and frame rate of a video rendition, for playlists.
@@ -58,6 +60,8 @@ struct PendingFrame {
     start_ticks: u64,
     key_frame: bool,
     bytes: bytes::Bytes,
+    /// It repeats the frame before, because video pauses.
+    is_repeated: bool,
 }
 
 /// Audio waits for video that is at most this far behind.
@@ -110,6 +114,7 @@ fn fill_opus_pause(pending: PendingFrame, ticks: u32) -> Vec<(PendingFrame, u32)
             start_ticks: begin + u64::from(at),
             key_frame: true,
             bytes: filling.clone(),
+            is_repeated: false,
         };
         frames.push((frame, frame_ticks));
         at += frame_ticks;
@@ -145,6 +150,7 @@ impl Packager {
         }
         self.pending_frames[rendition_role_index(role)] = None;
         self.queued_audio[rendition_role_index(role)].clear();
+        self.paused_video.forget(role);
         if let Some(origin) = &mut self.timeline_origin {
             origin.track_times[rendition_role_index(role)] = None;
         }
@@ -153,6 +159,7 @@ impl Packager {
     /// Starts a new timeline, after a change of the source or its tracks.
     pub fn restart_timeline(&mut self) {
         self.flush_pending_frames();
+        self.paused_video = PausedVideo::default();
         if self.timeline_origin.take().is_some() {
             let ends = self.renditions.iter().flatten().filter_map(|rendition| {
                 let last = rendition.segments().next_back()?;
@@ -271,9 +278,13 @@ impl Packager {
             return false;
         };
         let time = time + duration_to_ticks(self.timeline_offset, rate);
+        let time = time.max(self.paused_video.repeated_until_ticks(role));
         let Some(bytes) = frame_to_mp4_sample(frame.codec, &frame.bytes) else {
             return false;
         };
+        if kind == MediaKind::Video {
+            self.end_pause_and_observe_frame(role, frame, ticks_to_duration(time, rate));
+        }
         if kind == MediaKind::Video && frame.is_key_frame {
             self.update_video_config(track, role, frame, moment.wall_clock_time);
         }
@@ -287,6 +298,7 @@ impl Packager {
             start_ticks: time,
             key_frame: frame.is_key_frame,
             bytes,
+            is_repeated: false,
         };
         let Some(pending) = self.pending_frames[rendition_role_index(role)].replace(next) else {
             return false;
@@ -301,7 +313,7 @@ impl Packager {
             MediaKind::Video => self.append_to_rendition(role, pending, ticks) | self.release_queued_audio(),
             MediaKind::Audio => {
                 self.queued_audio[rendition_role_index(role)].extend(fill_opus_pause(pending, ticks));
-                self.release_queued_audio()
+                self.repeat_frames_of_paused_video() | self.release_queued_audio()
             }
         }
     }
@@ -331,6 +343,57 @@ impl Packager {
             }
         }
         updated
+    }
+
+    /// Repeats the last video frame up to where audio is, if video stays behind.
+    fn repeat_frames_of_paused_video(&mut self) -> bool {
+        let Some(until) = self
+            .newest_audio_position()
+            .and_then(|audio| self.paused_video.repeats_until(audio))
+        else {
+            return false;
+        };
+        let layers = RenditionRole::VIDEO_LAYERS.into_iter();
+        layers.fold(false, |updated, role| updated | self.repeat_last_frame(role, until))
+    }
+
+    /// Repeats the last frame of a video layer up to a position on the timeline.
+    fn repeat_last_frame(&mut self, role: RenditionRole, until: Duration) -> bool {
+        let index = rendition_role_index(role);
+        let mut updated = false;
+        while let Some(pending) = self.pending_frames[index].clone()
+            && self.renditions[index].is_some()
+            && let Some((next_ticks, bytes)) = self.paused_video.next_repeated_frame(role, pending.start_ticks, until)
+        {
+            let next = PendingFrame {
+                codec: pending.codec,
+                start_ticks: next_ticks,
+                key_frame: false,
+                bytes,
+                is_repeated: true,
+            };
+            let ticks = u32::try_from(next_ticks - pending.start_ticks).unwrap_or(u32::MAX);
+            self.pending_frames[index] = Some(next);
+            updated |= self.append_to_rendition(role, pending, ticks);
+        }
+        updated
+    }
+
+    /// Fills a pause of the video up to the next frame, which is at `position`.
+    fn end_pause_and_observe_frame(&mut self, role: RenditionRole, frame: &Frame, position: Duration) {
+        let pending = self.pending_frames[rendition_role_index(role)].as_ref();
+        if pending.is_some_and(|pending| pending.is_repeated) {
+            self.repeat_last_frame(role, position);
+        }
+        let lag = self.newest_audio_position().map(|audio| audio.saturating_sub(position));
+        self.paused_video.observe_frame(role, frame, lag.unwrap_or_default());
+    }
+
+    /// Position of the newest audio frame on the timeline.
+    fn newest_audio_position(&self) -> Option<Duration> {
+        self.pending_frames[rendition_role_index(RenditionRole::Audio)]
+            .as_ref()
+            .map(PendingFrame::start_time)
     }
 
     /// Position of the pending video frame on the timeline; all earlier ones are in the rendition.
@@ -401,7 +464,9 @@ impl Packager {
             _ if is_first || discontinuity => kind == MediaKind::Audio || pending.key_frame,
             _ if rendition.must_cut_segment_for_overlong_frame(frame_ticks) => true,
             MediaKind::Video => {
-                pending.key_frame && rendition.may_cut_segment() || rendition.has_segment_reached_max_duration()
+                pending.key_frame && rendition.may_cut_segment()
+                    || rendition.has_segment_reached_max_duration()
+                    || pending.is_repeated && rendition.has_segment_reached_target_duration()
             }
             MediaKind::Audio => match next_cut {
                 AudioSegmentStart::AtVideoSegment(next) => {

@@ -350,6 +350,13 @@ impl Rendition {
             .is_some_and(|open| open.duration() >= MAX_SEGMENT_DURATION)
     }
 
+    /// Whether the segment in progress has reached the target duration.
+    pub fn has_segment_reached_target_duration(&self) -> bool {
+        let target = Duration::from_secs(self.target_duration_secs);
+        self.segment_in_progress()
+            .is_some_and(|open| open.duration() + self.pending_part_duration() >= target)
+    }
+
     fn close_part(&mut self) -> bool {
         let samples = std::mem::take(&mut self.pending_part_samples);
         let ticks = std::mem::take(&mut self.pending_part_duration_ticks);

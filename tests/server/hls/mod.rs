@@ -528,3 +528,42 @@ fn the_target_duration_follows_the_key_frame_interval_known_at_the_start() {
         }
     }
 }
+
+/// A camera that is switched off while its microphone goes on: players stop where one of the two ends.
+#[test]
+fn the_last_frame_is_repeated_while_video_pauses_and_audio_goes_on() {
+    for rate in [30, 10, 1] {
+        let mut world = World::new(rate, rate, OPUS.1.into());
+        world.has_valid_slices = true;
+        for second in 0..40 {
+            world.video_pauses = matches!(second, 6..26 | 30..32);
+            world.play(1, OPUS.0, 48_000);
+            if second < 3 {
+                continue;
+            }
+            let end = |rendition: &Rendition| {
+                let last = rendition.segments().next_back().expect("segments");
+                last.start_time + last.duration()
+            };
+            let behind = (world.now - world.start).saturating_sub(end(world.video()));
+            assert!(behind <= Duration::from_millis(2_400), "{rate} {second}: {behind:?}");
+            assert!(
+                end(world.audio()).abs_diff(end(world.video())) <= Duration::from_millis(1_400),
+                "{rate} {second}"
+            );
+        }
+        let video = world.video();
+        assert_eq!(video.target_duration_secs(), 2, "{rate}");
+        let text = playlist::render_media_playlist(video, &[], false, None, "");
+        assert!(
+            durations(&text, "#EXT-X-PART:DURATION=")
+                .iter()
+                .all(|part| *part <= video.part_target().as_secs_f64())
+        );
+        let segments: Vec<_> = video.segments().collect();
+        for pair in segments.windows(2) {
+            let step = pair[1].start_time.abs_diff(pair[0].start_time + pair[0].duration());
+            assert!(step <= Duration::from_millis(1), "{rate}: {step:?}");
+        }
+    }
+}

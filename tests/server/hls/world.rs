@@ -39,6 +39,8 @@ pub(super) struct World {
     pub(super) video_pauses: bool,
     /// The kind that is not read for now.
     pub(super) late: Option<MediaKind>,
+    /// Slices refer to the picture parameter set of the stream.
+    pub(super) has_valid_slices: bool,
 }
 
 /// Duration of an audio frame in ticks, and its codec.
@@ -70,6 +72,7 @@ impl World {
             rate,
             video_pauses: false,
             late: None,
+            has_valid_slices: false,
         }
     }
 
@@ -97,7 +100,10 @@ impl World {
     }
 
     pub(super) fn play_frame(&mut self, audio_ticks: u64, rate_of_audio: u64) {
-        let body = vec![0x55; 500];
+        let mut body = vec![0x55; 500];
+        if self.has_valid_slices {
+            body[0] = 0x80;
+        }
         let frame = if self.frame.is_multiple_of(self.gop) {
             [SPS, PPS, &[0, 0, 0, 1, 0x65, 0x88], &body].concat()
         } else {

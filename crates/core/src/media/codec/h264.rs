@@ -367,7 +367,7 @@ fn parse_size_and_picture_order(
 
 /// Parses the fields that only high profiles have after the ID; returns ChromaArrayType, and whether the color planes are
 /// separate.
-fn parse_high_profile_sps_fields(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
+pub(super) fn parse_high_profile_sps_fields(bits: &mut BitReader<'_>, profile_idc: u8) -> Option<(u32, bool)> {
     if !matches!(
         profile_idc,
         100 | 110 | 122 | 244 | 44 | 83 | 86 | 118 | 128 | 138 | 139 | 134 | 135
@@ -404,7 +404,7 @@ fn skip_scaling_list(bits: &mut BitReader<'_>, size: usize) -> Option<()> {
 }
 
 /// Returns the length of `pic_order_cnt_lsb` in bits, and whether pictures are sent in the order in which they are shown.
-fn parse_pic_order_cnt_type(bits: &mut BitReader<'_>) -> Option<(Option<u32>, bool)> {
+pub(super) fn parse_pic_order_cnt_type(bits: &mut BitReader<'_>) -> Option<(Option<u32>, bool)> {
     match bits.read_ue()? {
         0 => Some((Some(bits.read_ue().filter(|bits| *bits <= 12)? + 4), false)),
         1 => {

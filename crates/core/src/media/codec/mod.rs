@@ -11,10 +11,13 @@ use self::finding::KeyFrameAndFormatFindings;
 use super::{Codec, CodecFormat};
 
 pub mod av1;
+mod bit_writer;
 pub mod bits;
 mod finding;
 mod h264;
+mod h264_cabac;
 mod h264_recovery;
+pub mod h264_repeat;
 mod h264_slice;
 mod h265;
 mod h265_slice;
