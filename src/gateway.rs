@@ -35,15 +35,14 @@ use crate::http::{self, HttpState, api, server};
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::pipeline::worker_slots::WorkerSlots;
-use crate::shard::{
-    MediaPlane, MediaPlaneSettings, MediaPlaneStartError, SessionLimits, SessionState, discovery, socket, watchdog,
-};
+use crate::shard::{MediaPlane, MediaPlaneSettings, MediaPlaneStartError, SessionLimits, discovery, socket, watchdog};
 use crate::sources::fetch::registry::SourceRegistry;
 use crate::telemetry;
 use crate::transcode::{self, WorkerOwnerLookup};
 use millstream_core::hub::name::StreamKey;
+use millstream_core::session::CryptoSetupError;
 use millstream_core::session::identity::DtlsIdentity;
-use millstream_core::session::{CloseReason, CryptoSetupError};
+use millstream_core::session::identity::DtlsIdentity;
 
 pub mod banner;
 pub mod config_check;
@@ -169,6 +168,9 @@ impl Gateway {
         let access = AccessControl::new(parts.credentials, &publish);
         let access = access.with_issued_tokens(control.api_streams.issued_tokens().clone());
         let state = HttpState::new(control.clone(), access, &config);
+        control
+            .sessions
+            .replace_access_control_and_end_revoked(state.authenticator.access_control());
         let log = Arc::new(api::events::EventLog::default());
         start_event_tasks(&state, &log, parts.webhook_targets, &mut tasks);
         let router = http::router(state.clone(), api::router(&state, log));
@@ -263,16 +265,10 @@ impl Gateway {
             .clone()
             .unwrap_or_else(|| self.fallback_publish_token.clone());
         let access = AccessControl::new(parts.credentials, &publish);
-        let access = access.with_issued_tokens(control.api_streams.issued_tokens().clone());
+        let access = Arc::new(access.with_issued_tokens(control.api_streams.issued_tokens().clone()));
+        // First of sessions: one that the new rules permit must not meet the old ones there.
+        let sessions_ended = control.sessions.replace_access_control_and_end_revoked(access.clone());
         self.http_state.authenticator.replace_access_control(access);
-        let revoked = control
-            .sessions
-            .set_access_control_and_find_revoked(self.http_state.authenticator.access_control());
-        let ended = revoked.iter().filter(|session| {
-            let state = control.media_plane.end_session(**session, CloseReason::TokenRevoked);
-            matches!(state, SessionState::Connecting | SessionState::Connected)
-        });
-        let sessions_ended = ended.count();
         control.set_client_settings(ClientSettings::new(&config));
         self.http_state.webhooks.replace_targets(parts.webhook_targets);
         control.reconcile_failover_groups(&config.failover_groups);

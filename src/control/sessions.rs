@@ -122,7 +122,7 @@ pub struct EventStreamReader {
 
 #[derive(Default)]
 struct SessionTableState {
-    /// The access rules in effect; `None` until the first reload.
+    /// The access rules in effect; `None` until the gateway has started.
     access_control: Option<Arc<AccessControl>>,
     offered_sessions: HashMap<SessionId, OfferedSession>,
     open_sessions: HashMap<SessionId, OpenSession>,
@@ -254,18 +254,34 @@ impl SessionTable {
         open.map(|(id, session)| (*id, session.record.clone())).collect()
     }
 
-    /// Applies other access rules, also to sessions whose request was authorized before: drops offers whose grant is not
-    /// valid any more, and returns open sessions with such a grant, which the caller ends.
-    pub fn set_access_control_and_find_revoked(&self, access: Arc<AccessControl>) -> Vec<SessionId> {
+    /// Applies other access rules, also to sessions whose request was authorized before. Sessions whose grant is not valid
+    /// any more end. Returns how many were running.
+    pub fn replace_access_control_and_end_revoked(&self, access: Arc<AccessControl>) -> usize {
         let mut entries = self.lock_state();
-        entries
-            .offered_sessions
-            .retain(|_, offered| access_control_still_grants(&access, &offered.record));
-        let mut revoked = entries.open_sessions.iter().collect::<Vec<_>>();
-        revoked.retain(|(_, session)| !access_control_still_grants(&access, &session.record));
-        let revoked = revoked.into_iter().map(|(id, _)| *id).collect();
-        entries.access_control = Some(access);
-        revoked
+        entries.access_control = Some(access.clone());
+        let revoked = drop_offers_and_find_sessions_without_grant(&mut entries, &access);
+        drop(entries);
+        self.end_revoked_sessions(&revoked)
+    }
+
+    /// Ends sessions whose grant is not valid any more, because the token was revoked while the access rules stayed the
+    /// same. The rules are those of this table: a caller may have read them before a reload. Returns how many were running.
+    pub fn end_sessions_of_revoked_tokens(&self) -> usize {
+        let mut entries = self.lock_state();
+        let Some(access) = entries.access_control.clone() else {
+            return 0;
+        };
+        let revoked = drop_offers_and_find_sessions_without_grant(&mut entries, &access);
+        drop(entries);
+        self.end_revoked_sessions(&revoked)
+    }
+
+    fn end_revoked_sessions(&self, revoked: &[SessionId]) -> usize {
+        let ended = revoked.iter().filter(|session| {
+            let state = self.media_plane.end_session(**session, CloseReason::TokenRevoked);
+            matches!(state, SessionState::Connecting | SessionState::Connected)
+        });
+        ended.count()
     }
 
     fn remove_expired_offers(&self) {
@@ -384,6 +400,19 @@ impl SessionTable {
     fn lock_state(&self) -> MutexGuard<'_, SessionTableState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Drops offers whose grant is not valid, and returns open sessions with such a grant.
+fn drop_offers_and_find_sessions_without_grant(
+    entries: &mut SessionTableState,
+    access: &AccessControl,
+) -> Vec<SessionId> {
+    entries
+        .offered_sessions
+        .retain(|_, offered| access_control_still_grants(access, &offered.record));
+    let mut sessions = entries.open_sessions.iter().collect::<Vec<_>>();
+    sessions.retain(|(_, session)| !access_control_still_grants(access, &session.record));
+    sessions.into_iter().map(|(id, _)| *id).collect()
 }
 
 fn access_control_still_grants(access: &AccessControl, record: &SessionRecord) -> bool {

@@ -51,8 +51,8 @@ impl Authenticator {
     }
 
     /// Replaces the access rules.
-    pub fn replace_access_control(&self, access: AccessControl) {
-        *self.access_control.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    pub fn replace_access_control(&self, access: Arc<AccessControl>) {
+        *self.access_control.write().unwrap_or_else(PoisonError::into_inner) = access;
     }
 
     /// Authorizes a request.

@@ -18,9 +18,7 @@ use crate::access::issued_tokens::{IssuedToken, seconds_since_1970};
 use crate::access::pattern::StreamNamePattern;
 use crate::control::api_streams::ApiStreamError;
 use crate::http::problem::Problem;
-use crate::shard::SessionState;
 use millstream_core::hub::name::StreamName;
-use millstream_core::session::CloseReason;
 
 /// Maximum number of patterns of one token and action.
 const MAX_PATTERNS: usize = 16;
@@ -173,15 +171,7 @@ pub(super) async fn revoke_token(State(api): State<ApiState>, Path(id): Path<Str
     let revoking = tokio::spawn(async move {
         let revoked = api.control.remove_issued_token(&id).await?;
         if revoked {
-            let access = api.authenticator.access_control();
-            let sessions = api.control.sessions.set_access_control_and_find_revoked(access);
-            let media_plane = &api.control.media_plane;
-            let ended = sessions
-                .iter()
-                .map(|session| media_plane.end_session(*session, CloseReason::TokenRevoked));
-            let sessions_ended = ended
-                .filter(|state| matches!(state, SessionState::Connecting | SessionState::Connected))
-                .count();
+            let sessions_ended = api.control.sessions.end_sessions_of_revoked_tokens();
             tracing::info!(token = id, sessions_ended, "token revoked by the API");
         }
         Ok::<bool, ApiStreamError>(revoked)

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millstream::config::Secret;
 use millstream::{Config, Gateway};
 use serde_json::{Value, json};
 
-use crate::http::client::{OBS, PUBLISH, Reply, Request, VIEWER, make_live};
+use crate::http::client::{OBS, PUBLISH, Reply, Request, VIEWER, make_live, raw};
 
 fn state_file(name: &str) -> PathBuf {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tokens-{name}-{}.toml", std::process::id()));
@@ -174,6 +175,36 @@ async fn sessions_end_with_their_token() {
     let reloaded = gateway.replace_config(config(&file, &[])).await.expect("valid");
     assert_eq!(reloaded.sessions_ended, 0);
     assert_eq!(offer(&kept).send(&gateway).await.status, 201);
+    gateway.stop().await;
+    let _ = fs::remove_file(&file);
+}
+
+/// A revocation reads the access rules and applies them to the sessions; a reload may replace them meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revocation_during_a_reload_does_not_bring_back_the_old_rules() {
+    let file = state_file("interleaved");
+    let mut gateway = start(&file).await;
+    let address = gateway.http_address();
+    make_live(&gateway, "live");
+    for round in 0..50 {
+        let token = issued(&gateway, &json!({ "play": "live" })).await;
+        let revocation = format!(
+            "DELETE /api/v1/tokens/{} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer operator\r\nContent-Length: 0\r\n\
+             Connection: close\r\n\r\n",
+            text(&token, "id")
+        );
+        let revoking = tokio::spawn(async move { raw(address, revocation.as_bytes()).await });
+        let mut other = config(&file, &[]);
+        let play_token = format!("play-{round}");
+        other.auth.play_token = Secret::new(&play_token);
+        gateway.replace_config(other).await.expect("valid");
+        assert!(revoking.await.expect("runs").starts_with(b"HTTP/1.1 204"));
+        let offer = Request::offer("/whep/live", VIEWER).bearer(&play_token);
+        let session = offer.send(&gateway).await.location();
+        let shown = Request::new("GET", &session).send(&gateway).await;
+        assert_eq!(shown.status, 204, "round {round}: {}", shown.text());
+        Request::new("DELETE", &session).send(&gateway).await;
+    }
     gateway.stop().await;
     let _ = fs::remove_file(&file);
 }
