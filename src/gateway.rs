@@ -14,8 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tracing::{debug, info, warn};
 
-use self::sources_and_credentials::{SourcesAndCredentials, api_stream_context, read_api_streams};
+use self::sources_and_credentials::{SourcesAndCredentials, api_stream_context};
 use crate::access::AccessControl;
+use crate::access::credentials::AuthCredentials;
 use crate::config::{self, Config, ConfigError, ReloadMode, Secret};
 use crate::control::ControlPlane;
 use crate::control::api_streams::ApiStreams;
@@ -119,8 +120,9 @@ impl Gateway {
     ) -> Result<Self, GatewayStartError> {
         programs.slots = WorkerSlots::new(config.pipelines.worker_slot_limits());
         let mut parts = SourcesAndCredentials::build(&config, &programs)?;
-        let api_context = api_stream_context(&config, &parts, &programs);
-        let api_streams = read_api_streams(&config, &mut parts, &api_context)?;
+        let api_context = api_stream_context(&config, &parts.pipeline_library, &programs);
+        let (api_streams, _) = ApiStreams::read(&config)?;
+        parts.configured_sources.extend(api_streams.build_sources(&api_context));
         let identity = Arc::new(DtlsIdentity::generate()?);
         let tls = match (&config.http.tls_certificate, &config.http.tls_key) {
             (None, None) => None,
@@ -240,44 +242,33 @@ impl Gateway {
     ///
     /// All mistakes in the configuration. Nothing has changed then.
     pub async fn replace_config(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
-        let mut parts = SourcesAndCredentials::build(&config, &self.programs)?;
-        // From here on to the end no stream is set by the API.
-        let api_streams = &self.http_state.control.api_streams;
-        let mut api_context = api_streams.lock().await;
-        let new_context = api_stream_context(&config, &parts, &self.programs);
-        let api_sources = api_streams.build_sources(&new_context);
-        let api_sources = api_sources.map_err(|mistakes| api_streams.state_file_error(mistakes))?;
-        parts.configured_sources.extend(api_sources);
+        let parts = SourcesAndCredentials::build(&config, &self.programs)?;
+        // First: nothing that the API has set may hold up a revocation.
+        let sessions_ended = self.replace_access_control(parts.credentials);
         let differs = self.config.changed_keys_except_streams(&config);
+        let control = &self.http_state.control;
+        control.set_client_settings(ClientSettings::new(&config));
+        self.http_state.webhooks.replace_targets(parts.webhook_targets);
+        // From here on to the end no stream is set by the API.
+        let mut api_context = control.api_streams.lock().await;
+        let new_context = api_stream_context(&config, &parts.pipeline_library, &self.programs);
+        let mut sources = parts.configured_sources;
+        sources.extend(control.api_streams.build_sources(&new_context));
+        let failed = sources.iter().filter(|source| !source.is_ready());
+        let failed = failed.map(|source| source.stream_config.name.to_string()).collect();
         let affects_sources =
             |key: &&config::ConfigKey| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
         let restarts_all = differs
             .iter()
             .any(|key| key.reload_mode == ReloadMode::Live && affects_sources(key));
+        control.reconcile_failover_groups(&config.failover_groups);
+        let reconciled = control.supervisor.reconcile(sources, restarts_all).await;
+        *api_context = Some(new_context);
+        drop(api_context);
         let paths = |reload| {
             let keys = differs.iter().filter(move |key| key.reload_mode == reload);
             keys.map(|key| key.path.to_owned()).collect()
         };
-        let control = &self.http_state.control;
-        let publish = parts
-            .credentials
-            .publish_token
-            .clone()
-            .unwrap_or_else(|| self.fallback_publish_token.clone());
-        let access = AccessControl::new(parts.credentials, &publish);
-        let access = Arc::new(access.with_issued_tokens(control.api_streams.issued_tokens().clone()));
-        // First of sessions: one that the new rules permit must not meet the old ones there.
-        let sessions_ended = control.sessions.replace_access_control_and_end_revoked(access.clone());
-        self.http_state.authenticator.replace_access_control(access);
-        control.set_client_settings(ClientSettings::new(&config));
-        self.http_state.webhooks.replace_targets(parts.webhook_targets);
-        control.reconcile_failover_groups(&config.failover_groups);
-        let reconciled = control
-            .supervisor
-            .reconcile(parts.configured_sources, restarts_all)
-            .await;
-        *api_context = Some(new_context);
-        drop(api_context);
         let name = |key: &StreamKey| match key.failover_source() {
             Some(source) => format!("{} ({source})", key.name),
             None => key.name.to_string(),
@@ -289,6 +280,7 @@ impl Gateway {
             started: names(reconciled.started),
             stopped: names(reconciled.stopped),
             restarted: names(reconciled.restarted),
+            failed,
             sessions_ended,
         };
         info!(?reloaded, "configuration reloaded");
@@ -298,6 +290,19 @@ impl Gateway {
         log_config_warnings(&config);
         self.config = config;
         Ok(reloaded)
+    }
+
+    /// Replaces the access rules and ends the sessions that they do not permit. Returns how many were running.
+    fn replace_access_control(&self, credentials: AuthCredentials) -> usize {
+        let control = &self.http_state.control;
+        let configured = credentials.publish_token.clone();
+        let publish = configured.unwrap_or_else(|| self.fallback_publish_token.clone());
+        let access = AccessControl::new(credentials, &publish);
+        let access = Arc::new(access.with_issued_tokens(control.api_streams.issued_tokens().clone()));
+        // First of sessions: one that the new rules permit must not meet the old ones there.
+        let sessions_ended = control.sessions.replace_access_control_and_end_revoked(access.clone());
+        self.http_state.authenticator.replace_access_control(access);
+        sessions_ended
     }
 
     /// Rejects new sessions from now on. Existing ones continue.

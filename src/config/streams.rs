@@ -226,6 +226,15 @@ impl StreamConfig {
 }
 
 impl StreamSourceConfig {
+    /// Returns the kind, which is also the key that selects it.
+    pub fn kind_label(&self) -> &'static str {
+        match self {
+            Self::Rtsp(_) => "rtsp",
+            Self::Hls(_) => "hls",
+            Self::Pipeline(_) => "pipeline",
+        }
+    }
+
     fn on_demand_settings(&self) -> (bool, Option<Duration>) {
         match self {
             Self::Rtsp(camera) => (camera.on_demand, camera.stop_after),

@@ -8,6 +8,7 @@ use super::ControlPlane;
 use super::api_streams::{ApiStreamChange, ApiStreamError, Precondition, build_source};
 use crate::access::issued_tokens::IssuedToken;
 use crate::config::state_file::ApiStream;
+use crate::sources::fetch::supervisor::ConfiguredSource;
 use millstream_core::hub::name::StreamName;
 
 impl ControlPlane {
@@ -47,8 +48,9 @@ impl ControlPlane {
         let stream = Arc::new(stream);
         streams.insert(name.clone(), stream.clone());
         api_streams.replace_streams(streams).await?;
-        let kind = source.0.kind.label();
-        self.supervisor.set_source(source).await;
+        let kind = source.kind.label();
+        let configured = ConfiguredSource::ready(source, stream.config.clone());
+        self.supervisor.set_source(configured).await;
         info!(stream = %name, source = kind, is_new, "stream set by the API");
         Ok(ApiStreamChange { stream, is_new })
     }

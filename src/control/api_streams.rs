@@ -16,13 +16,14 @@ use tracing::warn;
 use super::state_file::replace_state_file;
 use crate::access::issued_tokens::{IssuedToken, IssuedTokens};
 use crate::config::state_file::{ApiStream, StateFile, TokenRecord, state_file_text};
-use crate::config::{Config, ConfigError, ConfigLocation, ConfigMistake};
+use crate::config::{Config, ConfigError, ConfigMistake};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::sources::fetch::SourceConfig;
 use crate::sources::fetch::address::AllowedNetworks;
 use crate::sources::fetch::build::SourceBuildContext;
-use crate::sources::fetch::supervisor::ConfiguredSource;
+use crate::sources::fetch::supervisor::{BuiltSource, ConfiguredSource};
+use crate::sources::fetch::unbuildable::UnbuildableSource;
 use millstream_core::hub::name::StreamName;
 
 /// What is needed of the configuration to run a stream that the API sets.
@@ -72,11 +73,11 @@ pub struct ApiStreams {
     streams: RwLock<BTreeMap<StreamName, Arc<ApiStream>>>,
     issued_tokens: Arc<IssuedTokens>,
     /// Held while a change is made, by the API or a reload. `None` until the gateway has started.
-    context: Arc<Mutex<Option<ApiStreamContext>>>,
+    context: Arc<Mutex<Option<Arc<ApiStreamContext>>>>,
 }
 
 /// Allows a reload to build the streams with other settings while the API changes none.
-pub type ApiStreamsLock = OwnedMutexGuard<Option<ApiStreamContext>>;
+pub type ApiStreamsLock = OwnedMutexGuard<Option<Arc<ApiStreamContext>>>;
 
 /// What a change of a stream did.
 #[derive(Clone, Debug)]
@@ -123,7 +124,7 @@ impl ApiStreams {
     }
 
     /// Returns what sources are built with; `None` while the gateway is starting or stopping.
-    pub async fn context(&self) -> Option<ApiStreamContext> {
+    pub async fn context(&self) -> Option<Arc<ApiStreamContext>> {
         self.context.lock().await.clone()
     }
 
@@ -132,36 +133,40 @@ impl ApiStreams {
         self.context.clone().lock_owned().await
     }
 
-    /// Builds the sources of all streams but those that the configuration file has too.
-    ///
-    /// # Errors
-    ///
-    /// All mistakes, each with its key.
-    pub fn build_sources(&self, context: &ApiStreamContext) -> Result<Vec<ConfiguredSource>, Vec<ConfigMistake>> {
-        let (mut sources, mut mistakes) = (Vec::new(), Vec::new());
+    /// Builds the sources of all streams but those that the configuration file has too. One that cannot be built is no
+    /// mistake of the configuration, which may not even have changed: its stream is marked as failed.
+    pub fn build_sources(&self, context: &Arc<ApiStreamContext>) -> Vec<ConfiguredSource> {
+        let mut sources = Vec::new();
         for (name, stream) in &*self.read_streams() {
             if context.configured_streams.contains(name) {
                 warn!(stream = %name, "stream set by the API does not run: the configuration file has a stream of this name");
                 continue;
             }
-            match build_source(stream, context) {
-                Ok(source) => sources.push(source),
-                Err(wrong) => mistakes.extend(wrong),
-            }
+            let (stream, context) = (stream.clone(), context.clone());
+            let stream_config = stream.config.clone();
+            let build = move || build_source(&stream, &context).map_err(|mistakes| mistakes_text(&mistakes));
+            let source = match build() {
+                Ok(source) => BuiltSource::Ready(source),
+                Err(problem) => {
+                    let path = self.state_file.display();
+                    warn!(stream = %name, problem, state_file = %path, "stream set by the API failed: its source cannot be started; the gateway retries it");
+                    let build = Arc::new(build);
+                    BuiltSource::Unbuildable(UnbuildableSource { problem, build })
+                }
+            };
+            sources.push(ConfiguredSource { stream_config, source });
         }
-        if mistakes.is_empty() {
-            Ok(sources)
-        } else {
-            Err(mistakes)
-        }
+        sources
     }
 
-    /// Returns the error of a reload for mistakes in streams that were set by the API.
-    pub fn state_file_error(&self, mut mistakes: Vec<ConfigMistake>) -> ConfigError {
-        for mistake in &mut mistakes {
-            mistake.location = Some(ConfigLocation::File(self.state_file.clone()));
-        }
-        ConfigError::new(mistakes)
+    /// Returns the mistakes because of which streams would be marked as failed.
+    pub fn find_unbuildable(&self, context: &ApiStreamContext) -> Vec<ConfigMistake> {
+        let streams = self.read_streams();
+        let running = streams
+            .iter()
+            .filter(|(name, _)| !context.configured_streams.contains(*name));
+        let mistakes = running.filter_map(|(_, stream)| build_source(stream, context).err());
+        mistakes.flatten().collect()
     }
 
     pub(super) fn read_streams(&self) -> RwLockReadGuard<'_, BTreeMap<StreamName, Arc<ApiStream>>> {
@@ -239,12 +244,16 @@ fn read_tokens(records: &[TokenRecord]) -> Result<Vec<IssuedToken>, Vec<ConfigMi
 /// # Errors
 ///
 /// All mistakes, each with its key.
-pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<ConfiguredSource, Vec<ConfigMistake>> {
+pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<SourceConfig, Vec<ConfigMistake>> {
     let build_context = SourceBuildContext {
         pipeline_library: &context.pipeline_library,
         worker_programs: &context.worker_programs,
         allowed_networks: &context.allowed_networks,
     };
-    let source = SourceConfig::build(&stream.config, build_context)?;
-    Ok((source, stream.config.clone()))
+    SourceConfig::build(&stream.config, build_context)
+}
+
+fn mistakes_text(mistakes: &[ConfigMistake]) -> String {
+    let texts: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    texts.join("; ")
 }

@@ -17,6 +17,8 @@ pub struct Reloaded {
     pub stopped: Vec<String>,
     /// Streams whose source was changed and restarted.
     pub restarted: Vec<String>,
+    /// Streams set by the API whose source cannot be started at present: see `last_error` of their source.
+    pub failed: Vec<String>,
     /// Number of sessions that were ended because their token is no longer valid.
     pub sessions_ended: usize,
 }

@@ -36,6 +36,11 @@ pub async fn check_loaded_config(
     for warning in &config.warnings {
         print(&format!("warning: {warning}\n"));
     }
+    let unbuildable =
+        sources_and_credentials::find_unbuildable_api_streams(config, &WorkerProgramsAndSlots::installed());
+    for mistake in unbuildable.unwrap_or_default() {
+        print(&format!("warning: a stream set by the API cannot run: {mistake}\n"));
+    }
     mistakes.extend(self::find_source_credential_certificate_mistakes(config, &mistakes));
     for failure in find_bind_failures(config, &mistakes) {
         // A changed configuration is checked while the gateway runs with the old one.
@@ -118,10 +123,7 @@ pub fn find_source_and_credential_mistakes(config: &Config) -> Vec<ConfigMistake
 
 fn find_source_build_and_state_file_mistakes(config: &Config) -> Vec<ConfigMistake> {
     let programs = WorkerProgramsAndSlots::installed();
-    let read = SourcesAndCredentials::build(config, &programs).and_then(|mut built| {
-        let context = sources_and_credentials::api_stream_context(config, &built, &programs);
-        sources_and_credentials::read_api_streams(config, &mut built, &context)
-    });
+    let read = sources_and_credentials::find_unbuildable_api_streams(config, &programs);
     read.err().map_or_else(Vec::new, |error| error.mistakes)
 }
 

@@ -2,6 +2,7 @@
 //! does not start, and a running one keeps its configuration.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::access::credentials::AuthCredentials;
 use crate::config::{Config, ConfigError, ConfigMistake};
@@ -41,7 +42,7 @@ impl SourcesAndCredentials {
         let mut streams = Vec::new();
         for stream in &config.streams {
             match SourceConfig::build(stream, context) {
-                Ok(fetched) => streams.push((fetched, stream.clone())),
+                Ok(source) => streams.push(ConfiguredSource::ready(source, stream.clone())),
                 Err(wrong) => mistakes.extend(wrong),
             }
         }
@@ -61,37 +62,35 @@ impl SourcesAndCredentials {
 /// Returns what streams that are set by the API need of a configuration.
 pub fn api_stream_context(
     config: &Config,
-    parts: &SourcesAndCredentials,
+    library: &PipelineLibrary,
     programs: &WorkerProgramsAndSlots,
-) -> ApiStreamContext {
+) -> Arc<ApiStreamContext> {
     let names = config.streams.iter().map(|stream| stream.name.clone());
-    ApiStreamContext {
-        pipeline_library: parts.pipeline_library.clone(),
+    Arc::new(ApiStreamContext {
+        pipeline_library: library.clone(),
         worker_programs: programs.clone(),
         allowed_networks: AllowedNetworks::new(config.sources.allow.clone()),
         configured_streams: names.collect::<BTreeSet<_>>(),
         max_streams: config.api.max_streams,
         max_tokens: config.api.max_tokens,
         source_test_timeout: config.api.source_test_timeout,
-    }
+    })
 }
 
-/// Reads the streams that were set by the API, and adds their sources to `parts`.
+/// Returns the mistakes because of which streams that were set by the API would be marked as failed, each with its place
+/// in the state file.
 ///
 /// # Errors
 ///
-/// All mistakes in the state file, and in what it refers to.
-pub fn read_api_streams(
+/// All mistakes because of which the gateway would not start.
+pub fn find_unbuildable_api_streams(
     config: &Config,
-    parts: &mut SourcesAndCredentials,
-    context: &ApiStreamContext,
-) -> Result<ApiStreams, ConfigError> {
+    programs: &WorkerProgramsAndSlots,
+) -> Result<Vec<ConfigMistake>, ConfigError> {
+    let parts = SourcesAndCredentials::build(config, programs)?;
     let (api_streams, state_file) = ApiStreams::read(config)?;
-    let sources = api_streams
-        .build_sources(context)
-        .map_err(|mistakes| ConfigError::new(state_file.add_locations_to_mistakes(mistakes)))?;
-    parts.configured_sources.extend(sources);
-    Ok(api_streams)
+    let context = api_stream_context(config, &parts.pipeline_library, programs);
+    Ok(state_file.add_locations_to_mistakes(api_streams.find_unbuildable(&context)))
 }
 
 /// Returns the built-in pipelines and those of the operator's folder.

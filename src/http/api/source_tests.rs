@@ -96,7 +96,7 @@ pub(super) async fn test_source(
         .context()
         .await
         .ok_or(ApiStreamError::Stopping)?;
-    let (source, _) =
+    let source =
         build_source(&stream, &context).map_err(|mistakes| mistakes_problem(&stream.add_json_pointers(mistakes)))?;
     let started = Instant::now();
     let (trial, known) = tests.run(source, context.source_test_timeout).await;

@@ -32,6 +32,7 @@ pub mod registry;
 pub mod status;
 pub mod supervisor;
 pub mod trial;
+pub mod unbuildable;
 
 use self::error::FetchError;
 use self::pipeline::PipelineSpec;

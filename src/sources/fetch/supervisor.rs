@@ -6,6 +6,8 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::registry::{RegisteredSource, SourceRegistry};
+use super::status::SourceState;
+use super::unbuildable::{UnbuildableSource, build_and_run_source};
 use super::{SourceConfig, run_source};
 use crate::config::StreamConfig;
 use millstream_core::hub::name::StreamKey;
@@ -19,9 +21,7 @@ pub struct SourceSupervisor<P> {
 }
 
 struct SupervisedSource {
-    source_config: SourceConfig,
-    /// The configuration it was built from.
-    stream_config: StreamConfig,
+    configured: ConfiguredSource,
     /// `None` while it is stopped by the API.
     task: Option<JoinHandle<()>>,
 }
@@ -34,8 +34,35 @@ pub struct ReconcileResult {
     pub restarted: Vec<StreamKey>,
 }
 
-/// A source and the configuration that it was built from.
-pub type ConfiguredSource = (SourceConfig, StreamConfig);
+/// A source and its configuration.
+#[derive(Clone)]
+pub struct ConfiguredSource {
+    pub stream_config: StreamConfig,
+    pub source: BuiltSource,
+}
+
+/// What was built from the configuration of a source.
+#[derive(Clone)]
+pub enum BuiltSource {
+    Ready(SourceConfig),
+    /// The stream is marked as failed until the source can be built.
+    Unbuildable(UnbuildableSource),
+}
+
+impl ConfiguredSource {
+    /// Returns a source that was built.
+    pub fn ready(source: SourceConfig, stream_config: StreamConfig) -> Self {
+        Self {
+            stream_config,
+            source: BuiltSource::Ready(source),
+        }
+    }
+
+    /// Returns whether it was built.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.source, BuiltSource::Ready(_))
+    }
+}
 
 impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     /// Makes a supervisor without sources.
@@ -54,12 +81,16 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
         let mut reconciled = ReconcileResult::default();
         let mut desired: BTreeMap<StreamKey, ConfiguredSource> = configured_sources
             .into_iter()
-            .map(|configured| (configured.0.stream.clone(), configured))
+            .map(|configured| (configured.stream_config.stream_key(), configured))
             .collect();
         let gone: Vec<StreamKey> = supervised
             .iter()
             .filter(|(name, source)| match desired.get(*name) {
-                Some((_, config)) => restart_all || config != &source.stream_config,
+                Some(wanted) => {
+                    restart_all
+                        || wanted.stream_config != source.configured.stream_config
+                        || self.can_be_built_differently(name, source, wanted)
+                }
                 None => true,
             })
             .map(|(name, _)| name.clone())
@@ -76,39 +107,25 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
             }
         }
         desired.retain(|name, _| !supervised.contains_key(name));
-        for (name, (fetched, config)) in desired {
-            let task = Some(self.spawn_source(&fetched));
+        for (name, configured) in desired {
+            let task = Some(self.spawn_source(&configured));
             if !reconciled.restarted.contains(&name) {
                 reconciled.started.push(name.clone());
             }
-            supervised.insert(
-                name,
-                SupervisedSource {
-                    source_config: fetched,
-                    stream_config: config,
-                    task,
-                },
-            );
+            supervised.insert(name, SupervisedSource { configured, task });
         }
         reconciled
     }
 
     /// Starts the source of one stream, in place of the one that it has.
-    pub async fn set_source(&self, (source_config, stream_config): ConfiguredSource) {
+    pub async fn set_source(&self, configured: ConfiguredSource) {
         let mut supervised = self.supervised_sources.lock().await;
-        let name = source_config.stream.clone();
+        let name = configured.stream_config.stream_key();
         if let Some(previous) = supervised.remove(&name) {
             previous.abort_task_and_wait().await;
         }
-        let task = Some(self.spawn_source(&source_config));
-        supervised.insert(
-            name,
-            SupervisedSource {
-                source_config,
-                stream_config,
-                task,
-            },
-        );
+        let task = Some(self.spawn_source(&configured));
+        supervised.insert(name, SupervisedSource { configured, task });
     }
 
     /// Ends the source of one stream, which then has none.
@@ -120,15 +137,33 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
         }
     }
 
-    fn spawn_source(&self, fetched: &SourceConfig) -> JoinHandle<()> {
+    /// Whether a source that waits to be built was built now, or one that does not run cannot be built any more.
+    fn can_be_built_differently(&self, name: &StreamKey, old: &SupervisedSource, new: &ConfiguredSource) -> bool {
+        let state = self.registry.get(name).map(|entry| entry.status().state);
+        match (old.configured.is_ready(), new.is_ready()) {
+            (false, true) => state == Some(SourceState::Failed),
+            (true, false) => matches!(state, Some(SourceState::Failed | SourceState::Idle)),
+            (true, true) | (false, false) => false,
+        }
+    }
+
+    fn spawn_source(&self, configured: &ConfiguredSource) -> JoinHandle<()> {
+        let config = &configured.stream_config;
         let entry = RegisteredSource::new(
-            fetched.stream.clone(),
-            fetched.kind.label(),
-            fetched.on_demand_linger.is_some(),
+            config.stream_key(),
+            config.source.kind_label(),
+            config.on_demand_stop_after().is_some(),
             self.media_plane.hub().change_notifier().clone(),
         );
         self.registry.insert(entry.clone());
-        tokio::spawn(run_source(entry, fetched.clone(), self.media_plane.clone()))
+        let plane = self.media_plane.clone();
+        match &configured.source {
+            BuiltSource::Ready(source) => tokio::spawn(run_source(entry, source.clone(), plane)),
+            BuiltSource::Unbuildable(source) => {
+                entry.mark_failed(&source.problem);
+                tokio::spawn(build_and_run_source(entry, source.clone(), plane))
+            }
+        }
     }
 
     /// Stops fetching a stream until it is started again. Returns whether it has a configured source.
@@ -153,7 +188,7 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
         if let Some(task) = source.task.take() {
             abort_and_join(task).await;
         }
-        source.task = Some(self.spawn_source(&source.source_config));
+        source.task = Some(self.spawn_source(&source.configured));
         true
     }
 

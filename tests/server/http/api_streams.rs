@@ -3,11 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use millstream::config::Secret;
 use millstream::{Config, Gateway};
 use serde_json::{Value, json};
 
-use crate::http::client::{PUBLISH, Reply, Request};
+use crate::http::client::{PUBLISH, Reply, Request, VIEWER, hurry};
 
 /// A folder of one test, with its state file.
 struct Folder(PathBuf);
@@ -306,10 +308,6 @@ async fn a_state_file_with_mistakes_is_named_at_the_start_and_left_as_it_is() {
             "[streams.\"door\"]\nrtsp = 1\n",
             ", line 2, column 8: `streams.door.rtsp` has an invalid value",
         ),
-        (
-            "[streams.\"door\"]\nrtsp = \"http://a/\"\n",
-            ", line 2, column 1: `streams.door.rtsp`: the URL does not",
-        ),
     ] {
         fs::write(folder.state_file(), text).expect("written");
         let error = Gateway::start(folder.config(""))
@@ -324,6 +322,82 @@ async fn a_state_file_with_mistakes_is_named_at_the_start_and_left_as_it_is() {
             millstream::gateway::config_check::find_source_credential_certificate_mistakes(&folder.config(""), &[]);
         assert_eq!(found.len(), 1, "`millstream check` names it too");
     }
+}
+
+async fn source_of(gateway: &Gateway, stream: &str, token: &str) -> Value {
+    let shown = Request::new("GET", &format!("/api/v1/streams/{stream}")).bearer(token);
+    json_of(&shown.send(gateway).await)["source"].clone()
+}
+
+async fn until_source_state(gateway: &Gateway, stream: &str, wanted: &str) {
+    let reached = async {
+        while source_of(gateway, stream, "operator").await["state"] != wanted {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let reached = hurry(tokio::time::timeout(Duration::from_secs(600), reached)).await;
+    assert!(reached.is_ok(), "{}", source_of(gateway, stream, "operator").await);
+}
+
+/// A file that was deleted, or a pipeline that is gone: whoever may set streams must not be able to keep a token valid.
+#[tokio::test]
+async fn a_stream_that_cannot_be_built_holds_up_neither_revocation_nor_start() {
+    let folder = Folder::new("unbuildable");
+    let (clip, pipelines) = (folder.0.join("clip.mp4"), folder.0.join("pipelines"));
+    fs::write(&clip, "no video").expect("written");
+    fs::create_dir(&pipelines).expect("a folder");
+    let own = "description = \"Own\"\nlaunch = \"videotestsrc ! appsink name=video\"\n";
+    fs::write(pipelines.join("own.toml"), own).expect("written");
+    let with_pipelines = format!("[pipelines]\nfolder = \"{}\"\n", pipelines.display());
+    let mut gateway = folder.gateway(&with_pipelines).await;
+    let from_file = json!({ "pipeline": "file", "params": { "path": clip }, "on_demand": true });
+    assert_eq!(set(&gateway, "clip", &from_file).await.status, 201);
+    let of_operator = json!({ "pipeline": "own", "on_demand": true });
+    assert_eq!(set(&gateway, "own", &of_operator).await.status, 201);
+    assert_eq!(set(&gateway, "door", &idle_camera()).await.status, 201);
+    fs::remove_file(&clip).expect("removed");
+
+    let mut rotated = folder.config("");
+    rotated.auth.api_token = Secret::new("rotated");
+    let reloaded = gateway
+        .replace_config(rotated)
+        .await
+        .expect("no mistake of the configuration");
+    assert_eq!(reloaded.failed, ["clip", "own"]);
+    assert_eq!(request("GET", "clip").send(&gateway).await.status, 401, "revoked");
+    for (stream, cause) in [
+        (
+            "clip",
+            "`streams.clip.params.path`: the value must be the absolute path of an existing file",
+        ),
+        ("own", "`streams.own.pipeline` names the unknown pipeline \"own\""),
+    ] {
+        let source = source_of(&gateway, stream, "rotated").await;
+        let last_error = source["last_error"].as_str().unwrap_or_default();
+        assert_eq!(source["state"], "failed", "{source}");
+        assert!(last_error.starts_with(cause), "{source}");
+    }
+    assert_eq!(
+        source_of(&gateway, "door", "rotated").await["state"],
+        "idle",
+        "the others run"
+    );
+    gateway.stop().await;
+
+    // `millstream check` does not refuse it either.
+    let found = millstream::gateway::config_check::find_source_credential_certificate_mistakes(&folder.config(""), &[]);
+    assert!(found.is_empty(), "{found:?}");
+    let gateway = folder.gateway("").await;
+    assert_eq!(configured_names(&gateway), ["clip", "door", "own"]);
+    let viewer = Request::offer("/whep/clip", VIEWER).send(&gateway).await;
+    assert_eq!((viewer.status, viewer.problem().as_str()), (409, "source_away"));
+    // It is tried again by itself.
+    fs::write(&clip, "no video").expect("written");
+    until_source_state(&gateway, "clip", "idle").await;
+    assert_eq!(source_of(&gateway, "own", "operator").await["state"], "failed");
+    assert_eq!(request("DELETE", "own").send(&gateway).await.status, 204);
+    assert_eq!(configured_names(&gateway), ["clip", "door"]);
+    gateway.stop().await;
 }
 
 #[tokio::test]
