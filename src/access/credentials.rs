@@ -6,7 +6,9 @@ use super::jwt::{JwtKey, JwtVerifier};
 use super::pattern::StreamNamePattern;
 use super::request::{Permissions, StaticToken};
 use super::webhook::WebhookClient;
-use crate::config::{AuthConfig, ConfigMistake, LimitsConfig, Secret, TokenConfig, read_environment_variable};
+use crate::config::{
+    ApiScope, AuthConfig, ConfigMistake, LimitsConfig, Secret, TokenConfig, read_environment_variable,
+};
 
 /// The credentials that [`super::AccessControl`] is built from.
 pub struct AuthCredentials {
@@ -136,7 +138,7 @@ fn read_static_token(config: &TokenConfig) -> Result<StaticToken, Vec<ConfigMist
         play: patterns("play", &config.play),
         api: config.api,
     };
-    if config.publish.is_empty() && config.play.is_empty() && !config.api {
+    if config.publish.is_empty() && config.play.is_empty() && config.api == ApiScope::None {
         refuse("", "has no permission: set `publish`, `play` or `api`".to_owned());
     }
     match token {
@@ -196,7 +198,7 @@ mod tests {
                 token(Some("a"), None, &[]),
                 TokenConfig {
                     token_env: Some("MILLSTREAM_TEST_THAT_IS_NOT_SET".to_owned()),
-                    api: true,
+                    api: ApiScope::Read,
                     ..TokenConfig::default()
                 },
             ],

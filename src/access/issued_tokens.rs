@@ -11,7 +11,6 @@ use rand::RngCore as _;
 
 use super::pattern::StreamNamePattern;
 use super::request::{Permissions, token_digest, wall_clock_now};
-use crate::config::Secret;
 use crate::config::state_file::TokenRecord;
 
 /// A token that was issued.
@@ -70,7 +69,7 @@ impl IssuedToken {
             permissions: Permissions {
                 publish: patterns(&record.publish)?,
                 play: patterns(&record.play)?,
-                api: false,
+                api: ApiScope::None,
             },
             issued_at: time(record.issued)?,
             expires_at: match record.expires {

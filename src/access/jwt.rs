@@ -4,7 +4,7 @@
 //! { "exp": 1900000000, "publish": ["studio/*"], "play": "*", "api": true }
 //! ```
 //!
-//! `exp` is required, as are `iss` and `aud` if they are configured. `publish` and `play` are a pattern or a list of patterns. A key is used with one algorithm only:
+//! `exp` is required, as are `iss` and `aud` if they are configured. `publish` and `play` are a pattern or a list of patterns, `api` is `true`, `false` or `"read"`. A key is used with one algorithm only:
 //! HS256 for a secret, RS256 for an RSA key, ES256 for a key on P-256. The token's `alg` only selects among them (RFC
 //! 8725 §3.1).
 
@@ -22,7 +22,7 @@ use tracing::warn;
 
 use super::pattern::StreamNamePattern;
 use super::request::{Denial, Permissions, VerifiedJwt, token_digest, wall_clock_now};
-use crate::config::AuthConfig;
+use crate::config::{ApiScope, AuthConfig};
 
 /// A key with its algorithm.
 #[derive(Clone)]
@@ -120,7 +120,7 @@ struct Claims {
     #[serde(default)]
     play: PatternClaim,
     #[serde(default)]
-    api: bool,
+    api: ApiClaim,
 }
 
 impl Claims {
@@ -134,13 +134,42 @@ impl Claims {
             permissions: Permissions {
                 publish: self.publish.valid_patterns(),
                 play: self.play.valid_patterns(),
-                api: self.api,
+                api: self.api.scope(),
             },
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.exp.min(MAX_EXPIRY_UNIX_SECONDS)),
             key_digest: key,
             key_set_url: set,
             issuer: self.iss.as_ref().and_then(text),
             audiences,
+        }
+    }
+}
+
+/// The claim `api`: `true`, `false` or `"read"`. A token with another value is rejected.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum ApiClaim {
+    AllOrNone(bool),
+    Scope(NamedApiScope),
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum NamedApiScope {
+    Read,
+}
+
+impl Default for ApiClaim {
+    fn default() -> Self {
+        Self::AllOrNone(false)
+    }
+}
+
+impl ApiClaim {
+    fn scope(self) -> ApiScope {
+        match self {
+            Self::AllOrNone(is_all) => ApiScope::all_or_none(is_all),
+            Self::Scope(NamedApiScope::Read) => ApiScope::Read,
         }
     }
 }

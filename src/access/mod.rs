@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use crate::config::Secret;
+use crate::config::{ApiScope, Secret};
 use millstream_core::hub::name::StreamName;
 
 pub mod credentials;
@@ -63,9 +63,9 @@ impl AccessControl {
         let closed = play.is_some() || tokens.iter().any(|token| !token.permissions.play.is_empty());
         let open = !closed && verifier.is_none() && hook.is_none();
         let restricted = !open || !tokens.is_empty();
-        let mut fixed = vec![StaticToken::new(publish, rights(all(), false))];
-        fixed.extend(play.map(|play| StaticToken::new(&play, rights(Vec::new(), false))));
-        fixed.extend(api.map(|api| StaticToken::new(&api, rights(Vec::new(), true))));
+        let mut fixed = vec![StaticToken::new(publish, rights(all(), ApiScope::None))];
+        fixed.extend(play.map(|play| StaticToken::new(&play, rights(Vec::new(), ApiScope::None))));
+        fixed.extend(api.map(|api| StaticToken::new(&api, rights(Vec::new(), ApiScope::Full))));
         fixed.extend(tokens);
         Self {
             static_tokens: fixed,
@@ -100,9 +100,11 @@ impl AccessControl {
         self.restricts_more_than_publishing
     }
 
-    /// Whether any configured credential can give access to the API.
+    /// Whether any configured credential can give access to the API, if only to read.
     pub fn can_grant_api(&self) -> bool {
-        self.static_tokens.iter().any(|token| token.permissions.api)
+        self.static_tokens
+            .iter()
+            .any(|token| token.permissions.api != ApiScope::None)
             || self.jwt_verifier.is_some()
             || self.webhook.is_some()
     }

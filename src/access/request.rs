@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::pattern::StreamNamePattern;
-use crate::config::Secret;
+use crate::config::{ApiScope, Secret};
 use millstream_core::hub::name::StreamName;
 
 /// The action that a request needs permission for.
@@ -16,8 +16,10 @@ use millstream_core::hub::name::StreamName;
 pub enum AccessAction {
     Publish,
     Play,
-    /// Use the control API and read the metrics.
-    Api,
+    /// Read by the control API, or read the metrics.
+    ApiRead,
+    /// Change something by the control API.
+    ApiFull,
 }
 
 impl AccessAction {
@@ -26,7 +28,16 @@ impl AccessAction {
         match self {
             Self::Publish => "publish",
             Self::Play => "play",
-            Self::Api => "api",
+            Self::ApiRead | Self::ApiFull => "api",
+        }
+    }
+
+    /// Returns the scope of the API that is needed, as in requests to the hook; `None` for other actions.
+    pub fn api_scope_name(self) -> Option<&'static str> {
+        match self {
+            Self::Publish | Self::Play => None,
+            Self::ApiRead => Some(ApiScope::READ_NAME),
+            Self::ApiFull => Some("full"),
         }
     }
 
@@ -35,7 +46,8 @@ impl AccessAction {
         match self {
             Self::Publish => "publish",
             Self::Play => "watch",
-            Self::Api => "use the API",
+            Self::ApiRead => "use the API",
+            Self::ApiFull => "change anything by the API",
         }
     }
 }
@@ -45,7 +57,7 @@ impl AccessAction {
 pub struct Permissions {
     pub publish: Vec<StreamNamePattern>,
     pub play: Vec<StreamNamePattern>,
-    pub api: bool,
+    pub api: ApiScope,
 }
 
 impl Permissions {
@@ -57,7 +69,8 @@ impl Permissions {
         match action {
             AccessAction::Publish => any(&self.publish),
             AccessAction::Play => any(&self.play),
-            AccessAction::Api => self.api,
+            AccessAction::ApiRead => self.api >= ApiScope::Read,
+            AccessAction::ApiFull => self.api == ApiScope::Full,
         }
     }
 }

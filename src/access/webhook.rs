@@ -1,7 +1,7 @@
 //! Authorization webhook of the operator.
 //!
-//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token_digest` and `address`, each `null` if
-//! there is none. Any 2xx status grants access, until `expires` (seconds since 1970) if the response is a JSON object
+//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token`, `address` and `scope` (`read` or
+//! `full`, of the API), each `null` if there is none. Any 2xx status grants access, until `expires` (seconds since 1970) if the response is a JSON object
 //! with that field. 401 and 403 deny access. Any other status, and a timeout, deny access temporarily.
 
 use std::collections::HashMap;
@@ -50,6 +50,7 @@ struct WebhookRequestBody<'a> {
     stream: Option<&'a str>,
     token: Option<&'a str>,
     address: Option<IpAddr>,
+    scope: Option<&'static str>,
 }
 
 #[derive(Default, Deserialize)]
@@ -145,6 +146,7 @@ impl WebhookClient {
             stream: access.stream.map(millstream_core::hub::name::StreamName::as_str),
             token: access.token,
             address: access.address,
+            scope: access.action.api_scope_name(),
         };
         let request = self.client.post(&*self.url).timeout(self.timeout).json(&sent);
         let response = match request.send().await {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::secret::Secret;
 use super::section::section;
 use super::value_parsers;
+use super::value_types::ApiScope;
 
 section! {
     /// Authorization.
@@ -100,9 +101,10 @@ section! {
         #[key("play", Live, "none", "value_parsers::parse_stream_name_patterns")]
         pub play: Vec<String> = Vec::new(),
 
-        /// Whether the token permits the API and `/metrics`.
-        #[key("api", Live, "`false`", "value_parsers::parse_bool")]
-        pub api: bool = false,
+        /// Right to use the API: `"read"` for `GET` requests and `/metrics`, `true` for everything, also to issue tokens for
+        /// any stream.
+        #[key("api", Live, "`false`", "value_parsers::parse_api_scope")]
+        pub api: ApiScope = ApiScope::None,
     }
 }
 

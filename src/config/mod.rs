@@ -61,7 +61,7 @@ pub use self::sections::{
 pub use self::streams::{
     HlsSourceConfig, PipelineSourceConfig, RtspConfig, RtspTransport, StreamConfig, StreamSourceConfig,
 };
-pub use self::value_types::WebhookEventType;
+pub use self::value_types::{ApiScope, WebhookEventType};
 pub use self::webhooks::WebhookConfig;
 
 /// The whole configuration.

@@ -16,7 +16,7 @@ use tracing_subscriber::filter::Directive;
 use super::document::may_be_url_with_secret;
 use super::mistake::nearest_name;
 use super::secret::{Redacted, Secret};
-use super::value_types::{AllowedOrigins, TurnUser, WebhookEventType};
+use super::value_types::{AllowedOrigins, ApiScope, TurnUser, WebhookEventType};
 use millstream_core::hub::name::SourceName;
 
 const TOKEN_FORMAT_TEXT: &str = "1 to 512 letters, digits and `-._~+/=`, without spaces";
@@ -90,6 +90,17 @@ fn parse_from_string<T: FromStr>(value: &Value) -> Option<T> {
 pub(super) fn parse_bool<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
     parse_value_with(value, "true or false", |value| {
         value.as_bool().or_else(|| parse_from_string(value))
+    })
+}
+
+/// Parses `true`, `false` or the name of a scope of the API.
+pub(super) fn parse_api_scope<'de, D: Deserializer<'de>>(value: D) -> Result<ApiScope, D::Error> {
+    parse_value_with(value, "true, false or \"read\"", |value| match value.as_str() {
+        Some(ApiScope::READ_NAME) => Some(ApiScope::Read),
+        _ => {
+            let is_all = value.as_bool().or_else(|| parse_from_string(value));
+            is_all.map(ApiScope::all_or_none)
+        }
     })
 }
 

@@ -17,6 +17,28 @@ pub struct TurnUser {
     pub password: Secret,
 }
 
+/// What a token may do by the control API.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ApiScope {
+    /// Nothing.
+    #[default]
+    None,
+    /// Read, and read the metrics.
+    Read,
+    /// Everything, also to issue tokens.
+    Full,
+}
+
+impl ApiScope {
+    /// Name of the scope that only reads.
+    pub const READ_NAME: &'static str = "read";
+
+    /// Returns all of the API, or nothing.
+    pub fn all_or_none(is_all: bool) -> Self {
+        if is_all { Self::Full } else { Self::None }
+    }
+}
+
 /// An event that webhooks are told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WebhookEventType {

@@ -75,12 +75,12 @@ impl Authenticator {
         self.authorize(&access, caller, token.as_deref(), action, stream).await
     }
 
-    /// Whether a grant for the API has not expired and is valid with the access rules in effect.
-    pub fn still_grants_api(&self, grant: &Grant) -> bool {
+    /// Whether a grant to read by the API has not expired and is valid with the access rules in effect.
+    pub fn still_grants_api_read(&self, grant: &Grant) -> bool {
         !grant.is_expired()
             && self
                 .access_control()
-                .is_grant_still_valid(grant, AccessAction::Api, None)
+                .is_grant_still_valid(grant, AccessAction::ApiRead, None)
     }
 
     /// Like [`Self::authorize_request`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
@@ -269,13 +269,18 @@ fn monotonic_now() -> Instant {
 mod tests {
     use super::*;
     use crate::access::credentials::AuthCredentials;
-    use crate::config::{AuthConfig, Secret};
+    use crate::config::{ApiScope, AuthConfig, Secret, TokenConfig};
 
     fn authenticator(play: Option<&str>) -> Authenticator {
         let auth = AuthConfig {
             play_token: play.and_then(Secret::new),
             api_token: Secret::new("api"),
             token_in_query: true,
+            tokens: vec![TokenConfig {
+                token: Secret::new("monitoring"),
+                api: ApiScope::Read,
+                ..TokenConfig::default()
+            }],
             ..AuthConfig::default()
         };
         let limits = LimitsConfig::default();
@@ -293,7 +298,7 @@ mod tests {
         if let Some(value) = authorization {
             headers.insert(header::AUTHORIZATION, HeaderValue::from_str(value).expect("header"));
         }
-        let stream = (action != AccessAction::Api).then(live);
+        let stream = action.api_scope_name().is_none().then(live);
         let checked = authenticator
             .authorize_request(caller(&headers, None), action, stream.as_ref())
             .await;
@@ -310,7 +315,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_opens_what_it_is_for_and_nothing_else() {
-        use AccessAction::{Api, Play, Publish};
+        use AccessAction::{ApiFull, ApiRead, Play, Publish};
         let authenticator = authenticator(Some("play"));
         for (action, authorization, expected) in [
             (Publish, Some("Bearer pub"), 200),
@@ -331,8 +336,13 @@ mod tests {
             (Play, Some("Bearer api"), 200),
             (Play, None, 401),
             (Play, Some("Bearer undefined"), 401),
-            (Api, Some("Bearer api"), 200),
-            (Api, Some("Bearer pub"), 403),
+            (ApiRead, Some("Bearer api"), 200),
+            (ApiFull, Some("Bearer api"), 200),
+            (ApiRead, Some("Bearer pub"), 403),
+            (ApiFull, Some("Bearer pub"), 403),
+            (ApiRead, Some("Bearer monitoring"), 200),
+            (ApiFull, Some("Bearer monitoring"), 403),
+            (Play, Some("Bearer monitoring"), 403),
         ] {
             assert_eq!(
                 status(&authenticator, action, authorization).await,

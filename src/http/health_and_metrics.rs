@@ -44,7 +44,7 @@ pub async fn out_of_descriptors() -> Problem {
 pub async fn metrics(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
     let access = state.authenticator.access_control();
     if access.restricts_more_than_publishing() && !access.can_grant_api() {
-        let detail = "/metrics requires an API token because access to streams is restricted: set `auth.api_token`, or `api = true` \
+        let detail = "/metrics requires an API token because access to streams is restricted: set `auth.api_token`, or `api = \"read\"` \
                       for one of `auth.tokens`, and send it";
         return Err(Problem::new(StatusCode::FORBIDDEN, "metrics_closed", detail));
     }
@@ -57,7 +57,7 @@ pub async fn metrics(State(state): State<HttpState>, request: Request) -> Result
         };
         state
             .authenticator
-            .authorize_request(caller, AccessAction::Api, None)
+            .authorize_request(caller, AccessAction::ApiRead, None)
             .await?;
     }
     let media_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];

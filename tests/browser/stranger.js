@@ -13,7 +13,13 @@ import { Relay, TCP } from './turn.js';
 
 /** The host of the compose file, another host in its network, and the metadata address of many clouds. */
 const [ADDRESS, INNER, METADATA] = ['10.9.0.1', '10.9.0.2', '169.254.169.254'];
-const VARIABLES = { ADDRESS, PUBLISH_TOKEN: 'of-the-publisher', API_TOKEN: 'of-the-api', TURN_SECRET: 'of-the-relay' };
+const VARIABLES = {
+  ADDRESS,
+  PUBLISH_TOKEN: 'of-the-publisher',
+  API_TOKEN: 'of-the-api',
+  MONITORING_TOKEN: 'of-the-monitoring',
+  TURN_SECRET: 'of-the-relay',
+};
 const ECHO_PORT = 5_353;
 const TURN_PORT = 3_478;
 const OFFER = readFileSync(path.join(PROJECT, 'tests/data/offers/chromium-156-recvonly.sdp'));

@@ -1,11 +1,12 @@
 //! The control API, `/api/v1`: status and control of the gateway as JSON, for programs and dashboards. Access requires
-//! `auth.api_token` or another token with the right. `/api/v1/openapi.json` describes the API.
+//! `auth.api_token` or another token with the right, which may be to read only. `/api/v1/openapi.json` describes the API.
 
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
@@ -57,7 +58,9 @@ struct ApiState {
 #[openapi(
     info(
         title = "Millstream",
-        description = "Status and control of the gateway. Errors are problem documents (RFC 9457)."
+        description = "Status and control of the gateway. Errors are problem documents (RFC 9457). `GET` needs a token that may \
+                       read by the API (`api = \"read\"`), everything else one that may use all of it (`api = true`): 403 \
+                       `insufficient_scope` otherwise."
     ),
     paths(
         all_streams,
@@ -125,9 +128,12 @@ async fn require_api_access(
     next: Next,
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
-    let grant = authenticator
-        .authorize_request(caller(&parts), AccessAction::Api, None)
-        .await?;
+    // A GET changes nothing.
+    let action = match parts.method {
+        Method::GET | Method::HEAD => AccessAction::ApiRead,
+        _ => AccessAction::ApiFull,
+    };
+    let grant = authenticator.authorize_request(caller(&parts), action, None).await?;
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(grant);
     let mut response = next.run(request).await;
@@ -151,6 +157,16 @@ async fn all_streams(State(api): State<ApiState>) -> Json<Vec<Stream>> {
     Json(all)
 }
 
+/// A snapshot shows what viewers see: who may only read by the API needs the right to watch the stream.
+async fn authorize_snapshot(authenticator: &Authenticator, parts: &Parts, stream: &StreamName) -> Result<(), Problem> {
+    let is_for_all_of_api = authenticator.authorize_request(caller(parts), AccessAction::ApiFull, None);
+    if is_for_all_of_api.await.is_ok() {
+        return Ok(());
+    }
+    let watching = authenticator.authorize_request(caller(parts), AccessAction::Play, Some(stream));
+    watching.await.map(|_| ())
+}
+
 /// Describes a stream, with the settings that the API has set.
 fn describe_one_stream(api: &ApiState, name: &StreamName) -> Option<Stream> {
     let control = &api.control;
@@ -169,10 +185,17 @@ fn describe_one_stream(api: &ApiState, name: &StreamName) -> Option<Stream> {
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     responses((status = 200, body = Stream), (status = 404, description = "no such stream"))
 )]
-async fn one_stream(State(api): State<ApiState>, Path(stream): Path<String>) -> Result<Response, Problem> {
+async fn one_stream(
+    State(api): State<ApiState>,
+    Path(stream): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
     for image in SnapshotFormat::ALL {
         if let Some(stream) = stream.strip_suffix(image.path_suffix()) {
-            return snapshot::take_snapshot(&api.control, &StreamName::parse(stream)?, image).await;
+            let (parts, _) = request.into_parts();
+            let stream = StreamName::parse(stream)?;
+            authorize_snapshot(&api.authenticator, &parts, &stream).await?;
+            return snapshot::take_snapshot(&api.control, &stream, image).await;
         }
     }
     let name = StreamName::parse(&stream)?;
@@ -412,7 +435,7 @@ async fn stream_events(
     let last = headers
         .get("last-event-id")
         .and_then(|id| id.to_str().ok()?.parse().ok());
-    let is_granted = move || api.authenticator.still_grants_api(&grant);
+    let is_granted = move || api.authenticator.still_grants_api_read(&grant);
     let body = EventLogReader::response_body(api.event_log, last.unwrap_or(0), Box::new(is_granted));
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }

@@ -146,7 +146,7 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
         id: public_session_id(id),
         role: match record.action {
             AccessAction::Publish => "publisher",
-            AccessAction::Play | AccessAction::Api => "viewer",
+            AccessAction::Play | AccessAction::ApiRead | AccessAction::ApiFull => "viewer",
         },
         stream: record.stream.to_string(),
         source: record.failover_source.as_ref().map(ToString::to_string),

@@ -16,6 +16,7 @@ use super::api_streams::read_object;
 use crate::access::Permissions;
 use crate::access::issued_tokens::{IssuedToken, seconds_since_1970};
 use crate::access::pattern::StreamNamePattern;
+use crate::config::ApiScope;
 use crate::control::api_streams::ApiStreamError;
 use crate::http::problem::Problem;
 use millstream_core::hub::name::StreamName;
@@ -122,7 +123,7 @@ pub(super) async fn issue_token(
     let permissions = Permissions {
         publish: parse_patterns("publish", &request.publish)?,
         play: parse_patterns("play", &request.play)?,
-        api: false,
+        api: ApiScope::None,
     };
     if permissions.publish.is_empty() && permissions.play.is_empty() {
         return Err(bad_token_request_problem(
