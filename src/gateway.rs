@@ -43,7 +43,6 @@ use crate::transcode::{self, WorkerOwnerLookup};
 use millstream_core::hub::name::StreamKey;
 use millstream_core::session::CryptoSetupError;
 use millstream_core::session::identity::DtlsIdentity;
-use millstream_core::session::identity::DtlsIdentity;
 
 pub mod banner;
 pub mod config_check;
@@ -124,11 +123,7 @@ impl Gateway {
         let (api_streams, _) = ApiStreams::read(&config)?;
         parts.configured_sources.extend(api_streams.build_sources(&api_context));
         let identity = Arc::new(DtlsIdentity::generate()?);
-        let tls = match (&config.http.tls_certificate, &config.http.tls_key) {
-            (None, None) => None,
-            (Some(certificate), Some(key)) => Some(Arc::new(ReloadingCertificate::read(certificate, key)?)),
-            _ => return Err(TlsError::IncompletePair.into()),
-        };
+        let tls = read_certificate(&config)?;
         let listen = config.http.listen;
         let failed = |error: io::Error| BindFailure::new("http.listen", TransportProtocol::Tcp, listen, &error);
         let listener = server::bind_tokio_listener(listen).map_err(failed)?;
@@ -244,7 +239,7 @@ impl Gateway {
     pub async fn replace_config(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
         let parts = SourcesAndCredentials::build(&config, &self.programs)?;
         // First: nothing that the API has set may hold up a revocation.
-        let sessions_ended = self.replace_access_control(parts.credentials);
+        let (sessions_ended, tokens_ended) = self.replace_access_control(parts.credentials);
         let differs = self.config.changed_keys_except_streams(&config);
         let control = &self.http_state.control;
         control.set_client_settings(ClientSettings::new(&config));
@@ -282,6 +277,7 @@ impl Gateway {
             restarted: names(reconciled.restarted),
             failed,
             sessions_ended,
+            tokens_ended,
         };
         info!(?reloaded, "configuration reloaded");
         if !reloaded.needs_restart.is_empty() {
@@ -292,8 +288,9 @@ impl Gateway {
         Ok(reloaded)
     }
 
-    /// Replaces the access rules and ends the sessions that they do not permit. Returns how many were running.
-    fn replace_access_control(&self, credentials: AuthCredentials) -> usize {
+    /// Replaces the access rules and ends the sessions that they do not permit. Returns how many were running, and how many
+    /// tokens that the API has issued ended with the credential that issued them.
+    fn replace_access_control(&self, credentials: AuthCredentials) -> (usize, usize) {
         let control = &self.http_state.control;
         let configured = credentials.publish_token.clone();
         let publish = configured.unwrap_or_else(|| self.fallback_publish_token.clone());
@@ -301,8 +298,13 @@ impl Gateway {
         let access = Arc::new(access.with_issued_tokens(control.api_streams.issued_tokens().clone()));
         // First of sessions: one that the new rules permit must not meet the old ones there.
         let sessions_ended = control.sessions.replace_access_control_and_end_revoked(access.clone());
-        self.http_state.authenticator.replace_access_control(access);
-        sessions_ended
+        let previous = self.http_state.authenticator.access_control();
+        self.http_state.authenticator.replace_access_control(access.clone());
+        let tokens = control.api_streams.issued_tokens().all();
+        let ended = tokens
+            .iter()
+            .filter(|token| previous.is_valid(token) && !access.is_valid(token));
+        (sessions_ended, ended.count())
     }
 
     /// Rejects new sessions from now on. Existing ones continue.
@@ -376,6 +378,15 @@ fn log_doctor_findings(config: &Config) {
             FindingLevel::Warning => info!(remedy, "{}", finding.description),
             FindingLevel::Failure => warn!(remedy, "{}", finding.description),
         }
+    }
+}
+
+/// Reads the certificate of the HTTP server, if one is configured.
+fn read_certificate(config: &Config) -> Result<Option<Arc<ReloadingCertificate>>, TlsError> {
+    match (&config.http.tls_certificate, &config.http.tls_key) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => Ok(Some(Arc::new(ReloadingCertificate::read(certificate, key)?))),
+        _ => Err(TlsError::IncompletePair),
     }
 }
 

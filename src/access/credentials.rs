@@ -51,10 +51,10 @@ impl AuthCredentials {
         let api = token("auth.api_token_file", &auth.api_token, auth.api_token_file.as_deref());
         let mut tokens = Vec::new();
         for (index, token) in auth.tokens.iter().enumerate() {
-            match read_static_token(token) {
+            let path = format!("auth.tokens[{index}]");
+            match read_static_token(token, &path) {
                 Ok(token) => tokens.push(token),
                 Err(wrong) => {
-                    let path = format!("auth.tokens[{index}]");
                     mistakes.extend(wrong.into_iter().map(|mistake| mistake.with_path_prefix(&path)));
                 }
             }
@@ -99,8 +99,8 @@ fn read_jwt_keys(auth: &AuthConfig, mistakes: &mut Vec<ConfigMistake>) -> Vec<Jw
     keys
 }
 
-/// Reads an entry of `auth.tokens`.
-fn read_static_token(config: &TokenConfig) -> Result<StaticToken, Vec<ConfigMistake>> {
+/// Reads an entry of `auth.tokens`, at `path`.
+fn read_static_token(config: &TokenConfig, path: &str) -> Result<StaticToken, Vec<ConfigMistake>> {
     let mut mistakes = Vec::new();
     let mut refuse = |key: &str, problem: String| mistakes.push(ConfigMistake::new(key, problem));
     let token = match (&config.token, &config.token_file, &config.token_env) {
@@ -142,7 +142,7 @@ fn read_static_token(config: &TokenConfig) -> Result<StaticToken, Vec<ConfigMist
         refuse("", "has no permission: set `publish`, `play` or `api`".to_owned());
     }
     match token {
-        Some(token) if mistakes.is_empty() => Ok(StaticToken::new(&token, rights)),
+        Some(token) if mistakes.is_empty() => Ok(StaticToken::new(path, &token, rights)),
         _ => Err(mistakes),
     }
 }
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn a_token_is_compared_by_its_digest() {
         let secret = Secret::new("s3cret").expect("a token");
-        let token = StaticToken::new(&secret, Permissions::default());
+        let token = StaticToken::new("auth.api_token", &secret, Permissions::default());
         for (given, matches) in [("s3cret", true), ("s3cre", false), ("", false)] {
             assert_eq!(
                 token.has_digest(&super::super::request::token_digest(given)),

@@ -8,10 +8,13 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
+use thiserror::Error;
 
+use super::issuer::{TokenIssuer, digest_from_hex, hex};
 use super::pattern::StreamNamePattern;
 use super::request::{Permissions, token_digest, wall_clock_now};
 use crate::config::state_file::TokenRecord;
+use crate::config::{ApiScope, Secret};
 
 /// A token that was issued.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,40 +25,65 @@ pub struct IssuedToken {
     pub permissions: Permissions,
     pub issued_at: SystemTime,
     pub expires_at: Option<SystemTime>,
+    /// `None` for a token of a version that did not keep it.
+    pub issuer: Option<TokenIssuer>,
     digest: [u8; 32],
+}
+
+/// When a token is to expire.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TokenLifetime {
+    /// `None`: as late as possible.
+    pub requested: Option<Duration>,
+    /// When what issues it expires.
+    pub issuer_expires_at: Option<SystemTime>,
+}
+
+/// Why a token cannot be issued.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum IssueError {
+    #[error("the token would expire after the end of time")]
+    NoSuchTime,
+    #[error("`expires_in` is longer than the token that issues it is valid: that one expires in {0} s")]
+    LongerThanIssuer(u64),
 }
 
 /// Random bytes of a token.
 const TOKEN_BYTES: usize = 24;
+/// Latest time that the state file can keep, in seconds since 1970.
+const MAX_TIME_IN_STATE_FILE: u64 = 99_999_999_999;
 /// Random bytes of its id.
 const TOKEN_ID_BYTES: usize = 8;
 
 impl IssuedToken {
     /// Issues a token. Its text is known only to the caller.
+    ///
+    /// # Errors
+    ///
+    /// An [`IssueError`].
     pub fn issue(
         permissions: Permissions,
-        lifetime: Option<Duration>,
+        lifetime: TokenLifetime,
         label: Option<String>,
-    ) -> Option<(Self, Secret)> {
+        issuer: TokenIssuer,
+    ) -> Result<(Self, Secret), IssueError> {
         let (mut token, mut id) = ([0; TOKEN_BYTES], [0; TOKEN_ID_BYTES]);
         rand::rng().fill_bytes(&mut token);
         rand::rng().fill_bytes(&mut id);
-        let secret = Secret::new(&URL_SAFE_NO_PAD.encode(token))?;
+        let secret = Secret::new(&URL_SAFE_NO_PAD.encode(token)).ok_or(IssueError::NoSuchTime)?;
         // Whole seconds, as the state file has them: a restart must not change the order of the list.
         let issued_at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds_since_1970(wall_clock_now()));
-        let expires_at = match lifetime {
-            Some(lifetime) => Some(issued_at.checked_add(lifetime)?),
-            None => None,
-        };
+        let expires_at = lifetime.expires_at(issued_at)?;
         let issued = Self {
             id: hex(&id),
             label,
             permissions,
             issued_at,
             expires_at,
+            issuer: Some(issuer),
             digest: token_digest(secret.reveal()),
         };
-        Some((issued, secret))
+        Ok((issued, secret))
     }
 
     /// Reads a token of the state file; `None` if it is malformed.
@@ -76,6 +104,10 @@ impl IssuedToken {
                 Some(seconds) => Some(time(seconds)?),
                 None => None,
             },
+            issuer: match &record.issued_by {
+                Some(name) => Some(TokenIssuer::from_digest_texts(name.clone(), &record.issuer)?),
+                None => None,
+            },
             digest: digest_from_hex(&record.digest)?,
         })
     }
@@ -91,6 +123,8 @@ impl IssuedToken {
             play: texts(&self.permissions.play),
             issued: seconds_since_1970(self.issued_at),
             expires: self.expires_at.map(seconds_since_1970),
+            issued_by: self.issuer.as_ref().map(|issuer| issuer.name.clone()),
+            issuer: self.issuer.as_ref().map_or_else(Vec::new, TokenIssuer::to_digest_texts),
             digest: hex(&self.digest),
         }
     }
@@ -98,6 +132,25 @@ impl IssuedToken {
     /// Whether it has expired.
     pub fn is_expired(&self) -> bool {
         self.expires_at.is_some_and(|at| at <= wall_clock_now())
+    }
+}
+
+impl TokenLifetime {
+    /// Returns when a token expires that is issued now: not after what issues it.
+    fn expires_at(self, now: SystemTime) -> Result<Option<SystemTime>, IssueError> {
+        let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_TIME_IN_STATE_FILE);
+        let of_issuer = self.issuer_expires_at.map(|at| at.min(latest));
+        let Some(requested) = self.requested else {
+            return Ok(of_issuer);
+        };
+        let requested = now.checked_add(requested).filter(|at| *at <= latest);
+        let requested = requested.ok_or(IssueError::NoSuchTime)?;
+        match of_issuer {
+            Some(end) if end < requested => Err(IssueError::LongerThanIssuer(
+                end.duration_since(now).unwrap_or_default().as_secs(),
+            )),
+            _ => Ok(Some(requested)),
+        }
     }
 }
 
@@ -144,22 +197,37 @@ pub fn seconds_since_1970(time: SystemTime) -> u64 {
         .as_secs()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn digest_from_hex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 {
-        return None;
-    }
-    let byte = |index: usize| u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok();
-    let bytes: Option<Vec<u8>> = (0..32).map(byte).collect();
-    bytes?.try_into().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn issuer() -> TokenIssuer {
+        let texts = [format!("token:{}", hex(&token_digest("operator")))];
+        TokenIssuer::from_digest_texts("auth.api_token".to_owned(), &texts).expect("valid")
+    }
+
+    #[test]
+    fn a_token_expires_not_after_what_issued_it() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let at = |seconds| Some(now + Duration::from_secs(seconds));
+        let year_9999 = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+        let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_TIME_IN_STATE_FILE);
+        for (requested, issuer_expires_at, expected) in [
+            (None, None, Ok(None)),
+            (Some(60), None, Ok(at(60))),
+            (None, at(60), Ok(at(60))),
+            (Some(60), at(60), Ok(at(60))),
+            (Some(61), at(60), Err(IssueError::LongerThanIssuer(60))),
+            (None, Some(year_9999), Ok(Some(latest))),
+            (Some(u64::MAX), None, Err(IssueError::NoSuchTime)),
+        ] {
+            let lifetime = TokenLifetime {
+                requested: requested.map(Duration::from_secs),
+                issuer_expires_at,
+            };
+            assert_eq!(lifetime.expires_at(now), expected, "{lifetime:?}");
+        }
+    }
 
     #[test]
     fn a_token_is_kept_as_its_digest_and_read_again() {
@@ -167,8 +235,12 @@ mod tests {
             publish: vec![StreamNamePattern::parse("studio/*").expect("a pattern")],
             ..Permissions::default()
         };
-        let lifetime = Some(Duration::from_secs(60));
-        let (token, secret) = IssuedToken::issue(permissions, lifetime, Some("OBS".to_owned())).expect("a token");
+        let lifetime = TokenLifetime {
+            requested: Some(Duration::from_secs(60)),
+            issuer_expires_at: None,
+        };
+        let label = Some("OBS".to_owned());
+        let (token, secret) = IssuedToken::issue(permissions, lifetime, label, issuer()).expect("a token");
         let record = token.to_token_record();
         assert!(!format!("{record:?}").contains(secret.reveal()));
         let read = IssuedToken::from_record(&record).expect("valid");

@@ -20,6 +20,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::issuer::JwtOrigin;
 use super::pattern::StreamNamePattern;
 use super::request::{Denial, Permissions, VerifiedJwt, token_digest, wall_clock_now};
 use crate::config::{ApiScope, AuthConfig};
@@ -115,6 +116,8 @@ struct Claims {
     /// A string in every valid token (RFC 7519 §4.1.1); the library also accepts a list.
     iss: Option<Value>,
     aud: Option<Value>,
+    /// Named in the log where the token changes something.
+    sub: Option<Value>,
     #[serde(default)]
     publish: PatternClaim,
     #[serde(default)]
@@ -141,6 +144,7 @@ impl Claims {
             key_set_url: set,
             issuer: self.iss.as_ref().and_then(text),
             audiences,
+            subject: self.sub.as_ref().and_then(text),
         }
     }
 }
@@ -297,6 +301,22 @@ impl JwtVerifier {
         let has_set = token.key_set_url.is_some()
             && self.remote_key_set.as_ref().map(|set| &set.url) == token.key_set_url.as_ref();
         (has_key || has_set) && self.accepts_issuer_and_audience(token)
+    }
+
+    /// Whether a signed token of this origin is valid with this configuration, but for its expiry.
+    pub(super) fn still_accepts_origin(&self, origin: &JwtOrigin) -> bool {
+        let has_key = self.configured_keys.iter().any(|key| key.key_digest == origin.key);
+        let set = self.remote_key_set.as_ref().map(|set| token_digest(&set.url));
+        let has_set = origin.key_set.is_some() && origin.key_set == set;
+        let has_issuer = self
+            .issuer
+            .as_ref()
+            .is_none_or(|wanted| origin.issuer == Some(token_digest(wanted)));
+        let has_audience = self
+            .audience
+            .as_ref()
+            .is_none_or(|wanted| origin.audiences.contains(&token_digest(wanted)));
+        (has_key || has_set) && has_issuer && has_audience
     }
 
     fn accepts_issuer_and_audience(&self, token: &VerifiedJwt) -> bool {

@@ -14,6 +14,7 @@ use millstream_core::hub::name::StreamName;
 
 pub mod credentials;
 pub mod issued_tokens;
+pub mod issuer;
 pub mod jwt;
 pub mod pattern;
 mod request;
@@ -21,12 +22,16 @@ pub mod webhook;
 mod webhook_admission;
 
 use self::credentials::AuthCredentials;
-use self::issued_tokens::IssuedTokens;
+use self::issued_tokens::{IssuedToken, IssuedTokens};
+use self::issuer::{IssuingCredential, TokenIssuer};
 use self::jwt::JwtVerifier;
 use self::pattern::StreamNamePattern;
 pub use self::request::{AccessAction, AccessRequest, Denial, Grant, Permissions, StaticToken};
 use self::request::{GrantBasis, token_digest};
 use self::webhook::WebhookClient;
+
+/// Maximum length of the subject of a signed token in the log, in characters.
+const MAX_SUBJECT_CHARS: usize = 64;
 
 /// Decides about access.
 pub struct AccessControl {
@@ -63,9 +68,13 @@ impl AccessControl {
         let closed = play.is_some() || tokens.iter().any(|token| !token.permissions.play.is_empty());
         let open = !closed && verifier.is_none() && hook.is_none();
         let restricted = !open || !tokens.is_empty();
-        let mut fixed = vec![StaticToken::new(publish, rights(all(), ApiScope::None))];
-        fixed.extend(play.map(|play| StaticToken::new(&play, rights(Vec::new(), ApiScope::None))));
-        fixed.extend(api.map(|api| StaticToken::new(&api, rights(Vec::new(), ApiScope::Full))));
+        let mut fixed = vec![StaticToken::new(
+            "auth.publish_token",
+            publish,
+            rights(all(), ApiScope::None),
+        )];
+        fixed.extend(play.map(|play| StaticToken::new("auth.play_token", &play, rights(Vec::new(), ApiScope::None))));
+        fixed.extend(api.map(|api| StaticToken::new("auth.api_token", &api, rights(Vec::new(), ApiScope::Full))));
         fixed.extend(tokens);
         Self {
             static_tokens: fixed,
@@ -168,7 +177,7 @@ impl AccessControl {
             }
             GrantBasis::IssuedToken(digest) => {
                 let token = self.issued_tokens.get(digest);
-                token.is_some_and(|token| !token.is_expired() && token.permissions.allows(action, stream))
+                token.is_some_and(|token| self.is_valid(&token) && token.permissions.allows(action, stream))
             }
             GrantBasis::VerifiedJwt(token) => self
                 .jwt_verifier
@@ -181,11 +190,64 @@ impl AccessControl {
         }
     }
 
+    /// Whether a token that the API has issued is valid: it has not expired, and what issued it is still in force and may
+    /// use all of the API.
+    pub fn is_valid(&self, token: &IssuedToken) -> bool {
+        !token.is_expired() && token.issuer.as_ref().is_none_or(|issuer| self.has_credential(issuer))
+    }
+
+    fn has_credential(&self, issuer: &TokenIssuer) -> bool {
+        match &issuer.credential {
+            IssuingCredential::StaticToken(digest) => {
+                let mut tokens = self.static_tokens.iter().filter(|token| token.digest == *digest);
+                tokens.any(|token| token.permissions.allows(AccessAction::ApiFull, None))
+            }
+            IssuingCredential::Webhook(digest) => {
+                let hook = self.webhook.as_ref();
+                hook.is_some_and(|hook| token_digest(hook.url()) == *digest)
+            }
+            IssuingCredential::Jwt(origin) => {
+                let verifier = self.jwt_verifier.as_ref();
+                verifier.is_some_and(|verifier| verifier.still_accepts_origin(origin))
+            }
+        }
+    }
+
+    /// Returns the credential of a grant as the issuer of tokens; `None` if it may not issue any.
+    pub fn issuer_of_grant(&self, grant: &Grant) -> Option<TokenIssuer> {
+        TokenIssuer::of_grant(grant, self.credential_name(grant))
+    }
+
+    /// Returns the name of the credential that a grant was given for. It contains nothing secret.
+    pub fn credential_name(&self, grant: &Grant) -> String {
+        match &grant.basis {
+            GrantBasis::OpenPlayback => "nobody".to_owned(),
+            GrantBasis::StaticToken(digest) => {
+                let tokens = self.static_tokens.iter().filter(|token| token.digest == *digest);
+                let token = tokens.max_by_key(|token| token.permissions.api);
+                token.map_or_else(|| "a removed token".to_owned(), |token| token.config_path.clone())
+            }
+            GrantBasis::IssuedToken(digest) => {
+                let token = self.issued_tokens.get(digest);
+                token.map_or_else(|| "a revoked token".to_owned(), |token| format!("token {}", token.id))
+            }
+            GrantBasis::VerifiedJwt(token) => match &token.subject {
+                Some(subject) => {
+                    let subject = subject.chars().filter(|c| !c.is_control());
+                    format!("jwt {}", subject.take(MAX_SUBJECT_CHARS).collect::<String>())
+                }
+                None => "jwt".to_owned(),
+            },
+            GrantBasis::Webhook(_) => "auth.webhook_url".to_owned(),
+        }
+    }
+
     fn check_issued_tokens(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
         let digest = token_digest(given);
         match self.issued_tokens.get(&digest) {
             None => Err(Denial::InvalidToken),
             Some(token) if token.is_expired() => Err(Denial::ExpiredToken),
+            Some(token) if !self.is_valid(&token) => Err(Denial::InvalidToken),
             Some(token) if token.permissions.allows(request.action, request.stream) => Ok(Grant {
                 expires_at: token.expires_at,
                 basis: GrantBasis::IssuedToken(digest),

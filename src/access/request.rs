@@ -78,14 +78,17 @@ impl Permissions {
 /// A configured token and its permissions.
 #[derive(Clone)]
 pub struct StaticToken {
+    /// Path of its key or table, by which the log and the API name it.
+    pub(super) config_path: String,
     /// SHA-256 of the token. Comparing digests reveals neither length nor content by timing.
     pub(super) digest: [u8; 32],
     pub(super) permissions: Permissions,
 }
 
 impl StaticToken {
-    pub(super) fn new(token: &Secret, rights: Permissions) -> Self {
+    pub(super) fn new(config_path: impl Into<String>, token: &Secret, rights: Permissions) -> Self {
         Self {
+            config_path: config_path.into(),
             digest: token_digest(token.reveal()),
             permissions: rights,
         }
@@ -158,6 +161,8 @@ pub(super) struct VerifiedJwt {
     pub(super) key_set_url: Option<String>,
     pub(super) issuer: Option<String>,
     pub(super) audiences: Vec<String>,
+    /// Who it was made for (`sub`).
+    pub(super) subject: Option<String>,
 }
 
 /// Denied access.

@@ -60,6 +60,14 @@ section! {
         /// When it expires, in seconds since 1970.
         #[key("expires", Live, "never", "value_parsers::parse_whole_number_as_some::<0, 99_999_999_999, _, _>")]
         pub expires: Option<u64> = None,
+
+        /// Credential that issued it, as the API names it.
+        #[key("issued_by", Live, "unknown", "value_parsers::parse_short_string_as_some")]
+        pub issued_by: Option<String> = None,
+
+        /// SHA-256 of the parts of that credential, each as `PART:DIGITS`.
+        #[key("issuer", Live, "none", "value_parsers::parse_strings")]
+        pub issuer: Vec<String> = Vec::new(),
     }
 }
 
@@ -226,6 +234,10 @@ fn table_of_token(token: &TokenRecord) -> toml::Table {
     ];
     members.extend(token.label.as_ref().map(|label| ("label", text(label))));
     members.extend(token.expires.map(|expires| ("expires", number(expires))));
+    members.extend(token.issued_by.as_ref().map(|issuer| ("issued_by", text(issuer))));
+    if !token.issuer.is_empty() {
+        members.push(("issuer", texts(&token.issuer)));
+    }
     members
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -279,6 +291,8 @@ mod tests {
             digest: "00".to_owned(),
             play: vec!["hall/*".to_owned()],
             issued: 1_700_000_000,
+            issued_by: Some("auth.api_token".to_owned()),
+            issuer: vec!["token:00".to_owned()],
             ..TokenRecord::default()
         };
         let text = state_file_text([(&stream.config.name, &stream.settings)], std::slice::from_ref(&token));

@@ -238,6 +238,11 @@ pub(super) fn parse_stream_name_patterns<'de, D: Deserializer<'de>>(value: D) ->
     })
 }
 
+/// Parses a list of strings.
+pub(super) fn parse_strings<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
+    parse_value_with(value, "a list of strings", parse_string_list)
+}
+
 /// Rejects every value: the reader has taken those in the file already.
 pub(super) fn reject_value_outside_file<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Error> {
     parse_value_with(

@@ -6,6 +6,7 @@ use tracing::info;
 
 use super::ControlPlane;
 use super::api_streams::{ApiStreamChange, ApiStreamError, Precondition, build_source};
+use crate::access::AccessControl;
 use crate::access::issued_tokens::IssuedToken;
 use crate::config::state_file::ApiStream;
 use crate::sources::fetch::supervisor::ConfiguredSource;
@@ -92,19 +93,19 @@ impl ControlPlane {
 }
 
 impl ControlPlane {
-    /// Keeps a token that the API has issued; from then on it is valid. Tokens that have expired are forgotten.
+    /// Keeps a token that the API has issued; from then on it is valid. Tokens that are not valid by `access` are forgotten.
     ///
     /// # Errors
     ///
     /// An [`ApiStreamError`].
-    pub async fn add_issued_token(&self, token: IssuedToken) -> Result<(), ApiStreamError> {
+    pub async fn add_issued_token(&self, token: IssuedToken, access: &AccessControl) -> Result<(), ApiStreamError> {
         let locked = self.api_streams.lock().await;
         let context = locked.as_ref().ok_or(ApiStreamError::Stopping)?;
-        let mut tokens = self.valid_issued_tokens();
+        let mut tokens = self.unexpired_issued_tokens();
+        tokens.retain(|token| access.is_valid(token));
         if tokens.len() >= context.max_tokens {
             return Err(ApiStreamError::TooManyTokens(tokens.len()));
         }
-        info!(token = token.id, "token issued by the API");
         tokens.push(token);
         self.api_streams.replace_tokens(tokens).await
     }
@@ -121,13 +122,13 @@ impl ControlPlane {
         if tokens.iter().all(|token| token.id != id) {
             return Ok(false);
         }
-        let mut tokens = self.valid_issued_tokens();
+        let mut tokens = self.unexpired_issued_tokens();
         tokens.retain(|token| token.id != id);
         self.api_streams.replace_tokens(tokens).await?;
         Ok(true)
     }
 
-    fn valid_issued_tokens(&self) -> Vec<IssuedToken> {
+    fn unexpired_issued_tokens(&self) -> Vec<IssuedToken> {
         let tokens = self.api_streams.issued_tokens().all();
         let valid = tokens.iter().filter(|token| !token.is_expired());
         valid.map(|token| IssuedToken::clone(token)).collect()

@@ -21,6 +21,8 @@ pub struct Reloaded {
     pub failed: Vec<String>,
     /// Number of sessions that were ended because their token is no longer valid.
     pub sessions_ended: usize,
+    /// Number of tokens issued by the API that are no longer valid, because the credential that issued them is not.
+    pub tokens_ended: usize,
 }
 
 /// Receives the result of a reload, or the reason why nothing was changed.

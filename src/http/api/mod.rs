@@ -1,6 +1,7 @@
 //! The control API, `/api/v1`: status and control of the gateway as JSON, for programs and dashboards. Access requires
 //! `auth.api_token` or another token with the right, which may be to read only. `/api/v1/openapi.json` describes the API.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -13,6 +14,7 @@ use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use tokio::sync::oneshot;
+use tracing::info;
 use utoipa::{IntoParams, OpenApi};
 
 use self::events::{EventLog, EventLogReader};
@@ -51,6 +53,14 @@ struct ApiState {
     control: Arc<ControlPlane>,
     event_log: Arc<EventLog>,
     authenticator: Arc<Authenticator>,
+}
+
+/// Who uses the API, for the log.
+#[derive(Clone, Debug)]
+struct ApiClient {
+    /// Name of its credential, without anything secret.
+    credential: String,
+    address: Option<IpAddr>,
 }
 
 /// The OpenAPI document.
@@ -134,9 +144,19 @@ async fn require_api_access(
         _ => AccessAction::ApiFull,
     };
     let grant = authenticator.authorize_request(caller(&parts), action, None).await?;
+    let client = ApiClient {
+        credential: authenticator.access_control().credential_name(&grant),
+        address: caller(&parts).address,
+    };
+    let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let mut request = Request::from_parts(parts, body);
     request.extensions_mut().insert(grant);
+    request.extensions_mut().insert(client.clone());
     let mut response = next.run(request).await;
+    if action == AccessAction::ApiFull && response.status().is_success() {
+        let ApiClient { credential, address } = client;
+        info!(%method, path, credential, address = address.map(tracing::field::display), "change made by the API");
+    }
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)

@@ -2,20 +2,21 @@
 
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use axum::{Extension, Json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tracing::info;
 use utoipa::ToSchema;
 
-use super::ApiState;
 use super::api_streams::read_object;
-use crate::access::Permissions;
-use crate::access::issued_tokens::{IssuedToken, seconds_since_1970};
+use super::{ApiClient, ApiState};
+use crate::access::issued_tokens::{IssuedToken, TokenLifetime, seconds_since_1970};
 use crate::access::pattern::StreamNamePattern;
+use crate::access::{AccessControl, Grant, Permissions};
 use crate::config::ApiScope;
 use crate::control::api_streams::ApiStreamError;
 use crate::http::problem::Problem;
@@ -40,7 +41,8 @@ pub struct TokenRequest {
     #[serde(default)]
     #[schema(value_type = Option<Vec<String>>)]
     play: Value,
-    /// Seconds until it expires, 1 to 315360000. Without it the token has no end.
+    /// Seconds until it expires, 1 to 315360000, and not after the credential of the request. Without it the token expires
+    /// when that credential does, if it does.
     expires_in: Option<u64>,
     /// For people, up to 128 characters.
     label: Option<String>,
@@ -55,8 +57,13 @@ pub struct Token {
     pub play: Vec<String>,
     /// Seconds since 1970.
     pub issued: u64,
+    /// The credential that issued it, such as `auth.api_token`; `null` if that was not kept.
+    pub issued_by: Option<String>,
+    /// Seconds since 1970.
     pub expires: Option<u64>,
     pub expired: bool,
+    /// It has not expired, and the credential that issued it is still in force.
+    pub valid: bool,
     /// The token itself. It is shown once, in the response to the POST.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
@@ -76,8 +83,8 @@ pub struct ShareLinks {
     pub publish: Option<String>,
 }
 
-impl From<&IssuedToken> for Token {
-    fn from(token: &IssuedToken) -> Self {
+impl Token {
+    fn describe(token: &IssuedToken, access: &AccessControl) -> Self {
         let texts =
             |patterns: &[StreamNamePattern]| patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
         Self {
@@ -86,8 +93,10 @@ impl From<&IssuedToken> for Token {
             publish: texts(&token.permissions.publish),
             play: texts(&token.permissions.play),
             issued: seconds_since_1970(token.issued_at),
+            issued_by: token.issuer.as_ref().map(|issuer| issuer.name.clone()),
             expires: token.expires_at.map(seconds_since_1970),
             expired: token.is_expired(),
+            valid: access.is_valid(token),
             token: None,
             links: None,
         }
@@ -97,29 +106,77 @@ impl From<&IssuedToken> for Token {
 /// All tokens that were issued by the API, without the tokens themselves.
 #[utoipa::path(get, path = "/api/v1/tokens", responses((status = 200, body = Vec<Token>)))]
 pub(super) async fn all_tokens(State(api): State<ApiState>) -> Json<Vec<Token>> {
+    let access = api.authenticator.access_control();
     let tokens = api.control.api_streams.issued_tokens().all();
-    Json(tokens.iter().map(|token| Token::from(&**token)).collect())
+    Json(tokens.iter().map(|token| Token::describe(token, &access)).collect())
 }
 
-/// Issues a token for publishing or watching particular streams. Its text is shown only in this response.
+/// Issues a token for publishing or watching particular streams. Its text is shown only in this response. It is valid no
+/// longer than the credential that the request was made with.
 #[utoipa::path(
     post,
     path = "/api/v1/tokens",
     request_body = TokenRequest,
     responses(
         (status = 201, body = Token, description = "the token"),
+        (status = 403, description = "the token of the request may not issue tokens"),
         (status = 409, description = "there are too many tokens"),
         (status = 422, description = "the request has a mistake"),
     )
 )]
 pub(super) async fn issue_token(
     State(api): State<ApiState>,
+    Extension(grant): Extension<Grant>,
+    Extension(client): Extension<ApiClient>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let body = read_object(&headers, body, &["application/json"]).await?;
     let request: TokenRequest =
         serde_json::from_value(Value::Object(body)).map_err(|error| bad_token_request_problem(&error.to_string()))?;
+    let access = api.authenticator.access_control();
+    let issuer = access.issuer_of_grant(&grant).ok_or_else(|| {
+        let detail = "tokens can be issued only with a configured or signed token, or one that the webhook permits";
+        Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
+    })?;
+    let (permissions, requested, label) = check_token_request(request)?;
+    let lifetime = TokenLifetime {
+        requested,
+        issuer_expires_at: grant.expires_at,
+    };
+    let (issued, secret) = IssuedToken::issue(permissions, lifetime, label, issuer)
+        .map_err(|error| bad_token_request_problem(&error.to_string()))?;
+    let mut shown = Token::describe(&issued, &access);
+    let (id, publish, play, expires) = (
+        shown.id.clone(),
+        shown.publish.clone(),
+        shown.play.clone(),
+        shown.expires,
+    );
+    shown.links = share_links(&shown, secret.reveal());
+    shown.token = Some(secret.reveal().to_owned());
+    // A change goes on to its end when the client leaves.
+    let adding = tokio::spawn(async move {
+        api.control.add_issued_token(issued, &access).await?;
+        let ApiClient { credential, address } = client;
+        let address = address.map(tracing::field::display);
+        info!(
+            token = id,
+            issued_by = credential,
+            address,
+            ?publish,
+            ?play,
+            expires,
+            "token issued by the API"
+        );
+        Ok(())
+    });
+    adding.await.unwrap_or(Err(ApiStreamError::Stopping))?;
+    Ok((StatusCode::CREATED, Json(shown)).into_response())
+}
+
+/// Returns permissions, lifetime and label of the token that a request is for.
+fn check_token_request(request: TokenRequest) -> Result<(Permissions, Option<Duration>, Option<String>), Problem> {
     let permissions = Permissions {
         publish: parse_patterns("publish", &request.publish)?,
         play: parse_patterns("play", &request.play)?,
@@ -146,16 +203,7 @@ pub(super) async fn issue_token(
         return Err(bad_token_request_problem(&problem));
     }
     let label = request.label.filter(|label| !label.trim().is_empty());
-    let lifetime = request.expires_in.map(Duration::from_secs);
-    let (issued, secret) = IssuedToken::issue(permissions, lifetime, label)
-        .ok_or_else(|| bad_token_request_problem("the token would expire after the end of time"))?;
-    let mut shown = Token::from(&issued);
-    shown.links = share_links(&shown, secret.reveal());
-    shown.token = Some(secret.reveal().to_owned());
-    // A change goes on to its end when the client leaves.
-    let adding = tokio::spawn(async move { api.control.add_issued_token(issued).await });
-    adding.await.unwrap_or(Err(ApiStreamError::Stopping))?;
-    Ok((StatusCode::CREATED, Json(shown)).into_response())
+    Ok((permissions, request.expires_in.map(Duration::from_secs), label))
 }
 
 /// Revokes a token. Sessions that were opened with it end.
@@ -168,12 +216,21 @@ pub(super) async fn issue_token(
         (status = 404, description = "no token has this id"),
     )
 )]
-pub(super) async fn revoke_token(State(api): State<ApiState>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
+pub(super) async fn revoke_token(
+    State(api): State<ApiState>,
+    Extension(client): Extension<ApiClient>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
     let revoking = tokio::spawn(async move {
         let revoked = api.control.remove_issued_token(&id).await?;
         if revoked {
             let sessions_ended = api.control.sessions.end_sessions_of_revoked_tokens();
-            tracing::info!(token = id, sessions_ended, "token revoked by the API");
+            info!(
+                token = id,
+                revoked_by = client.credential,
+                sessions_ended,
+                "token revoked by the API"
+            );
         }
         Ok::<bool, ApiStreamError>(revoked)
     });

@@ -8,6 +8,7 @@ use millstream::config::Secret;
 use millstream::{Config, Gateway};
 use serde_json::{Value, json};
 
+use crate::http::access::{Folder, SECRET, in_seconds, signed};
 use crate::http::client::{OBS, PUBLISH, Reply, Request, VIEWER, make_live, raw};
 
 fn state_file(name: &str) -> PathBuf {
@@ -175,6 +176,116 @@ async fn sessions_end_with_their_token() {
     let reloaded = gateway.replace_config(config(&file, &[])).await.expect("valid");
     assert_eq!(reloaded.sessions_ended, 0);
     assert_eq!(offer(&kept).send(&gateway).await.status, 201);
+    gateway.stop().await;
+    let _ = fs::remove_file(&file);
+}
+
+/// Whoever had a token of the API for a moment does not keep what it was good for.
+#[tokio::test]
+async fn tokens_end_with_the_credential_that_issued_them() {
+    let file = state_file("issuer");
+    let with_api_token = |token: &str| {
+        let mut config = config(&file, &[]);
+        config.auth.api_token = Secret::new(token);
+        config
+    };
+    let mut gateway = start(&file).await;
+    make_live(&gateway, "live");
+    let token = issued(&gateway, &json!({ "play": "live" })).await;
+    assert_eq!(
+        (&token["issued_by"], &token["valid"]),
+        (&json!("auth.api_token"), &json!(true))
+    );
+    let offer = Request::offer("/whep/live", VIEWER).bearer(text(&token, "token"));
+    offer.send(&gateway).await.location();
+    let kept = fs::read_to_string(&file).expect("written");
+    assert!(!kept.contains("operator"), "{kept}");
+
+    let reloaded = gateway.replace_config(with_api_token("rotated")).await.expect("valid");
+    assert_eq!((reloaded.tokens_ended, reloaded.sessions_ended), (1, 1));
+    let refused = offer.send(&gateway).await;
+    assert_eq!((refused.status, refused.problem().as_str()), (401, "token_wrong"));
+    gateway.stop().await;
+    let mut gateway = Gateway::start(with_api_token("rotated")).await.expect("starts");
+    make_live(&gateway, "live");
+    assert_eq!(
+        offer.send(&gateway).await.status,
+        401,
+        "a restart does not make it valid"
+    );
+    let list = Request::new("GET", "/api/v1/tokens")
+        .bearer("rotated")
+        .send(&gateway)
+        .await;
+    let listed: Value = serde_json::from_slice(&list.body).expect("JSON");
+    assert_eq!((&listed[0]["id"], &listed[0]["valid"]), (&token["id"], &json!(false)));
+
+    // A rotation that was a mistake can be taken back.
+    let reloaded = gateway.replace_config(with_api_token("operator")).await.expect("valid");
+    assert_eq!(reloaded.tokens_ended, 0);
+    assert_eq!(offer.send(&gateway).await.status, 201);
+    gateway.replace_config(with_api_token("rotated")).await.expect("valid");
+    let other = Request::new("POST", "/api/v1/tokens").bearer("rotated");
+    let other = other
+        .header("Content-Type", "application/json")
+        .body(r#"{"play": "live"}"#);
+    assert_eq!(other.send(&gateway).await.status, 201);
+    let kept = fs::read_to_string(&file).expect("written");
+    assert!(
+        !kept.contains(text(&token, "id")),
+        "what is not valid is forgotten with the next one"
+    );
+    gateway.stop().await;
+    let _ = fs::remove_file(&file);
+}
+
+#[tokio::test]
+async fn a_signed_token_issues_none_that_is_valid_for_longer() {
+    let (file, folder) = (state_file("signed"), Folder::new("issuer"));
+    let key = [("MILLSTREAM_AUTH__JWT_SECRET", SECRET)];
+    let mut gateway = Gateway::start(config(&file, &key)).await.expect("starts");
+    make_live(&gateway, "live");
+    let exp = in_seconds(600);
+    let claims = json!({ "exp": exp, "api": true, "sub": "alice\n" });
+    let issuer = signed(&folder, &json!({ "alg": "HS256" }), &claims, SECRET);
+    let issue = async |gateway: &Gateway, request: Value| {
+        let post = Request::new("POST", "/api/v1/tokens").bearer(&issuer);
+        let post = post
+            .header("Content-Type", "application/json")
+            .body(request.to_string());
+        post.send(gateway).await
+    };
+    let longer = issue(&gateway, json!({ "publish": "*", "expires_in": 3_600 })).await;
+    assert_eq!((longer.status, longer.problem().as_str()), (422, "bad_token_request"));
+    assert!(longer.text().contains("that one expires in"), "{}", longer.text());
+    assert_eq!(
+        issue(&gateway, json!({ "play": "live", "expires_in": 60 }))
+            .await
+            .status,
+        201
+    );
+    let without_end = issue(&gateway, json!({ "play": "live" })).await;
+    let token: Value = serde_json::from_slice(&without_end.body).expect("JSON");
+    assert_eq!(
+        (&token["expires"], &token["issued_by"]),
+        (&json!(exp), &json!("jwt alice"))
+    );
+    let offer = Request::offer("/whep/live", VIEWER).bearer(text(&token, "token"));
+    assert_eq!(offer.send(&gateway).await.status, 201);
+    // The same key, another audience, and another key.
+    for (settings, status) in [
+        (vec![key[0]], 201),
+        (vec![key[0], ("MILLSTREAM_AUTH__JWT_AUDIENCE", "other")], 401),
+        (vec![("MILLSTREAM_AUTH__JWT_SECRET", "another-secret-of-sixteen")], 401),
+        (vec![key[0]], 201),
+    ] {
+        gateway.replace_config(config(&file, &settings)).await.expect("valid");
+        assert_eq!(offer.send(&gateway).await.status, status, "{settings:?}");
+    }
+    gateway.stop().await;
+    let gateway = Gateway::start(config(&file, &key)).await.expect("starts");
+    make_live(&gateway, "live");
+    assert_eq!(offer.send(&gateway).await.status, 201, "a restart does not end it");
     gateway.stop().await;
     let _ = fs::remove_file(&file);
 }
