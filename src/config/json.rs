@@ -143,7 +143,8 @@ fn split_quoted_key(text: &str) -> (String, &str) {
     (key, "")
 }
 
-fn escape_pointer_part(name: &str) -> String {
+/// Returns a name as a part of a JSON pointer (RFC 6901 §3).
+pub fn escape_pointer_part(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Map, Value};
 
+use super::kept_secrets::find_secrets_for_another_server;
 use super::streams::Stream;
 use super::{ApiState, describe_one_stream};
 use crate::config::json::{json_from_table, json_from_toml, merge_patch, table_from_json};
@@ -98,7 +99,8 @@ pub(super) async fn put_stream(
         (status = 404, description = "no stream of this name was set by the API"),
         (status = 409, description = "the stream is in the configuration file"),
         (status = 412, description = "the settings have changed since"),
-        (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
+        (status = 422, description = "the settings have mistakes, or secrets that were set for another server have to be sent \
+                                      again, which `errors` lists with their JSON pointers"),
     )
 )]
 pub(super) async fn patch_stream(
@@ -115,10 +117,36 @@ pub(super) async fn patch_stream(
     };
     let mut settings = json_from_table(&current.settings);
     merge_patch(&mut settings, &patch);
+    let context = api
+        .control
+        .api_streams
+        .context()
+        .await
+        .ok_or(ApiStreamError::Stopping)?;
+    let library = &context.pipeline_library;
+    let missing = find_secrets_for_another_server(&json_from_table(&current.settings), &patch, &settings, library);
+    if !missing.is_empty() {
+        return Err(secrets_needed_problem(missing));
+    }
     // The patch applies to these settings and no others.
     let tag = current.opaque_tag();
     let is_unchanged: Precondition = Box::new(move |now| now == Some(tag.as_str()) && precondition(now));
     set_stream(api, &name, &settings, (true, is_unchanged)).await
+}
+
+fn secrets_needed_problem(pointers: Vec<String>) -> Problem {
+    let detail = format!(
+        "the source connects to another server, or in another way: send {} again, or null, because a secret is sent only to \
+         where it was set for",
+        pointers.join(", ")
+    );
+    let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "secrets_needed", detail);
+    let errors = pointers.into_iter().map(|pointer| ProblemError {
+        pointer,
+        detail: "was set for another server: send it again, or null".to_owned(),
+    });
+    problem.errors = errors.collect();
+    problem
 }
 
 /// Removes a stream that was set by the API. Its publisher, if it has one, and its viewers are not affected.

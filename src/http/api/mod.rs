@@ -36,6 +36,7 @@ use millstream_core::session::CloseReason;
 
 mod api_streams;
 pub mod events;
+mod kept_secrets;
 pub mod sessions;
 pub mod snapshot;
 pub mod source_tests;

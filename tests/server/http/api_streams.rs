@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use crate::http::client::{PUBLISH, Reply, Request, VIEWER, hurry};
 
 /// A folder of one test, with its state file.
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("api-streams-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("a folder");
@@ -42,7 +42,7 @@ impl Folder {
         Config::parse(text, Path::new("test.toml"), environment).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    async fn gateway(&self, text: &str) -> Gateway {
+    pub(super) async fn gateway(&self, text: &str) -> Gateway {
         Gateway::start(self.config(text)).await.expect("starts")
     }
 }
@@ -53,21 +53,21 @@ impl Drop for Folder {
     }
 }
 
-fn request(method: &str, stream: &str) -> Request {
+pub(super) fn request(method: &str, stream: &str) -> Request {
     Request::new(method, &format!("/api/v1/streams/{stream}")).bearer("operator")
 }
 
-fn with_settings(method: &str, stream: &str, settings: &Value) -> Request {
+pub(super) fn with_settings(method: &str, stream: &str, settings: &Value) -> Request {
     request(method, stream)
         .header("Content-Type", "application/json")
         .body(settings.to_string())
 }
 
-async fn set(gateway: &Gateway, stream: &str, settings: &Value) -> Reply {
+pub(super) async fn set(gateway: &Gateway, stream: &str, settings: &Value) -> Reply {
     with_settings("PUT", stream, settings).send(gateway).await
 }
 
-fn json_of(reply: &Reply) -> Value {
+pub(super) fn json_of(reply: &Reply) -> Value {
     serde_json::from_slice(&reply.body).expect("JSON")
 }
 

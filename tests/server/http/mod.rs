@@ -10,6 +10,7 @@ mod extensions;
 mod floods;
 mod hls;
 mod http2;
+mod kept_secrets;
 mod leftovers;
 mod media_by_tcp;
 mod offers;
