@@ -5,9 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, LazyLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 
+use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -216,10 +217,22 @@ impl ApiStreams {
     }
 }
 
+/// Makes entity tags unpredictable.
+static ENTITY_TAG_KEY: LazyLock<[u8; 32]> = LazyLock::new(|| {
+    let mut key = [0; 32];
+    rand::rng().fill_bytes(&mut key);
+    key
+});
+
 impl ApiStream {
-    /// Returns the opaque part of the entity tag of its settings.
+    /// Returns the opaque part of the entity tag of its settings, until the process ends. Nobody can compute it from guesses
+    /// of a password in them.
     pub fn opaque_tag(&self) -> String {
-        let digest: [u8; 32] = Sha256::digest(self.settings.to_string()).into();
+        let digest: [u8; 32] = Sha256::new()
+            .chain_update(*ENTITY_TAG_KEY)
+            .chain_update(self.settings.to_string())
+            .finalize()
+            .into();
         digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 }
@@ -256,4 +269,24 @@ pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<So
 fn mistakes_text(mistakes: &[ConfigMistake]) -> String {
     let texts: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
     texts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entity_tag_tells_settings_apart_and_tells_nothing_of_a_password() {
+        let stream = |password: &str| {
+            let settings = format!("rtsp = \"rtsp://a/\"\nusername = \"u\"\npassword = \"{password}\"");
+            let name = StreamName::parse("door").expect("a name");
+            ApiStream::from_settings(&name, toml::from_str(&settings).expect("TOML")).expect("valid")
+        };
+        assert_eq!(stream("one").opaque_tag(), stream("one").opaque_tag());
+        assert_ne!(stream("one").opaque_tag(), stream("two").opaque_tag());
+        // What somebody who knows the other settings can compute for each password that they guess.
+        let guessed: [u8; 32] = Sha256::digest(stream("one").settings.to_string()).into();
+        let guessed: String = guessed.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        assert_ne!(stream("one").opaque_tag(), guessed);
+    }
 }
