@@ -26,6 +26,7 @@ pub mod sessions;
 pub mod source_tests;
 mod state_file;
 pub mod stream_provider;
+mod token_expiries;
 pub mod worker_limit;
 
 use self::api_streams::ApiStreams;

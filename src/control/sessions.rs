@@ -1,8 +1,8 @@
 //! The table of all sessions that have a URL: offers and open sessions. An open session is removed in one place,
 //! together with everything that belongs to it, when the media plane forgets it: one minute after its end.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::session_record::{IceSession, SessionRecord};
+use super::token_expiries::TokenExpiries;
 use crate::access::AccessControl;
 use crate::shard::{MediaPlane, SessionId, SessionPlacement, SessionState};
 use millstream_core::hub::changes::ChangeTopic;
@@ -133,6 +134,7 @@ pub struct SessionTable {
     media_plane: MediaPlane,
     state: Mutex<SessionTableState>,
     token_expiry_sender: mpsc::UnboundedSender<(SystemTime, SessionId)>,
+    kept_token_expiries: AtomicUsize,
 }
 
 /// Receives the expiry times of tokens, for [`SessionTable::run_session_removal_and_token_expiry`].
@@ -145,6 +147,7 @@ impl SessionTable {
             media_plane: media,
             state: Mutex::default(),
             token_expiry_sender: expiries,
+            kept_token_expiries: AtomicUsize::new(0),
         };
         (table, expiring)
     }
@@ -156,23 +159,24 @@ impl SessionTable {
         mut forgotten: mpsc::UnboundedReceiver<SessionId>,
         mut expiring: TokenExpiryReceiver,
     ) {
-        let mut due: BinaryHeap<Reverse<(Instant, SessionId)>> = BinaryHeap::new();
+        let mut expiries = TokenExpiries::default();
         let mut expiry = interval(EXPIRED_SESSION_REMOVAL_INTERVAL);
         expiry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let next = due.peek().map(|Reverse((at, _))| *at);
+            let next = expiries.next_expiry();
             tokio::select! {
                 session = forgotten.recv() => match session {
                     Some(session) => self.remove_open_session(session),
                     None => return,
                 },
-                Some((at, session)) = expiring.recv() => due.push(Reverse((instant_from_wall_clock(at), session))),
+                Some((at, session)) = expiring.recv() => expiries.add(instant_from_wall_clock(at), session),
                 _ = expiry.tick() => {
                     self.media_plane.forget_expired_sessions(Instant::now().into_std());
                     self.remove_expired_offers();
+                    self.remove_expiries_of_forgotten_sessions(&mut expiries);
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                    if let Some(Reverse((_, session))) = due.pop() {
+                    if let Some(session) = expiries.pop() {
                         self.media_plane.end_session(session, CloseReason::TokenExpired);
                     }
                 }
@@ -182,10 +186,7 @@ impl SessionTable {
 
     /// Adds a session that the media plane has opened.
     pub fn insert_session_and_end_if_revoked(&self, id: SessionId, ice: IceSession, record: SessionRecord) {
-        if let Some(expires) = record.grant.expires_at {
-            // The receiver is gone only when the gateway is stopping.
-            let _ = self.token_expiry_sender.send((expires, id));
-        }
+        let expires_at = record.grant.expires_at;
         let session = OpenSession {
             ice,
             record,
@@ -199,6 +200,11 @@ impl SessionTable {
             .is_none_or(|access| access_control_still_grants(access, &session.record));
         entries.open_sessions.insert(id, session);
         drop(entries);
+        // Once it is known: expiry times of unknown sessions are dropped.
+        if let Some(expires_at) = expires_at {
+            // The receiver is gone only when the gateway is stopping.
+            let _ = self.token_expiry_sender.send((expires_at, id));
+        }
         if !is_granted {
             self.media_plane.end_session(id, CloseReason::TokenRevoked);
         }
@@ -282,6 +288,19 @@ impl SessionTable {
             matches!(state, SessionState::Connecting | SessionState::Connected)
         });
         ended.count()
+    }
+
+    fn remove_expiries_of_forgotten_sessions(&self, expiries: &mut TokenExpiries) {
+        let entries = self.lock_state();
+        if expiries.has_many_besides(entries.open_sessions.len()) {
+            expiries.retain(|session| entries.open_sessions.contains_key(&session));
+        }
+        self.kept_token_expiries.store(expiries.len(), Ordering::Relaxed);
+    }
+
+    /// Returns how many expiry times of tokens were kept when this was last looked at.
+    pub fn kept_token_expiry_count(&self) -> usize {
+        self.kept_token_expiries.load(Ordering::Relaxed)
     }
 
     fn remove_expired_offers(&self) {

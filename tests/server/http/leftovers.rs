@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
+use crate::http::access::{Folder, SECRET, in_seconds, signed};
 use crate::http::client::{OBS, PUBLISH, Request, VIEWER, gateway, hurry, make_live, raw};
 
 /// The rows of bad input, as requests.
@@ -73,6 +76,39 @@ async fn bad_input_leaves_no_session_and_no_task() {
     };
     let settled = tokio::time::timeout(Duration::from_secs(20), settled).await;
     assert!(settled.is_ok(), "{} tasks, {before} before", tasks());
+    gateway.stop().await;
+}
+
+/// Tokens that the API issues may be valid for years, and most sessions last for minutes.
+#[tokio::test]
+async fn the_expiry_of_a_token_is_not_kept_longer_than_the_sessions_that_it_opened() {
+    const SESSIONS: usize = 1_100;
+    let gateway = gateway(&[
+        ("MILLSTREAM_AUTH__PLAY_TOKEN", "play"),
+        ("MILLSTREAM_AUTH__JWT_SECRET", SECRET),
+        ("MILLSTREAM_LIMITS__REQUESTS_PER_SECOND", "0"),
+    ])
+    .await;
+    make_live(&gateway, "live");
+    let folder = Folder::new("expiries");
+    let claims = json!({ "exp": in_seconds(365 * 24 * 60 * 60), "play": "live" });
+    let token = signed(&folder, &json!({ "alg": "HS256" }), &claims, SECRET);
+    let offer = Request::offer("/whep/live", VIEWER).bearer(&token);
+    for _ in 0..SESSIONS {
+        let session = offer.send(&gateway).await.location();
+        assert_eq!(Request::new("DELETE", &session).send(&gateway).await.status, 200);
+    }
+    let kept = || gateway.sessions().kept_token_expiry_count();
+    let counted = async {
+        while kept() < SESSIONS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        while kept() == SESSIONS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let counted = hurry(tokio::time::timeout(Duration::from_secs(600), counted)).await;
+    assert!(counted.is_ok(), "{} are kept", kept());
     gateway.stop().await;
 }
 
