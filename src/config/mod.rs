@@ -21,6 +21,7 @@ use self::document::ConfigDocument;
 use self::environment::ConfigVariables;
 use self::reader::ConfigReader;
 use self::renames::RENAMED_KEYS;
+use millstream_core::hub::name::StreamName;
 
 mod api;
 mod auth;
@@ -237,13 +238,16 @@ impl Config {
         sections.into_iter().flatten().collect()
     }
 
+    /// Returns the names of all streams that are configured, those with several sources included. A name may come twice.
+    pub fn stream_names(&self) -> impl Iterator<Item = &StreamName> {
+        // A list of publishers has no source that is pulled, and a pulled one may run for another list.
+        let of_failover_groups = self.failover_groups.iter().map(|failover_group| &failover_group.stream);
+        self.streams.iter().map(|stream| &stream.name).chain(of_failover_groups)
+    }
+
     /// Adds the stream `demo`, unless a stream of that name is configured.
     pub fn add_demo_stream_if_absent(&mut self) {
-        let is_free = |demo: &StreamConfig| {
-            let of_failover_groups = self.failover_groups.iter().map(|failover_group| &failover_group.stream);
-            let mut names = self.streams.iter().map(|stream| &stream.name).chain(of_failover_groups);
-            names.all(|name| *name != demo.name)
-        };
+        let is_free = |demo: &StreamConfig| self.stream_names().all(|name| *name != demo.name);
         let demo = StreamConfig::demo().filter(is_free);
         self.streams.extend(demo);
     }

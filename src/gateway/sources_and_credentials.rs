@@ -1,7 +1,6 @@
 //! Builds parts of the gateway from their sections before anything is started. If a part cannot be built, the gateway
 //! does not start, and a running one keeps its configuration.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::access::credentials::AuthCredentials;
@@ -65,12 +64,11 @@ pub fn api_stream_context(
     library: &PipelineLibrary,
     programs: &WorkerProgramsAndSlots,
 ) -> Arc<ApiStreamContext> {
-    let names = config.streams.iter().map(|stream| stream.name.clone());
     Arc::new(ApiStreamContext {
         pipeline_library: library.clone(),
         worker_programs: programs.clone(),
         allowed_networks: AllowedNetworks::new(config.sources.allow.clone()),
-        configured_streams: names.collect::<BTreeSet<_>>(),
+        configured_streams: config.stream_names().cloned().collect(),
         max_streams: config.api.max_streams,
         max_tokens: config.api.max_tokens,
         source_test_timeout: config.api.source_test_timeout,

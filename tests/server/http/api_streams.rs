@@ -324,6 +324,43 @@ async fn a_state_file_with_mistakes_is_named_at_the_start_and_left_as_it_is() {
     }
 }
 
+/// The file may have a stream as a list of publishers, or of sources that run for another list.
+#[tokio::test]
+async fn a_list_of_sources_in_the_file_takes_precedence_too() {
+    let folder = Folder::new("lists");
+    let slate = "{ pipeline = \"slate\", standby = \"cold\" }";
+    let text = format!(
+        "[streams.\"first\"]\nsources = [{{ whip = \"main\" }}, {slate}]\n\
+         [streams.\"show\"]\nsources = [{{ whip = \"main\" }}, {{ whip = \"backup\" }}]\n\
+         [streams.\"zebra\"]\nsources = [{{ whip = \"main\" }}, {slate}]\n"
+    );
+    let mut gateway = folder.gateway(&text).await;
+    for name in ["first", "show", "zebra"] {
+        for change in [
+            with_settings("PUT", name, &idle_camera()),
+            with_settings("POST", name, &idle_camera()),
+            with_settings("PATCH", name, &json!({})),
+            request("DELETE", name),
+        ] {
+            let reply = change.send(&gateway).await;
+            let refused = (reply.status, reply.problem());
+            assert_eq!(refused, (409, "in_configuration_file".to_owned()), "{name} {change:?}");
+        }
+        let shown = json_of(&request("GET", name).send(&gateway).await);
+        assert_eq!(shown["settings"], Value::Null);
+    }
+    // One that was set before the file had the list does not run beside it.
+    gateway.replace_config(folder.config("")).await.expect("valid");
+    assert_eq!(set(&gateway, "show", &idle_camera()).await.status, 201);
+    gateway.replace_config(folder.config(&text)).await.expect("valid");
+    assert!(
+        !configured_names(&gateway).contains(&"show".to_owned()),
+        "{:?}",
+        configured_names(&gateway)
+    );
+    gateway.stop().await;
+}
+
 async fn source_of(gateway: &Gateway, stream: &str, token: &str) -> Value {
     let shown = Request::new("GET", &format!("/api/v1/streams/{stream}")).bearer(token);
     json_of(&shown.send(gateway).await)["source"].clone()
