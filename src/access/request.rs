@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq as _;
 
 use super::pattern::StreamNamePattern;
 use crate::config::{ApiScope, Secret};
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{SourceName, StreamName};
 
 /// The action that a request needs permission for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,9 +107,25 @@ pub struct AccessRequest<'a> {
     pub action: AccessAction,
     /// `None` for the API.
     pub stream: Option<&'a StreamName>,
+    /// The source that a publisher feeds, if the stream has several. The webhook is told of it; tokens are for streams.
+    pub source: Option<&'a SourceName>,
     pub address: Option<IpAddr>,
     /// Too many tokens from the address were wrong.
     pub is_from_suspect_address: bool,
+}
+
+impl<'a> AccessRequest<'a> {
+    /// Makes a request without a token, of nobody in particular.
+    pub fn new(action: AccessAction, stream: Option<&'a StreamName>) -> Self {
+        Self {
+            token: None,
+            action,
+            stream,
+            source: None,
+            address: None,
+            is_from_suspect_address: false,
+        }
+    }
 }
 
 /// Granted access.

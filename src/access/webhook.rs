@@ -1,7 +1,7 @@
 //! Authorization webhook of the operator.
 //!
-//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token`, `address` and `scope` (`read` or
-//! `full`, of the API), each `null` if there is none. Any 2xx status grants access, until `expires` (seconds since 1970) if the response is a JSON object
+//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token`, `address`, `scope` (`read` or
+//! `full`, of the API) and `source` (of a publisher of a stream with several), each `null` if there is none. Any 2xx status grants access, until `expires` (seconds since 1970) if the response is a JSON object
 //! with that field. 401 and 403 deny access. Any other status, and a timeout, deny access temporarily.
 
 use std::collections::HashMap;
@@ -20,6 +20,7 @@ use super::request::{AccessAction, AccessRequest, Denial, Grant, GrantBasis, tok
 use super::webhook_admission::{WebhookAdmission, WebhookRequestClass};
 use crate::config::{AuthConfig, LimitsConfig};
 use millstream_core::hub::log_limit::LogRateLimiter;
+use millstream_core::hub::name::{SourceName, StreamName};
 
 /// Client of the webhook, with a cache of its answers.
 pub struct WebhookClient {
@@ -40,6 +41,7 @@ pub struct WebhookClient {
 struct WebhookDecisionKey {
     action: AccessAction,
     stream: Option<String>,
+    source: Option<SourceName>,
     token_digest: Option<[u8; 32]>,
     address: Option<IpAddr>,
 }
@@ -51,6 +53,7 @@ struct WebhookRequestBody<'a> {
     token: Option<&'a str>,
     address: Option<IpAddr>,
     scope: Option<&'static str>,
+    source: Option<&'a str>,
 }
 
 #[derive(Default, Deserialize)]
@@ -109,6 +112,7 @@ impl WebhookClient {
         let question = WebhookDecisionKey {
             action: access.action,
             stream: access.stream.map(|stream| stream.as_str().to_owned()),
+            source: access.source.cloned(),
             token_digest: access.token.map(token_digest),
             address: access.address,
         };
@@ -143,10 +147,11 @@ impl WebhookClient {
     async fn call_webhook(&self, access: AccessRequest<'_>) -> Result<Grant, Denial> {
         let sent = WebhookRequestBody {
             action: access.action.name(),
-            stream: access.stream.map(millstream_core::hub::name::StreamName::as_str),
+            stream: access.stream.map(StreamName::as_str),
             token: access.token,
             address: access.address,
             scope: access.action.api_scope_name(),
+            source: access.source.map(SourceName::as_str),
         };
         let request = self.client.post(&*self.url).timeout(self.timeout).json(&sent);
         let response = match request.send().await {

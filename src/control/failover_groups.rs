@@ -11,7 +11,7 @@ use super::ControlPlane;
 use crate::config::{FailoverConfig, FailoverKind, FailoverSourceKind, StandbyMode};
 use crate::shard::MediaPlane;
 use crate::sources::fetch::registry::ConfiguredFailoverGroup;
-use millstream_core::hub::name::{StreamKey, StreamName};
+use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
 use millstream_core::hub::stream::ShardIndex;
 use millstream_core::session::CloseReason;
 use millstream_core::sources::failover_group::settings::{FailoverSourceSettings, FailoverTimes, SourceLayerSettings};
@@ -68,6 +68,13 @@ impl ControlPlane {
             }
         }
         self.failover_groups_changed.notify_one();
+    }
+
+    /// Returns the source that a publisher feeds: the one that it names, or the first one for publishers. `None` if the
+    /// stream does not have several, or has no such source for publishers.
+    pub fn publisher_source(&self, stream: &StreamName, source: Option<&str>) -> Option<SourceName> {
+        let failover_group = self.source_registry.failover_group(stream)?;
+        failover_group.config.whip_source(source).cloned()
     }
 
     /// Returns the stream that a publisher writes to: that of the source that it names, or of the first one for publishers.

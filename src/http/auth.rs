@@ -16,7 +16,7 @@ pub use crate::access::AccessAction;
 use crate::access::{AccessControl, AccessRequest, Denial, Grant};
 use crate::config::LimitsConfig;
 use crate::telemetry::{HttpCounters, ReachedHttpLimit};
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{SourceName, StreamName};
 
 /// Authenticates HTTP requests.
 pub struct Authenticator {
@@ -71,8 +71,34 @@ impl Authenticator {
         if action == AccessAction::Play && access.is_playback_allowed_without_token() {
             return Ok(Grant::default());
         }
+        self.authorize_by_token(&access, caller, AccessRequest::new(action, stream))
+            .await
+    }
+
+    /// Like [`Self::authorize_request`], for publishing to a stream; `source` is the one that the publisher feeds, if the
+    /// stream has several.
+    pub async fn authorize_publisher(
+        &self,
+        caller: RequestSender<'_>,
+        stream: &StreamName,
+        source: Option<&SourceName>,
+    ) -> Result<Grant, Problem> {
+        let request = AccessRequest {
+            source,
+            ..AccessRequest::new(AccessAction::Publish, Some(stream))
+        };
+        self.authorize_by_token(&self.access_control(), caller, request).await
+    }
+
+    async fn authorize_by_token(
+        &self,
+        access: &AccessControl,
+        caller: RequestSender<'_>,
+        request: AccessRequest<'_>,
+    ) -> Result<Grant, Problem> {
         let token = token_from_request(caller, access.accepts_query_token())?;
-        self.authorize(&access, caller, token.as_deref(), action, stream).await
+        let token = token.as_deref();
+        self.authorize(access, caller, AccessRequest { token, ..request }).await
     }
 
     /// Whether a grant to read by the API has not expired and is valid with the access rules in effect.
@@ -93,17 +119,18 @@ impl Authenticator {
         }
         let token = token_from_request(caller, true)?;
         let token = token.or_else(|| cookie_token(caller.headers).map(Cow::Borrowed));
-        self.authorize(&access, caller, token.as_deref(), AccessAction::Play, Some(stream))
-            .await
+        let request = AccessRequest {
+            token: token.as_deref(),
+            ..AccessRequest::new(AccessAction::Play, Some(stream))
+        };
+        self.authorize(&access, caller, request).await
     }
 
     async fn authorize(
         &self,
         access: &AccessControl,
         caller: RequestSender<'_>,
-        token: Option<&str>,
-        action: AccessAction,
-        stream: Option<&StreamName>,
+        request: AccessRequest<'_>,
     ) -> Result<Grant, Problem> {
         let now = monotonic_now();
         let failure_limit = caller.address.map_or(Ok(()), |address| {
@@ -111,11 +138,9 @@ impl Authenticator {
                 .check_rate_limit_token_available(now, address)
         });
         let request = AccessRequest {
-            token,
-            action,
-            stream,
             address: caller.address,
             is_from_suspect_address: failure_limit.is_err(),
+            ..request
         };
         // A right token is accepted however many wrong ones came from its address.
         let denial = match access.authorize(request).await {
@@ -136,7 +161,7 @@ impl Authenticator {
         if denial == Denial::WebhookOverloaded {
             self.counters.count_rejection(ReachedHttpLimit::WebhookQueue);
         }
-        Err(denial_problem(denial, action, stream))
+        Err(denial_problem(denial, request.action, request.stream))
     }
 }
 

@@ -30,7 +30,7 @@ use crate::shard::{SessionId, SessionPlacement, SessionRefusal};
 use crate::sources::fetch::attached::random_session_id;
 use crate::sources::fetch::registry::StartOutcome;
 use millstream_core::hub::changes::ChangeTopic;
-use millstream_core::hub::name::StreamName;
+use millstream_core::hub::name::{SourceName, StreamName};
 use millstream_core::media::MediaKind;
 use millstream_core::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
 use millstream_core::sdp::negotiated::{AvailableTracks, NegotiatedPlayback};
@@ -50,12 +50,13 @@ pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Re
     let stream = stream_name_from_path(&parts.uri)?;
     match parts.method {
         Method::POST => {
+            let source = control.publisher_source(&stream, source_name_from_query(&parts.uri).as_deref());
             let grant = state
                 .authenticator
-                .authorize_request(caller(&parts), AccessAction::Publish, Some(&stream))
+                .authorize_publisher(caller(&parts), &stream, source.as_ref())
                 .await?;
             let offer = read_offer(control, &parts.headers, body).await?;
-            accept_publisher(control, stream, grant, &parts, &offer)
+            accept_publisher(control, (stream, source), grant, &parts, &offer)
         }
         // RFC 9725 §4.1: a 2xx response without content.
         Method::GET | Method::HEAD => Ok(add_no_store_header(StatusCode::NO_CONTENT.into_response())),
@@ -107,14 +108,17 @@ async fn read_offer(control: &ControlPlane, headers: &HeaderMap, body: Body) -> 
     Ok(Offer::parse(&bytes)?)
 }
 
+/// `source` is the one that the publisher was authorized for, if the stream has several.
 fn accept_publisher(
     control: &ControlPlane,
-    stream: StreamName,
+    (stream, source): (StreamName, Option<SourceName>),
     grant: Grant,
     request: &Parts,
     offer: &Offer,
 ) -> Result<Response, Problem> {
-    let key = control.publisher_stream_key(&stream, source_name_from_query(&request.uri).as_deref())?;
+    let named = source.map(|source| source.to_string());
+    let named = named.or_else(|| source_name_from_query(&request.uri));
+    let key = control.publisher_stream_key(&stream, named.as_deref())?;
     let media = &control.media_plane;
     let placement = media.choose_next_shard_and_make_ice_credentials();
     let (publication, answer) = answer_whip_offer(

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::http::access::{http, serve};
 use crate::http::client::{OBS, Reply, Request, from_text};
 
 const SHOW: &str = "[auth]\napi_token = \"secret\"\n[streams.show]\nsources = [{ whip = \"main\" }, { whip = \"backup\" }]\nhold_off = 1\n";
@@ -258,6 +259,36 @@ async fn switches_are_events_with_their_reason() {
         owned([Some("main"), Some("backup"), Some("stalled")])
     );
     backup.abort();
+    gateway.stop().await;
+}
+
+/// Tokens are for streams. The webhook alone can keep the publisher of one source from taking over another.
+#[tokio::test]
+async fn the_webhook_is_told_of_the_source_that_a_publisher_would_feed() {
+    let (address, _) = serve(|question| match (&question["stream"], &question["source"]) {
+        (Value::String(stream), Value::String(source)) if stream == "show" && source == "backup" => {
+            http("204 No Content", "")
+        }
+        (Value::String(stream), Value::Null) if stream == "single" => http("204 No Content", ""),
+        _ => http("403 Forbidden", ""),
+    })
+    .await;
+    let text = SHOW.replace("[auth]\n", &format!("[auth]\nwebhook_url = \"http://{address}/\"\n"));
+    let gateway = from_text(&text).await;
+    for (path, status, code) in [
+        ("/whip/show?source=backup", 201, ""),
+        ("/whip/show?source=main", 403, "insufficient_scope"),
+        // The first source for publishers.
+        ("/whip/show", 403, "insufficient_scope"),
+        ("/whip/show?source=other", 403, "insufficient_scope"),
+        ("/whip/single", 201, ""),
+    ] {
+        let reply = Request::offer(path, OBS).bearer("some-token").send(&gateway).await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.text());
+        if !code.is_empty() {
+            assert_eq!(reply.problem(), code, "{path}");
+        }
+    }
     gateway.stop().await;
 }
 
