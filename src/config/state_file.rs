@@ -77,6 +77,9 @@ const TOKENS_LIST: &str = "tokens";
 /// Maximum number of streams in a state file: that of `api.max_streams`.
 const MAX_STREAMS_IN_STATE_FILE: usize = 10_000;
 
+/// Ends of paths below a stream that are resources of their own: a stream of such a name would be out of reach.
+pub const RESERVED_NAME_ENDS: [&str; 3] = ["/source", "/snapshot.jpg", "/snapshot.png"];
+
 /// Keys that name a secret of this host. Whoever may use the API could have it sent to a server of their own.
 const KEYS_OF_HOST_SECRETS: [&str; 2] = ["password_file", "password_env"];
 
@@ -150,6 +153,11 @@ impl ApiStream {
             let placed = mistakes.into_iter();
             placed.map(|mistake| with_json_pointer(mistake, &path)).collect()
         };
+        if let Some(end) = RESERVED_NAME_ENDS.iter().find(|end| name.as_str().ends_with(*end)) {
+            let problem =
+                format!("cannot be set by the API, where `{end}` belongs to the stream before it: use another name");
+            return Err(found(vec![ConfigMistake::new(path.clone(), problem)]));
+        }
         if let Some(key) = find_key_of_host_secret(&path, &settings) {
             let problem = "cannot be set by the API, which must not send secrets of this host anywhere: set `password`";
             return Err(found(vec![ConfigMistake::new(key, problem)]));

@@ -215,6 +215,25 @@ async fn settings_with_mistakes_are_refused_with_their_places_and_without_secret
     gateway.stop().await;
 }
 
+/// What can be added can be read, replaced and removed at the same path.
+#[tokio::test]
+async fn a_name_that_the_api_reads_as_another_resource_is_refused() {
+    let folder = Folder::new("names");
+    let gateway = folder.gateway("").await;
+    for name in ["door/source", "door/snapshot.jpg", "a/b/snapshot.png"] {
+        let reply = with_settings("POST", name, &idle_camera()).send(&gateway).await;
+        assert_eq!((reply.status, reply.problem().as_str()), (422, "bad_stream"), "{name}");
+        assert!(reply.text().contains("use another name"), "{}", reply.text());
+    }
+    for name in ["source", "door-source", "door/sources", "snapshot.jpg"] {
+        assert_eq!(set(&gateway, name, &idle_camera()).await.status, 201, "{name}");
+        assert_eq!(json_of(&request("GET", name).send(&gateway).await)["name"], name);
+        assert_eq!(set(&gateway, name, &idle_camera()).await.status, 200, "{name}");
+        assert_eq!(request("DELETE", name).send(&gateway).await.status, 204, "{name}");
+    }
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn requests_that_are_no_settings_are_refused() {
     let folder = Folder::new("requests");
