@@ -1,7 +1,7 @@
 //! Tests of sources that are no streams (yet), for the API.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
@@ -19,9 +19,16 @@ const MAX_CONCURRENT_SOURCE_TESTS: usize = 4;
 
 /// The tests of a gateway.
 pub struct SourceTestService {
-    plane: TrialSourceHub,
     permits: Arc<Semaphore>,
     last_number: AtomicU64,
+    /// `None` until the first test.
+    newest_bench: Mutex<Option<Arc<SourceTestBench>>>,
+}
+
+/// Where sources are tested with the configuration of one time. A reload makes another one; tests that run go on in theirs.
+pub struct SourceTestBench {
+    context: Arc<ApiStreamContext>,
+    plane: TrialSourceHub,
     /// Transcodes to JPEG for snapshots; started with the first one.
     transcoding: OnceCell<Option<TranscodingTask>>,
 }
@@ -29,15 +36,14 @@ pub struct SourceTestService {
 impl Default for SourceTestService {
     fn default() -> Self {
         Self {
-            plane: TrialSourceHub::default(),
             permits: Arc::new(Semaphore::new(MAX_CONCURRENT_SOURCE_TESTS)),
             last_number: AtomicU64::new(0),
-            transcoding: OnceCell::new(),
+            newest_bench: Mutex::default(),
         }
     }
 }
 
-/// Ends transcoding when the gateway is gone.
+/// Ends transcoding when its last test has ended and no other will come.
 struct TranscodingTask(JoinHandle<()>);
 
 impl Drop for TranscodingTask {
@@ -47,11 +53,6 @@ impl Drop for TranscodingTask {
 }
 
 impl SourceTestService {
-    /// Returns the streams of the sources that are tested.
-    pub fn plane(&self) -> &TrialSourceHub {
-        &self.plane
-    }
-
     /// Returns a permit for one test, or `None` if there are too many.
     pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
         self.permits.clone().try_acquire_owned().ok()
@@ -63,6 +64,29 @@ impl SourceTestService {
         StreamName::parse(&format!("source-test/{number}"))
     }
 
+    /// Returns where a source is tested with the configuration that is in force.
+    pub fn bench(&self, context: &Arc<ApiStreamContext>) -> Arc<SourceTestBench> {
+        let mut newest = self.newest_bench.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*newest {
+            Some(bench) if Arc::ptr_eq(&bench.context, context) => bench.clone(),
+            _ => {
+                let bench = Arc::new(SourceTestBench {
+                    context: context.clone(),
+                    plane: TrialSourceHub::default(),
+                    transcoding: OnceCell::new(),
+                });
+                newest.insert(bench).clone()
+            }
+        }
+    }
+}
+
+impl SourceTestBench {
+    /// Returns the streams of the sources that are tested.
+    pub fn plane(&self) -> &TrialSourceHub {
+        &self.plane
+    }
+
     /// Runs a source until enough is known of it, at most for `limit`. It goes on until the result is dropped.
     pub async fn run(&self, config: SourceConfig, limit: Duration) -> (SourceTrial, Result<(), TrialFailure>) {
         let mut trial = SourceTrial::start(config, &self.plane);
@@ -71,10 +95,10 @@ impl SourceTestService {
     }
 
     /// Starts what makes snapshots of the tested streams.
-    pub async fn start_snapshot_transcoding(&self, context: &ApiStreamContext) {
+    pub async fn start_snapshot_transcoding(&self) {
         let start = || async {
-            let library = context.pipeline_library.clone();
-            let programs = context.worker_programs.clone();
+            let library = self.context.pipeline_library.clone();
+            let programs = self.context.worker_programs.clone();
             let owners: transcode::WorkerOwnerLookup = Arc::new(|_| WorkerOwner::TokenHolder);
             let task = transcode::start_transcoding_service(library, programs, self.plane.clone(), owners).await;
             task.map(TranscodingTask)

@@ -16,7 +16,8 @@ use utoipa::ToSchema;
 use super::api_streams::{mistakes_problem, parse_settings, read_object};
 use super::streams::{self, Stream};
 use super::{ApiState, snapshot};
-use crate::control::api_streams::{ApiStreamContext, ApiStreamError, build_source};
+use crate::control::api_streams::{ApiStreamError, build_source};
+use crate::control::source_tests::SourceTestBench;
 use crate::http::problem::Problem;
 use crate::sources::fetch::address::AddressError;
 use crate::sources::fetch::error::FetchError;
@@ -99,7 +100,8 @@ pub(super) async fn test_source(
     let source =
         build_source(&stream, &context).map_err(|mistakes| mistakes_problem(&stream.add_json_pointers(mistakes)))?;
     let started = Instant::now();
-    let (trial, known) = tests.run(source, context.source_test_timeout).await;
+    let bench = tests.bench(&context);
+    let (trial, known) = bench.run(source, context.source_test_timeout).await;
     if let Err(failure) = known {
         let (cause, detail) = describe_trial_failure(&failure, context.source_test_timeout);
         return Ok(Json(SourceTest {
@@ -109,7 +111,7 @@ pub(super) async fn test_source(
             ..SourceTest::default()
         }));
     }
-    let hub = tests.plane().hub();
+    let hub = bench.plane().hub();
     let mut result = SourceTest {
         ok: true,
         stream: streams::describe_stream(&name, hub, &trial.registry, |_| 0),
@@ -121,7 +123,7 @@ pub(super) async fn test_source(
         stream.name.clear();
     }
     if takes_snapshot {
-        let taking = take_test_snapshot(&api, &context, &name);
+        let taking = take_test_snapshot(&api, &bench, &name);
         result.snapshot = timeout(TEST_SNAPSHOT_TIMEOUT, taking).await.ok().flatten();
     }
     result.seconds = started.elapsed().as_secs_f64();
@@ -149,9 +151,8 @@ fn replace_url_with_source_kind_key(settings: &mut Map<String, Value>) -> Result
     Ok(())
 }
 
-async fn take_test_snapshot(api: &ApiState, context: &ApiStreamContext, name: &StreamName) -> Option<String> {
-    let tests = &api.control.source_tests;
-    let hub = tests.plane().hub();
+async fn take_test_snapshot(api: &ApiState, bench: &SourceTestBench, name: &StreamName) -> Option<String> {
+    let hub = bench.plane().hub();
     let track = source_track(hub, name, MediaKind::Video)?;
     // The hub of the gateway knows what this host can transcode.
     let can_transcode = api
@@ -160,7 +161,7 @@ async fn take_test_snapshot(api: &ApiState, context: &ApiStreamContext, name: &S
         .hub()
         .can_transcode_codec_to(track.format.codec(), TranscodeTarget::Jpeg);
     if can_transcode {
-        tests.start_snapshot_transcoding(context).await;
+        bench.start_snapshot_transcoding().await;
     }
     let jpeg = snapshot::newest_jpeg_of_stream(hub, name).await?;
     Some(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))

@@ -1,5 +1,7 @@
 //! Output, log and telemetry of the program.
 
+use std::path::Path;
+
 use super::*;
 
 #[test]
@@ -139,6 +141,52 @@ fn tokens_are_never_disclosed_and_session_urls_never_logged() {
     for output in [&stdout, &log] {
         assert!(!output.contains(id), "{output}");
     }
+}
+
+#[test]
+fn the_log_says_who_issued_and_revoked_a_token_and_shows_neither() {
+    let state = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("issuers-{}.toml", std::process::id()));
+    let mut command = program(&["serve"]);
+    command
+        .env("MILLSTREAM_AUTH__API_TOKEN", "canary-api")
+        .env("MILLSTREAM_API__STATE_FILE", &state);
+    let gateway = Running::start(command);
+    let send = |method: &str, path: &str, body: &str| {
+        gateway.request(&format!(
+            "{method} {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAuthorization: Bearer canary-api\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+    };
+    let issued = send("POST", "/api/v1/tokens", r#"{"publish": "studio/*", "expires_in": 60}"#);
+    let (_, body) = issued.split_once("\r\n\r\n").expect("a body");
+    let issued: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let (id, token) = (
+        issued["id"].as_str().expect("an id"),
+        issued["token"].as_str().expect("a token"),
+    );
+    let revoked = send("DELETE", &format!("/api/v1/tokens/{id}"), "");
+    assert!(revoked.starts_with("HTTP/1.1 204"), "{revoked}");
+    let (_, _, log) = gateway.end("-TERM");
+    let _ = std::fs::remove_file(&state);
+    let event = |message: &str| {
+        let events = log
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let found = events
+            .map(|event| event["fields"].clone())
+            .find(|fields| fields["message"] == message);
+        found.unwrap_or_else(|| panic!("{message} in {log}"))
+    };
+    let issued = event("token issued by the API");
+    assert_eq!(
+        (&issued["token"], &issued["issued_by"], &issued["address"]),
+        (&id.into(), &"auth.api_token".into(), &"127.0.0.1".into())
+    );
+    assert!(issued["publish"].to_string().contains("studio/*"), "{issued}");
+    assert_eq!(event("token revoked by the API")["revoked_by"], "auth.api_token");
+    assert_eq!(event("change made by the API")["credential"], "auth.api_token");
+    assert!(!log.contains(token) && !log.contains("canary"), "{log}");
 }
 
 /// An OTLP collector that sends the paths and bodies of requests to a channel.
