@@ -14,6 +14,15 @@ section! {
         #[key("state_file", Restart, "beside the configuration file", "value_parsers::parse_path")]
         pub state_file: Option<PathBuf> = None,
 
+        /// Files, devices and folders of them that streams of the API may use, such as `["/srv/video", "/dev/video0"]`.
+        /// Others are refused with 422. See Streams set by the API.
+        #[key("files", Live, "none", "value_parsers::parse_absolute_paths")]
+        pub files: Vec<PathBuf> = Vec::new(),
+
+        /// Streams of the API may listen on ports of this host, by the pipeline `srt-listen` for example.
+        #[key("listeners", Live, "`false`", "value_parsers::parse_bool")]
+        pub listeners: bool = false,
+
         /// Maximum number of streams that are set by the API, 0 to 10000. Further ones get 409.
         #[key("max_streams", Live, "`1000`", "value_parsers::parse_whole_number_within::<0, 10_000, _, _>")]
         pub max_streams: usize = 1_000,

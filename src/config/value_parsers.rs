@@ -3,7 +3,7 @@
 //! Numbers, booleans and lists are also accepted as strings, because environment variables are strings.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -221,6 +221,16 @@ pub(super) fn parse_path<'de, D: Deserializer<'de>>(value: D) -> Result<Option<P
 /// Parses a list of paths.
 pub(super) fn parse_paths<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
     parse_list(value, "a list of files", usize::MAX, |text| Some(text.into()))
+}
+
+/// Parses a list of absolute paths without `.` and `..`.
+pub(super) fn parse_absolute_paths<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<PathBuf>, D::Error> {
+    let expected = "a list of absolute paths of files, devices or folders without `..`, such as [\"/srv/video\"]";
+    parse_list(value, expected, usize::MAX, |text| {
+        let path = PathBuf::from(text);
+        let is_plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+        (path.is_absolute() && path.components().all(is_plain)).then_some(path)
+    })
 }
 
 /// Parses a table.

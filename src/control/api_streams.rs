@@ -17,7 +17,8 @@ use tracing::warn;
 use super::state_file::replace_state_file;
 use crate::access::issued_tokens::{IssuedToken, IssuedTokens};
 use crate::config::state_file::{ApiStream, StateFile, TokenRecord, state_file_text};
-use crate::config::{Config, ConfigError, ConfigMistake};
+use crate::config::{Config, ConfigError, ConfigLocation, ConfigMistake};
+use crate::pipeline::host_access::{ApiHostAccess, HostAccess};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::sources::fetch::SourceConfig;
@@ -33,6 +34,7 @@ pub struct ApiStreamContext {
     pub pipeline_library: PipelineLibrary,
     pub worker_programs: WorkerProgramsAndSlots,
     pub allowed_networks: AllowedNetworks,
+    pub host_access: ApiHostAccess,
     /// Streams of the configuration file.
     pub configured_streams: BTreeSet<StreamName>,
     pub max_streams: usize,
@@ -262,6 +264,7 @@ pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<So
         pipeline_library: &context.pipeline_library,
         worker_programs: &context.worker_programs,
         allowed_networks: &context.allowed_networks,
+        host_access: HostAccess::Permitted(&context.host_access),
     };
     SourceConfig::build(&stream.config, build_context)
 }

@@ -7,6 +7,7 @@ use crate::access::credentials::AuthCredentials;
 use crate::config::{Config, ConfigError, ConfigMistake};
 use crate::control::api_streams::{ApiStreamContext, ApiStreams};
 use crate::http::webhooks::target::WebhookTarget;
+use crate::pipeline::host_access::{ApiHostAccess, HostAccess};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::sources::fetch::SourceConfig;
@@ -37,6 +38,7 @@ impl SourcesAndCredentials {
             pipeline_library: &library,
             worker_programs: programs,
             allowed_networks: &allowed,
+            host_access: HostAccess::Everything,
         };
         let mut streams = Vec::new();
         for stream in &config.streams {
@@ -68,6 +70,10 @@ pub fn api_stream_context(
         pipeline_library: library.clone(),
         worker_programs: programs.clone(),
         allowed_networks: AllowedNetworks::new(config.sources.allow.clone()),
+        host_access: ApiHostAccess {
+            files: config.api.files.clone(),
+            listeners: config.api.listeners,
+        },
         configured_streams: config.stream_names().cloned().collect(),
         max_streams: config.api.max_streams,
         max_tokens: config.api.max_tokens,

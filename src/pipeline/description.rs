@@ -27,6 +27,9 @@ pub struct PipelineDescription {
     /// The worker may use the network.
     #[serde(default)]
     pub network: bool,
+    /// It opens a port that senders connect to. Streams of the API need `api.listeners` for it.
+    #[serde(default)]
+    pub listens: bool,
     #[serde(default)]
     pub limits: WorkerLimits,
 }

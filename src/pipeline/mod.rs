@@ -8,6 +8,7 @@
 //!
 //! * [`description`]: a file of `pipelines/`: a launch line with named sinks and sources, typed parameters, limits.
 //!   Values are set as element properties after the line was parsed; they are never inserted into its text.
+//! * [`host_access`]: which files, devices and ports streams of the API may use.
 //! * [`worker_process`]: the gateway's side of a worker: start, supervision, stop.
 //! * [`programs`]: where the programs of workers are.
 //! * [`worker_slots`]: how many workers may run, and for whom.
@@ -19,6 +20,7 @@
 
 pub mod demuxer;
 pub mod description;
+pub mod host_access;
 pub mod library;
 pub mod packages;
 pub mod parameter;

@@ -255,7 +255,7 @@ fn file_value(path: PathBuf) -> ParameterValue {
 }
 
 /// Returns `validated_text` as a path if it is absolute and has no `.` or `..` components.
-fn parse_absolute_path(text: &str) -> Option<PathBuf> {
+pub(super) fn parse_absolute_path(text: &str) -> Option<PathBuf> {
     let path = Path::new(text);
     let plain = path
         .components()

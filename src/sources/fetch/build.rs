@@ -12,6 +12,7 @@ use crate::config::{
     join_key_path, read_environment_variable,
 };
 use crate::pipeline::description::ParameterError;
+use crate::pipeline::host_access::{HostAccess, HostAccessError};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::parameter::UnescapedCredentialsError;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
@@ -28,6 +29,7 @@ pub struct SourceBuildContext<'a> {
     /// The executable of the workers.
     pub worker_programs: &'a WorkerProgramsAndSlots,
     pub allowed_networks: &'a AllowedNetworks,
+    pub host_access: HostAccess<'a>,
 }
 
 /// Maximum number of HTTP headers of one source.
@@ -276,7 +278,21 @@ fn build_pipeline_spec(
         });
         return None;
     };
-    match description.build_job_and_target_hosts(&config.params.0, Vec::new()) {
+    // Before the values are validated, which looks for files.
+    let values = match context
+        .host_access
+        .check_and_resolve_files(description, &config.params.0)
+    {
+        Ok(values) => values,
+        Err(refused) => {
+            let mistake = |(key, error): (String, HostAccessError)| {
+                ConfigMistake::with_kind(key, MistakeKind::Sentence(error.to_string()))
+            };
+            mistakes.extend(refused.into_iter().map(mistake));
+            return None;
+        }
+    };
+    match description.build_job_and_target_hosts(&values, Vec::new()) {
         Ok((job, hosts)) => Some(PipelineSpec {
             name: name.clone(),
             worker_programs: context.worker_programs.clone(),
@@ -326,6 +342,7 @@ mod tests {
             pipeline_library: &PipelineLibrary::shipped(),
             worker_programs: &WorkerProgramsAndSlots::installed(),
             allowed_networks: &AllowedNetworks::default(),
+            host_access: HostAccess::Everything,
         };
         let listed =
             |mistakes: Vec<ConfigMistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");

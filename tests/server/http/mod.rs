@@ -1,6 +1,7 @@
 //! The HTTP interface. Every test starts a gateway in this process, on free ports.
 
 mod access;
+mod api_host_access;
 mod api_scope;
 mod api_streams;
 mod client;
