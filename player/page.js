@@ -9,20 +9,16 @@ export function streamName() {
 
 /**
  * Returns the token for this tab: from the URL fragment (`#token=...`, which is not sent to servers) or from an earlier
- * visit in this tab. Removes it from the URL, so that it is not copied with a link.
+ * visit in this tab. Removes it from the URL, so that it is not copied with a link. With `keepsStored` a token from the URL
+ * is taken only if the tab has none: whoever made the link could otherwise replace the one that the user has entered.
  */
-export function loadToken(key) {
+export function loadToken(key, { keepsStored = false } = {}) {
   const token = new URLSearchParams(location.hash.slice(1)).get('token');
   if (token !== null) {
-    storeToken(key, token);
+    if (!keepsStored || !sessionStorage.getItem(key)) storeToken(key, token);
     history.replaceState(null, '', location.pathname + location.search);
   }
   return sessionStorage.getItem(key) ?? '';
-}
-
-/** Whether the URL contains a token that `loadToken` has not taken yet. */
-export function hasTokenInLink() {
-  return new URLSearchParams(location.hash.slice(1)).has('token');
 }
 
 export function storeToken(key, token) {

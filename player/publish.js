@@ -1,23 +1,22 @@
 // The publish page: settings, preview, and one WHIP session.
 //
 // All settings can be preset in the URL: `?codec=VP8&height=480&bitrate=1000&sound=none`, the token as
-// `#token=...`. `?auto=camera` (or `auto=screen`) goes live without a click, if the browser allows capture without a
-// prompt and the token is not from the link: otherwise whoever sends a link could watch a camera that the browser permits
-// this site to use. Attributes of the root element show the state of the page:
+// `#token=...`. `?auto=camera` (or `auto=screen`) goes live without a click when the page is loaded again, once the user has
+// gone live here by a click. The first time it needs that click, also with a token that this tab has kept: otherwise
+// whoever sends a link, or a page that the user visits, could watch a camera that the browser permits this site to use.
+// Attributes of the root element show the state of the page:
 //
 //   data-state     idle, preview, connecting, live, retrying, failed
 //   data-error     why the page is not live: the name of the capture error, `http-STATUS`, `ended`, `unconfirmed` if
-//                  the token is from the link and going live needs a click, or `TakenOver` if another publisher has
+//                  the link goes live by itself and needs a click first, or `TakenOver` if another publisher has
 //                  taken over the stream
 //   data-sessions  sessions that the gateway has accepted from this page
 //   data-frames    video frames encoded
 
-import { byId, copyOnClick, hasTokenInLink, storeToken, streamName, loadToken } from './page.js';
+import { byId, copyOnClick, storeToken, streamName, loadToken } from './page.js';
 import { capture, explainCapture, sendableCodecs, WhipClient } from './whip.js';
 
 const TOKEN = 'millstream.publish-token';
-/** Set in this tab from opening a link with a token until the user goes live by a click. */
-const UNCONFIRMED = 'millstream.publish-token-unconfirmed';
 const stream = streamName();
 const root = document.documentElement;
 const form = byId('settings');
@@ -47,7 +46,6 @@ function presetFromAddress() {
     if (choice[name].value !== value && choice[name].add) choice[name].add(new Option(value, value, true, true));
     if (name === 'source') listAudioSources();
   }
-  if (hasTokenInLink()) sessionStorage.setItem(UNCONFIRMED, 'true');
   choice.token.value = loadToken(TOKEN);
   return auto;
 }
@@ -118,6 +116,16 @@ function captureEnded(track) {
 }
 
 // Publishing
+
+/**
+ * Remembers that the user went live here by a click. The state of the history entry is there again when the page is loaded
+ * again, and is not when another page leads here: session storage would be.
+ */
+function rememberConfirmation() {
+  history.replaceState({ confirmed: true }, '');
+}
+
+const isConfirmed = () => history.state?.confirmed === true;
 
 async function goLive() {
   if (!media && !(await openMedia())) return;
@@ -229,7 +237,7 @@ async function updateStats() {
 
 form.addEventListener('submit', (event) => {
   event.preventDefault();
-  sessionStorage.removeItem(UNCONFIRMED);
+  rememberConfirmation();
   goLive();
 });
 byId('show').addEventListener('click', () => (media ? stop() : openMedia()));
@@ -250,9 +258,10 @@ link.href = link.textContent = watchUrl();
 listAudioSources();
 setState('idle');
 const auto = presetFromAddress();
-if (auto && sessionStorage.getItem(UNCONFIRMED)) {
+if (auto && !isConfirmed()) {
+  const text = 'The link that led here would go live by itself: whoever made it can see what you publish.';
+  showProblem({ title: `Publish as ${stream}?`, text });
   root.dataset.error = 'unconfirmed';
-  showProblem({ title: 'Publish with the token from this link?', text: 'The publish token is from the link: whoever sent the link can see what you publish.' });
   byId('go').focus();
 } else if (auto) goLive();
 else if (!navigator.mediaDevices) showProblem(explainCapture({ name: 'SecurityError' }));
