@@ -9,7 +9,7 @@ const REQUEST_TIMEOUT = 10_000;
 const EVENTS_RETRY_DELAY = 3_000;
 
 // It is kept in this tab, and sent in a header: no other site can use it, as it could a cookie.
-let token = loadToken(KEY);
+let token = loadToken(KEY, { keepsStored: true });
 
 export const hasToken = () => token !== '';
 
