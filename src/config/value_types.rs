@@ -52,7 +52,7 @@ pub enum WebhookEventType {
     SourceFailed,
     /// A publisher or viewer is connected.
     SessionStarted,
-    /// The session of a publisher or viewer has ended, also if it was never connected.
+    /// The session of a publisher, or of a viewer that was connected, has ended.
     SessionEnded,
 }
 
@@ -76,6 +76,14 @@ impl WebhookEventType {
             Self::SourceFailed => "source.failed",
             Self::SessionStarted => "session.started",
             Self::SessionEnded => "session.ended",
+        }
+    }
+
+    /// Whether it is about a session. Viewers decide how many of these there are.
+    pub fn is_of_session(self) -> bool {
+        match self {
+            Self::SessionStarted | Self::SessionEnded => true,
+            Self::StreamLive | Self::StreamEnded | Self::SourceLive | Self::SourceFailed => false,
         }
     }
 

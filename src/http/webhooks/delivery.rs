@@ -27,6 +27,9 @@ const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(300),
 ];
 
+/// Number of these for an event of a session: there may be many, and they soon mean little.
+const SESSION_EVENT_RETRIES: usize = 3;
+
 /// Maximum time of one attempt.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -57,11 +60,15 @@ impl WebhookClient {
         let id = random_message_id();
         let body = json!({
             "type": event.event_type.name(),
-            "timestamp": OffsetDateTime::from(wall_clock_now()).format(&Rfc3339).unwrap_or_default(),
+            "timestamp": OffsetDateTime::from(event.time).format(&Rfc3339).unwrap_or_default(),
             "data": event.data,
         })
         .to_string();
-        let mut delays = RETRY_DELAYS.iter();
+        let retries = match event.event_type.is_of_session() {
+            true => SESSION_EVENT_RETRIES,
+            false => RETRY_DELAYS.len(),
+        };
+        let mut delays = RETRY_DELAYS.iter().take(retries);
         loop {
             let Err(problem) = self.send(&id, &body).await else {
                 self.counters.delivered.fetch_add(1, Ordering::Relaxed);
@@ -108,7 +115,7 @@ impl WebhookClient {
 }
 
 /// Sends the events of a queue in their order.
-pub(super) async fn deliver_events(client: WebhookClient, queue: Arc<EventQueue>) {
+pub(super) async fn deliver_events(client: Arc<WebhookClient>, queue: Arc<EventQueue>) {
     loop {
         let event = queue.pop().await;
         client.deliver(&event).await;
@@ -126,6 +133,6 @@ fn random_message_id() -> String {
     clippy::disallowed_methods,
     reason = "receivers compare the time with their wall clock"
 )]
-fn wall_clock_now() -> SystemTime {
+pub(super) fn wall_clock_now() -> SystemTime {
     SystemTime::now()
 }

@@ -1,22 +1,27 @@
 //! Webhooks: URLs of the operator that are told of events of streams, sources and sessions.
 //!
 //! ```text
-//! EventLog (the events of the API) -> translator -> queue of each webhook -> delivery: POST, signed, until it succeeds
+//! EventLog (the events of the API) -> translator -> queues of each webhook -> delivery: POST, signed, until it succeeds
 //! ```
 //!
-//! Each webhook gets its events in their order, one at a time. Its queue is bounded: the oldest event is dropped and
-//! counted. Nothing waits for a webhook.
+//! Each webhook has two queues: one for events of streams and sources, one for those of sessions, whose number is up to
+//! viewers. Each is sent in its order, one event at a time, and bounded: the oldest event is dropped and counted. Neither
+//! waits for the other, and nothing waits for a webhook.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde_json::Value;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::warn;
 
-use self::delivery::{WebhookClient, deliver_events};
+use self::delivery::{WebhookClient, deliver_events, wall_clock_now};
 use self::queue::{EventQueue, WebhookCounters, WebhookEvent};
 use self::target::WebhookTarget;
 use self::translator::EventTranslator;
+use crate::config::WebhookEventType;
+use millstream_core::hub::log_limit::LogRateLimiter;
 
 mod delivery;
 pub mod queue;
@@ -31,16 +36,58 @@ pub struct EventWebhooks {
     pub counters: Arc<WebhookCounters>,
 }
 
-/// A webhook and the task that sends its events, which ends when this is dropped.
+/// A webhook and what waits for it.
 struct RunningWebhook {
     target: WebhookTarget,
+    stream_events: EventDelivery,
+    session_events: EventDelivery,
+    drop_log_limiter: Mutex<LogRateLimiter>,
+}
+
+/// A queue of a webhook and the task that sends its events, which ends when this is dropped.
+struct EventDelivery {
     queue: Arc<EventQueue>,
     task: JoinHandle<()>,
 }
 
-impl Drop for RunningWebhook {
+impl EventDelivery {
+    fn start(client: Arc<WebhookClient>) -> Self {
+        let queue = Arc::<EventQueue>::default();
+        let task = tokio::spawn(deliver_events(client, queue.clone()));
+        Self { queue, task }
+    }
+}
+
+impl Drop for EventDelivery {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+impl RunningWebhook {
+    fn start(target: WebhookTarget, counters: Arc<WebhookCounters>) -> Self {
+        let client = Arc::new(WebhookClient::new(target.clone(), counters));
+        Self {
+            target,
+            stream_events: EventDelivery::start(client.clone()),
+            session_events: EventDelivery::start(client),
+            drop_log_limiter: Mutex::default(),
+        }
+    }
+
+    fn queue_of(&self, event_type: WebhookEventType) -> &EventQueue {
+        match event_type.is_of_session() {
+            true => &self.session_events.queue,
+            false => &self.stream_events.queue,
+        }
+    }
+
+    fn log_dropped_event(&self) {
+        let mut log = self.drop_log_limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suppressed) = log.allow(Instant::now().into_std()) {
+            let host = self.target.host();
+            warn!(host, suppressed, "event for a webhook dropped: too many are waiting");
+        }
     }
 }
 
@@ -51,29 +98,27 @@ impl EventWebhooks {
         webhooks.retain(|webhook| targets.contains(&webhook.target));
         for target in targets {
             if webhooks.iter().all(|webhook| webhook.target != target) {
-                webhooks.push(self.start(target));
+                webhooks.push(RunningWebhook::start(target, self.counters.clone()));
             }
         }
-    }
-
-    fn start(&self, target: WebhookTarget) -> RunningWebhook {
-        let queue = Arc::<EventQueue>::default();
-        let client = WebhookClient::new(target.clone(), self.counters.clone());
-        let task = tokio::spawn(deliver_events(client, queue.clone()));
-        RunningWebhook { target, queue, task }
     }
 
     /// Returns the number of events that wait for a webhook.
     pub fn queued_event_count(&self) -> usize {
         let webhooks = self.webhooks.read().unwrap_or_else(PoisonError::into_inner);
-        webhooks.iter().map(|webhook| webhook.queue.len()).sum()
+        let queues = |webhook: &RunningWebhook| webhook.stream_events.queue.len() + webhook.session_events.queue.len();
+        webhooks.iter().map(queues).sum()
     }
 
     /// Passes an event of the log on to the webhooks that want it.
     pub fn forward_event_to_webhooks(&self, name: &str, data: &Value) {
         let mut translator = self.translator.lock().unwrap_or_else(PoisonError::into_inner);
         for (event_type, data) in translator.translate(name, data) {
-            self.enqueue(&WebhookEvent { event_type, data });
+            self.enqueue(&WebhookEvent {
+                event_type,
+                time: wall_clock_now(),
+                data,
+            });
         }
     }
 
@@ -81,9 +126,43 @@ impl EventWebhooks {
         let webhooks = self.webhooks.read().unwrap_or_else(PoisonError::into_inner);
         let wanting = webhooks.iter().filter(|webhook| webhook.target.wants(event.event_type));
         for webhook in wanting {
-            if !webhook.queue.push(event.clone()) {
+            if !webhook.queue_of(event.event_type).push(event.clone()) {
                 self.counters.dropped.fetch_add(1, Ordering::Relaxed);
+                webhook.log_dropped_event();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::{Redacted, Secret, WebhookConfig};
+
+    /// Viewers who come and go by the thousand, and a receiver that takes nothing.
+    #[tokio::test]
+    async fn sessions_do_not_push_out_what_happens_to_streams() {
+        let config = WebhookConfig {
+            url: Redacted("http://192.0.2.1/".to_owned()),
+            secret: Secret::new("a-secret-of-the-test"),
+            ..WebhookConfig::default()
+        };
+        let webhooks = EventWebhooks::default();
+        webhooks.replace_targets(WebhookTarget::build_webhook_targets(&[config]).expect("valid"));
+        webhooks.forward_event_to_webhooks("stream", &json!({ "stream": "a", "live": true }));
+        for n in 0..3_000 {
+            for state in ["connected", "ended"] {
+                webhooks.forward_event_to_webhooks(
+                    "session",
+                    &json!({ "id": n.to_string(), "role": "viewer", "state": state }),
+                );
+            }
+        }
+        webhooks.forward_event_to_webhooks("stream", &json!({ "stream": "a", "live": false }));
+        let running = webhooks.webhooks.read().expect("not poisoned");
+        assert_eq!(running[0].stream_events.queue.len(), 2);
+        assert_eq!(webhooks.counters.dropped.load(Ordering::Relaxed), 5_000);
     }
 }

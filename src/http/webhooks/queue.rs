@@ -3,19 +3,22 @@
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::config::WebhookEventType;
 
-/// Maximum number of events that wait for one webhook.
+/// Maximum number of events that wait in one queue.
 const MAX_QUEUED_EVENTS: usize = 1_000;
 
 /// An event to be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct WebhookEvent {
     pub(super) event_type: WebhookEventType,
+    /// When it happened.
+    pub(super) time: SystemTime,
     pub(super) data: Value,
 }
 
@@ -32,7 +35,7 @@ pub struct WebhookCounters {
     pub dropped: AtomicU64,
 }
 
-/// The events that wait for a webhook.
+/// Events that wait for a webhook.
 #[derive(Default)]
 pub(super) struct EventQueue {
     waiting: Mutex<VecDeque<WebhookEvent>>,
@@ -80,6 +83,7 @@ mod tests {
         let queue = EventQueue::default();
         let event = |n: usize| WebhookEvent {
             event_type: WebhookEventType::StreamLive,
+            time: SystemTime::UNIX_EPOCH,
             data: json!(n),
         };
         let fitting = (0..MAX_QUEUED_EVENTS + 3).filter(|n| queue.push(event(*n))).count();

@@ -1,16 +1,17 @@
 //! Makes the events of webhooks from the states of streams and sessions that the event log has. It remembers what it has
-//! told of each stream.
+//! told of each stream, and which viewers were connected.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
 use crate::config::WebhookEventType;
 
-/// Remembers the state of each stream.
+/// Remembers the state of each stream, and the viewers that are connected.
 #[derive(Default)]
 pub(super) struct EventTranslator {
     streams: HashMap<String, StreamEventState>,
+    connected_viewers: HashSet<String>,
 }
 
 #[derive(Default)]
@@ -25,7 +26,7 @@ impl EventTranslator {
     pub(super) fn translate(&mut self, name: &str, data: &Value) -> Vec<(WebhookEventType, Value)> {
         match name {
             "stream" => self.translate_stream_event(data),
-            "session" => translate_session(data).into_iter().collect(),
+            "session" => self.translate_session(data).into_iter().collect(),
             _ => Vec::new(),
         }
     }
@@ -66,6 +67,28 @@ impl EventTranslator {
         }
         events
     }
+
+    /// Anybody who may watch can open sessions that never connect, at any rate: of these nothing is told. A publisher has a
+    /// token, and whoever runs it needs to know.
+    fn translate_session(&mut self, data: &Value) -> Option<(WebhookEventType, Value)> {
+        let viewer = data["id"].as_str().filter(|_| data["role"] == "viewer");
+        let event = match data["state"].as_str()? {
+            "connected" => {
+                self.connected_viewers.extend(viewer.map(str::to_owned));
+                WebhookEventType::SessionStarted
+            }
+            "ended" if viewer.is_none_or(|viewer| self.connected_viewers.remove(viewer)) => {
+                WebhookEventType::SessionEnded
+            }
+            _ => return None,
+        };
+        let mut shown = data.clone();
+        // Of this moment, and without meaning for one that begins or ends.
+        if let Some(members) = shown.as_object_mut() {
+            members.remove("quality");
+        }
+        Some((event, shown))
+    }
 }
 
 /// The last error of a source that works may be long ago.
@@ -74,20 +97,6 @@ fn source_failure_error(event: WebhookEventType, data: &Value) -> Value {
         WebhookEventType::SourceFailed => data["error"].clone(),
         _ => Value::Null,
     }
-}
-
-fn translate_session(data: &Value) -> Option<(WebhookEventType, Value)> {
-    let event = match data["state"].as_str()? {
-        "connected" => WebhookEventType::SessionStarted,
-        "ended" => WebhookEventType::SessionEnded,
-        _ => return None,
-    };
-    let mut shown = data.clone();
-    // Of this moment, and without meaning for one that begins or ends.
-    if let Some(members) = shown.as_object_mut() {
-        members.remove("quality");
-    }
-    Some((event, shown))
 }
 
 #[cfg(test)]
@@ -136,9 +145,26 @@ mod tests {
             ("connected", Some(WebhookEventType::SessionStarted)),
             ("ended", Some(WebhookEventType::SessionEnded)),
         ] {
-            let found = translate_session(&json!({ "id": "a", "state": state, "quality": {} }));
+            let session = json!({ "id": "a", "role": "publisher", "state": state, "quality": {} });
+            let found = EventTranslator::default().translate_session(&session);
             assert_eq!(found.as_ref().map(|(event, _)| *event), expected);
             assert!(found.is_none_or(|(_, data)| data.get("quality").is_none()));
         }
+    }
+
+    #[test]
+    fn the_end_of_a_viewer_is_told_if_it_was_connected() {
+        let mut translator = EventTranslator::default();
+        let session = |id: &str, state: &str| json!({ "id": id, "role": "viewer", "state": state });
+        for (id, state, expected) in [
+            ("a", "connecting", None),
+            ("a", "ended", None),
+            ("b", "connected", Some(WebhookEventType::SessionStarted)),
+            ("b", "ended", Some(WebhookEventType::SessionEnded)),
+        ] {
+            let found = translator.translate_session(&session(id, state));
+            assert_eq!(found.map(|(event, _)| event), expected, "{id} {state}");
+        }
+        assert!(translator.connected_viewers.is_empty());
     }
 }

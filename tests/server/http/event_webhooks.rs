@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::http::client::{OBS, Request, from_text, hurry, make_live};
+use crate::http::client::{OBS, Request, VIEWER, from_text, hurry, make_live};
 
 const SECRET: &str = "a-secret-of-the-test";
 
@@ -26,7 +26,7 @@ struct Received {
     event: Value,
 }
 
-/// A receiver that fails the first requests and accepts all others.
+/// A receiver of webhooks.
 struct Receiver {
     url: String,
     received: mpsc::UnboundedReceiver<Received>,
@@ -34,22 +34,37 @@ struct Receiver {
 }
 
 impl Receiver {
+    /// One that fails the first requests and accepts all others.
     async fn start(failures: usize) -> Self {
+        Self::answering(move |number, _| async move {
+            if number < failures {
+                StatusCode::SERVICE_UNAVAILABLE
+            } else {
+                StatusCode::NO_CONTENT
+            }
+        })
+        .await
+    }
+
+    /// One that answers by the number of the request, from 0 on, and the event.
+    async fn answering<A, F>(answer: A) -> Self
+    where
+        A: Fn(usize, Value) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = StatusCode> + Send,
+    {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}/hook?key=s3cret", listener.local_addr().expect("bound"));
         let (sender, received) = mpsc::unbounded_channel();
         let requests = Arc::<AtomicUsize>::default();
         let count = requests.clone();
         let receive = move |headers: HeaderMap, body: String| {
-            let (sender, count) = (sender.clone(), count.clone());
+            let (sender, count, answer) = (sender.clone(), count.clone(), answer.clone());
             async move {
                 let number = count.fetch_add(1, Ordering::SeqCst);
-                let _ = sender.send(checked(&headers, &body));
-                if number < failures {
-                    StatusCode::SERVICE_UNAVAILABLE
-                } else {
-                    StatusCode::NO_CONTENT
-                }
+                let received = checked(&headers, &body);
+                let event = received.event.clone();
+                let _ = sender.send(received);
+                answer(number, event).await
             }
         };
         tokio::spawn(async move { axum::serve(listener, Router::new().route("/hook", post(receive))).await });
@@ -188,6 +203,39 @@ async fn an_event_that_nobody_accepts_is_given_up() {
     })
     .await;
     assert_eq!(receiver.requests.load(Ordering::SeqCst), 6);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn neither_sessions_of_strangers_nor_a_receiver_that_hangs_on_them_hold_up_events_of_streams() {
+    let mut receiver = Receiver::answering(|_, event| async move {
+        if event["type"] == "session.ended" {
+            std::future::pending::<()>().await;
+        }
+        StatusCode::NO_CONTENT
+    })
+    .await;
+    let gateway = from_text(&config(&[(&receiver, "")])).await;
+    make_live(&gateway, "live");
+    assert_eq!(receiver.next().await.event["type"], "stream.live");
+    let leave = async |location: String| Request::new("DELETE", &location).send(&gateway).await;
+    for _ in 0..10 {
+        // Never connected.
+        leave(Request::offer("/whep/live", VIEWER).send(&gateway).await.location()).await;
+    }
+    leave(Request::publish("/whip/other", OBS).send(&gateway).await.location()).await;
+    let ended = receiver.next().await;
+    assert_eq!(
+        (&ended.event["type"], &ended.event["data"]["role"]),
+        (&json!("session.ended"), &json!("publisher"))
+    );
+    make_live(&gateway, "second");
+    let next = receiver.next().await;
+    assert_eq!(
+        (&next.event["type"], &next.event["data"]["stream"]),
+        (&json!("stream.live"), &json!("second"))
+    );
+    assert_eq!(receiver.requests.load(Ordering::SeqCst), 3);
     gateway.stop().await;
 }
 
