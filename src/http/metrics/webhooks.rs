@@ -11,8 +11,8 @@ pub(super) fn write_webhook_metrics(page: &mut MetricsText, webhooks: &EventWebh
     page.begin_metric_family(
         "millstream_webhook_events_total",
         "counter",
-        "Events for webhooks by what became of them: delivered, given_up (after the last attempt), dropped (too many were \
-         waiting).",
+        "Events for webhooks by what became of them: delivered, given_up (rejected, after the last attempt, or because the \
+         webhook is disabled), dropped (too many were waiting).",
     );
     for (result, counter) in [
         ("delivered", &counters.delivered),

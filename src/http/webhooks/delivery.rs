@@ -1,12 +1,13 @@
 //! Sends the events of one webhook, each until it is accepted or given up.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
+use reqwest::StatusCode;
 use reqwest::header::CONTENT_TYPE;
 use serde_json::json;
 use time::OffsetDateTime;
@@ -39,6 +40,7 @@ pub(super) struct WebhookClient {
     http: reqwest::Client,
     counters: Arc<WebhookCounters>,
     failure_log_limiter: Mutex<LogRateLimiter>,
+    is_disabled: AtomicBool,
 }
 
 impl WebhookClient {
@@ -52,10 +54,16 @@ impl WebhookClient {
             http: builder.build().unwrap_or_default(),
             counters,
             failure_log_limiter: Mutex::default(),
+            is_disabled: AtomicBool::new(false),
         }
     }
 
-    /// Sends an event until it is accepted or given up.
+    /// Whether its receiver has said that it is gone.
+    pub(super) fn is_disabled(&self) -> bool {
+        self.is_disabled.load(Ordering::Relaxed)
+    }
+
+    /// Sends an event until it is accepted, rejected or given up.
     async fn deliver(&self, event: &WebhookEvent) {
         let id = random_message_id();
         let body = json!({
@@ -69,22 +77,32 @@ impl WebhookClient {
             false => RETRY_DELAYS.len(),
         };
         let mut delays = RETRY_DELAYS.iter().take(retries);
-        loop {
-            let Err(problem) = self.send(&id, &body).await else {
-                self.counters.delivered.fetch_add(1, Ordering::Relaxed);
-                return;
+        while !self.is_disabled() {
+            let failure = match self.send(&id, &body).await {
+                Ok(()) => {
+                    self.counters.delivered.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+                Err(failure) => failure,
             };
             self.counters.failed_attempts.fetch_add(1, Ordering::Relaxed);
-            self.log_failure(&problem);
-            match delays.next() {
-                Some(delay) => sleep(*delay).await,
-                None => break,
+            self.log_failure(&failure);
+            match failure {
+                DeliveryFailure::Gone => {
+                    self.is_disabled.store(true, Ordering::Relaxed);
+                    break;
+                }
+                DeliveryFailure::Rejected(_) => break,
+                DeliveryFailure::Temporary(_) => match delays.next() {
+                    Some(delay) => sleep(*delay).await,
+                    None => break,
+                },
             }
         }
         self.counters.given_up.fetch_add(1, Ordering::Relaxed);
     }
 
-    async fn send(&self, id: &str, body: &str) -> Result<(), String> {
+    async fn send(&self, id: &str, body: &str) -> Result<(), DeliveryFailure> {
         let since_1970 = wall_clock_now().duration_since(SystemTime::UNIX_EPOCH);
         let timestamp = since_1970.unwrap_or_default().as_secs();
         let request = self
@@ -96,20 +114,65 @@ impl WebhookClient {
             .header("webhook-signature", self.target.signature(id, timestamp, body))
             .body(body.to_owned());
         match request.send().await {
-            Ok(response) if response.status().is_success() => Ok(()),
-            Ok(response) => Err(format!("it answered with HTTP status {}", response.status())),
-            Err(error) => Err(error.without_url().to_string()),
+            Ok(response) => DeliveryFailure::of_status(response.status()).map_or(Ok(()), Err),
+            Err(error) => Err(DeliveryFailure::Temporary(error.without_url().to_string())),
         }
     }
 
-    fn log_failure(&self, problem: &str) {
-        let mut log = self.failure_log_limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(suppressed) = log.allow(Instant::now().into_std()) {
-            let host = self.target.host();
+    fn log_failure(&self, failure: &DeliveryFailure) {
+        let host = self.target.host();
+        if let DeliveryFailure::Gone = failure {
             warn!(
                 host,
-                problem, suppressed, "event not delivered to a webhook; the gateway retries it"
+                "webhook disabled until a reload or restart: it answered with HTTP status 410 Gone"
             );
+            return;
+        }
+        let mut log = self.failure_log_limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(suppressed) = log.allow(Instant::now().into_std()) else {
+            return;
+        };
+        match failure {
+            DeliveryFailure::Temporary(problem) => warn!(
+                host,
+                problem, suppressed, "event not delivered to a webhook; the gateway retries it"
+            ),
+            DeliveryFailure::Rejected(status) => {
+                let status = status.as_u16();
+                warn!(
+                    host,
+                    status, suppressed, "event rejected by a webhook; the gateway does not send it again"
+                );
+            }
+            DeliveryFailure::Gone => {}
+        }
+    }
+}
+
+/// Why a webhook did not accept an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum DeliveryFailure {
+    /// Another attempt may succeed.
+    Temporary(String),
+    /// The receiver refuses this event, and would again: another attempt would hold up those that wait.
+    Rejected(StatusCode),
+    /// The receiver wants no events any more, as Standard Webhooks understand status 410.
+    Gone,
+}
+
+impl DeliveryFailure {
+    /// Returns what a status means; `None` if the event was accepted. Of the statuses that blame the request, some are about
+    /// the moment: Request Timeout, Conflict, Too Early, Too Many Requests.
+    fn of_status(status: StatusCode) -> Option<Self> {
+        let is_about_the_moment = matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::CONFLICT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+        );
+        match status {
+            status if status.is_success() => None,
+            StatusCode::GONE => Some(Self::Gone),
+            status if status.is_client_error() && !is_about_the_moment => Some(Self::Rejected(status)),
+            status => Some(Self::Temporary(format!("it answered with HTTP status {status}"))),
         }
     }
 }
@@ -135,4 +198,30 @@ fn random_message_id() -> String {
 )]
 pub(super) fn wall_clock_now() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_that_blames_the_event_is_final() {
+        let failure = |status: u16| DeliveryFailure::of_status(StatusCode::from_u16(status).expect("a status"));
+        for status in [200, 202, 204] {
+            assert_eq!(failure(status), None);
+        }
+        for status in [400, 401, 403, 404, 405, 413, 415, 422, 451] {
+            assert!(
+                matches!(failure(status), Some(DeliveryFailure::Rejected(_))),
+                "{status}"
+            );
+        }
+        for status in [301, 302, 304, 408, 409, 425, 429, 500, 502, 503, 504] {
+            assert!(
+                matches!(failure(status), Some(DeliveryFailure::Temporary(_))),
+                "{status}"
+            );
+        }
+        assert_eq!(failure(410), Some(DeliveryFailure::Gone));
+    }
 }

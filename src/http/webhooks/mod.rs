@@ -39,6 +39,7 @@ pub struct EventWebhooks {
 /// A webhook and what waits for it.
 struct RunningWebhook {
     target: WebhookTarget,
+    client: Arc<WebhookClient>,
     stream_events: EventDelivery,
     session_events: EventDelivery,
     drop_log_limiter: Mutex<LogRateLimiter>,
@@ -70,7 +71,8 @@ impl RunningWebhook {
         Self {
             target,
             stream_events: EventDelivery::start(client.clone()),
-            session_events: EventDelivery::start(client),
+            session_events: EventDelivery::start(client.clone()),
+            client,
             drop_log_limiter: Mutex::default(),
         }
     }
@@ -92,10 +94,10 @@ impl RunningWebhook {
 }
 
 impl EventWebhooks {
-    /// Replaces the webhooks. Those that stay the same keep their queue.
+    /// Replaces the webhooks. Those that stay the same keep what waits for them, and begin anew if they are disabled.
     pub fn replace_targets(&self, targets: Vec<WebhookTarget>) {
         let mut webhooks = self.webhooks.write().unwrap_or_else(PoisonError::into_inner);
-        webhooks.retain(|webhook| targets.contains(&webhook.target));
+        webhooks.retain(|webhook| targets.contains(&webhook.target) && !webhook.client.is_disabled());
         for target in targets {
             if webhooks.iter().all(|webhook| webhook.target != target) {
                 webhooks.push(RunningWebhook::start(target, self.counters.clone()));

@@ -29,7 +29,7 @@ pub struct WebhookCounters {
     pub delivered: AtomicU64,
     /// Attempts that failed; the event was tried again or given up.
     pub failed_attempts: AtomicU64,
-    /// Events that were given up after the last attempt.
+    /// Events that were rejected, or given up after the last attempt, or that a disabled webhook did not get.
     pub given_up: AtomicU64,
     /// Events that were dropped because too many were waiting.
     pub dropped: AtomicU64,

@@ -239,6 +239,57 @@ async fn neither_sessions_of_strangers_nor_a_receiver_that_hangs_on_them_hold_up
     gateway.stop().await;
 }
 
+/// As a firewall does that finds something in the event.
+#[tokio::test]
+async fn a_rejected_event_is_not_sent_again_and_holds_up_no_other() {
+    let mut receiver = Receiver::answering(|_, event| async move {
+        match event["data"]["stream"] == "first" {
+            true => StatusCode::FORBIDDEN,
+            false => StatusCode::NO_CONTENT,
+        }
+    })
+    .await;
+    let gateway = from_text(&config(&[(&receiver, "events = [\"stream.live\"]")])).await;
+    make_live(&gateway, "first");
+    assert_eq!(receiver.next().await.event["data"]["stream"], "first");
+    make_live(&gateway, "second");
+    assert_eq!(receiver.next().await.event["data"]["stream"], "second");
+    let page = metrics(&gateway).await;
+    assert!(
+        page.contains("millstream_webhook_events_total{result=\"given_up\"} 1"),
+        "{page}"
+    );
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_gone_gets_nothing_until_a_reload() {
+    let mut receiver = Receiver::answering(|number, _| async move {
+        match number {
+            0 => StatusCode::GONE,
+            _ => StatusCode::NO_CONTENT,
+        }
+    })
+    .await;
+    let text = config(&[(&receiver, "events = [\"stream.live\"]")]);
+    let mut gateway = from_text(&text).await;
+    make_live(&gateway, "first");
+    assert_eq!(receiver.next().await.event["data"]["stream"], "first");
+    make_live(&gateway, "second");
+    while !metrics(&gateway)
+        .await
+        .contains("millstream_webhook_events_total{result=\"given_up\"} 2")
+    {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let config = millstream::Config::parse(&text, "test.toml".as_ref(), []).expect("valid");
+    gateway.replace_config(config).await.expect("valid");
+    make_live(&gateway, "third");
+    assert_eq!(receiver.next().await.event["data"]["stream"], "third");
+    assert_eq!(receiver.requests.load(Ordering::SeqCst), 2);
+    gateway.stop().await;
+}
+
 /// More at once than the event stream of the API keeps.
 #[tokio::test]
 async fn no_event_of_a_burst_is_missed() {
