@@ -14,6 +14,7 @@ mod logs;
 mod memory;
 mod mistakes;
 mod priorities;
+mod webhooks;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -37,7 +37,8 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Client of one webhook.
 pub(super) struct WebhookClient {
     target: WebhookTarget,
-    http: reqwest::Client,
+    /// Or why there is none. Another client would follow redirects, or wait for ever.
+    http: Result<reqwest::Client, String>,
     counters: Arc<WebhookCounters>,
     failure_log_limiter: Mutex<LogRateLimiter>,
     is_disabled: AtomicBool,
@@ -48,10 +49,13 @@ impl WebhookClient {
         let builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(DELIVERY_TIMEOUT)
+            .no_proxy()
             .user_agent("millstream");
         Self {
             target,
-            http: builder.build().unwrap_or_default(),
+            http: builder
+                .build()
+                .map_err(|error| format!("the HTTP client cannot be made: {error}")),
             counters,
             failure_log_limiter: Mutex::default(),
             is_disabled: AtomicBool::new(false),
@@ -105,8 +109,11 @@ impl WebhookClient {
     async fn send(&self, id: &str, body: &str) -> Result<(), DeliveryFailure> {
         let since_1970 = wall_clock_now().duration_since(SystemTime::UNIX_EPOCH);
         let timestamp = since_1970.unwrap_or_default().as_secs();
-        let request = self
+        let http = self
             .http
+            .as_ref()
+            .map_err(|problem| DeliveryFailure::Temporary(problem.clone()))?;
+        let request = http
             .post(&self.target.url.0)
             .header(CONTENT_TYPE, "application/json")
             .header("webhook-id", id)
