@@ -52,10 +52,10 @@ enum Command {
 /// Arguments of `discover`.
 #[derive(Clone, PartialEq, Eq, Args)]
 struct DiscoverArguments {
-    /// Ask the camera at this address only, which may be in another network
+    /// Ask the camera at this address only, which may be in another network. May be repeated
     #[arg(long, value_name = "ADDRESS")]
-    at: Option<String>,
-    /// ONVIF user of the cameras
+    at: Vec<String>,
+    /// ONVIF user of the cameras that `--at` names
     #[arg(long, value_name = "USER")]
     username: Option<String>,
     /// File that contains the password of the user

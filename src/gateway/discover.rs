@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
+use url::Url;
 
 use crate::sources::onvif::device::{DiscoveredDevice, WsDiscoveryTarget};
 use crate::sources::onvif::media::{Credentials, DeviceError, StreamUrl, fetch_stream_urls};
@@ -14,8 +15,8 @@ use crate::sources::onvif::probe::{ProbeError, WS_DISCOVERY_PORT, find_devices};
 /// What to search for.
 #[derive(Clone, Debug)]
 pub struct CameraDiscoveryOptions {
-    /// Ask this device only.
-    pub at: Option<String>,
+    /// Ask these devices only.
+    pub at: Vec<String>,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     /// How long answers are waited for.
@@ -29,6 +30,11 @@ pub enum CameraDiscoveryError {
     BadAddress(String),
     #[error("`--username` and `--password-file` need each other")]
     IncompleteCredentials,
+    #[error(
+        "`--username` needs `--at`: without it anything in the network that answers would get a digest of the password; \
+         name each camera, such as `--at 192.0.2.10`"
+    )]
+    CredentialsWithoutDevice,
     #[error("the password file {0} cannot be read: {1}")]
     PasswordFile(String, std::io::Error),
     #[error(transparent)]
@@ -42,11 +48,22 @@ pub enum CameraDiscoveryError {
 /// A [`CameraDiscoveryError`] if nothing could be searched for.
 pub async fn discover(options: &CameraDiscoveryOptions, print: impl Fn(&str)) -> Result<(), CameraDiscoveryError> {
     let credentials = read_credentials(options)?;
-    let target = match &options.at {
-        Some(address) => WsDiscoveryTarget::Device(parse_address(address)?),
-        None => WsDiscoveryTarget::AllNetworks,
+    let addresses: Vec<SocketAddr> = options
+        .at
+        .iter()
+        .map(|at| parse_address(at))
+        .collect::<Result<_, _>>()?;
+    let devices = match addresses.is_empty() {
+        true if credentials.is_some() => return Err(CameraDiscoveryError::CredentialsWithoutDevice),
+        true => find_devices(WsDiscoveryTarget::AllNetworks, options.time).await?,
+        false => {
+            let mut devices = Vec::new();
+            for address in addresses {
+                devices.extend(find_devices(WsDiscoveryTarget::Device(address), options.time).await?);
+            }
+            devices
+        }
     };
-    let devices = find_devices(target, options.time).await?;
     if devices.is_empty() {
         print("no camera answered. Cameras answer only in their own network, if ONVIF is enabled in their settings\n");
     }
@@ -99,17 +116,32 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
         Ok(streams) if streams.is_empty() => text.push_str("  no streams\n"),
         Ok(streams) => {
             for stream in streams {
-                let _ = writeln!(text, "  {}{}", stream.url, stream_details(stream));
+                let note = match names_other_host(&stream.url, device.address) {
+                    true => "  (!) another host than the camera",
+                    false => "",
+                };
+                let _ = writeln!(text, "  {}{}{note}", stream.url, stream_details(stream));
             }
         }
         Err(DeviceError::Unauthorized) => {
-            text.push_str("  URLs unknown: the camera requires credentials. Add `--username` and `--password-file`\n");
+            let address = device.address;
+            let _ = writeln!(
+                text,
+                "  URLs unknown: the camera requires credentials. Add `--at {address}`, `--username` and `--password-file`"
+            );
         }
         Err(error) => {
             let _ = writeln!(text, "  URLs unknown: {error}");
         }
     }
     text
+}
+
+/// Whether a URL that the device at an address names leads elsewhere. Whoever configures it sends a password there.
+fn names_other_host(url: &str, device: IpAddr) -> bool {
+    let host = Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    let host = host.as_deref().map(|host| host.trim_matches(['[', ']']));
+    host.and_then(|host| host.parse::<IpAddr>().ok()) != Some(device)
 }
 
 fn stream_details(stream: &StreamUrl) -> String {

@@ -62,7 +62,8 @@ const MAX_ONVIF_PROFILES: usize = 16;
 const DEVICE_NAMESPACE: &str = "http://www.onvif.org/ver10/device/wsdl";
 const MEDIA_NAMESPACE: &str = "http://www.onvif.org/ver10/media/wsdl";
 
-/// Asks a device for the URLs of its streams.
+/// Asks a device for the URLs of its streams. The credentials are used once it has asked for some. Whoever gets their digest
+/// can use it for some minutes and guess passwords at leisure, so the device has to be one that the user has named.
 ///
 /// # Errors
 ///
@@ -79,7 +80,11 @@ pub async fn fetch_stream_urls(
         .tls_danger_accept_invalid_certs(true)
         .build()
         .map_err(|_| DeviceError::Client)?;
-    let client = SoapClient { http, credentials };
+    let mut client = SoapClient {
+        http,
+        credentials,
+        has_asked_for_credentials: false,
+    };
     let body = format!("<GetCapabilities xmlns=\"{DEVICE_NAMESPACE}\"><Category>Media</Category></GetCapabilities>");
     let capabilities = client.call(&device.service_url, &body).await?;
     let media = xml::groups(&capabilities, "Media")
@@ -132,11 +137,27 @@ fn stream_of_profile(url: &str, profile: &[Element]) -> StreamUrl {
 struct SoapClient<'a> {
     http: reqwest::Client,
     credentials: Option<&'a Credentials>,
+    has_asked_for_credentials: bool,
 }
 
 impl SoapClient<'_> {
-    async fn call(&self, url: &Url, body: &str) -> Result<Vec<Element>, DeviceError> {
-        let security = self.credentials.map_or_else(String::new, ws_security_header);
+    async fn call(&mut self, url: &Url, body: &str) -> Result<Vec<Element>, DeviceError> {
+        if !self.has_asked_for_credentials {
+            match self.post(url, body, None).await {
+                Err(DeviceError::Unauthorized) if self.credentials.is_some() => self.has_asked_for_credentials = true,
+                answer => return answer,
+            }
+        }
+        self.post(url, body, self.credentials).await
+    }
+
+    async fn post(
+        &self,
+        url: &Url,
+        body: &str,
+        credentials: Option<&Credentials>,
+    ) -> Result<Vec<Element>, DeviceError> {
+        let security = credentials.map_or_else(String::new, ws_security_header);
         let message = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\
              <s:Envelope xmlns:s=\"http://www.w3.org/2003/05/soap-envelope\">{security}<s:Body>{body}</s:Body></s:Envelope>"

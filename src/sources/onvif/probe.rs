@@ -114,6 +114,10 @@ async fn probe_from(
     while let Ok(received) = timeout_at(until, socket.recv_from(&mut answer)).await {
         // An ICMP error of an earlier datagram says nothing about others.
         let Ok((length, sender)) = received else { continue };
+        if !destination.ip().is_multicast() && sender.ip() != destination.ip() {
+            // One device was asked.
+            continue;
+        }
         let text = String::from_utf8_lossy(answer.get(..length).unwrap_or_default());
         for device in devices_of_answer(&text, sender.ip()) {
             found.insert((device.address, device.service_url.clone()), device);

@@ -47,6 +47,12 @@ fn camera(with_password: bool) -> u16 {
 }
 
 fn answer(request: &str, port: u16, with_password: bool) -> (&'static str, String) {
+    if request.contains("GetCapabilities") {
+        assert!(
+            !request.contains("UsernameToken"),
+            "nothing has asked for credentials: {request}"
+        );
+    }
     if with_password && !request.contains("PasswordDigest") && !request.contains("GetCapabilities") {
         let fault = "<s:Envelope><s:Body><s:Fault><s:Subcode><s:Value>ter:NotAuthorized</s:Value></s:Subcode></s:Fault></s:Body></s:Envelope>";
         return ("400 Bad Request", fault.to_owned());
@@ -79,7 +85,8 @@ fn discover(port: u16, arguments: &[&str]) -> String {
 
 #[test]
 fn a_camera_is_listed_with_its_urls() {
-    let expected = "127.0.0.1 (Front door, C1)\n  rtsp://192.0.2.1:554/ch1?a=1&b=2  (main, H264, 1920x1080)\n";
+    let expected = "127.0.0.1 (Front door, C1)\n  rtsp://192.0.2.1:554/ch1?a=1&b=2  (main, H264, 1920x1080)  \
+                    (!) another host than the camera\n";
     assert_eq!(discover(camera(false), &[]), expected);
     let with_password = camera(true);
     let unknown = discover(with_password, &[]);
@@ -91,6 +98,32 @@ fn a_camera_is_listed_with_its_urls() {
     std::fs::write(&file, "s3cret\n").expect("written");
     let credentials = ["--username", "admin", "--password-file", &file];
     assert_eq!(discover(with_password, &credentials), expected);
+    // Two cameras.
+    let other = format!("127.0.0.1:{}", camera(true));
+    let both = discover(with_password, &[&credentials[..], &["--at", &other]].concat());
+    assert_eq!(both, expected.repeat(2));
+}
+
+/// Anybody in the network may answer to a search.
+#[test]
+fn a_search_sends_no_credentials() {
+    let file = format!("{}/discover-search-password", env!("CARGO_TARGET_TMPDIR"));
+    std::fs::write(&file, "s3cret\n").expect("written");
+    let output = run(&mut program(&[
+        "discover",
+        "--username",
+        "admin",
+        "--password-file",
+        &file,
+        "--time",
+        "1",
+    ]));
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(
+        error.contains("`--username` needs `--at`") && !error.contains("s3cret"),
+        "{error}"
+    );
 }
 
 #[test]
