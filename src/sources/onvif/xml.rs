@@ -11,6 +11,9 @@ pub(super) struct Element {
     pub(super) depth: usize,
 }
 
+/// Maximum length of a reference after its `&`, in bytes: `#1114111;`, `#x0010FFFF;`.
+const MAX_REFERENCE_BYTES: usize = 12;
+
 /// Maximum number of elements that are read; an answer has some hundred.
 const MAX_XML_ELEMENTS: usize = 20_000;
 
@@ -131,10 +134,7 @@ fn unescape(text: &str) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('&') {
         unescaped.push_str(before);
-        let reference = after
-            .split_once(';')
-            .and_then(|(name, next)| Some((char_of_entity_reference(name)?, next)));
-        match reference {
+        match leading_reference(after) {
             Some((referred, next)) => {
                 unescaped.push(referred);
                 rest = next;
@@ -146,6 +146,13 @@ fn unescape(text: &str) -> String {
         }
     }
     unescaped + rest
+}
+
+/// Returns the character of the reference that follows a `&`, and what follows it. Text without `;` is not searched to
+/// its end: it may be one `&` after the other.
+fn leading_reference(after: &str) -> Option<(char, &str)> {
+    let end = after.bytes().take(MAX_REFERENCE_BYTES).position(|byte| byte == b';')?;
+    Some((char_of_entity_reference(after.get(..end)?)?, after.get(end + 1..)?))
 }
 
 fn char_of_entity_reference(name: &str) -> Option<char> {
@@ -210,6 +217,18 @@ mod tests {
         assert_eq!(profiles[0][0].attribute("token").as_deref(), Some("p&1"));
         assert_eq!(profiles[0][0].attribute("fixed").as_deref(), Some("true"));
         assert_eq!(profiles[1][0].attribute("missing"), None);
+    }
+
+    /// How often a reference is looked for in the rest of the text is what grew with its square.
+    #[test]
+    fn a_reference_is_looked_for_nearby_only() {
+        let ampersands = "&".repeat(1024 * 1024);
+        assert_eq!(unescape(&ampersands), ampersands);
+        let long = format!("&#{}65;", "0".repeat(20));
+        assert_eq!(unescape(&long), long);
+        assert_eq!(leading_reference("amp;b"), Some(('&', "b")));
+        assert_eq!(leading_reference("#x0010FFFF;"), Some(('\u{10ffff}', "")));
+        assert_eq!(leading_reference("ééééé;amp;"), None);
     }
 
     #[test]
