@@ -247,9 +247,10 @@ impl PipelineWorkersConfig {
 section! {
     /// Networks that streams may be pulled from.
     pub struct SourcesConfig("sources") {
-        /// Networks that cameras and other sources must be in, such as `["192.168.0.0/16"]`, also where a camera redirects to
-        /// or names another address for its media.
-        #[key("allow", Live, "all", "value_parsers::parse_networks")]
+        /// Networks that cameras and other sources must be in, such as `["192.168.0.0/16"]`, also where a camera
+        /// redirects to or names another address for its media. Link-local addresses, such as 169.254.0.0/16, only if
+        /// they are listed. See docs/sources.md.
+        #[key("allow", Live, "all but link-local", "value_parsers::parse_networks")]
         pub allow: Vec<IpNet> = Vec::new(),
     }
 }

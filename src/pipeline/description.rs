@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::parameter::{ParameterType, ParameterValueError, PipelineParameter, TargetHost};
+use super::parameter::{ParameterType, ParameterValueError, PipelineParameter, TargetUrl};
 use millstream_worker_runtime::wire::{InputTrack, PipelineJob};
 
 /// A pipeline, as described by its file.
@@ -187,22 +187,22 @@ impl PipelineDescription {
         }
     }
 
-    /// Builds the job of a worker from the values of the parameters; also returns the hosts to check.
+    /// Builds the job of a worker from the values of the parameters; also returns the URLs that it connects to.
     ///
     /// # Errors
     ///
     /// The names of all parameters whose value is none, and why.
-    pub fn build_job_and_target_hosts(
+    pub fn build_job_and_target_urls(
         &self,
         values: &toml::Table,
         inputs: Vec<InputTrack>,
-    ) -> Result<(PipelineJob, Vec<TargetHost>), ParameterErrors> {
+    ) -> Result<(PipelineJob, Vec<TargetUrl>), ParameterErrors> {
         let known = || self.params.keys().cloned().collect();
         let unknown = values.keys().filter(|name| !self.params.contains_key(*name));
         let mut wrong: ParameterErrors = unknown
             .map(|name| (name.clone(), ParameterError::UnknownParameter { known: known() }))
             .collect();
-        let (mut properties, mut hosts, mut files): (Vec<_>, Vec<_>, Vec<PathBuf>) = Default::default();
+        let (mut properties, mut targets, mut files): (Vec<_>, Vec<_>, Vec<PathBuf>) = Default::default();
         for (name, parameter) in &self.params {
             let value = match values.get(name).or(parameter.default.as_ref()) {
                 Some(value) => parameter.validated_value(value),
@@ -212,7 +212,7 @@ impl PipelineDescription {
             match value {
                 Ok(value) => {
                     properties.extend(parameter.set.iter().map(|target| (target.clone(), value.text.clone())));
-                    hosts.extend(value.host);
+                    targets.extend(value.target);
                     files.extend(value.file);
                 }
                 Err(error) => wrong.push((name.clone(), ParameterError::InvalidValue(error))),
@@ -232,7 +232,7 @@ impl PipelineDescription {
             memory: self.limits.memory_bytes(),
             processors: self.limits.processors,
         };
-        Ok((job, hosts))
+        Ok((job, targets))
     }
 }
 

@@ -86,8 +86,8 @@ pub enum ParameterValueError {
 pub struct ParameterValue {
     /// Text from which GStreamer parses the property value.
     pub text: String,
-    /// Host of a URL.
-    pub host: Option<TargetHost>,
+    /// A URL, if that is what it is.
+    pub target: Option<TargetUrl>,
     /// File or device that the worker may open.
     pub file: Option<PathBuf>,
 }
@@ -103,6 +103,76 @@ impl std::fmt::Debug for ParameterValue {
 pub enum TargetHost {
     Address(IpAddr),
     Name(String),
+}
+
+impl std::fmt::Display for TargetHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+/// A URL that a pipeline connects to.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TargetUrl {
+    url: Url,
+    pub host: TargetHost,
+}
+
+/// Schemes of which the server need not know the name that it is called by.
+const SCHEMES_WITHOUT_HOST_NAME: [&str; 5] = ["rtsp", "rtspt", "rtspu", "rtsph", "srt"];
+
+/// Schemes of which few servers need it: those with several virtual hosts.
+const SCHEMES_WITH_OPTIONAL_HOST_NAME: [&str; 1] = ["rtmp"];
+
+impl TargetUrl {
+    /// Returns whether the host may be replaced by its address. With TLS the name is needed for the certificate, with
+    /// HTTP for the virtual host; with RTMP too, which is done without if `has_network_restriction`.
+    pub fn can_name_address(&self, has_network_restriction: bool) -> bool {
+        let scheme = self.url.scheme();
+        SCHEMES_WITHOUT_HOST_NAME.contains(&scheme)
+            || (has_network_restriction && SCHEMES_WITH_OPTIONAL_HOST_NAME.contains(&scheme))
+    }
+
+    /// Returns the TCP port; `None` if it is not known, or the URL is one of UDP.
+    pub fn tcp_port(&self) -> Option<u16> {
+        let default = match self.url.scheme() {
+            "rtsp" | "rtspt" | "rtspu" => 554,
+            "rtmp" => 1_935,
+            _ => return None,
+        };
+        Some(self.url.port().unwrap_or(default))
+    }
+
+    /// Returns the text of the URL, which may hold a password.
+    pub fn text(&self) -> &str {
+        self.url.as_str()
+    }
+
+    /// Returns the text of the URL with an address in place of its host.
+    pub fn text_with_address(&self, address: IpAddr) -> String {
+        url_with_address(&self.url, address).into()
+    }
+}
+
+impl std::fmt::Debug for TargetUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TargetUrl(at {})", self.host)
+    }
+}
+
+/// Returns a URL with an address in place of its host.
+pub fn url_with_address(url: &Url, address: IpAddr) -> Url {
+    let mut url = url.clone();
+    let host = match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    // An address is a valid host of every URL that has one.
+    let _ = url.set_host(Some(&host));
+    url
 }
 
 /// Characters in the user or password of an address that end it there, so that its host is another one or none
@@ -150,13 +220,13 @@ impl PipelineParameter {
     /// A [`ParameterValueError`] that says what is allowed.
     pub fn validated_value(&self, value: &toml::Value) -> Result<ParameterValue, ParameterValueError> {
         match self.kind {
-            ParameterType::String | ParameterType::Secret => Ok(value_without_host_or_file(validated_text(value)?)),
+            ParameterType::String | ParameterType::Secret => Ok(value_without_target_or_file(validated_text(value)?)),
             ParameterType::Integer => {
                 let number = value
                     .as_integer()
                     .ok_or(ParameterValueError::WrongType("a whole number"))?;
                 self.check_range(number as f64)?;
-                Ok(value_without_host_or_file(&number.to_string()))
+                Ok(value_without_target_or_file(&number.to_string()))
             }
             ParameterType::Float => {
                 let number = value.as_float().or(value.as_integer().map(|number| number as f64));
@@ -164,15 +234,15 @@ impl PipelineParameter {
                     .filter(|n| n.is_finite())
                     .ok_or(ParameterValueError::WrongType("a number"))?;
                 self.check_range(number)?;
-                Ok(value_without_host_or_file(&number.to_string()))
+                Ok(value_without_target_or_file(&number.to_string()))
             }
             ParameterType::Boolean => {
                 let yes = value.as_bool().ok_or(ParameterValueError::WrongType("true or false"))?;
-                Ok(value_without_host_or_file(&yes.to_string()))
+                Ok(value_without_target_or_file(&yes.to_string()))
             }
             ParameterType::Enum => {
                 let text = value.as_str().filter(|text| self.values.iter().any(|v| v == text));
-                Ok(value_without_host_or_file(
+                Ok(value_without_target_or_file(
                     text.ok_or_else(|| ParameterValueError::NotListed(self.values.clone()))?,
                 ))
             }
@@ -220,9 +290,10 @@ impl PipelineParameter {
             },
             _ => return Err(ParameterValueError::MissingHost),
         };
+        let text = url.as_str().to_owned();
         Ok(ParameterValue {
-            host: Some(host),
-            ..value_without_host_or_file(url.as_str())
+            target: Some(TargetUrl { url, host }),
+            ..value_without_target_or_file(&text)
         })
     }
 }
@@ -238,10 +309,10 @@ fn validated_text(value: &toml::Value) -> Result<&str, ParameterValueError> {
     Ok(text)
 }
 
-fn value_without_host_or_file(text: &str) -> ParameterValue {
+fn value_without_target_or_file(text: &str) -> ParameterValue {
     ParameterValue {
         text: text.to_owned(),
-        host: None,
+        target: None,
         file: None,
     }
 }
@@ -249,7 +320,7 @@ fn value_without_host_or_file(text: &str) -> ParameterValue {
 fn file_value(path: PathBuf) -> ParameterValue {
     ParameterValue {
         text: path.display().to_string(),
-        host: None,
+        target: None,
         file: Some(path),
     }
 }
@@ -266,6 +337,51 @@ pub(super) fn parse_absolute_path(text: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn target(text: &str) -> TargetUrl {
+        let url = Url::parse(text).expect("a URL");
+        let host = TargetHost::Name("camera.example".to_owned());
+        TargetUrl { url, host }
+    }
+
+    #[test]
+    fn the_host_is_replaced_and_nothing_else() {
+        for (text, address, expected) in [
+            (
+                "rtsp://a:b@camera.example/c?d=camera.example",
+                "192.0.2.1",
+                "rtsp://a:b@192.0.2.1/c?d=camera.example",
+            ),
+            (
+                "srt://camera.example:9000?latency=9",
+                "2001:db8::1",
+                "srt://[2001:db8::1]:9000?latency=9",
+            ),
+            ("rtmp://camera.example/a/b", "192.0.2.1", "rtmp://192.0.2.1/a/b"),
+        ] {
+            let address = address.parse().expect("an address");
+            assert_eq!(target(text).text_with_address(address), expected);
+        }
+        for (text, unrestricted, restricted) in [
+            ("rtsp://camera.example/", true, true),
+            ("srt://camera.example:9000", true, true),
+            ("rtmp://camera.example/a", false, true),
+            ("rtmps://camera.example/a", false, false),
+            ("rtsps://camera.example/a", false, false),
+            ("https://camera.example/a", false, false),
+        ] {
+            let target = target(text);
+            assert_eq!(
+                (target.can_name_address(false), target.can_name_address(true)),
+                (unrestricted, restricted),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            format!("{:?}", target("rtsp://a:s3cret@camera.example/")),
+            "TargetUrl(at camera.example)"
+        );
+    }
 
     #[test]
     fn an_unescaped_character_in_a_password_is_found_and_one_elsewhere_is_not() {

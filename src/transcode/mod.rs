@@ -400,7 +400,7 @@ impl TranscodeJob {
         let description = self.pipeline_library.get(name)?;
         let inputs = vec![InputTrack { media }];
         let (job, _) = description
-            .build_job_and_target_hosts(&toml::Table::new(), inputs)
+            .build_job_and_target_urls(&toml::Table::new(), inputs)
             .ok()?;
         Some((job, description.limits))
     }

@@ -1,11 +1,13 @@
 //! What the worker processes of Millstream have in common, and the gateway needs to talk to them.
 //!
+//! * [`addresses`]: which addresses no source of media has.
 //! * [`wire`]: the protocol between gateway and worker: jobs, whole frames, heartbeats.
 //! * [`channel`]: the worker's end of the socket.
 //! * [`sandbox`]: the restrictions that a worker puts on itself before it touches media.
 //!
 //! Two programs use it: `millstream-worker`, which runs GStreamer, and the gateway itself, whose hidden command `demuxer`
 //! parses HLS segments.
+pub mod addresses;
 pub mod channel;
 pub mod sandbox;
 pub mod wire;

@@ -1,6 +1,7 @@
 //! Keeps a pipeline inside the networks of `sources.allow`. The gateway has checked the configured address, but a server
 //! may name others: an RTSP camera by a redirect (RFC 2326 §11.3), or by `source` and `destination` of its Transport
-//! (§12.39); an HTTP server by a redirect.
+//! (§12.39); an HTTP server by a redirect. Without `sources.allow` only link-local addresses are refused, at which cloud
+//! services answer with the credentials of the host.
 
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::sync::{Arc, OnceLock};
@@ -9,6 +10,7 @@ use gst::prelude::*;
 use gstreamer as gst;
 use ipnet::IpNet;
 
+use millstream_worker_runtime::addresses::is_link_local;
 use millstream_worker_runtime::channel::GatewayMessageSender;
 use millstream_worker_runtime::wire::{MessageFromWorker, PipelineJob, WorkerFailure};
 
@@ -18,14 +20,14 @@ const CONNECT_PROGRESS_CODE: &str = "connect";
 /// The networks that a pipeline may connect to, and where a violation is reported.
 #[derive(Clone)]
 struct AddressRestriction {
-    /// Empty allows all.
+    /// Empty allows all that are not link-local.
     allowed_networks: Vec<IpNet>,
     /// The host of the first connection.
     configured_host: Arc<OnceLock<String>>,
     gateway: GatewayMessageSender,
 }
 
-/// Stops the pipeline before it connects to an address outside the networks of its job.
+/// Stops the pipeline before it connects to an address outside the networks of its job, or to one of the link.
 pub(crate) fn restrict_pipeline_to_allowed_networks(
     pipeline: &gst::Pipeline,
     job: &PipelineJob,
@@ -37,9 +39,6 @@ pub(crate) fn restrict_pipeline_to_allowed_networks(
         configured_host: Arc::default(),
         gateway: gateway.clone(),
     };
-    if guard.allowed_networks.is_empty() {
-        return;
-    }
     for element in pipeline.iterate_recurse().into_iter().flatten() {
         guard.check_udpsink_or_disable_redirects(&element);
     }
@@ -61,14 +60,21 @@ pub(crate) fn restrict_pipeline_to_allowed_networks(
 }
 
 impl AddressRestriction {
-    /// Checks the destination of an element that sends datagrams, and has an HTTP source follow no redirects.
+    /// Checks the destination of an element that sends datagrams, and disables redirects of others.
     fn check_udpsink_or_disable_redirects(&self, element: &gst::Element) {
         let Some(factory) = element.factory() else { return };
         if factory.name() == "udpsink" {
             if let Some(host) = element.property::<Option<String>>("host") {
                 self.park_unless_host_allowed(&host);
             }
-        } else if element.find_property("ignore-x-server-reply").is_some() {
+        } else if self.has_network_restriction() {
+            Self::disable_redirects(element);
+        }
+    }
+
+    /// Has an HTTP source follow no redirects.
+    fn disable_redirects(element: &gst::Element) {
+        if element.find_property("ignore-x-server-reply").is_some() {
             // With RTSP over HTTP the server would name another address in a header.
             element.set_property("ignore-x-server-reply", true);
         } else if element.find_property("automatic-redirect").is_some() {
@@ -83,7 +89,7 @@ impl AddressRestriction {
             self.report_and_park_thread("the server refers to a URL whose host is ambiguous".to_owned());
         };
         let configured = self.configured_host.get_or_init(|| host.clone());
-        if host != *configured && host.parse::<IpAddr>().is_err() {
+        if self.has_network_restriction() && host != *configured && host.parse::<IpAddr>().is_err() {
             self.report_and_park_thread(format!(
                 "the server refers to {host}: with `sources.allow` only its own host or an IP address"
             ));
@@ -96,9 +102,10 @@ impl AddressRestriction {
     fn park_unless_host_allowed(&self, host: &str) {
         let problem = match resolve_host(host) {
             Ok(addresses) => match addresses.into_iter().find(|address| !self.allows(*address)) {
-                Some(address) => {
+                Some(address) if self.has_network_restriction() => {
                     format!("the server refers to {address}, which is not in a network of `sources.allow`")
                 }
+                Some(address) => format!("the server refers to {address}, which is link-local"),
                 None => return,
             },
             Err(_) => format!("the server refers to {host}, which cannot be resolved"),
@@ -114,8 +121,15 @@ impl AddressRestriction {
         }
     }
 
+    fn has_network_restriction(&self) -> bool {
+        !self.allowed_networks.is_empty()
+    }
+
     fn allows(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
+        if !self.has_network_restriction() {
+            return !is_link_local(address);
+        }
         self.allowed_networks.iter().any(|network| network.contains(&address))
     }
 }

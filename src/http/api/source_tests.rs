@@ -206,7 +206,7 @@ fn describe_trial_failure(failure: &TrialFailure, limit: Duration) -> (&'static 
     let cause = match error {
         FetchError::Address(error) => address_cause(error),
         FetchError::Camera(error) => match error {
-            CameraError::NameNotResolved(_) => "name_not_resolved",
+            CameraError::Address(error) => address_cause(error),
             CameraError::ConnectionRefused(_) => "refused",
             CameraError::Unreachable(_) => "unreachable",
             CameraError::Timeout(_) => "timeout",

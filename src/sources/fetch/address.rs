@@ -10,6 +10,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 
 use crate::pipeline::parameter::TargetHost;
+use millstream_worker_runtime::addresses::is_link_local;
 
 /// The networks of `sources.allow`; empty allows all.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +27,10 @@ pub enum AddressError {
         "the HLS origin refers to {0}, which is not a public address: add its network to `sources.allow` to permit it"
     )]
     NotPublic(IpAddr),
-    #[error("the address {0} cannot belong to a server: it is link-local, multicast, broadcast or unspecified")]
+    #[error(
+        "the address {0} cannot belong to a server: it is link-local, multicast, broadcast or unspecified; to permit it, \
+         list the networks of all sources in `sources.allow`"
+    )]
     NotServerAddress(IpAddr),
 }
 
@@ -88,37 +92,57 @@ impl AllowedNetworks {
         }
     }
 
-    /// Resolves a host and checks all of its addresses.
+    /// Resolves a host of the configuration. Returns its addresses that may be connected to, for the caller to connect to
+    /// these: another resolution may have another result.
     ///
     /// # Errors
     ///
-    /// An [`AddressError`] if any address is not allowed.
-    pub async fn check_host_if_restricted(&self, host: &TargetHost) -> Result<(), AddressError> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        let addresses: Vec<IpAddr> = match host {
-            TargetHost::Address(address) => vec![*address],
-            TargetHost::Name(name) => {
-                let unresolved = || AddressError::Unresolved(name.clone());
-                let found = timeout(DNS_RESOLVE_TIMEOUT, lookup_host((name.as_str(), 0))).await;
-                let found = found.map_err(|_| unresolved())?.map_err(|_| unresolved())?;
-                found.map(|address| address.ip()).collect()
+    /// An [`AddressError`] if there is none.
+    pub async fn resolve_permitted_addresses(&self, host: &TargetHost) -> Result<Vec<IpAddr>, AddressError> {
+        let mut error = AddressError::Unresolved(host.to_string());
+        let mut permitted = resolve(host).await?;
+        permitted.retain(|address| match self.check_address(*address, AddressOrigin::Operator) {
+            Ok(()) => true,
+            Err(refused) => {
+                error = refused;
+                false
             }
-        };
-        match addresses.into_iter().find(|address| !self.allows(*address)) {
-            Some(address) => Err(AddressError::OutsideAllowedNetworks(address)),
-            None => Ok(()),
+        });
+        if permitted.is_empty() {
+            Err(error)
+        } else {
+            Ok(permitted)
+        }
+    }
+
+    /// Resolves a host of the configuration, for what resolves it once more before it connects.
+    ///
+    /// # Errors
+    ///
+    /// An [`AddressError`] if any of its addresses may not be connected to.
+    pub async fn check_all_addresses(&self, host: &TargetHost) -> Result<(), AddressError> {
+        let addresses = resolve(host).await?;
+        addresses
+            .into_iter()
+            .try_for_each(|address| self.check_address(address, AddressOrigin::Operator))
+    }
+}
+
+async fn resolve(host: &TargetHost) -> Result<Vec<IpAddr>, AddressError> {
+    match host {
+        TargetHost::Address(address) => Ok(vec![*address]),
+        TargetHost::Name(name) => {
+            let unresolved = || AddressError::Unresolved(name.clone());
+            let found = timeout(DNS_RESOLVE_TIMEOUT, lookup_host((name.as_str(), 0))).await;
+            let found = found.map_err(|_| unresolved())?.map_err(|_| unresolved())?;
+            Ok(found.map(|address| address.ip()).collect())
         }
     }
 }
 
 fn cannot_be_server_address(address: IpAddr) -> bool {
-    let is_link_local = match address {
-        IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    address.is_unspecified() || address.is_multicast() || is_link_local
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    address.is_unspecified() || address.is_multicast() || is_broadcast || is_link_local(address)
 }
 
 /// Whether an address is public according to the IANA registries of special-purpose addresses.
@@ -159,8 +183,9 @@ mod tests {
         let allowed = AllowedNetworks::new(vec!["10.0.0.0/8".parse().expect("a network")]);
         let check = async |address: &str| {
             allowed
-                .check_host_if_restricted(&TargetHost::Address(address.parse().expect("an address")))
+                .resolve_permitted_addresses(&TargetHost::Address(address.parse().expect("an address")))
                 .await
+                .map(|_| ())
         };
         assert_eq!(check("10.1.2.3").await, Ok(()));
         assert_eq!(check("::ffff:10.1.2.3").await, Ok(()));
@@ -171,14 +196,28 @@ mod tests {
             );
         }
         let localhost = TargetHost::Name("localhost".to_owned());
-        assert!(matches!(
-            allowed.check_host_if_restricted(&localhost).await,
-            Err(AddressError::OutsideAllowedNetworks(_))
-        ));
-        assert_eq!(
-            AllowedNetworks::default().check_host_if_restricted(&localhost).await,
-            Ok(())
-        );
+        for refused in [
+            allowed.resolve_permitted_addresses(&localhost).await.map(|_| ()),
+            allowed.check_all_addresses(&localhost).await,
+        ] {
+            assert!(matches!(refused, Err(AddressError::OutsideAllowedNetworks(_))));
+        }
+        let all = AllowedNetworks::default();
+        let found = all
+            .resolve_permitted_addresses(&localhost)
+            .await
+            .expect("all are allowed");
+        assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
+        assert_eq!(all.check_all_addresses(&localhost).await, Ok(()));
+        let link_local = TargetHost::Address([169, 254, 169, 254].into());
+        for refused in [
+            all.resolve_permitted_addresses(&link_local).await.map(|_| ()),
+            all.check_all_addresses(&link_local).await,
+        ] {
+            assert!(matches!(refused, Err(AddressError::NotServerAddress(_))));
+        }
+        let listed = AllowedNetworks::new(vec!["169.254.0.0/16".parse().expect("a network")]);
+        assert!(listed.resolve_permitted_addresses(&link_local).await.is_ok());
     }
 
     #[test]
@@ -222,7 +261,14 @@ mod tests {
         for own in ["127.0.0.1", "192.168.1.1", "fd00::1"] {
             assert_eq!(permit(own, AddressOrigin::Operator), Ok(()), "{own}");
         }
-        for none in ["169.254.169.254", "0.0.0.0", "fe80::1", "::ffff:169.254.169.254"] {
+        for none in [
+            "169.254.169.254",
+            "0.0.0.0",
+            "fe80::1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "fd00:ec2::254",
+        ] {
             assert!(
                 matches!(
                     permit(none, AddressOrigin::Operator),

@@ -1,5 +1,7 @@
 //! Builds sources from the section `streams` of the configuration.
 
+use std::sync::Arc;
+
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
@@ -285,20 +287,22 @@ fn build_pipeline_spec(
     {
         Ok(values) => values,
         Err(refused) => {
-            let mistake = |(key, error): (String, HostAccessError)| {
+            let mistake = |(name, error): (Option<String>, HostAccessError)| {
+                let key = name.map_or_else(|| "pipeline".to_owned(), |name| join_key_path("params", &name));
                 ConfigMistake::with_kind(key, MistakeKind::Sentence(error.to_string()))
             };
             mistakes.extend(refused.into_iter().map(mistake));
             return None;
         }
     };
-    match description.build_job_and_target_hosts(&values, Vec::new()) {
-        Ok((job, hosts)) => Some(PipelineSpec {
+    match description.build_job_and_target_urls(&values, Vec::new()) {
+        Ok((job, targets)) => Some(PipelineSpec {
             name: name.clone(),
             worker_programs: context.worker_programs.clone(),
             job,
             limits: description.limits,
-            hosts,
+            targets,
+            attempts: Arc::default(),
             allowed_networks: context.allowed_networks.clone(),
         }),
         Err(wrong) => {

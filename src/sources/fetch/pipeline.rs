@@ -1,14 +1,19 @@
 //! A source that is a pipeline in a worker process.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tracing::debug;
 
-use super::address::AllowedNetworks;
+use super::address::{AddressError, AllowedNetworks};
 use super::attached::{AttachedSource, random_session_id};
 use super::error::FetchError;
 use crate::pipeline::description::WorkerLimits;
-use crate::pipeline::parameter::TargetHost;
+use crate::pipeline::parameter::{TargetHost, TargetUrl};
 use crate::pipeline::programs::WorkerProgramsAndSlots;
 use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
 use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
@@ -30,9 +35,11 @@ pub struct PipelineSpec {
     pub worker_programs: WorkerProgramsAndSlots,
     pub job: PipelineJob,
     pub limits: WorkerLimits,
-    /// Hosts that it connects to.
-    pub hosts: Vec<TargetHost>,
+    /// What it connects to.
+    pub targets: Vec<TargetUrl>,
     pub allowed_networks: AllowedNetworks,
+    /// Number of workers that were started, by which they take turns at the addresses of a host.
+    pub attempts: Arc<AtomicUsize>,
 }
 
 /// Returns the track for the frames of a worker; `None` for codecs that cannot be packetized and for invalid AAC
@@ -70,14 +77,9 @@ pub async fn play_pipeline<P: FrameSink>(
     reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    for host in &spec.hosts {
-        if let Err(error) = spec.allowed_networks.check_host_if_restricted(host).await {
-            return error.into();
-        }
-    }
-    let job = PipelineJob {
-        allowed_networks: spec.allowed_networks.to_strings(),
-        ..spec.job.clone()
+    let job = match resolve_targets(spec).await {
+        Ok(job) => job,
+        Err(error) => return error.into(),
     };
     let programs = &spec.worker_programs;
     let started = reservation
@@ -100,6 +102,53 @@ pub async fn play_pipeline<P: FrameSink>(
         if let Err(error) = relay.handle_message(message, process, live) {
             return error;
         }
+    }
+}
+
+/// Returns the job with permitted addresses in place of the host names of its URLs, where the server needs no name:
+/// GStreamer would resolve them again.
+async fn resolve_targets(spec: &PipelineSpec) -> Result<PipelineJob, AddressError> {
+    let networks = &spec.allowed_networks;
+    let mut job = PipelineJob {
+        allowed_networks: networks.to_strings(),
+        ..spec.job.clone()
+    };
+    let attempt = spec.attempts.fetch_add(1, Ordering::Relaxed);
+    for target in &spec.targets {
+        let is_name = matches!(target.host, TargetHost::Name(_));
+        if !is_name || !target.can_name_address(networks.has_network_restriction()) {
+            networks.check_all_addresses(&target.host).await?;
+            continue;
+        }
+        let addresses = networks.resolve_permitted_addresses(&target.host).await?;
+        let Some(address) = choose_address(&addresses, target.tcp_port(), attempt).await else {
+            continue;
+        };
+        let text = target.text_with_address(address);
+        for (_, value) in job.properties.iter_mut().filter(|(_, value)| value == target.text()) {
+            value.clone_from(&text);
+        }
+    }
+    Ok(job)
+}
+
+/// Timeout of a connection that is only made to find out which address of several works.
+const PROBE_CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Returns the address to use: the first that accepts a connection, or over UDP another one at each attempt.
+async fn choose_address(addresses: &[IpAddr], tcp_port: Option<u16>, attempt: usize) -> Option<IpAddr> {
+    match (addresses, tcp_port) {
+        ([address], _) => Some(*address),
+        (_, Some(port)) => {
+            for address in addresses {
+                let connecting = TcpStream::connect((*address, port));
+                if let Ok(Ok(_)) = timeout(PROBE_CONNECT_TIMEOUT, connecting).await {
+                    return Some(*address);
+                }
+            }
+            addresses.first().copied()
+        }
+        (_, None) => addresses.get(attempt % addresses.len().max(1)).copied(),
     }
 }
 
@@ -336,6 +385,66 @@ impl Drop for StopWorkerOnDrop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::library::PipelineLibrary;
+
+    fn spec(pipeline: &str, uri: &str, networks: &[&str]) -> PipelineSpec {
+        let library = PipelineLibrary::shipped();
+        let description = library.get(pipeline).expect("a shipped pipeline");
+        let values = toml::Table::from_iter([("uri".to_owned(), uri.into())]);
+        let built = description.build_job_and_target_urls(&values, Vec::new());
+        let (job, targets) = built.expect("valid");
+        let networks = networks.iter().map(|network| network.parse().expect("a network"));
+        PipelineSpec {
+            name: pipeline.to_owned(),
+            worker_programs: WorkerProgramsAndSlots::installed(),
+            job,
+            limits: description.limits,
+            targets,
+            allowed_networks: AllowedNetworks::new(networks.collect()),
+            attempts: Arc::default(),
+        }
+    }
+
+    /// GStreamer would resolve the name once more.
+    #[tokio::test]
+    async fn a_worker_gets_the_address_that_was_checked() {
+        let loopback = &["127.0.0.0/8"][..];
+        for (pipeline, uri, networks, expected) in [
+            (
+                "srt",
+                "srt://localhost:9?latency=9",
+                loopback,
+                "srt://127.0.0.1:9?latency=9",
+            ),
+            ("rtsp", "rtsp://a:b@localhost:9/c", loopback, "rtsp://a:b@127.0.0.1:9/c"),
+            ("rtmp", "rtmp://localhost:9/a/b", loopback, "rtmp://127.0.0.1:9/a/b"),
+            ("rtmp", "rtmp://localhost:9/a/b", &[], "rtmp://localhost:9/a/b"),
+            ("rtsp", "rtsps://localhost:9/c", &[], "rtsps://localhost:9/c"),
+        ] {
+            let job = resolve_targets(&spec(pipeline, uri, networks)).await.expect("allowed");
+            let set: Vec<&str> = job.properties.iter().map(|(_, value)| value.as_str()).collect();
+            assert!(set.contains(&expected), "{uri}: {set:?}");
+            assert!(!set.contains(&uri) || uri == expected, "{uri}: {set:?}");
+        }
+        for uri in ["srt://localhost:9", "srt://10.0.0.1:9"] {
+            let refused = resolve_targets(&spec("srt", uri, &["192.0.2.0/24"])).await;
+            assert!(matches!(refused, Err(AddressError::OutsideAllowedNetworks(_))), "{uri}");
+        }
+        let refused = resolve_targets(&spec("rtmp", "rtmp://169.254.169.254/a/b", &[])).await;
+        assert!(matches!(refused, Err(AddressError::NotServerAddress(_))));
+    }
+
+    /// A name with addresses of both families, of which the server has one.
+    #[tokio::test]
+    async fn the_address_that_accepts_a_connection_is_chosen() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let addresses = ["127.0.0.2", "127.0.0.1"].map(|address| address.parse::<IpAddr>().expect("an address"));
+        assert_eq!(choose_address(&addresses, Some(port), 0).await, Some(addresses[1]));
+        assert_eq!(choose_address(&addresses, None, 0).await, Some(addresses[0]));
+        assert_eq!(choose_address(&addresses, None, 3).await, Some(addresses[1]));
+        assert_eq!(choose_address(&[], None, 0).await, None);
+    }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]

@@ -1,5 +1,7 @@
 //! Reads a camera by a pipeline: see [`fallback`](super::fallback).
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::camera::{Camera, CameraError};
@@ -74,8 +76,8 @@ fn camera_pipeline_spec(
         RtspTransport::Udp => "udp",
     };
     values.insert("transport".to_owned(), transport.into());
-    let (job, hosts) = description
-        .build_job_and_target_hosts(&values, Vec::new())
+    let (job, targets) = description
+        .build_job_and_target_urls(&values, Vec::new())
         .map_err(|wrong| {
             let wrong = wrong.iter().map(|(name, error)| format!("`{name}`: {error}"));
             CameraError::PipelineFailed(wrong.collect::<Vec<_>>().join(", "))
@@ -91,7 +93,8 @@ fn camera_pipeline_spec(
         worker_programs: fallback.worker_programs.clone(),
         job,
         limits,
-        hosts,
+        targets,
+        attempts: Arc::default(),
         allowed_networks: camera.allowed_networks.clone(),
     })
 }

@@ -4,9 +4,10 @@ use super::fallback::PipelineFallback;
 use super::incompatibility::CameraIncompatibility;
 use super::policies::CameraPolicies;
 use crate::config::RtspTransport;
-use crate::pipeline::parameter::{TargetHost, UnescapedCredentialsError};
-use crate::sources::fetch::address::AllowedNetworks;
+use crate::pipeline::parameter::{TargetHost, UnescapedCredentialsError, url_with_address};
+use crate::sources::fetch::address::{AddressError, AllowedNetworks};
 use retina::client::{Credentials, SessionGroup, TcpTransportOptions, UdpTransportOptions};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,8 @@ use url::Url;
 pub struct Camera {
     /// Without credentials.
     pub(super) url: Url,
+    /// The address of its host for one session, once that is resolved.
+    pub(super) address: Option<IpAddr>,
     pub transport: RtspTransport,
     username: Option<String>,
     password: PasswordSource,
@@ -71,8 +74,8 @@ pub enum RtspStep {
 /// Why a session with a camera failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraError {
-    #[error("the camera cannot be reached: cannot resolve the host name {0}")]
-    NameNotResolved(String),
+    #[error(transparent)]
+    Address(#[from] AddressError),
     #[error("the camera cannot be reached: the TCP connection to port {0} was refused")]
     ConnectionRefused(u16),
     #[error("the camera cannot be reached: {0}")]
@@ -151,6 +154,7 @@ impl Camera {
             .map_err(|()| CameraUrlError::InvalidUrl)?;
         Ok(Self {
             url,
+            address: None,
             transport: RtspTransport::default(),
             username,
             password,
@@ -167,6 +171,22 @@ impl Camera {
         let bare = name.trim_start_matches('[').trim_end_matches(']');
         bare.parse()
             .map_or_else(|_| TargetHost::Name(name.to_owned()), TargetHost::Address)
+    }
+
+    /// Returns the camera for a session at one of its addresses.
+    pub(super) fn at_address(&self, address: IpAddr) -> Self {
+        Self {
+            address: Some(address),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the URL with the address of the session in place of a name.
+    pub(super) fn url_with_host_replaced(&self) -> Url {
+        match (self.host(), self.address) {
+            (TargetHost::Name(_), Some(address)) => url_with_address(&self.url, address),
+            _ => self.url.clone(),
+        }
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -301,6 +321,25 @@ mod tests {
         let credentials = camera.read_credentials().expect("no file").expect("credentials");
         assert_eq!((&*credentials.username, &*credentials.password), ("admin", "p@ss%zz"));
         assert_eq!(format!("{camera:?}"), "Camera(at 10.0.0.7)");
+    }
+
+    /// Retina would resolve a name once more.
+    #[test]
+    fn a_session_uses_the_address_that_was_checked() {
+        for (url, address, expected) in [
+            (
+                "rtsp://camera.example:8554/ch1?x=1",
+                "192.0.2.7",
+                "rtsp://192.0.2.7:8554/ch1?x=1",
+            ),
+            ("rtsp://camera.example/ch1", "2001:db8::7", "rtsp://[2001:db8::7]/ch1"),
+            ("rtsp://[2001:db8::8]/ch1", "2001:db8::8", "rtsp://[2001:db8::8]/ch1"),
+        ] {
+            let camera = camera(url).expect("an address");
+            assert_eq!(camera.url_with_host_replaced(), camera.url);
+            let address = address.parse().expect("an address");
+            assert_eq!(camera.at_address(address).url_with_host_replaced().as_str(), expected);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::camera::Camera;
-use super::connect::connect_tcp_without_address_check;
+use super::connect::open_connection;
 
 /// Longest answer that is read, in bytes.
 const MAX_CHALLENGE_RESPONSE_BYTES: usize = 8 * 1024;
@@ -22,7 +22,7 @@ pub(super) async fn probe_for_unusual_challenge(camera: &Camera) -> bool {
         camera.url
     );
     let asking = async {
-        let mut connection = connect_tcp_without_address_check(camera).await.ok()?;
+        let mut connection = open_connection(camera).await.ok()?;
         connection.write_all(request.as_bytes()).await.ok()?;
         let mut answer = Vec::new();
         while !answer.windows(4).any(|end| end == b"\r\n\r\n") && answer.len() < MAX_CHALLENGE_RESPONSE_BYTES {

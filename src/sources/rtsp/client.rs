@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::assembler::{AssembledFrame, ReceivedRtpPacket};
 use super::camera::{Camera, CameraError, RtspStep, first_line_of_error, other_rtsp_transport, to_retina_transport};
 use super::challenge;
-use super::connect::probe_tcp_connection;
+use super::connect::resolve_and_probe_tcp_connection;
 use super::incompatibility::{CameraIncompatibility, IgnoredInputStats};
 use super::packet_silence::PacketSilenceDetector;
 use super::relay::CameraRelayEndpoint;
@@ -107,7 +107,11 @@ async fn start_relay_and_prepare_describe(
         let relay = CameraRelayEndpoint::start(camera).await?;
         (relay.url, None, relay.user_agent)
     } else {
-        (camera.url.clone(), camera.read_credentials()?, "millstream".to_owned())
+        (
+            camera.url_with_host_replaced(),
+            camera.read_credentials()?,
+            "millstream".to_owned(),
+        )
     };
     let options = SessionOptions::default()
         .creds(credentials)
@@ -122,7 +126,7 @@ async fn start_relay_and_prepare_describe(
 impl RtspClient {
     /// Connects, selects the tracks, and starts playing.
     pub(super) async fn connect_and_play(camera: &Camera, stream: &StreamKey) -> Result<Self, CameraError> {
-        probe_tcp_connection(camera).await?;
+        let camera = &resolve_and_probe_tcp_connection(camera).await?;
         match Self::connect_and_play_once(camera, stream, camera.uses_rtsp_relay()).await {
             // The relay forwards no datagrams.
             Err(CameraError::UnsupportedTransport) if camera.uses_rtsp_relay() => {

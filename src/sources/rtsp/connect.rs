@@ -1,42 +1,45 @@
-//! Opens a TCP connection to a camera.
+//! Opens a TCP connection to a camera, at an address that `sources.allow` permits.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::camera::{Camera, CameraError, RtspStep};
-use crate::pipeline::parameter::TargetHost;
 
 /// Timeout of the TCP connection. It is short because the connection is retried soon.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Tests the TCP connection, because retina's errors do not distinguish a wrong address from a camera that is off.
-pub(super) async fn probe_tcp_connection(camera: &Camera) -> Result<(), CameraError> {
-    connect_tcp_without_address_check(camera).await.map(drop)
+/// Resolves the host of the camera and tests the TCP connection, because retina's errors do not distinguish a wrong address
+/// from a camera that is off. Returns the camera at the address that accepted it: everything else of the session goes there,
+/// because another resolution may have another result.
+pub(super) async fn resolve_and_probe_tcp_connection(camera: &Camera) -> Result<Camera, CameraError> {
+    let connection = open_connection(camera).await?;
+    let peer = connection
+        .peer_addr()
+        .map_err(|error| CameraError::Unreachable(error.to_string()))?;
+    Ok(camera.at_address(peer.ip()))
 }
 
-/// Opens a TCP connection to the camera.
-pub(super) async fn connect_tcp_without_address_check(camera: &Camera) -> Result<TcpStream, CameraError> {
+/// Opens a TCP connection to the first address of the camera that accepts one.
+pub(super) async fn open_connection(camera: &Camera) -> Result<TcpStream, CameraError> {
     let port = camera.port();
-    let connecting = async {
-        let connected = match camera.host() {
-            TargetHost::Address(address) => TcpStream::connect((address, port)).await,
-            TargetHost::Name(name) => {
-                let Ok(addresses) = lookup_host((name.as_str(), port)).await else {
-                    return Err(CameraError::NameNotResolved(name));
-                };
-                TcpStream::connect(&*addresses.collect::<Vec<_>>()).await
-            }
-        };
-        connected.map_err(|error| match error.kind() {
-            io::ErrorKind::ConnectionRefused => CameraError::ConnectionRefused(port),
-            _ => CameraError::Unreachable(error.to_string()),
-        })
+    let addresses = match camera.address {
+        Some(address) => vec![address],
+        None => {
+            camera
+                .allowed_networks
+                .resolve_permitted_addresses(&camera.host())
+                .await?
+        }
     };
-    match timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(connected) => connected,
+    let addresses: Vec<SocketAddr> = addresses.into_iter().map(|address| (address, port).into()).collect();
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect(&*addresses)).await {
+        Ok(Ok(connected)) => Ok(connected),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Err(CameraError::ConnectionRefused(port)),
+        Ok(Err(error)) => Err(CameraError::Unreachable(error.to_string())),
         Err(_) => Err(CameraError::Timeout(RtspStep::Connect)),
     }
 }

@@ -97,9 +97,6 @@ async fn play_by_client<P: FrameSink>(
     plane: &P,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    if let Err(error) = camera.allowed_networks.check_host_if_restricted(&camera.host()).await {
-        return error.into();
-    }
     let mut client = match RtspClient::connect_and_play(camera, &entry.stream).await {
         Ok(client) => client,
         Err(error) => return error.into(),

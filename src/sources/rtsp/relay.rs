@@ -18,9 +18,8 @@ use tracing::debug;
 use url::{Position, Url};
 
 use super::camera::{Camera, CameraError};
-use super::connect::connect_tcp_without_address_check;
+use super::connect::open_connection;
 use super::relay_messages::{RtspMessageRelay, RtspRelayEndpoints};
-use crate::sources::fetch::address::AddressOrigin;
 
 /// Timeout of retina's connection: it connects at once.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,12 +42,7 @@ impl CameraRelayEndpoint {
     pub(super) async fn start(camera: &Camera) -> Result<Self, CameraError> {
         let unreachable = |error: io::Error| CameraError::Unreachable(error.to_string());
         let credentials = camera.read_credentials()?;
-        let camera_connection = connect_tcp_without_address_check(camera).await?;
-        let peer = camera_connection.peer_addr().map_err(unreachable)?;
-        camera
-            .allowed_networks
-            .check_address(peer.ip(), AddressOrigin::Operator)
-            .map_err(|error| CameraError::Unreachable(error.to_string()))?;
+        let camera_connection = open_connection(camera).await?;
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(unreachable)?;
         let port = listener.local_addr().map_err(unreachable)?.port();
         let mut url = camera.url.clone();

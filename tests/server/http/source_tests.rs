@@ -174,6 +174,53 @@ async fn a_test_keeps_to_the_allowed_networks() {
     gateway.stop().await;
 }
 
+/// Cloud services answer there with the credentials of the host.
+#[tokio::test]
+async fn no_source_is_at_a_link_local_address_unless_it_is_allowed() {
+    let gateway = gateway(&[OPERATOR]).await;
+    let pipeline = |name: &str, uri: &str| json!({ "pipeline": name, "params": { "uri": uri } });
+    for settings in [
+        json!({ "url": "rtsp://169.254.169.254/" }),
+        json!({ "url": "rtsp://[fe80::1]/" }),
+        json!({ "url": "http://169.254.169.254/a.m3u8" }),
+        pipeline("rtmp", "rtmp://169.254.169.254:80/a/b"),
+        pipeline("srt", "srt://[fd00:ec2::254]:80"),
+        pipeline("rtsp", "rtsps://[::ffff:169.254.169.254]/"),
+    ] {
+        let shown = result(&gateway, &settings).await;
+        assert_eq!(shown["cause"], "not_allowed", "{settings}: {shown}");
+        let detail = shown["detail"].as_str().expect("a text");
+        assert!(detail.contains("link-local"), "{detail}");
+    }
+    gateway.stop().await;
+}
+
+/// Whoever resolves a name once more may get an address that was not checked.
+#[tokio::test]
+async fn a_camera_is_asked_at_the_address_that_its_name_was_resolved_to() {
+    let gateway = gateway(&[OPERATOR, ("MILLSTREAM_SOURCES__ALLOW", "127.0.0.0/8")]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let (sender, mut requests) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let mut request = vec![0; 4096];
+                if let Ok(length @ 1..) = stream.read(&mut request).await {
+                    let _ = sender.send(String::from_utf8_lossy(&request[..length]).into_owned());
+                }
+            });
+        }
+    });
+    let shown = result(&gateway, &json!({ "url": format!("rtsp://localhost:{port}/cam") })).await;
+    assert_eq!(shown["ok"], false, "{shown}");
+    let request = requests.recv().await.expect("a request");
+    let expected = format!("DESCRIBE rtsp://127.0.0.1:{port}/cam ");
+    assert!(request.starts_with(&expected), "{request}");
+    gateway.stop().await;
+}
+
 /// Servers that take connections and never answer: the time of a test is bounded, and how many run at once.
 #[tokio::test]
 async fn tests_are_bounded_in_time_and_number() {

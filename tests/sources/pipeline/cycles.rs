@@ -43,7 +43,7 @@ async fn cycles() {
     let library = PipelineLibrary::shipped();
     let description = library.get("slate").expect("it is shipped");
     let (job, _) = description
-        .build_job_and_target_hosts(&toml::Table::new(), Vec::new())
+        .build_job_and_target_urls(&toml::Table::new(), Vec::new())
         .expect("defaults");
     let mut before = None;
     let slots = WorkerSlots::default();

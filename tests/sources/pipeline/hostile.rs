@@ -115,7 +115,7 @@ async fn texts_never_become_elements() {
         .map(|payload| {
             let text = payload.replace("OUT", &out);
             let values = toml::Table::from_iter([("text".to_owned(), toml::Value::from(text))]);
-            let (job, hosts) = slate.build_job_and_target_hosts(&values, Vec::new()).expect("a text");
+            let (job, hosts) = slate.build_job_and_target_urls(&values, Vec::new()).expect("a text");
             assert!(hosts.is_empty());
             ((*payload).to_owned(), job)
         })

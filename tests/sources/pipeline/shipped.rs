@@ -309,7 +309,7 @@ async fn opus_becomes_aac() {
     let start = |name: &str, inputs: Vec<InputTrack>| {
         let description = library.get(name).expect("it is shipped");
         let (job, _) = description
-            .build_job_and_target_hosts(&toml::Table::new(), inputs)
+            .build_job_and_target_urls(&toml::Table::new(), inputs)
             .expect("defaults");
         let slot = WorkerSlots::default()
             .acquire(WorkerOwner::ConfiguredSource)
