@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::ControlPlane;
+use crate::access::AccessAction;
 use crate::config::{FailoverConfig, FailoverKind, FailoverSourceKind, StandbyMode};
 use crate::shard::MediaPlane;
 use crate::sources::fetch::registry::ConfiguredFailoverGroup;
@@ -67,7 +68,19 @@ impl ControlPlane {
                 registry.insert_failover_group(ConfiguredFailoverGroup { config, failover_group });
             }
         }
+        self.end_publishers_without_source();
         self.failover_groups_changed.notify_one();
+    }
+
+    /// Ends publishers that were accepted for a source that their stream does not have any more, connected or not: they
+    /// would take the stream from its failover group, or feed a source that nobody sees.
+    fn end_publishers_without_source(&self) {
+        for (session, record) in self.sessions.open_and_recently_ended_sessions() {
+            let is_publisher = record.action == AccessAction::Publish;
+            if is_publisher && !self.is_source_for_publishers(&record.stream, record.failover_source.as_ref()) {
+                self.media_plane.end_session(session, CloseReason::SourceRemoved);
+            }
+        }
     }
 
     /// Returns the source that a publisher feeds: the one that it names, or the first one for publishers. `None` if the
@@ -75,6 +88,15 @@ impl ControlPlane {
     pub fn publisher_source(&self, stream: &StreamName, source: Option<&str>) -> Option<SourceName> {
         let failover_group = self.source_registry.failover_group(stream)?;
         failover_group.config.whip_source(source).cloned()
+    }
+
+    /// Whether publishers may feed this source of a stream; `None` is the only one.
+    pub fn is_source_for_publishers(&self, stream: &StreamName, source: Option<&SourceName>) -> bool {
+        match (self.source_registry.failover_group(stream), source) {
+            (None, source) => source.is_none(),
+            (Some(failover_group), Some(source)) => failover_group.config.whip_source(Some(source.as_str())).is_some(),
+            (Some(_), None) => false,
+        }
     }
 
     /// Returns the stream that a publisher writes to: that of the source that it names, or of the first one for publishers.

@@ -38,6 +38,7 @@ use millstream_core::sdp::{
     LocalTransport, Offer, OfferError, VideoSectionId, answer_whep_offer, answer_whip_offer, create_offer_to_viewer,
     formats_sent_to_offerer,
 };
+use millstream_core::session::CloseReason;
 
 const ALLOW_HEADER_METHODS: &str = "OPTIONS, HEAD, GET, POST";
 /// Seconds after which a viewer may retry if the stream is not published.
@@ -134,9 +135,12 @@ fn accept_publisher(
     record.failover_source = key.failover_source().cloned();
     let session = media.open_negotiated_publisher_session(key.clone(), placement, publication, record.requester())?;
     debug!(?session, stream = %key, "WHIP publisher accepted, waiting for its ICE connection");
-    Ok(register_session_and_build_response(
-        control, session, ice, record, answer.sdp,
-    ))
+    let response = register_session_and_build_response(control, session, ice, record, answer.sdp);
+    // A reload that has just changed the sources did not see this session.
+    if !control.is_source_for_publishers(&key.name, key.failover_source()) {
+        media.end_session(session, CloseReason::SourceRemoved);
+    }
+    Ok(response)
 }
 
 async fn accept_viewer(

@@ -327,6 +327,30 @@ fn a_new_session_of_the_selected_source_is_shown_at_once() {
     assert!(newest.is_some_and(|newest| newest > 3 * RANGE));
 }
 
+/// A publisher that was accepted when the stream had one source, and connects when the failover group shows its own.
+#[test]
+fn a_session_that_is_no_source_of_the_failover_group_does_not_take_the_stream() {
+    let mut world = World::new(435, 2, 8192);
+    add_failover_group(&world, &["main", "backup"]);
+    let main = world.publish("live=main", 0, near(), Publisher::deaf(encoder(1)));
+    world.run(SECOND);
+    let viewer = world.watch("live", 1, near());
+    world.run(SECOND);
+    let (begin, switches) = (world.now, status(&world).recent_switches.len());
+    let stranger = world.publish("live", 1, near(), Publisher::deaf(encoder(2)));
+    world.run(3 * SECOND);
+    assert!(world.reason(stranger).is_some(), "it was ended");
+    assert_eq!(world.reason(main), None);
+    assert_eq!(selected(&world).as_deref(), Some("main"));
+    assert_eq!(status(&world).recent_switches.len(), switches);
+    let gap = longest_gap(&mut world, viewer, begin);
+    assert!(gap <= Duration::from_millis(100), "{gap:?}");
+    assert_decodable(&mut world, viewer);
+    let packets = &world.viewer(viewer).video.packets;
+    let frames = packets.values().filter_map(|seen| Some(seen.stamp?.frame));
+    assert_eq!(frames.filter(|frame| !(RANGE..2 * RANGE).contains(frame)).count(), 0);
+}
+
 #[test]
 fn a_source_with_another_codec_is_taken_by_viewers_who_negotiated_it() {
     let mut world = World::new(441, 1, 8192);

@@ -122,6 +122,67 @@ async fn publishers_name_the_source_that_they_feed() {
     gateway.stop().await;
 }
 
+/// Stream, state and cause of all sessions.
+async fn sessions_by_stream(gateway: &Gateway) -> Vec<(String, String, String)> {
+    let reply = api(gateway, "GET", "/api/v1/sessions", "").await;
+    let listed: Value = serde_json::from_slice(&reply.body).expect("JSON");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let sessions = listed["sessions"].as_array().expect("a list").iter();
+    sessions
+        .map(|session| {
+            (
+                text(&session["stream"]),
+                text(&session["state"]),
+                text(&session["cause"]),
+            )
+        })
+        .collect()
+}
+
+/// Publishers that have not connected yet when a reload changes what their stream is made of.
+#[tokio::test]
+async fn a_reload_ends_publishers_whose_source_it_removes() {
+    let single = "[auth]\napi_token = \"secret\"\n";
+    let other = format!(
+        "{single}[streams.show]\nsources = [{{ whip = \"main\" }}, {{ pipeline = \"slate\", standby = \"cold\" }}]\n"
+    );
+    let config = |text: &str| Config::parse(text, "test.toml".as_ref(), []).expect("valid");
+    for (before, target, after) in [
+        (single, "/whip/show", SHOW),
+        (SHOW, "/whip/show?source=backup", other.as_str()),
+        (SHOW, "/whip/show?source=main", single),
+    ] {
+        let mut gateway = from_text(before).await;
+        let publisher = Request::publish(target, OBS).send(&gateway).await.location();
+        let untouched = Request::publish("/whip/untouched", OBS).send(&gateway).await.location();
+        gateway.replace_config(config(after)).await.expect("valid");
+        // The shard of the session is told, and ends it.
+        let ending = async {
+            loop {
+                let listed = sessions_by_stream(&gateway).await;
+                if listed
+                    .iter()
+                    .any(|(stream, _, cause)| stream == "show" && cause == "source_removed")
+                {
+                    return listed;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let listed = tokio::time::timeout(Duration::from_secs(20), ending).await;
+        let listed = listed.unwrap_or_else(|_| panic!("{target}: never ended"));
+        let connecting = listed.iter().filter(|(_, state, _)| state == "connecting");
+        assert_eq!(
+            connecting.map(|(stream, ..)| stream.as_str()).collect::<Vec<_>>(),
+            ["untouched"]
+        );
+        for location in [publisher, untouched] {
+            Request::new("DELETE", &location).send(&gateway).await;
+        }
+        gateway.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn the_api_lists_the_sources_and_chooses_between_them() {
     let gateway = from_text(SHOW).await;

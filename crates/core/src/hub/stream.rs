@@ -60,6 +60,8 @@ pub struct StreamState {
     /// Something changed of which listeners are notified; see [`ChangeTopic::Stream`].
     has_unnotified_change: bool,
     source: Option<SourceRef>,
+    /// The source is one of the failover group of this stream, which copies it here.
+    is_fed_by_failover_group: bool,
     /// Since when media of the source is expected, if it is a peer: when its transport was up.
     media_expected_since: Option<Instant>,
     /// Set when a viewer needs a key frame; polled by sources without a shard.
@@ -81,6 +83,7 @@ impl Stream {
             layers_changed: false,
             has_unnotified_change: false,
             source: None,
+            is_fed_by_failover_group: false,
             media_expected_since: None,
             key_frame_requested: false,
             viewer_counts_by_shard: Vec::new(),
@@ -120,6 +123,7 @@ impl StreamState {
     pub fn replace_source(&mut self, source: SourceRef, formats: &AudioVideoFormats) -> Option<SourceRef> {
         self.has_unnotified_change = true;
         self.responds_to_key_frame_requests = false;
+        self.is_fed_by_failover_group = false;
         self.media_expected_since = None;
         self.key_frame_requested = false;
         self.layers.clear();
@@ -131,12 +135,24 @@ impl StreamState {
             .filter(|previous| previous.session_id != source.session_id)
     }
 
+    /// Makes a session that feeds a source of this stream's failover group the source. The one before it goes on feeding its own.
+    pub(crate) fn replace_source_by_failover_group(&mut self, source: SourceRef, formats: &AudioVideoFormats) {
+        self.replace_source(source, formats);
+        self.is_fed_by_failover_group = true;
+    }
+
+    /// Whether the failover group of this stream feeds it: a session that is none of its sources may not take it over.
+    pub(crate) fn is_fed_by_failover_group(&self) -> bool {
+        self.is_fed_by_failover_group
+    }
+
     /// Detaches the source if it is this session. Returns whether it was.
     pub fn detach_source_if_current(&mut self, session: SessionId) -> bool {
         let is_source = self.is_source_session(session);
         if is_source {
             self.has_unnotified_change = true;
             self.source = None;
+            self.is_fed_by_failover_group = false;
             self.layers.clear();
         }
         is_source

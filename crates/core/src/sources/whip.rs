@@ -386,14 +386,22 @@ impl Publisher {
         }
         let (source, formats) = (self.source_ref, self.received_or_negotiated_formats());
         let first_arrival = self.pending_packets.iter().map(|(.., packet, _)| packet.arrival).min();
+        let mut attached = false;
         let stream = hub.open_and_update_stream(&self.stream_key, |state| {
+            // It was accepted before the stream had several sources.
+            if state.is_fed_by_failover_group() {
+                return;
+            }
             published.replaced_source = state.replace_source(source, &formats);
             if let Some(arrival) = first_arrival {
                 state.expect_media_since(arrival);
             }
+            attached = true;
         });
-        self.attached = true;
-        self.stream = Some(stream.clone());
+        if attached {
+            self.attached = true;
+            self.stream = Some(stream.clone());
+        }
         stream
     }
 

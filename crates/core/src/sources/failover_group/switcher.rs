@@ -419,7 +419,7 @@ impl FailoverState {
             let mut copy_audio = TrackCopy::new(now, &state.audio, &audio, None);
             copy_audio.skip_packets_up_to(start.skipped_audio_insertions);
             copies = Some((copy_video, copy_audio));
-            state.replace_source(source.source, &start.formats);
+            state.replace_source_by_failover_group(source.source, &start.formats);
             if let Some(layers) = listed {
                 state.set_layers(layers);
             }
