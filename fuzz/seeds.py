@@ -156,6 +156,28 @@ def framing():
     yield "cut", b"\x03" + packets(b"abc") + b"\x00\x09abc"
 
 
+def sctp():
+    """Chunks behind an association whose first number is 1000, as the target opens it."""
+    def u32(number):
+        return number.to_bytes(4, "big")
+
+    def chunk(kind, flags, value):
+        return bytes([kind, flags]) + u16(4 + len(value)) + value + b"\0" * (-len(value) % 4)
+
+    def message(number, flags, stream, ppid, payload):
+        return chunk(0, flags, u32(number) + u16(stream) + u16(0) + u32(ppid) + payload)
+
+    opening = message(1000, 3, 0, 50, b"\3\0\1\0\0\0\0\0\0\4\0\0chat")
+    yield "message", packets(opening, message(1001, 3, 0, 51, b"hello"), message(1002, 3, 0, 57, b"\0"))
+    yield "fragments", packets(opening, message(1001, 2, 0, 53, b"a" * 600), message(1002, 1, 0, 53, b"b" * 600))
+    yield "unordered", packets(opening, message(1002, 7, 0, 51, b"late"), chunk(192, 0, u32(1001)))
+    yield "acknowledged", packets(chunk(3, 0, u32(0) + u32(65536) + u16(1) + u16(0) + u16(1) + u16(2)))
+    reset = u16(13) + u16(18) + u32(1000) + u32(0) + u32(1000) + u16(0)
+    yield "reset", packets(opening, chunk(130, 0, reset), chunk(130, 0, u16(16) + u16(12) + u32(1000) + u32(1)))
+    yield "end", packets(chunk(4, 0, u16(1) + u16(8) + b"beat"), chunk(7, 0, u32(999)), chunk(14, 0, b""))
+    yield "abort", packets(opening, chunk(6, 0, u16(12) + u16(8) + b"bye!"))
+
+
 def playlist():
     yield "live", b"""#EXTM3U
 #EXT-X-VERSION:6
@@ -244,6 +266,7 @@ pipeline = "test"
 
 TARGETS = {
     "offer": offers, "fragment": fragments, "datagram": datagram, "framing": framing, "rtp": rtp, "rtcp": rtcp,
+    "sctp": sctp,
     "depacketizer": depacketizer, "playlist": playlist, "mpegts": mpegts, "mp4": mp4, "config": config,
 }  # fmt: skip
 

@@ -25,13 +25,13 @@ version=0.13.2
 # Longest input of each target in bytes: enough for what a peer sends at a time.
 declare -A max_len=(
   [config]=4096 [datagram]=4096 [depacketizer]=8192 [fragment]=2048 [framing]=16384 [mp4]=8192 [mpegts]=16384
-  [offer]=8192 [playlist]=4096 [rtcp]=1500 [rtp]=8192
+  [offer]=8192 [playlist]=4096 [rtcp]=1500 [rtp]=8192 [sctp]=4096
 )
 
 # Inputs of the short form: somewhat fewer than what two cores do in 30 seconds.
 declare -A short_runs=(
   [config]=20000 [datagram]=250000 [depacketizer]=1000000 [fragment]=2500000 [framing]=70000 [mp4]=1000000 [mpegts]=450000
-  [offer]=40000 [playlist]=2000000 [rtcp]=1500000 [rtp]=100000
+  [offer]=40000 [playlist]=2000000 [rtcp]=1500000 [rtp]=100000 [sctp]=100000
 )
 
 say() { printf 'fuzz: %s\n' "$*"; }

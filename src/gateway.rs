@@ -40,6 +40,7 @@ use crate::shard::{MediaPlane, MediaPlaneSettings, MediaPlaneStartError, Session
 use crate::sources::fetch::registry::SourceRegistry;
 use crate::telemetry;
 use crate::transcode::{self, WorkerOwnerLookup};
+use millstream_core::hub::data_settings::DataSettings;
 use millstream_core::hub::name::StreamKey;
 use millstream_core::session::CryptoSetupError;
 use millstream_core::session::identity::DtlsIdentity;
@@ -435,6 +436,11 @@ fn try_start_media(
         shard_count: config.shards,
         viewer_congestion_control: config.congestion_control,
         viewer_playout_delay: config.playout_delay,
+        data_settings: DataSettings {
+            is_enabled: config.data_channels,
+            retained_messages: config.retained_messages,
+            viewer_messages: config.viewer_messages,
+        },
         session_limits: SessionLimits {
             max_sessions: config.max_sessions,
             max_half_open: limits.half_open_sessions,

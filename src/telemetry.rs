@@ -39,7 +39,8 @@ pub const REQUEST_SPAN_TARGET: &str = "millstream::spans";
 /// effect.
 pub fn init_telemetry(log: &Log) -> TelemetryExports {
     // The configuration has validated the directives. They may override the quietened target.
-    let filter = |more: &str| EnvFilter::builder().parse_lossy(format!("{DTLS_LOG_DIRECTIVE},{}{more}", log.level));
+    let filter =
+        |more: &str| EnvFilter::builder().parse_lossy(format!("{PROTOCOL_STACK_LOG_DIRECTIVES},{}{more}", log.level));
     let queue = LogQueue::start(std::io::stderr());
     queue.install();
     install_panic_logger();
@@ -160,8 +161,9 @@ mod otlp {
     }
 }
 
-/// The DTLS stack warns about each missing server name, which WebRTC does not use.
-const DTLS_LOG_DIRECTIVE: &str = "rtc_dtls=error";
+/// The DTLS stack warns about each missing server name, which WebRTC does not use. The SCTP stack logs an error for each
+/// packet that it refuses, and peers decide how many they send.
+const PROTOCOL_STACK_LOG_DIRECTIVES: &str = "rtc_dtls=error,sctp_proto=off";
 
 /// Why the HTTP side rejected something, by the limit that was reached. A label of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,12 +21,13 @@ const LAYERS: [&[&str]; 9] = [
 const STRANGERS: [(&str, &str); 2] = [("sources", "outputs"), ("shard", "transcode")];
 
 /// Foreign stacks and the folders that may name them.
-const FOREIGN: [(&str, &[&str]); 8] = [
+const FOREIGN: [(&str, &[&str]); 9] = [
     ("jsonwebtoken", &["access"]),
     ("rtc_dtls", &["session"]),
     ("rtc_srtp", &["session"]),
     ("rtc_stun", &["session"]),
     ("rtc_sdp", &["sdp"]),
+    ("sctp_proto", &["session"]),
     ("axum", &["http"]),
     ("libc", &["shard"]),
     ("retina", &["sources"]),

@@ -95,6 +95,7 @@ impl World {
                 remote_credentials: remote,
                 fingerprints,
                 gateway_dtls_role: role,
+                data_channels: None,
             },
             millstream_core::session::DEFAULT_CONNECT_TIMEOUT,
         );
@@ -197,7 +198,10 @@ impl World {
                 }
                 TransportEvent::AddressForgotten(_) => {}
                 TransportEvent::Closed(reason) => self.closed = Some(reason),
-                TransportEvent::Connected | TransportEvent::Rtp(_) | TransportEvent::Rtcp(_) => {
+                TransportEvent::Connected
+                | TransportEvent::Rtp(_)
+                | TransportEvent::Rtcp(_)
+                | TransportEvent::Data(_) => {
                     panic!("nobody has the key of the certificate")
                 }
             }

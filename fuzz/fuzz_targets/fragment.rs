@@ -47,6 +47,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         accepts_ice_tcp: true,
         viewer_congestion_control: true,
         viewer_playout_delay: true,
+        accepts_data_channels: true,
         sdp_session_id: 1,
     };
     let description = create_offer_to_viewer(&AudioVideoFormats::default(), &local);

@@ -57,6 +57,7 @@ impl Us {
             accepts_ice_tcp: false,
             viewer_congestion_control: true,
             viewer_playout_delay: true,
+            accepts_data_channels: true,
             sdp_session_id: 7,
         }
     }

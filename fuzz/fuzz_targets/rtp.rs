@@ -181,6 +181,7 @@ fn publication(choice: u8) -> NegotiatedPublication {
         accepts_ice_tcp: false,
         viewer_congestion_control: true,
         viewer_playout_delay: true,
+        accepts_data_channels: true,
         sdp_session_id: 1,
     };
     let offer = Offer::parse(offer.as_bytes()).unwrap_or_else(|error| panic!("{error}"));

@@ -11,6 +11,7 @@ use super::section::section;
 use super::value_parsers::{self, NamedVariants};
 pub use super::value_types::{AllowedOrigins, TurnUser};
 use crate::pipeline::worker_slots::WorkerSlotLimits;
+use millstream_core::hub::data_settings::ViewerMessages;
 use millstream_core::session::DEFAULT_CONNECT_TIMEOUT;
 
 section! {
@@ -91,6 +92,19 @@ section! {
         /// loss they are not delayed.
         #[key("playout_delay", Restart, "`true`", "value_parsers::parse_bool")]
         pub playout_delay: bool = true,
+
+        /// Accept data channels of publishers and viewers (docs/data.md).
+        #[key("data_channels", Restart, "`true`", "value_parsers::parse_bool")]
+        pub data_channels: bool = true,
+
+        /// Number of data channel messages of each label that viewers get who join, 0 to 1000, and 64 KiB at most.
+        #[key("retained_messages", Restart, "`1`", "value_parsers::parse_whole_number_within::<0, 1_000, _, _>")]
+        pub retained_messages: usize = 1,
+
+        /// Who gets the data channel messages of viewers: `off` (nobody), `publisher`, or `all` (the publisher and all
+        /// viewers of the stream).
+        #[key("viewer_messages", Restart, "`off`", "value_parsers::parse_named_variant")]
+        pub viewer_messages: ViewerMessages = ViewerMessages::Off,
 
         /// Media threads, 0 to 64. 0 starts one per processor.
         #[key("shards", Restart, "`0`", "value_parsers::parse_whole_number_within::<0, 64, _, _>")]
@@ -304,6 +318,11 @@ impl NamedVariants for CounterOfferMode {
         ("when_needed", Self::WhenNeeded),
         ("always", Self::Always),
     ];
+}
+
+impl NamedVariants for ViewerMessages {
+    const NAMED_VARIANTS: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("publisher", Self::Publisher), ("all", Self::All)];
 }
 
 /// Format of log lines.

@@ -15,6 +15,7 @@ use crate::sources::fetch::status::SourceState;
 use crate::telemetry;
 use millstream_core::hub::name::StreamKey;
 use millstream_core::shard::counters::Histogram;
+use millstream_core::shard::data_counters::DataCounters;
 use millstream_core::sources::failover_group::status::{FailoverSourceState, SwitchReason};
 
 /// Maximum number of streams that are listed by name; those with the most viewers come first.
@@ -51,6 +52,7 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     stream_metrics::write_stream_metrics(&mut page, control);
     write_source_metrics(&mut page, control);
     write_transport_and_close_metrics(&mut page, control);
+    write_data_metrics(&mut page, &control.media_plane.counters().data);
     write_viewer_feedback_and_delay_metrics(&mut page, control);
     write_load_and_resource_usage_metrics(&mut page, control);
     webhooks::write_webhook_metrics(&mut page, &state.webhooks);
@@ -354,6 +356,39 @@ fn write_transport_and_close_metrics(page: &mut MetricsText, control: &ControlPl
         "Sessions that ended, by reason.",
         counters
             .closed_session_counts()
+            .map(|(reason, count)| (reason.label(), count)),
+    );
+}
+
+fn write_data_metrics(page: &mut MetricsText, counters: &DataCounters) {
+    page.begin_metric_family(
+        "millstream_data_messages_received_total",
+        "counter",
+        "Data channel messages received, by their origin.",
+    );
+    for (origin, count) in counters.received() {
+        page.add_sample_with_label("origin", origin.label(), count);
+    }
+    page.add_counter(
+        "millstream_data_messages_sent_total",
+        "Data channel messages sent, counted for each receiver.",
+        counters.sent_messages.load(Ordering::Relaxed),
+    );
+    page.add_counter(
+        "millstream_data_sent_bytes_total",
+        "Bytes of the data channel messages sent, without headers.",
+        counters.sent_bytes.load(Ordering::Relaxed),
+    );
+    page.add_counters_by_reason(
+        "millstream_data_messages_dropped_total",
+        "Data channel messages dropped, by reason.",
+        counters.dropped().map(|(reason, count)| (reason.label(), count)),
+    );
+    page.add_counters_by_reason(
+        "millstream_data_packets_dropped_total",
+        "SCTP packets of data channels that were rejected, by reason.",
+        counters
+            .dropped_packets()
             .map(|(reason, count)| (reason.label(), count)),
     );
 }

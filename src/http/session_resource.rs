@@ -172,6 +172,7 @@ fn restart_ice(
         accepts_ice_tcp: media.offers_tcp_candidates(),
         viewer_congestion_control: media.uses_viewer_congestion_control(),
         viewer_playout_delay: media.uses_viewer_playout_delay(),
+        accepts_data_channels: media.accepts_data_channels(),
         sdp_session_id: 0,
     };
     let headers = [

@@ -413,6 +413,7 @@ fn local_transport<'a>(
         accepts_ice_tcp: control.media_plane.offers_tcp_candidates(),
         viewer_congestion_control: control.media_plane.uses_viewer_congestion_control(),
         viewer_playout_delay: control.media_plane.uses_viewer_playout_delay(),
+        accepts_data_channels: control.media_plane.accepts_data_channels(),
         sdp_session_id: rand::rng().random(),
     }
 }

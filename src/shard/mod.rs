@@ -20,6 +20,7 @@ use tracing::{error, warn};
 
 mod addresses;
 mod clock;
+mod data;
 pub mod discovery;
 mod error;
 mod runner;
@@ -29,6 +30,7 @@ pub mod watchdog;
 
 pub use self::addresses::host_addresses_with_loopback_last;
 use self::clock::now;
+pub use self::data::DataMessageRefusal;
 pub use self::error::{MediaPlaneStartError, SessionRefusal};
 use self::runner::ShardRunner;
 use self::socket::{ShardSocket, ShardWaker};
@@ -37,6 +39,7 @@ use self::watchdog::{ShardTicks, StalledShard, Watchdog};
 use crate::sources::fetch::attached::random_session_id;
 use millstream_core::congestion::ladder::FrameSelection;
 use millstream_core::hub::Hub;
+use millstream_core::hub::data_settings::DataSettings;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::hub::session_registry::SessionRegistry;
@@ -74,6 +77,7 @@ pub struct MediaPlaneSettings {
     pub viewer_congestion_control: bool,
     /// Whether viewers are sent the playout delay that they should have.
     pub viewer_playout_delay: bool,
+    pub data_settings: DataSettings,
     /// The process ends when a shard has not ticked for this long.
     pub fatal_stall_timeout: Duration,
 }
@@ -156,6 +160,7 @@ impl MediaPlane {
             candidate_addresses: RwLock::new(candidates.into()),
             path_capacities: PathCapacities::default(),
             tcp_connections: tcp.clone(),
+            data_settings: settings.data_settings,
             wall_clock_origin: read_monotonic_and_wall_clock(),
         });
         let ticks = Arc::new(ShardTicks::new(now(), shards));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream_core::hub::Hub;
+use millstream_core::hub::data_settings::DataSettings;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::session_registry::{SessionLimits, SessionRegistry, SessionRequester};
@@ -135,6 +136,7 @@ impl ForwardingBench {
             candidate_addresses: RwLock::new(Arc::new([])),
             path_capacities: PathCapacities::default(),
             tcp_connections: Arc::new(()),
+            data_settings: DataSettings::default(),
             wall_clock_origin: (now, Duration::from_secs(1_800_000_000)),
         });
         let core = ShardCore::new(
@@ -193,6 +195,7 @@ impl ForwardingBench {
             accepts_ice_tcp: false,
             viewer_congestion_control: true,
             viewer_playout_delay: true,
+            accepts_data_channels: true,
             sdp_session_id: 1,
         };
         let stream = self.shared.hub.find_stream(stream_name()).expect("attached");

@@ -175,3 +175,14 @@ fn what_a_publisher_loses_on_the_way_is_counted() {
         0.25,
     );
 }
+
+const OVERHEARD_PER_KIND: usize = 200;
+
+/// Keeps one of each kind and some more: media would push everything else out.
+pub(super) fn capture(captured: &mut Vec<Vec<u8>>, datagram: &[u8]) {
+    let kind = |datagram: &[u8]| datagram.first().map(|first| first >> 4);
+    let same = captured.iter().filter(|other| kind(other) == kind(datagram));
+    if same.count() < OVERHEARD_PER_KIND {
+        captured.push(datagram.to_vec());
+    }
+}

@@ -3,6 +3,7 @@
 mod absence;
 mod adaptation;
 mod camera_layers;
+mod data;
 mod failover_group;
 mod joins;
 mod layers;

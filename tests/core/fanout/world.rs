@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream_core::hub::Hub;
+use millstream_core::hub::data_settings::DataSettings;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::session_registry::{SessionLimits, SessionRegistry, SessionRequester, SessionState};
 use millstream_core::hub::stream::{LayerSelection, SessionId, ShardIndex};
@@ -17,26 +18,24 @@ use millstream_core::session::outbox::{DatagramSink, GsoRun, Outbox};
 use millstream_core::shard::counters::SharedMediaCounters;
 use millstream_core::shard::message::{NegotiatedRole, NewSession, ShardMessage};
 use millstream_core::shard::path_capacities::PathCapacities;
-use millstream_core::shard::ufrag;
-use millstream_core::shard::{ShardCore, SharedState};
+use millstream_core::shard::{ShardCore, SharedState, ufrag};
 use millstream_core::sources::failover_group::map::SourceFailoverMap;
 use millstream_core::sources::frame_source::FrameSource;
 use millstream_test_support::{
     Answer, Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, OfferParameters, Peer, PeerConfig, PeerEvent,
-    PeerIdentity, Profiles, VideoCodec,
+    PeerIdentity, Profiles, ReceivedData, VideoCodec,
 };
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
 
 use crate::fanout::failover_group::stream_key;
+use crate::fanout::measures::capture;
 use crate::fanout::publisher::Publisher;
 use crate::fanout::viewer::Viewer;
 
 /// Where the shards listen.
 pub(super) const GATEWAY: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 8189);
-
-const OVERHEARD_PER_KIND: usize = 200;
 
 /// Steps between two looks at the sources of the failover groups, as in the gateway.
 const FAILOVER_INTERVAL_STEPS: u64 = 50;
@@ -96,6 +95,8 @@ pub(super) struct Node {
     sealed: HashMap<(u32, u16), Bytes>,
     /// How many were sent more than once.
     pub sealed_again: u64,
+    /// Messages that arrived on its data channels.
+    pub data: Vec<ReceivedData>,
 }
 
 pub(super) enum Role {
@@ -119,6 +120,11 @@ impl DatagramSink for Recorder {
 impl World {
     /// Makes a gateway with so many shards, whose mailboxes hold so many batches.
     pub(super) fn new(seed: u64, shards: usize, mailbox: usize) -> Self {
+        Self::with_data_settings(seed, shards, mailbox, DataSettings::default())
+    }
+
+    /// The same with settings of data channels.
+    pub(super) fn with_data_settings(seed: u64, shards: usize, mailbox: usize, data_settings: DataSettings) -> Self {
         println!("seed {seed}");
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
@@ -144,6 +150,7 @@ impl World {
             candidate_addresses: std::sync::RwLock::new(Arc::new([])),
             path_capacities: PathCapacities::default(),
             tcp_connections: Arc::new(()),
+            data_settings,
             wall_clock_origin: (now, Duration::from_secs(1_800_000_000)),
         });
         let sent: Vec<Sent> = (0..shards).map(|_| Sent::default()).collect();
@@ -181,13 +188,19 @@ impl World {
 
     /// Adds a publisher of `stream` to a shard. Returns its index among the nodes.
     pub(super) fn publish(&mut self, stream: &str, shard: usize, link: LinkConfig, publisher: Publisher) -> usize {
+        let offer = self.publisher_offer(&publisher);
+        let text = publisher.offer_text(&offer);
+        let role = Role::Publisher(Box::new(publisher));
+        self.join(stream, shard, link, (&offer, text), role)
+    }
+
+    /// Parameters of a new publisher's offer.
+    pub(super) fn publisher_offer(&mut self, publisher: &Publisher) -> OfferParameters {
         let mut offer = self.offer(publisher.video_ssrc(), publisher.audio_ssrc());
         offer.video = publisher.codecs();
         offer.rtx = publisher.offers_rtx();
         offer.layer_ssrcs = publisher.layer_ssrcs();
-        let text = publisher.offer_text(&offer);
-        let role = Role::Publisher(Box::new(publisher));
-        self.join(stream, shard, link, (&offer, text), role)
+        offer
     }
 
     /// A viewer of `stream` on a shard.
@@ -241,7 +254,7 @@ impl World {
         }
     }
 
-    fn join(
+    pub(super) fn join(
         &mut self,
         stream: &str,
         shard: usize,
@@ -261,6 +274,7 @@ impl World {
             accepts_ice_tcp: false,
             viewer_congestion_control: self.congestion_control,
             viewer_playout_delay: true,
+            accepts_data_channels: true,
             sdp_session_id: 1,
         };
         let (answer, opening) = match &mut role {
@@ -347,6 +361,7 @@ impl World {
             received_bytes: 0,
             sealed: HashMap::new(),
             sealed_again: 0,
+            data: Vec::new(),
         });
         index
     }
@@ -400,30 +415,22 @@ impl World {
     /// Ends a session as DELETE does.
     pub(super) fn delete(&mut self, index: usize) {
         let session = self.nodes[index].session;
-        let (_, shard) = self.shared.session_registry.session_state_and_shard(session);
-        let shard = shard.expect("a session that was opened");
-        let message = ShardMessage::CloseSession {
-            session,
-            reason: CloseReason::Deleted,
-        };
-        assert!(
-            self.shared.mailboxes[usize::from(shard.0)]
-                .push_control(message)
-                .is_ok()
-        );
+        let reason = CloseReason::Deleted;
+        self.send_to_shard_of(index, ShardMessage::CloseSession { session, reason });
     }
 
     /// A viewer wants a layer.
     pub(super) fn choose_layer(&mut self, index: usize, selection: LayerSelection) {
         let session = self.nodes[index].session;
+        self.send_to_shard_of(index, ShardMessage::ChooseLayer { session, selection });
+    }
+
+    fn send_to_shard_of(&mut self, index: usize, message: ShardMessage) {
+        let session = self.nodes[index].session;
         let (_, shard) = self.shared.session_registry.session_state_and_shard(session);
         let shard = shard.expect("a session that was opened");
-        let message = ShardMessage::ChooseLayer { session, selection };
-        assert!(
-            self.shared.mailboxes[usize::from(shard.0)]
-                .push_control(message)
-                .is_ok()
-        );
+        let pushed = self.shared.mailboxes[usize::from(shard.0)].push_control(message);
+        assert!(pushed.is_ok());
     }
 
     /// The address of a peer changes; it checks the new one at once.
@@ -530,15 +537,6 @@ impl World {
     }
 }
 
-/// Keeps one of each kind and some more: media would push everything else out.
-fn capture(captured: &mut Vec<Vec<u8>>, datagram: &[u8]) {
-    let kind = |datagram: &[u8]| datagram.first().map(|first| first >> 4);
-    let same = captured.iter().filter(|other| kind(other) == kind(datagram));
-    if same.count() < OVERHEARD_PER_KIND {
-        captured.push(datagram.to_vec());
-    }
-}
-
 impl Node {
     /// Invariant 6, in every test: the same SSRC and index never comes with other bytes. No test sends so much that the
     /// 16 bits come round.
@@ -591,6 +589,7 @@ impl Node {
                 (PeerEvent::Rtp(packet), Role::Viewer(viewer)) => viewer.handle_rtp(now, &packet),
                 (PeerEvent::Rtcp(compound), Role::Viewer(viewer)) => viewer.handle_rtcp(now, &compound),
                 (PeerEvent::Rtcp(compound), Role::Publisher(publisher)) => publisher.handle_rtcp(now, &compound),
+                (PeerEvent::Data(message), _) => self.data.push(message),
                 (PeerEvent::Closed, _) => self.closed = true,
                 (PeerEvent::Connected { .. }, _) => self.connected_at = Some(now),
                 _ => {}

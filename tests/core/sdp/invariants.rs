@@ -17,8 +17,10 @@ pub(super) fn check_publication(offer: &str, answer: &str, plan: &NegotiatedPubl
     for (offered, answered) in offer.sections.iter().zip(&answer.sections) {
         let is_disabled = offered.port() == "0" && !offered.has_flag("bundle-only");
         // All or nothing; a data channel is neither.
-        assert_eq!(answered.port() == "9", !is_disabled && offered.media() != "application");
-        if answered.port() == "0" {
+        if offered.media() != "application" {
+            assert_eq!(answered.port() == "9", !is_disabled);
+        }
+        if answered.port() == "0" || answered.media() == "application" {
             continue;
         }
         assert!(answered.has("a=recvonly"));
@@ -91,7 +93,10 @@ pub(super) fn check_playback(offer: &str, answer: &str, plan: &NegotiatedPlaybac
     let (offered, answer) = check_answer(offer, answer, plan.transport.gateway_dtls_role);
     let mut ssrcs = HashSet::new();
     let mut streams = HashSet::new();
-    let open = answer.sections.iter().filter(|section| section.port() == "9");
+    let open = answer
+        .sections
+        .iter()
+        .filter(|section| section.port() == "9" && section.media() != "application");
     let (held, accepted): (Vec<&Section>, Vec<&Section>) = open.partition(|section| section.has("a=inactive"));
     assert!(held.len() <= 1, "the tagged section alone may be held");
     for section in held {
@@ -162,6 +167,10 @@ fn check_answer(offer: &str, answer: &str, role: DtlsRole) -> (Description, Desc
         assert_eq!(offered.first("mid"), answered.first("mid"));
         match answered.port() {
             "0" => check_refused(&answer, offered, answered),
+            "9" if answered.media() == "application" => {
+                accepted.push(answered);
+                check_accepted_data_channels(offered, answered);
+            }
             "9" => {
                 accepted.push(answered);
                 check_accepted(&offer, offered, answered, role);
@@ -187,6 +196,29 @@ fn check_refused(answer: &Description, offered: &Section, answered: &Section) {
     }
     for key in ["candidate", "ssrc", "rtpmap", "fmtp", "rtcp-fb", "extmap", "msid"] {
         assert!(answered.all(key).is_empty(), "{key} in a refused section");
+    }
+}
+
+/// An accepted section of data channels has the transport and its own attributes, and nothing of media.
+fn check_accepted_data_channels(offered: &Section, answered: &Section) {
+    assert_eq!(answered.formats(), ["webrtc-datachannel"]);
+    assert_eq!(offered.formats().first(), Some(&"webrtc-datachannel"));
+    let own = [
+        "mid",
+        "ice-ufrag",
+        "ice-pwd",
+        "fingerprint",
+        "setup",
+        "sctp-port",
+        "max-message-size",
+    ];
+    for key in own {
+        assert!(answered.all(key).len() == 1 || key == "mid", "{key}");
+    }
+    for line in answered.lines.iter().filter_map(|line| line.strip_prefix("a=")) {
+        let key = line.split(':').next().unwrap();
+        let is_of_candidates = ["candidate", "end-of-candidates"].contains(&key);
+        assert!(is_of_candidates || own.contains(&key), "{line}");
     }
 }
 

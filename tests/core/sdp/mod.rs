@@ -5,6 +5,7 @@
 
 mod bad_offers;
 mod clients;
+mod data_channels;
 mod description;
 mod goldens;
 mod invariants;
@@ -55,6 +56,7 @@ impl Us {
             accepts_ice_tcp: false,
             viewer_congestion_control: true,
             viewer_playout_delay: true,
+            accepts_data_channels: true,
             sdp_session_id: 4_611_686_018_427_387_904,
         }
     }

@@ -230,23 +230,6 @@ fn only_one_track_of_a_kind_goes_to_a_viewer() {
     assert_eq!(Description::read(&answer).sections[2].port(), "0");
 }
 
-/// I-12, S-18, S-10.
-#[test]
-fn a_data_channel_is_refused_alone_by_both() {
-    let channel =
-        "m=application 9 UDP/DTLS/SCTP webrtc-datachannel\r\nc=IN IP4 0.0.0.0\r\na=mid:2\r\na=sctp-port:5000\r\n";
-    let with = |name: &str| edit(&format!("{}{channel}", recorded(name)), "BUNDLE 0 1", "BUNDLE 2 0 1");
-    let offer = with(OBS);
-    let (plan, answer) = publish(&offer).unwrap();
-    check_publication(&offer, &answer, &plan);
-    assert!(answer.contains("m=application 0 UDP/DTLS/SCTP webrtc-datachannel\r\n"));
-    assert!(answer.contains("a=group:BUNDLE 0 1\r\n"));
-    let offer = with(CHROMIUM_VIEWER);
-    let (plan, answer) = play(&offer, high_and_opus()).unwrap();
-    check_playback(&offer, &answer, &plan);
-    assert!(answer.contains("m=application 0 "));
-}
-
 /// T-01, I-05.
 #[test]
 fn the_dtls_role_follows_the_offer() {

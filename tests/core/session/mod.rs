@@ -1,6 +1,8 @@
 //! One session against an independent peer, in virtual time: how it connects, what ends it, what does not, and what it
 //! costs.
 
+mod data;
+mod data_attacks;
 mod handshake;
 mod heap;
 mod hostile;

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use millstream_core::sdp::negotiated::{
-    DtlsRole as OurRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport,
+    DataPeerRole, DtlsRole as OurRole, Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedDataChannels,
+    RemoteTransport,
 };
+use millstream_core::session::data::DataEvent;
 use millstream_core::session::dtls_filter::PacketDropReason;
 use millstream_core::session::identity::DtlsIdentity;
 use millstream_core::session::{CloseReason, DEFAULT_CONNECT_TIMEOUT, Session, TransportEvent};
 use millstream_test_support::{
     Credentials, DtlsRole, IceStyle, LinkConfig, LossyLink, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles,
+    Transmit,
 };
 use rand::rngs::StdRng;
 use rand::{RngCore as _, SeedableRng as _};
@@ -38,6 +41,8 @@ pub(super) struct Setup {
     pub seed: u64,
     /// The fingerprint that was signalled is another one than that of the peer's certificate.
     pub wrong_fingerprint: bool,
+    /// Data channels were negotiated with a peer of this role.
+    pub data_channels: Option<DataPeerRole>,
 }
 
 impl Default for Setup {
@@ -49,6 +54,7 @@ impl Default for Setup {
             link: LinkConfig::delay(Duration::from_millis(20)),
             seed: 1,
             wrong_fingerprint: false,
+            data_channels: None,
         }
     }
 }
@@ -62,6 +68,8 @@ pub(super) struct World {
     pub down: LossyLink,
     pub events: Vec<TransportEvent>,
     pub peer_events: Vec<PeerEvent>,
+    /// The peer sends all records of DTLS that it has at an instant in one datagram.
+    pub joins_records: bool,
     /// The peer sends each record of its handshake in a datagram of its own, as GnuTLS does.
     pub one_record_each: bool,
     /// Content type of records of the peer that are all lost; only with `one_record_each`.
@@ -92,6 +100,10 @@ impl World {
                 DtlsRole::Client => OurRole::Server,
                 DtlsRole::Server => OurRole::Client,
             },
+            data_channels: setup.data_channels.map(|peer_role| NegotiatedDataChannels {
+                peer_role,
+                max_sent_message_size: 64 << 10,
+            }),
         };
         let session = Session::new(now, ours.clone(), ice(&remote), transport, DEFAULT_CONNECT_TIMEOUT);
         let config = PeerConfig {
@@ -114,6 +126,7 @@ impl World {
             down: LossyLink::new(setup.link, setup.seed ^ 1 << 32),
             events: Vec::new(),
             peer_events: Vec::new(),
+            joins_records: false,
             one_record_each: false,
             lost_content: None,
             wire: Vec::new(),
@@ -180,7 +193,11 @@ impl World {
 
     /// Puts everything on the wire that is to be sent, and the events into the lists.
     pub(super) fn collect(&mut self) {
-        while let Some(transmit) = self.peer.poll_transmit() {
+        let mut transmits: Vec<_> = std::iter::from_fn(|| self.peer.poll_transmit()).collect();
+        if self.joins_records {
+            join_records(&mut transmits);
+        }
+        for transmit in transmits {
             self.wire.push((transmit.to, transmit.payload.clone()));
             let is_dtls = matches!(transmit.payload.first(), Some(20..=63));
             let datagrams = match self.one_record_each && is_dtls {
@@ -213,6 +230,28 @@ impl World {
         let reason = reasons.next();
         assert_eq!(reasons.next(), None, "a session ends once");
         reason
+    }
+
+    /// What the session reported of its data channels, but for packets that were dropped.
+    pub(super) fn data(&self) -> Vec<DataEvent> {
+        let events = self.events.iter().filter_map(|event| match event {
+            TransportEvent::Data(DataEvent::PacketDropped(_)) => None,
+            TransportEvent::Data(event) => Some(event.clone()),
+            _ => None,
+        });
+        events.collect()
+    }
+
+    /// Texts that arrived on the data channels of the peer, with their labels.
+    pub(super) fn texts_at_peer(&self) -> Vec<(String, String)> {
+        let events = self.peer_events.iter().filter_map(|event| match event {
+            PeerEvent::Data(message) => Some(message),
+            _ => None,
+        });
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+        events
+            .map(|message| (message.label.clone(), text(&message.bytes)))
+            .collect()
     }
 
     /// RTP packets that the session took.
@@ -249,6 +288,21 @@ impl World {
             .map(|t| t.payload)
             .collect()
     }
+}
+
+/// Puts all datagrams of DTLS into the first one.
+fn join_records(transmits: &mut Vec<Transmit>) {
+    let is_dtls = |transmit: &Transmit| matches!(transmit.payload.first(), Some(20..=63));
+    let (dtls, rest): (Vec<_>, Vec<_>) = std::mem::take(transmits).into_iter().partition(is_dtls);
+    let joined: Vec<u8> = dtls
+        .iter()
+        .flat_map(|transmit| transmit.payload.iter().copied())
+        .collect();
+    transmits.extend(dtls.into_iter().next().map(|first| Transmit {
+        to: first.to,
+        payload: joined.into(),
+    }));
+    transmits.extend(rest);
 }
 
 /// The records of a datagram of DTLS (RFC 6347 §4.1).

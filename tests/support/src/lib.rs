@@ -11,7 +11,9 @@ pub mod tls;
 
 pub use link::{Datagram, LinkConfig, LossyLink};
 pub use media::{FrameCheck, MediaFrame, Stamp, SyntheticAudio, SyntheticVideo, VideoCodec, VideoConfig};
-pub use peer::{Credentials, DtlsRole, IceStyle, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles, Transmit};
+pub use peer::{
+    Credentials, DtlsRole, IceStyle, Peer, PeerConfig, PeerEvent, PeerIdentity, Profiles, ReceivedData, Transmit,
+};
 pub use sdp::{Answer, AnswerMedia, OfferParameters};
 
 /// Says that a test, or a part of it, does not run on this host. `scripts/skips.sh` refuses tests that are not listed in

@@ -32,8 +32,11 @@ use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _, 
 use rtc_stun::xoraddr::XorMappedAddress;
 use sha2::Digest as _;
 
+mod data;
 mod identity;
 
+use data::DataChannels;
+pub use data::ReceivedData;
 pub use identity::{Credentials, DtlsRole, IceStyle, PeerConfig, PeerIdentity, Profiles};
 
 /// A datagram to be sent.
@@ -51,6 +54,10 @@ pub enum PeerEvent {
     },
     Rtp(Bytes),
     Rtcp(Bytes),
+    /// A message of a data channel.
+    Data(ReceivedData),
+    /// Application data of DTLS, to a peer that does not use data channels.
+    ApplicationData(Bytes),
     /// The gateway sent close_notify, or the handshake failed.
     Closed,
 }
@@ -69,6 +76,7 @@ pub struct Peer {
     resend_at: Option<Instant>,
     resends: u32,
     srtp: Option<Box<Srtp>>,
+    data: Option<Box<DataChannels>>,
     closed: bool,
     rejected: u64,
     transmits: VecDeque<Bytes>,
@@ -104,6 +112,7 @@ impl Peer {
             resend_at: None,
             resends: 0,
             srtp: None,
+            data: None,
             closed: false,
             rejected: 0,
             transmits: VecDeque::new(),
@@ -169,13 +178,18 @@ impl Peer {
         if self.resend_at.is_some_and(|at| at <= now) {
             self.resend_flight(now);
         }
+        if let Some(data) = &mut self.data {
+            data.handle_timeout(now);
+        }
+        self.drain_data(now);
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         if self.closed {
             return None;
         }
-        [self.next_check, self.resend_at].into_iter().flatten().min()
+        let data = self.data.as_ref().and_then(|data| data.poll_timeout());
+        [self.next_check, self.resend_at, data].into_iter().flatten().min()
     }
 
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
@@ -207,7 +221,64 @@ impl Peer {
         self.transmits.push_back(Bytes::copy_from_slice(bytes));
     }
 
-    /// Sends application data through DTLS, which WHIP and WHEP have no use for.
+    /// Opens data channels with these labels when the handshake is over.
+    pub fn use_data_channels(&mut self, labels: &[&str]) {
+        let first_stream_id = u16::from(self.config.role == DtlsRole::Server);
+        self.data = Some(Box::new(DataChannels::new(labels, first_stream_id)));
+    }
+
+    /// Opens a data channel. Returns its stream id.
+    pub fn open_data_channel(&mut self, now: Instant, label: &str) -> u16 {
+        let id = self.data.as_mut().expect("data channels").open(label);
+        self.drain_data(now);
+        id
+    }
+
+    /// Closes a data channel.
+    pub fn close_data_channel(&mut self, now: Instant, stream_id: u16) {
+        self.data.as_mut().expect("data channels").close(stream_id);
+        self.drain_data(now);
+    }
+
+    /// Sends a message on a data channel; false if there is none with this stream id.
+    pub fn send_data_message(&mut self, now: Instant, stream_id: u16, bytes: &[u8], is_text: bool) -> bool {
+        let data = self.data.as_mut();
+        let sent = data.is_some_and(|data| data.send(stream_id, bytes, is_text));
+        self.drain_data(now);
+        sent
+    }
+
+    /// The open data channels, whoever opened them: stream id and label.
+    pub fn data_channels(&self) -> Vec<(u16, String)> {
+        self.data.as_ref().map(|data| data.labels()).unwrap_or_default()
+    }
+
+    /// Whether the SCTP association is there.
+    pub fn has_data_association(&self) -> bool {
+        self.data.as_ref().is_some_and(|data| data.is_established())
+    }
+
+    /// Whether the gateway aborted the SCTP association.
+    pub fn is_data_aborted(&self) -> bool {
+        self.data.as_ref().is_some_and(|data| data.is_aborted())
+    }
+
+    /// Ignores the SCTP packets of the gateway from now on, and so acknowledges nothing.
+    pub fn ignore_data_packets(&mut self) {
+        self.data.as_mut().expect("data channels").is_deaf = true;
+    }
+
+    fn drain_data(&mut self, now: Instant) {
+        let Some(data) = &mut self.data else { return };
+        for packet in data.packets(now) {
+            let _ = self.dtls.write(now, PLACEHOLDER, &packet);
+        }
+        self.events
+            .extend(std::iter::from_fn(|| data.poll_received()).map(PeerEvent::Data));
+        self.drain_dtls();
+    }
+
+    /// Sends application data through DTLS: an SCTP packet, or anything else.
     pub fn send_dtls_data(&mut self, now: Instant, data: &[u8]) {
         let _ = self.dtls.write(now, PLACEHOLDER, data);
         self.drain_dtls();
@@ -342,14 +413,19 @@ impl Peer {
         }
         self.arm(now);
         match result {
-            Ok(events) => events.into_iter().for_each(|event| match event {
-                EndpointEvent::HandshakeComplete => self.connected(),
-                EndpointEvent::PeerClosed => self.fail(),
+            Ok(events) => events.into_iter().for_each(|event| match (event, &mut self.data) {
+                (EndpointEvent::HandshakeComplete, _) => self.connected(),
+                (EndpointEvent::PeerClosed, _) => self.fail(),
+                (EndpointEvent::ApplicationData(packet), Some(data)) => data.handle_packet(now, packet.freeze()),
+                (EndpointEvent::ApplicationData(packet), None) => {
+                    self.events.push_back(PeerEvent::ApplicationData(packet.freeze()));
+                }
                 _ => {}
             }),
             Err(_) if self.srtp.is_none() => self.fail(),
             Err(_) => self.rejected += 1,
         }
+        self.drain_data(now);
     }
 
     /// Whether the datagram holds nothing but plaintext handshake fragments that were seen before. A repeated first
@@ -411,6 +487,9 @@ impl Peer {
                 self.srtp = Some(Box::new(srtp));
                 self.resend_at = None;
                 self.events.push_back(PeerEvent::Connected { gcm });
+                if let Some(data) = &mut self.data {
+                    data.connect();
+                }
             }
             None => self.fail(),
         }

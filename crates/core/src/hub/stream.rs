@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::changes::{ChangeNotifier, ChangeTopic};
+use super::data_tracks::DataTracks;
 use super::failover_input::{FailoverInput, FailoverInputs};
 pub use super::id::{SessionId, ShardIndex, StreamId};
 pub use super::layer::{LayerOrigin, LayerSelection, SimulcastLayer};
@@ -70,6 +71,8 @@ pub struct StreamState {
     viewer_counts_by_shard: Vec<(ShardIndex, usize)>,
     taps: TapList,
     failover_inputs: FailoverInputs,
+    /// Messages of data channels. They outlive the source: who publishes again goes on with them.
+    pub data_tracks: DataTracks,
 }
 
 impl Stream {
@@ -89,6 +92,7 @@ impl Stream {
             viewer_counts_by_shard: Vec::new(),
             taps: TapList::default(),
             failover_inputs: FailoverInputs::default(),
+            data_tracks: DataTracks::default(),
         };
         Self {
             id,

@@ -9,6 +9,7 @@ pub mod assembler;
 pub mod clock;
 pub mod codec;
 pub mod container;
+pub mod data_message;
 pub mod depacketizer;
 pub mod discard;
 pub mod jpeg;

@@ -5,10 +5,11 @@ use rtc_sdp::description::media::{MediaDescription, MediaName, RangedPort};
 use rtc_sdp::description::session::{Origin, SessionDescription, TimeDescription};
 
 use super::codec::OfferedCodec;
+use super::data_channel::SCTP_PORT;
 use super::description::{LocalDescription, VideoSectionId};
 use super::ice_restart::IceFragmentTemplate;
 use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
-use super::negotiated::{DtlsRole, NegotiatedCodec, RtcpFeedback, RtpHeaderExtensionIds};
+use super::negotiated::{DtlsRole, NegotiatedCodec, NegotiatedDataChannels, RtcpFeedback, RtpHeaderExtensionIds};
 use super::offer::{MediaSection, Offer, Section};
 use super::{extension::Extmap, extension::RtpHeaderExtension};
 use crate::media::CodecFormat;
@@ -22,6 +23,24 @@ pub(super) struct AcceptedSection {
     pub codecs: Vec<AnsweredCodec>,
     /// Attributes written after the codecs.
     pub attributes: Vec<Attribute>,
+}
+
+/// The accepted sections of an offer.
+#[derive(Clone, Copy)]
+pub(super) struct AcceptedSections<'a> {
+    pub media: &'a [AcceptedSection],
+    /// Index of the accepted data channel section, and what was negotiated.
+    pub data_channels: Option<(usize, NegotiatedDataChannels)>,
+}
+
+impl AcceptedSections<'_> {
+    fn is_accepted(&self, index: usize) -> bool {
+        self.data_channels.is_some_and(|(data, _)| data == index) || self.media_reply(index).is_some()
+    }
+
+    fn media_reply(&self, index: usize) -> Option<&AcceptedSection> {
+        self.media.iter().find(|reply| reply.section_index == index)
+    }
 }
 
 /// A codec with the parameters written for it.
@@ -56,9 +75,11 @@ pub(super) fn write_answer(
     offer: &Offer,
     local: &LocalTransport<'_>,
     role: DtlsRole,
-    accepted: &[AcceptedSection],
+    accepted: AcceptedSections<'_>,
 ) -> LocalDescription {
-    let indexes: Vec<usize> = accepted.iter().map(|section| section.section_index).collect();
+    let indexes: Vec<usize> = (0..offer.sections.len())
+        .filter(|index| accepted.is_accepted(*index))
+        .collect();
     let bundled = offer.accepted_sections_in_bundle_order(&indexes);
     let mut description = SessionDescription {
         origin: Origin {
@@ -87,15 +108,19 @@ pub(super) fn write_answer(
         .attributes
         .push(value_attribute("ice-options", "trickle ice2".to_owned()));
     for (index, section) in offer.sections.iter().enumerate() {
-        let reply = accepted.iter().find(|reply| reply.section_index == index);
-        description.media_descriptions.push(match reply {
-            Some(reply) => accept_section(section, reply, local, role, bundled.first() == Some(&index)),
-            None => reject_section(section, local, role),
-        });
+        let is_tagged = bundled.first() == Some(&index);
+        let data = accepted.data_channels.filter(|(data, _)| *data == index);
+        description
+            .media_descriptions
+            .push(match (accepted.media_reply(index), data) {
+                (Some(reply), _) => accept_section(section, reply, local, role, is_tagged),
+                (None, Some((_, data))) => accept_data_channel_section(section, &data, local, role, is_tagged),
+                (None, None) => reject_section(section, local, role),
+            });
     }
     LocalDescription {
         sdp: description.marshal(),
-        video_section: find_accepted_video_section_of_offer(offer, accepted),
+        video_section: find_accepted_video_section_of_offer(offer, accepted.media),
         ice_fragment_template: ice_fragment_template(offer, group, bundled.first().copied(), accepted),
         section_kinds_and_mids: offer.section_kinds_and_mids(),
     }
@@ -117,21 +142,18 @@ fn ice_fragment_template(
     offer: &Offer,
     group: Option<String>,
     tagged: Option<usize>,
-    accepted: &[AcceptedSection],
+    accepted: AcceptedSections<'_>,
 ) -> IceFragmentTemplate {
     let Some(section) = tagged.and_then(|index| offer.sections.get(index)) else {
         return IceFragmentTemplate::default();
     };
-    let reply = accepted.iter().find(|reply| Some(reply.section_index) == tagged);
-    let format = reply
-        .and_then(|reply| reply.codecs.first())
-        .map(|answered| answered.codec.pt.0);
-    let media_line = format!(
-        "{} 9 {} {}",
-        section.media_kind,
-        section.proto,
-        format.unwrap_or_default()
-    );
+    let reply = tagged.and_then(|index| accepted.media_reply(index));
+    let format = match reply {
+        Some(reply) => reply.codecs.first().map(|answered| answered.codec.pt.0.to_string()),
+        None => Some(section.first_format.clone()),
+    };
+    let format = format.unwrap_or_default();
+    let media_line = format!("{} 9 {} {format}", section.media_kind, section.proto);
     let mid = section.has_mid.then_some(&*section.mid.0);
     IceFragmentTemplate::new(group, media_line, mid)
 }
@@ -179,6 +201,29 @@ fn accept_section(
         push_codec_attributes(attributes, answered);
     }
     attributes.extend(reply.attributes.iter().cloned());
+    if is_tagged {
+        push_candidate_attributes(attributes, local);
+    }
+    media
+}
+
+/// RFC 8841 §10.3. The direction and the attributes of RTP have no meaning here.
+fn accept_data_channel_section(
+    section: &Section,
+    negotiated: &NegotiatedDataChannels,
+    local: &LocalTransport<'_>,
+    role: DtlsRole,
+    is_tagged: bool,
+) -> MediaDescription {
+    let mut media = media_description(section, 9, vec![section.first_format.clone()]);
+    push_mid(&mut media, section);
+    let attributes = &mut media.attributes;
+    push_transport_attributes(attributes, local, role);
+    attributes.push(value_attribute("sctp-port", SCTP_PORT.to_string()));
+    attributes.push(value_attribute(
+        "max-message-size",
+        negotiated.peer_role.max_received_message_size().to_string(),
+    ));
     if is_tagged {
         push_candidate_attributes(attributes, local);
     }

@@ -17,6 +17,8 @@ pub struct LocalTransport<'a> {
     pub viewer_congestion_control: bool,
     /// Whether viewers are sent the playout delay that they should have, where they offer its header extension.
     pub viewer_playout_delay: bool,
+    /// Whether data channel sections are accepted, and offered to viewers.
+    pub accepts_data_channels: bool,
     /// Random session id of the `o=` line (RFC 8829 §5.2.1). The highest bit is ignored.
     pub sdp_session_id: u64,
 }

@@ -12,6 +12,7 @@
 
 mod answer;
 mod codec;
+mod data_channel;
 mod description;
 mod error;
 mod extension;

@@ -51,6 +51,33 @@ pub struct RemoteTransport {
     /// At least one; the peer's certificate must match any of them.
     pub fingerprints: Vec<Fingerprint>,
     pub gateway_dtls_role: DtlsRole,
+    /// `None` unless the data channel section was accepted.
+    pub data_channels: Option<NegotiatedDataChannels>,
+}
+
+/// The negotiated data channels (RFC 8841).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NegotiatedDataChannels {
+    pub peer_role: DataPeerRole,
+    /// Longest message in bytes that the peer receives (RFC 8841 §6).
+    pub max_sent_message_size: u32,
+}
+
+/// What the peer at the other end of data channels is; its limits follow from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataPeerRole {
+    Publisher,
+    Viewer,
+}
+
+impl DataPeerRole {
+    /// Longest message in bytes that the gateway receives.
+    pub fn max_received_message_size(self) -> u32 {
+        match self {
+            Self::Publisher => 64 << 10,
+            Self::Viewer => 16 << 10,
+        }
+    }
 }
 
 /// RTCP feedback negotiated for a payload type.

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use std::collections::HashSet;
 
 use super::codec::{OfferedCodec, OfferedPayloadTypes, Rtpmap};
+use super::data_channel::DataChannelSection;
 use super::error::OfferError;
 use super::extension::{self, Extmap, RtpHeaderExtension};
-use super::negotiated::{DeclaredSsrc, RemoteTransport};
+use super::negotiated::{DataPeerRole, DeclaredSsrc, NegotiatedDataChannels, RemoteTransport};
 use super::text::{self, AttributeWithLineNumber, RawSection, SdpDocument, attributes_named, first_attribute_named};
 use super::transport::{self, SectionTransportAttributes};
 use super::{quirks, simulcast, ssrc};
@@ -42,8 +43,8 @@ pub(super) struct Section {
 pub(super) enum SdpSectionContent {
     /// Audio or video over DTLS-SRTP.
     Media(Box<MediaSection>),
-    /// SCTP over DTLS (RFC 8841). The section is rejected, the offer is not.
-    DataChannel,
+    /// SCTP over DTLS (RFC 8841).
+    DataChannel(DataChannelSection),
     /// Port 0 without `bundle-only`: the peer disabled the section (RFC 3264 §8.2).
     Disabled,
     Unsupported,
@@ -150,8 +151,27 @@ impl Offer {
             .enumerate()
             .filter_map(|(index, section)| match &section.content {
                 SdpSectionContent::Media(media) => Some((index, section, media.as_ref())),
-                SdpSectionContent::DataChannel | SdpSectionContent::Disabled | SdpSectionContent::Unsupported => None,
+                SdpSectionContent::DataChannel(_) | SdpSectionContent::Disabled | SdpSectionContent::Unsupported => {
+                    None
+                }
             })
+    }
+
+    /// Returns the index of the data channel section that an answer to a peer of this role accepts, with what is
+    /// negotiated. It is the first one that shares its transport with the media, because it is in the same BUNDLE group
+    /// (RFC 9143 §7.1).
+    pub(super) fn negotiate_data_channels(&self, peer_role: DataPeerRole) -> Option<(usize, NegotiatedDataChannels)> {
+        let bundle = self.bundle_group.as_ref()?;
+        let mut sections = self.sections.iter().enumerate();
+        sections.find_map(|(index, section)| match &section.content {
+            SdpSectionContent::DataChannel(data) if data.is_acceptable() && bundle.contains(&index) => {
+                Some((index, data.negotiate(peer_role)))
+            }
+            SdpSectionContent::DataChannel(_)
+            | SdpSectionContent::Media(_)
+            | SdpSectionContent::Disabled
+            | SdpSectionContent::Unsupported => None,
+        })
     }
 
     /// Returns the section whose transport all sections use (RFC 9143 §7.2: the offerer-tagged one).
@@ -183,6 +203,7 @@ impl Offer {
             remote_credentials: remote,
             fingerprints,
             gateway_dtls_role: role,
+            data_channels: None,
         })
     }
 
@@ -248,7 +269,7 @@ impl SdpSectionContent {
             "audio" => MediaKind::Audio,
             "video" => MediaKind::Video,
             "application" if raw.proto.to_ascii_uppercase().ends_with("DTLS/SCTP") => {
-                return Ok(SdpSectionContent::DataChannel);
+                return Ok(SdpSectionContent::DataChannel(DataChannelSection::parse(raw)));
             }
             _ => return Ok(SdpSectionContent::Unsupported),
         };

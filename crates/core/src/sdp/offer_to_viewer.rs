@@ -4,13 +4,14 @@
 
 use std::fmt::Write as _;
 
+use super::data_channel::SCTP_PORT;
 use super::description::{LocalDescription, VideoSectionId};
 use super::ice_restart::IceFragmentTemplate;
 use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
-use super::negotiated::AudioVideoFormats;
+use super::negotiated::{AudioVideoFormats, DataPeerRole};
 use crate::media::{CodecFormat, ProfileLevelId};
 
-/// Returns the offer, with a `sendonly` section for each kind. SSRCs are not declared: the viewer learns them from
+/// Returns the offer, with a `sendonly` section for each kind, and one for data channels if they are accepted. SSRCs are not declared: the viewer learns them from
 /// packets.
 pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport<'_>) -> LocalDescription {
     let mut sections: Vec<(&str, Vec<(u8, CodecFormat)>)> = Vec::new();
@@ -18,7 +19,8 @@ pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport
     if let Some(format) = source.video {
         sections.push(("video", video_formats_to_offer(format)));
     }
-    let mids: Vec<String> = (0..sections.len()).map(|mid| mid.to_string()).collect();
+    let data_mid = local.accepts_data_channels.then_some(sections.len());
+    let mids: Vec<String> = (0..sections.len()).chain(data_mid).map(|mid| mid.to_string()).collect();
     let mut lines = vec![
         "v=0".to_owned(),
         format!("o=- {} 1 IN IP4 127.0.0.1", local.sdp_session_id & (u64::MAX >> 1)),
@@ -35,10 +37,8 @@ pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport
         lines.push("c=IN IP4 0.0.0.0".to_owned());
         lines.push(format!("a=mid:{mid}"));
         lines.push("a=sendonly".to_owned());
-        lines.push(format!("a=ice-ufrag:{}", local.ice_credentials.ufrag));
-        lines.push(format!("a=ice-pwd:{}", local.ice_credentials.pwd));
-        lines.push(format!("a=fingerprint:{}", fingerprint_value(local.fingerprint)));
-        lines.extend(["a=setup:actpass", "a=rtcp-mux", "a=rtcp-mux-only", "a=rtcp-rsize"].map(str::to_owned));
+        push_transport_lines(&mut lines, local);
+        lines.extend(["a=rtcp-mux", "a=rtcp-mux-only", "a=rtcp-rsize"].map(str::to_owned));
         lines.push(format!("a=msid:millstream {kind}"));
         for (pt, format) in codecs {
             write_format_lines(&mut lines, *pt, *format);
@@ -48,12 +48,18 @@ pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport
             lines.push("a=end-of-candidates".to_owned());
         }
     }
+    if let Some(mid) = data_mid {
+        push_data_channel_section(&mut lines, mid, local);
+    }
     let mut text = lines.join("\r\n");
     text.push_str("\r\n");
     let first_format = sections.first().and_then(|(_, codecs)| Some(codecs.first()?.0));
     let media_line = format!("audio 9 UDP/TLS/RTP/SAVPF {}", first_format.unwrap_or_default());
     let video = sections.iter().position(|(kind, _)| *kind == "video");
-    let kinds = sections.iter().map(|(kind, _)| (*kind).to_owned());
+    let kinds = sections
+        .iter()
+        .map(|(kind, _)| *kind)
+        .chain(data_mid.map(|_| "application"));
     LocalDescription {
         sdp: text,
         video_section: video.map(|index| VideoSectionId {
@@ -65,8 +71,26 @@ pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport
             media_line,
             mids.first().map(String::as_str),
         ),
-        section_kinds_and_mids: kinds.zip(mids.iter().cloned()).collect(),
+        section_kinds_and_mids: kinds.map(str::to_owned).zip(mids.iter().cloned()).collect(),
     }
+}
+
+fn push_transport_lines(lines: &mut Vec<String>, local: &LocalTransport<'_>) {
+    lines.push(format!("a=ice-ufrag:{}", local.ice_credentials.ufrag));
+    lines.push(format!("a=ice-pwd:{}", local.ice_credentials.pwd));
+    lines.push(format!("a=fingerprint:{}", fingerprint_value(local.fingerprint)));
+    lines.push("a=setup:actpass".to_owned());
+}
+
+/// RFC 8841 §10.2.
+fn push_data_channel_section(lines: &mut Vec<String>, mid: usize, local: &LocalTransport<'_>) {
+    lines.push("m=application 9 UDP/DTLS/SCTP webrtc-datachannel".to_owned());
+    lines.push("c=IN IP4 0.0.0.0".to_owned());
+    lines.push(format!("a=mid:{mid}"));
+    push_transport_lines(lines, local);
+    lines.push(format!("a=sctp-port:{SCTP_PORT}"));
+    let max_size = DataPeerRole::Viewer.max_received_message_size();
+    lines.push(format!("a=max-message-size:{max_size}"));
 }
 
 /// Returns the stream's format first, then the formats that another source may have.

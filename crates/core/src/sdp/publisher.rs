@@ -3,13 +3,13 @@
 use bytes::Bytes;
 use rtc_sdp::description::common::Attribute;
 
-use super::answer::{self, AcceptedSection, AnsweredCodec, value_attribute};
+use super::answer::{self, AcceptedSection, AcceptedSections, AnsweredCodec, value_attribute};
 use super::codec::{MAX_ANSWERED_CODECS, supported_codec_names};
 use super::description::LocalDescription;
 use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
 use super::local_transport::LocalTransport;
-use super::negotiated::{IncomingTrack, NegotiatedPublication, RtcpFeedback, RtpHeaderExtensionIds};
+use super::negotiated::{DataPeerRole, IncomingTrack, NegotiatedPublication, RtcpFeedback, RtpHeaderExtensionIds};
 use super::offer::{MediaSection, Offer, OfferedDirection, SdpSectionContent, Section};
 use crate::media::{Codec, MediaKind};
 
@@ -17,8 +17,8 @@ use crate::media::{Codec, MediaKind};
 ///
 /// # Errors
 ///
-/// A 422 [`OfferError`] if any section cannot be accepted as offered (RFC 9725 §4.4.3). Only a data channel is rejected
-/// without rejecting the offer.
+/// A 422 [`OfferError`] if any section cannot be accepted as offered (RFC 9725 §4.4.3). Only a data channel that cannot be
+/// accepted is rejected without rejecting the offer.
 pub fn answer_whip_offer(
     offer: &Offer,
     local: &LocalTransport<'_>,
@@ -32,8 +32,17 @@ pub fn answer_whip_offer(
         replies.push(reply);
     }
     let indexes: Vec<usize> = replies.iter().map(|reply| reply.section_index).collect();
-    let transport = offer.negotiate_transport(&indexes)?;
-    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, &replies);
+    let mut transport = offer.negotiate_transport(&indexes)?;
+    let data_channels = local
+        .accepts_data_channels
+        .then(|| offer.negotiate_data_channels(DataPeerRole::Publisher))
+        .flatten();
+    transport.data_channels = data_channels.map(|(_, negotiated)| negotiated);
+    let accepted = AcceptedSections {
+        media: &replies,
+        data_channels,
+    };
+    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, accepted);
     Ok((NegotiatedPublication { transport, tracks }, answer))
 }
 

@@ -3,7 +3,7 @@
 
 use rtc_sdp::description::common::Attribute;
 
-use super::answer::{self, AcceptedSection, AnsweredCodec, value_attribute};
+use super::answer::{self, AcceptedSection, AcceptedSections, AnsweredCodec, value_attribute};
 use super::codec::{
     MAX_ANSWERED_CODECS, MIN_DOUBTFUL_MISMATCH_RANK, OfferedCodec, format_mismatch_rank,
     without_h264_packetization_mode_0,
@@ -13,7 +13,8 @@ use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
 use super::local_transport::LocalTransport;
 use super::negotiated::{
-    AudioVideoFormats, AvailableTracks, NegotiatedPlayback, OutgoingTrack, RtcpFeedback, RtpHeaderExtensionIds,
+    AudioVideoFormats, AvailableTracks, DataPeerRole, NegotiatedPlayback, OutgoingTrack, RtcpFeedback,
+    RtpHeaderExtensionIds,
 };
 use super::offer::{MediaSection, Offer, OfferedDirection, Section};
 use crate::media::{CodecFormat, MediaKind, Ssrc};
@@ -74,8 +75,17 @@ pub fn answer_whep_offer(
         });
     }
     let indexes: Vec<usize> = replies.iter().map(|reply| reply.section_index).collect();
-    let transport = offer.negotiate_transport(&indexes)?;
-    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, &replies);
+    let mut transport = offer.negotiate_transport(&indexes)?;
+    let data_channels = local
+        .accepts_data_channels
+        .then(|| offer.negotiate_data_channels(DataPeerRole::Viewer))
+        .flatten();
+    transport.data_channels = data_channels.map(|(_, negotiated)| negotiated);
+    let accepted = AcceptedSections {
+        media: &replies,
+        data_channels,
+    };
+    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, accepted);
     let playback = NegotiatedPlayback {
         uses_congestion_control: local.viewer_congestion_control,
         transport,

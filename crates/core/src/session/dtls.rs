@@ -179,7 +179,8 @@ impl DtlsAssociation {
             .map_err(DtlsError::HandshakeFailed)
     }
 
-    /// Handles a datagram. `fingerprints` are those that the peer signalled.
+    /// Handles a datagram. `fingerprints` are those that the peer signalled. Application data is appended to
+    /// `application_data`, record by record; it may arrive together with the end of the handshake.
     ///
     /// # Errors
     ///
@@ -189,6 +190,7 @@ impl DtlsAssociation {
         now: Instant,
         datagram: &[u8],
         fingerprints: &[Fingerprint],
+        application_data: &mut Vec<Bytes>,
     ) -> Result<DtlsProgress, DtlsError> {
         let records = self.guard.filter_datagram(datagram)?;
         if records.is_empty() || matches!(self.state, DtlsState::Closed) {
@@ -228,7 +230,7 @@ impl DtlsAssociation {
             DtlsState::Handshake | DtlsState::Established | DtlsState::Closed => vec![records],
         };
         for datagram in ready {
-            match self.pass_records_to_stack(now, &datagram, fingerprints)? {
+            match self.pass_records_to_stack(now, &datagram, fingerprints, application_data)? {
                 DtlsProgress::Nothing => {}
                 progress => return Ok(progress),
             }
@@ -241,6 +243,7 @@ impl DtlsAssociation {
         now: Instant,
         records: &[u8],
         fingerprints: &[Fingerprint],
+        application_data: &mut Vec<Bytes>,
     ) -> Result<DtlsProgress, DtlsError> {
         if matches!(self.state, DtlsState::Handshake)
             && self
@@ -278,23 +281,32 @@ impl DtlsAssociation {
             }
             (Err(error), _) => return Err(DtlsError::HandshakeFailed(error)),
         };
+        let mut progress = DtlsProgress::Nothing;
         for event in events {
             match event {
                 EndpointEvent::HandshakeComplete => {
                     let keys = self.verify_and_export_keys(fingerprints)?;
                     self.state = DtlsState::Established;
                     self.guard.mark_established();
-                    return Ok(DtlsProgress::Established(Box::new(keys)));
+                    progress = DtlsProgress::Established(Box::new(keys));
                 }
                 EndpointEvent::PeerClosed => {
                     self.state = DtlsState::Closed;
                     return Ok(DtlsProgress::PeerClosed);
                 }
-                // There are no data channels.
+                EndpointEvent::ApplicationData(data) => application_data.push(data.freeze()),
                 _ => {}
             }
         }
-        Ok(DtlsProgress::Nothing)
+        Ok(progress)
+    }
+
+    /// Sends application data in a record of its own, if the handshake is complete.
+    pub(crate) fn send_application_data(&mut self, now: Instant, data: &[u8]) {
+        if matches!(self.state, DtlsState::Established) {
+            // It fails only if there is no association, and then there is nobody to tell.
+            let _ = self.endpoint.write(now, PLACEHOLDER_PEER_ADDRESS, data);
+        }
     }
 
     /// Returns whether the server's Finished has arrived without its ChangeCipherSpec, which was lost or overtaken.

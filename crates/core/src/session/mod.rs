@@ -15,6 +15,7 @@ use rtc_srtp::protection_profile::ProtectionProfile;
 use tracing::debug;
 
 mod close_reason;
+pub mod data;
 pub mod dtls;
 pub mod dtls_filter;
 pub mod egress;
@@ -30,6 +31,7 @@ pub mod srtp_decryptor;
 pub mod stun;
 
 pub use close_reason::CloseReason;
+use data::{DataEvent, DataNotSent, DataTransport};
 use dtls::{DtlsAssociation, DtlsError, DtlsProgress, SrtpKeys};
 use dtls_filter::{PacketDropCounts, PacketDropReason};
 pub use error::CryptoSetupError;
@@ -40,6 +42,7 @@ use srtp::{RtpCipher, SrtpProfile};
 use srtp_decryptor::{SrtpDecryptor, SrtpRejection};
 
 use crate::media::Ssrc;
+use crate::media::data_message::DataMessage;
 
 use crate::sdp::negotiated::{Fingerprint, IceCredentials, RemoteTransport};
 
@@ -50,6 +53,8 @@ pub struct Session {
     peer_fingerprints: Vec<Fingerprint>,
     dtls_identity: Arc<DtlsIdentity>,
     srtp_contexts: Option<SrtpContexts>,
+    /// `None` unless data channels were negotiated.
+    data: Option<Box<DataTransport>>,
     transmits: VecDeque<Transmit>,
     events: VecDeque<TransportEvent>,
     connect_deadline: Instant,
@@ -112,6 +117,9 @@ impl Session {
             peer_fingerprints: transport.fingerprints,
             dtls_identity: identity,
             srtp_contexts: None,
+            data: transport
+                .data_channels
+                .map(|negotiated| Box::new(DataTransport::new(negotiated, transport.gateway_dtls_role))),
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             connect_deadline: now + connect_timeout,
@@ -191,7 +199,10 @@ impl Session {
     }
 
     fn handle_dtls(&mut self, now: Instant, from: SocketAddr, datagram: &[u8]) {
-        let progress = self.dtls.handle_datagram(now, datagram, &self.peer_fingerprints);
+        let mut application_data = Vec::new();
+        let progress = self
+            .dtls
+            .handle_datagram(now, datagram, &self.peer_fingerprints, &mut application_data);
         self.queue_dtls_datagrams();
         match progress {
             Ok(DtlsProgress::Nothing) => {}
@@ -211,6 +222,45 @@ impl Session {
             Ok(DtlsProgress::PeerClosed) => self.close(now, CloseReason::PeerClosed),
             Err(error) => self.fail_handshake(now, &error),
         }
+        self.handle_application_data(now, from, application_data);
+    }
+
+    fn handle_application_data(&mut self, now: Instant, from: SocketAddr, packets: Vec<Bytes>) {
+        if packets.is_empty() || !self.is_connected() {
+            return;
+        }
+        let Some(data) = &mut self.data else { return };
+        self.last_received_at = now;
+        self.ice.refresh_address_lifetime(now, from);
+        for packet in packets {
+            data.handle_packet(now, packet);
+        }
+        self.drain_data_transport(now);
+    }
+
+    fn drain_data_transport(&mut self, now: Instant) {
+        let Some(data) = &mut self.data else { return };
+        while let Some(packet) = data.poll_packet() {
+            self.dtls.send_application_data(now, &packet);
+        }
+        while let Some(event) = data.poll_event() {
+            if self.events.len() < MAX_PENDING_EVENTS_BEFORE_PACKET_DROP {
+                self.events.push_back(TransportEvent::Data(event));
+            }
+        }
+        self.queue_dtls_datagrams();
+    }
+
+    /// Sends a message on the data channel with its label.
+    ///
+    /// # Errors
+    ///
+    /// A [`DataNotSent`]; nothing is sent.
+    pub fn send_data(&mut self, now: Instant, message: &DataMessage) -> Result<(), DataNotSent> {
+        let data = self.data.as_mut().filter(|_| !self.closed);
+        data.ok_or(DataNotSent::NotConnected)?.send(now, message)?;
+        self.drain_data_transport(now);
+        Ok(())
     }
 
     fn fail_handshake(&mut self, now: Instant, error: &DtlsError) {
@@ -289,6 +339,10 @@ impl Session {
             return self.fail_handshake(now, &error);
         }
         self.queue_dtls_datagrams();
+        if let Some(data) = &mut self.data {
+            data.handle_timeout(now);
+            self.drain_data_transport(now);
+        }
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -297,7 +351,12 @@ impl Session {
             return None;
         }
         let connect = self.srtp_contexts.is_none().then_some(self.connect_deadline);
-        let timers = [self.ice.poll_connectivity_check_timeout(), self.dtls.poll_timeout()];
+        let data = self.data.as_ref().and_then(|data| data.poll_timeout());
+        let timers = [
+            self.ice.poll_connectivity_check_timeout(),
+            self.dtls.poll_timeout(),
+            data,
+        ];
         [Some(self.last_received_at + PEER_SILENCE_TIMEOUT), connect]
             .into_iter()
             .chain(timers)
@@ -359,6 +418,10 @@ impl Session {
             CloseReason::Deleted if self.srtp_contexts.is_none() => self.connect_failure_reason(),
             reason => reason,
         };
+        if let Some(data) = &mut self.data {
+            data.end();
+            self.drain_data_transport(now);
+        }
         self.dtls.close(now);
         self.queue_dtls_datagrams();
         self.closed = true;
@@ -509,6 +572,8 @@ pub enum TransportEvent {
     Rtp(Bytes),
     /// A decrypted compound RTCP packet.
     Rtcp(Bytes),
+    /// Something happened on the data channels.
+    Data(DataEvent),
     /// The session is over; nothing follows.
     Closed(CloseReason),
 }

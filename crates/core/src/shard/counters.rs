@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::data_counters::DataCounters;
 use super::tcp::TcpCloseReason;
 use crate::hub::session_registry::ReachedLimit;
 use crate::hub::traffic::ViewerRtcpTotals;
@@ -27,6 +28,8 @@ pub struct SharedMediaCounters {
     pub forwarding_delay: Histogram<{ FORWARDING_DELAY_BOUNDS_US.len() }>,
     /// Reception as reported by viewers.
     pub viewer_reception_reports: ViewerRtcpTotals,
+    /// Messages of data channels.
+    pub data: DataCounters,
 }
 
 /// Counters of sending. Shared by all shards.
@@ -147,6 +150,7 @@ impl Default for SharedMediaCounters {
             connect_time: Histogram::new(&CONNECT_TIME_BOUNDS_US),
             forwarding_delay: Histogram::new(&FORWARDING_DELAY_BOUNDS_US),
             viewer_reception_reports: ViewerRtcpTotals::default(),
+            data: DataCounters::default(),
         }
     }
 }

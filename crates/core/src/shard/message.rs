@@ -9,6 +9,7 @@ use crate::hub::name::StreamKey;
 use crate::hub::ring::RingEntries;
 use crate::hub::stream::{LayerSelection, SessionId, ShardIndex, StreamId};
 use crate::media::Rid;
+use crate::media::data_message::DataMessage;
 use crate::sdp::negotiated::{IceCredentials, NegotiatedPlayback, NegotiatedPublication};
 use crate::session::CloseReason;
 
@@ -53,6 +54,10 @@ pub enum ShardMessage {
     StreamPackets { stream: StreamId, packets: RingEntries },
     /// The formats or the layers of a stream that has viewers on this shard have changed.
     StreamChanged { stream: StreamId },
+    /// A data channel message for the viewers of a stream on this shard.
+    StreamData { stream: StreamId, message: DataMessage },
+    /// A data channel message for one session.
+    DataForSession { session: SessionId, message: DataMessage },
     /// A viewer needs a key frame of this layer from this publisher; `None` is the one that the stream carries.
     RequestKeyFrame { session: SessionId, layer: Option<Rid> },
     /// Ends all sessions, and then the thread.

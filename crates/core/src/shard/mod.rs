@@ -4,7 +4,7 @@
 //! forwarded together: batches grow under load, and a lone packet is forwarded at once.
 //!
 //! [`routing`] decides which session an address belongs to, [`publishers`] publishes what arrived, [`viewers`] forwards
-//! packets and keeps subscriptions.
+//! packets and keeps subscriptions, [`data`] passes on messages of data channels.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -30,6 +30,8 @@ use crate::session::{CloseReason, Session, TransportEvent, ice};
 use crate::sources::whip::Publisher;
 
 pub mod counters;
+mod data;
+pub mod data_counters;
 pub mod message;
 pub mod path_capacities;
 pub mod peers;
@@ -200,6 +202,8 @@ impl ShardCore {
             ShardMessage::WithdrawRoute { address, owner } => self.remove_route_to_other_shard(address, owner),
             ShardMessage::StreamPackets { stream, packets } => self.forward_packets(now, stream, &packets),
             ShardMessage::StreamChanged { stream } => self.on_formats_or_layers_changed(now, stream),
+            ShardMessage::StreamData { stream, message } => self.send_data_to_viewers(now, stream, &message),
+            ShardMessage::DataForSession { session, message } => self.send_data_to_session(now, session, &message),
             ShardMessage::RequestKeyFrame { session, layer } => self.request_key_frame(now, session, layer.as_ref()),
             ShardMessage::Stop => {
                 self.stopping = true;
@@ -358,6 +362,7 @@ impl ShardCore {
                 }
             }
             TransportEvent::Rtcp(compound) => self.handle_rtcp(now, key, &compound),
+            TransportEvent::Data(event) => self.handle_data_event(now, key, event),
             TransportEvent::Closed(reason) => self.remove_peer(now, key, reason),
         }
     }

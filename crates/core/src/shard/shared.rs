@@ -5,14 +5,18 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::counters::SharedMediaCounters;
+use super::data_counters::DataDropReason;
 use super::message::{ShardMailbox, ShardMessage};
 use super::path_capacities::PathCapacities;
 use super::tcp::TcpConnectionControl;
 use crate::hub::Hub;
 use crate::hub::batch::PacketBatchToDeliver;
+use crate::hub::data_settings::DataSettings;
+use crate::hub::data_tracks::DataPublishError;
 use crate::hub::session_registry::SessionRegistry;
-use crate::hub::stream::ShardIndex;
+use crate::hub::stream::{ShardIndex, Stream};
 use crate::media::clock;
+use crate::media::data_message::DataMessage;
 use crate::session::identity::DtlsIdentity;
 use crate::sources::failover_group::map::SourceFailoverMap;
 use crate::sources::failover_group::switcher::FailoverOutput;
@@ -34,6 +38,7 @@ pub struct SharedState {
     pub path_capacities: PathCapacities,
     /// The TCP connections of peers.
     pub tcp_connections: Arc<dyn TcpConnectionControl>,
+    pub data_settings: DataSettings,
     /// An instant, and the wall-clock time at that instant as the duration since 1970.
     pub wall_clock_origin: (Instant, Duration),
 }
@@ -117,6 +122,39 @@ impl SharedState {
         }
     }
 
+    /// Records a data channel message of a stream, and leaves it for the other shards that have viewers. Returns whether
+    /// shard `local`, the caller's own, has viewers too.
+    ///
+    /// # Errors
+    ///
+    /// [`DataPublishError::TooManyTracks`]; the message is dropped and counted.
+    pub fn publish_data_message(
+        &self,
+        local: ShardIndex,
+        stream: &Stream,
+        message: &DataMessage,
+    ) -> Result<bool, DataPublishError> {
+        let retained_messages = self.data_settings.retained_messages;
+        let recorded = stream.with_state(|state| {
+            state.data_tracks.record(message, retained_messages)?;
+            Ok::<_, DataPublishError>(state.shards_with_viewers().collect::<Vec<_>>())
+        });
+        let shards = recorded.inspect_err(|_| self.counters.data.count_dropped(DataDropReason::TooManyLabels))?;
+        for shard in shards.iter().filter(|shard| **shard != local) {
+            let message = ShardMessage::StreamData {
+                stream: stream.id,
+                message: message.clone(),
+            };
+            // It takes none of the room of media.
+            if let Some(mailbox) = self.mailbox(*shard)
+                && mailbox.push_low_priority(message).is_err()
+            {
+                self.counters.data.count_dropped(DataDropReason::MailboxFull);
+            }
+        }
+        Ok(shards.contains(&local))
+    }
+
     /// The mailbox of a shard; `None` for [`ShardIndex::NONE`].
     pub fn mailbox(&self, shard: ShardIndex) -> Option<&ShardMailbox> {
         self.mailboxes.get(usize::from(shard.0))
@@ -124,7 +162,12 @@ impl SharedState {
 
     /// Returns the wall-clock time as an NTP timestamp (RFC 3550 §4).
     pub fn ntp_timestamp(&self, now: Instant) -> u64 {
+        clock::unix_to_ntp(self.wall_clock_time(now))
+    }
+
+    /// Returns the wall-clock time as the duration since 1970.
+    pub(crate) fn wall_clock_time(&self, now: Instant) -> Duration {
         let (instant, wall) = self.wall_clock_origin;
-        clock::unix_to_ntp(wall + now.saturating_duration_since(instant))
+        wall + now.saturating_duration_since(instant)
     }
 }

@@ -99,6 +99,7 @@ impl Source {
             },
             fingerprints: Vec::new(),
             gateway_dtls_role: DtlsRole::Server,
+            data_channels: None,
         };
         let source = SourceRef {
             session_id: SessionId([1; 16]),

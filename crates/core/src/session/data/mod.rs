@@ -1,0 +1,329 @@
+//! Data channels of one session: SCTP over DTLS (RFC 8831), opened by DCEP (RFC 8832). Sans-IO like the session.
+//!
+//! SCTP packets go in by [`DataTransport::handle_packet`], behind a [guard](sctp_guard); packets to send, events and the
+//! next deadline come out by `poll_*`. Peers open associations and the gateway answers: browsers, libdatachannel and
+//! aiortc all do. If the peer breaks a limit of the guard, the association is aborted and the session goes on.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tracing::debug;
+
+mod association;
+mod channel;
+mod crc32c;
+mod dcep;
+mod sctp_guard;
+mod tsn_window;
+
+use self::association::{AssociationEvent, MessageKind, ReceivedMessage, SctpAssociation};
+use self::channel::{DataChannel, DataChannels};
+use self::dcep::{CHANNEL_ACK, ChannelOpen, DcepMessage};
+pub use self::sctp_guard::SctpDropReason;
+use self::sctp_guard::{SctpGuard, SctpRejection};
+use crate::hub::rate_limit::RateLimit;
+use crate::media::data_message::{DataLabel, DataMessage, DataPayload};
+use crate::sdp::negotiated::{DataPeerRole, DtlsRole, NegotiatedDataChannels};
+
+/// The data channels of one session.
+pub struct DataTransport {
+    negotiated: NegotiatedDataChannels,
+    /// Lowest bit of the ids of the streams that the gateway opens (RFC 8832 §6).
+    own_stream_id_parity: u16,
+    state: DataTransportState,
+    packets: VecDeque<Bytes>,
+    events: VecDeque<DataEvent>,
+}
+
+enum DataTransportState {
+    /// Nothing has arrived from the peer.
+    Idle,
+    Open(Box<OpenTransport>),
+    Ended,
+}
+
+struct OpenTransport {
+    guard: SctpGuard,
+    association: SctpAssociation,
+    channels: DataChannels,
+    readiness: Readiness,
+    /// Messages of a viewer; `None` for a publisher, whom the guard limits.
+    message_limit: Option<RateLimit>,
+}
+
+/// Whether messages are sent to the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    NotConnected,
+    /// The peer is about to open its channels. A message that is sent before would open a second one with the same label.
+    AwaitingChannels {
+        until: Instant,
+    },
+    Ready,
+}
+
+/// How long a peer that has connected may take to open its first channel.
+const MAX_CHANNEL_OPEN_DELAY: Duration = Duration::from_millis(500);
+
+/// Messages a second from a viewer: each may go to all others.
+const MAX_MESSAGES_PER_SECOND_FROM_VIEWER: u32 = 20;
+
+/// What a data transport tells the owner of the session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataEvent {
+    /// Messages can be sent: the peer has opened its first channels, or had the time to.
+    Ready,
+    Message(DataMessage),
+    /// A message was dropped.
+    MessageIgnored(IgnoredMessageReason),
+    /// An SCTP packet was dropped.
+    PacketDropped(SctpDropReason),
+}
+
+/// Why a message of a peer was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IgnoredMessageReason {
+    /// It came on a channel without a valid label, or its text is not UTF-8.
+    Invalid,
+    /// A viewer sends too many messages.
+    Rate,
+}
+
+/// Why a message was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DataNotSent {
+    #[error("the peer has no data channels")]
+    NotConnected,
+    #[error("the message is longer than the peer receives")]
+    TooLong,
+    #[error("no further data channel can be opened to the peer")]
+    TooManyChannels,
+    #[error("too much is waiting to be sent to the peer")]
+    TooSlow,
+}
+
+impl DataTransport {
+    pub fn new(negotiated: NegotiatedDataChannels, gateway_dtls_role: DtlsRole) -> Self {
+        Self {
+            negotiated,
+            own_stream_id_parity: match gateway_dtls_role {
+                DtlsRole::Client => 0,
+                DtlsRole::Server => 1,
+            },
+            state: DataTransportState::Idle,
+            packets: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Takes an SCTP packet.
+    pub fn handle_packet(&mut self, now: Instant, packet: Bytes) {
+        if let DataTransportState::Idle = self.state {
+            let open = OpenTransport::new(&self.negotiated, self.own_stream_id_parity);
+            self.state = DataTransportState::Open(Box::new(open));
+        }
+        let DataTransportState::Open(open) = &mut self.state else {
+            return;
+        };
+        match open.guard.check_packet(now, &packet) {
+            Ok(()) => {}
+            Err(SctpRejection::Drop(reason)) => return self.events.push_back(DataEvent::PacketDropped(reason)),
+            Err(SctpRejection::End(limit)) => {
+                debug!(%limit, "the data channels of a session are being closed");
+                self.events.push_back(DataEvent::PacketDropped(SctpDropReason::Limit));
+                return self.end();
+            }
+        }
+        open.association.handle_packet(now, packet);
+        self.process_association(now);
+    }
+
+    /// Does what is due by time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let DataTransportState::Open(open) = &mut self.state else {
+            return;
+        };
+        if open.association.poll_timeout().is_some_and(|at| at <= now) {
+            open.association.handle_timeout(now);
+        }
+        if matches!(open.readiness, Readiness::AwaitingChannels { until } if until <= now) {
+            open.readiness = Readiness::Ready;
+            self.events.push_back(DataEvent::Ready);
+        }
+        self.process_association(now);
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            DataTransportState::Open(open) => {
+                let readiness = match open.readiness {
+                    Readiness::AwaitingChannels { until } => Some(until),
+                    Readiness::NotConnected | Readiness::Ready => None,
+                };
+                open.association.poll_timeout().into_iter().chain(readiness).min()
+            }
+            DataTransportState::Idle | DataTransportState::Ended => None,
+        }
+    }
+
+    /// The next SCTP packet to be sent.
+    pub fn poll_packet(&mut self) -> Option<Bytes> {
+        self.packets.pop_front()
+    }
+
+    /// The next thing that the owner has to know.
+    pub fn poll_event(&mut self) -> Option<DataEvent> {
+        self.events.pop_front()
+    }
+
+    /// Sends a message on the channel with its label, which is opened if the peer has not.
+    ///
+    /// # Errors
+    ///
+    /// A [`DataNotSent`]; nothing is sent.
+    pub fn send(&mut self, now: Instant, message: &DataMessage) -> Result<(), DataNotSent> {
+        let DataTransportState::Open(open) = &mut self.state else {
+            return Err(DataNotSent::NotConnected);
+        };
+        open.send(&self.negotiated, message)?;
+        self.process_association(now);
+        Ok(())
+    }
+
+    /// Aborts the association, and takes nothing any more.
+    pub(super) fn end(&mut self) {
+        if let DataTransportState::Open(open) = &self.state {
+            self.packets.extend(open.association.abort_packet());
+        }
+        self.state = DataTransportState::Ended;
+    }
+
+    fn process_association(&mut self, now: Instant) {
+        let DataTransportState::Open(open) = &mut self.state else {
+            return;
+        };
+        while let Some(event) = open.association.poll_event() {
+            match event {
+                AssociationEvent::Connected => {
+                    open.guard.mark_established();
+                    open.readiness = Readiness::AwaitingChannels {
+                        until: now + MAX_CHANNEL_OPEN_DELAY,
+                    };
+                }
+                AssociationEvent::Message(message) => {
+                    open.guard.on_message_delivered(message.chunk_count);
+                    self.events.extend(open.handle_message(now, &message));
+                }
+                AssociationEvent::StreamClosed(id) => open.channels.close(id),
+                AssociationEvent::StreamReset(id) => open.channels.remove(id),
+            }
+        }
+        if matches!(open.readiness, Readiness::AwaitingChannels { .. }) && !open.channels.is_empty() {
+            open.readiness = Readiness::Ready;
+            self.events.push_back(DataEvent::Ready);
+        }
+        while let Some(packet) = open.association.poll_packet(now) {
+            open.guard.observe_sent_packet(&packet);
+            self.packets.push_back(packet);
+        }
+        if open.association.is_closed() {
+            debug!("the SCTP association of a session has ended");
+            self.end();
+        }
+    }
+}
+
+impl OpenTransport {
+    fn new(negotiated: &NegotiatedDataChannels, own_stream_id_parity: u16) -> Self {
+        Self {
+            guard: SctpGuard::new(negotiated.peer_role),
+            association: SctpAssociation::new(negotiated),
+            channels: DataChannels::new(own_stream_id_parity),
+            readiness: Readiness::NotConnected,
+            message_limit: match negotiated.peer_role {
+                DataPeerRole::Viewer => Some(RateLimit::new(MAX_MESSAGES_PER_SECOND_FROM_VIEWER)),
+                DataPeerRole::Publisher => None,
+            },
+        }
+    }
+
+    fn handle_message(&mut self, now: Instant, message: &ReceivedMessage) -> Option<DataEvent> {
+        const INVALID: DataEvent = DataEvent::MessageIgnored(IgnoredMessageReason::Invalid);
+        let payload = match message.kind {
+            MessageKind::Dcep => {
+                self.handle_dcep(message.stream_id, &message.bytes);
+                return None;
+            }
+            MessageKind::Text => match std::str::from_utf8(&message.bytes) {
+                Ok(text) => DataPayload::Text(text.into()),
+                Err(_) => return Some(INVALID),
+            },
+            MessageKind::Binary => DataPayload::Binary(message.bytes.clone()),
+            MessageKind::Unknown => return Some(INVALID),
+        };
+        let channel = self.channels.by_stream_id(message.stream_id);
+        let Some(label) = channel.and_then(|channel| channel.label.clone()) else {
+            return Some(INVALID);
+        };
+        if self.message_limit.as_mut().is_some_and(|limit| !limit.take(now, 1)) {
+            return Some(DataEvent::MessageIgnored(IgnoredMessageReason::Rate));
+        }
+        Some(DataEvent::Message(DataMessage { label, payload }))
+    }
+
+    fn handle_dcep(&mut self, stream_id: u16, bytes: &[u8]) {
+        match DcepMessage::parse(bytes) {
+            Some(DcepMessage::Open(open)) => {
+                // RFC 8832 §6: an id is opened by the side that it belongs to, and once.
+                if self.channels.is_own_id(stream_id) || self.channels.by_stream_id(stream_id).is_some() {
+                    return;
+                }
+                // A channel without a valid label is opened as well: some clients have one only for the m-section.
+                let label = DataLabel::parse(&open.label).ok();
+                self.association.set_reliability(stream_id, &open);
+                self.association.write_dcep(stream_id, &CHANNEL_ACK);
+                self.channels.insert(DataChannel::new(stream_id, label));
+            }
+            Some(DcepMessage::Ack) | None => {}
+        }
+    }
+
+    fn send(&mut self, negotiated: &NegotiatedDataChannels, message: &DataMessage) -> Result<(), DataNotSent> {
+        if self.readiness != Readiness::Ready || self.association.is_closed() {
+            return Err(DataNotSent::NotConnected);
+        }
+        if message.payload.len() > negotiated.max_sent_message_size as usize {
+            return Err(DataNotSent::TooLong);
+        }
+        let association = &mut self.association;
+        self.channels
+            .forget_acknowledged(|stream_id| association.buffered_amount(stream_id));
+        if !self.channels.has_room_for(message.payload.len()) {
+            return Err(DataNotSent::TooSlow);
+        }
+        let stream_id = match self.channels.stream_id_of(&message.label) {
+            Some(id) => id,
+            None => self.open_channel(&message.label)?,
+        };
+        if !self.association.write(stream_id, &message.payload) {
+            return Err(DataNotSent::TooSlow);
+        }
+        self.channels.on_message_written(stream_id, message.payload.len());
+        Ok(())
+    }
+
+    /// Opens a reliable ordered channel. Messages may follow at once (RFC 8832 §6).
+    fn open_channel(&mut self, label: &DataLabel) -> Result<u16, DataNotSent> {
+        let id = self.channels.free_own_id().ok_or(DataNotSent::TooManyChannels)?;
+        let open = ChannelOpen::write_reliable(label.as_str());
+        if !self.association.open_stream(id) || !self.association.write_dcep(id, &open) {
+            return Err(DataNotSent::TooManyChannels);
+        }
+        let mut channel = DataChannel::new(id, Some(label.clone()));
+        channel.on_message_written(open.len());
+        self.channels.insert(channel);
+        Ok(id)
+    }
+}
