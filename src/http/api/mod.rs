@@ -35,6 +35,7 @@ use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::session::CloseReason;
 
 mod api_streams;
+pub mod data;
 pub mod events;
 mod kept_secrets;
 pub mod sessions;
@@ -80,6 +81,7 @@ struct ApiClient {
         api_streams::put_stream,
         api_streams::patch_stream,
         api_streams::remove_stream,
+        data::send_data_message,
         take_snapshot,
         take_png,
         all_sessions,
@@ -111,7 +113,7 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
         .route(
             "/api/v1/streams/{*stream}",
             get(one_stream)
-                .post(api_streams::add_stream)
+                .post(add_stream_or_send_data_message)
                 .put(put_stream_or_choose_source)
                 .patch(api_streams::patch_stream)
                 .delete(api_streams::remove_stream),
@@ -144,7 +146,9 @@ async fn require_api_access(
         Method::GET | Method::HEAD => AccessAction::ApiRead,
         _ => AccessAction::ApiFull,
     };
-    let grant = authenticator.authorize_request(caller(&parts), action, None).await?;
+    let grant = authorize(&authenticator, &parts, action).await?;
+    // A message to viewers changes nothing either, and there may be many.
+    let is_change = action == AccessAction::ApiFull && data::stream_of_data_post(&parts.method, &parts.uri).is_none();
     let client = ApiClient {
         credential: authenticator.access_control().credential_name(&grant),
         address: caller(&parts).address,
@@ -154,13 +158,25 @@ async fn require_api_access(
     request.extensions_mut().insert(grant);
     request.extensions_mut().insert(client.clone());
     let mut response = next.run(request).await;
-    if action == AccessAction::ApiFull && response.status().is_success() {
+    if is_change && response.status().is_success() {
         let ApiClient { credential, address } = client;
         info!(%method, path, credential, address = address.map(tracing::field::display), "change made by the API");
     }
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Who may publish a stream may also send its data channel messages.
+async fn authorize(authenticator: &Authenticator, parts: &Parts, action: AccessAction) -> Result<Grant, Problem> {
+    if let Some(stream) = data::stream_of_data_post(&parts.method, &parts.uri) {
+        let publisher = authenticator.authorize_request(caller(parts), AccessAction::Publish, Some(&stream));
+        match publisher.await {
+            Err(problem) if problem.status == StatusCode::FORBIDDEN => {}
+            granted_or_refused => return granted_or_refused,
+        }
+    }
+    authenticator.authorize_request(caller(parts), action, None).await
 }
 
 /// All streams that are published, watched or configured, sorted by name.
@@ -300,6 +316,21 @@ async fn put_stream_or_choose_source(
     match path.0.strip_suffix("/source") {
         Some(stream) => Ok(choose_source(&api, stream, &headers, body).await?.into_response()),
         None => api_streams::put_stream(State(api), path, headers, body).await,
+    }
+}
+
+/// The wildcard of the route includes the suffix `/data`.
+async fn add_stream_or_send_data_message(
+    State(api): State<ApiState>,
+    path: Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    match path.0.strip_suffix(data::DATA_PATH_SUFFIX) {
+        Some(stream) => Ok(data::send_data_message(&api, stream, &headers, body)
+            .await?
+            .into_response()),
+        None => api_streams::add_stream(State(api), path, headers, body).await,
     }
 }
 

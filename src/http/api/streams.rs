@@ -51,6 +51,8 @@ pub struct Stream {
     pub transcodes_by_old_name: Vec<Transcode>,
     /// Simulcast layers that viewers may select, best first.
     pub layers: Vec<Layer>,
+    /// Labels of data channels with messages so far.
+    pub data: Vec<DataTrack>,
     /// Settings of the source that were set by the API, without secrets; `null` if it was not set by the API.
     #[schema(value_type = Option<Object>)]
     pub settings: Option<serde_json::Map<String, serde_json::Value>>,
@@ -73,6 +75,15 @@ pub struct Layer {
     pub on_demand: bool,
     /// Codec of a stream of a camera, as of its last connection; `null` if it is that of the stream.
     pub codec: Option<&'static str>,
+}
+
+/// The messages of one data channel label.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DataTrack {
+    pub label: String,
+    /// Number of messages so far, of the publisher, of viewers and of the API, and their bytes.
+    pub messages: u64,
+    pub bytes: u64,
 }
 
 /// The video track of a stream.
@@ -194,6 +205,7 @@ pub fn describe_stream(
                 (ShardIndex::NONE, Some(source)) => source.kind,
                 _ => selected.unwrap_or("whip"),
             });
+            shown.data = describe_data_tracks(state);
             if shown.live {
                 shown.video = describe_video(state);
                 shown.audio = describe_audio(state);
@@ -210,6 +222,17 @@ pub fn describe_stream(
     shown.warnings.extend(left_out_media_warnings(&shown));
     shown.warnings.extend(unavailable_layer_warnings(&shown));
     Some(shown)
+}
+
+fn describe_data_tracks(state: &StreamState) -> Vec<DataTrack> {
+    let tracks = state.data_tracks.tracks().iter();
+    tracks
+        .map(|track| DataTrack {
+            label: track.label.to_string(),
+            messages: track.message_count,
+            bytes: track.byte_count,
+        })
+        .collect()
 }
 
 /// Names what of a source is left out, as far as it matters: audio if there is no other, variants that may be better, and

@@ -6,6 +6,7 @@ mod api_scope;
 mod api_streams;
 mod client;
 mod connections;
+mod data_messages;
 mod event_webhooks;
 mod extensions;
 mod floods;
