@@ -34,6 +34,7 @@
 // (`limit.js`).
 
 import { Controls } from './controls.js';
+import { DataTracks } from './data.js';
 import { HlsClient, playlistOf, prepare } from './hls.js';
 import { QualityLimit } from './limit.js';
 import { MediaElement } from './media-element.js';
@@ -60,6 +61,7 @@ export class MillstreamPlayer extends MediaElement {
   static observedAttributes = ['src', 'token', 'autoplay', 'poster'];
 
   #client = null;
+  #data = new DataTracks();
   // The element is in a document: a change of its attributes starts a new session.
   #inDocument = false;
   #parts = {};
@@ -123,6 +125,14 @@ export class MillstreamPlayer extends MediaElement {
     return this.#parts.video;
   }
 
+  /**
+   * Returns the messages of a data channel label (docs/data.md): an EventTarget with `message` events, and `send()`. Also
+   * before there is a session; each session goes on with it. Messages come over WebRTC only.
+   */
+  data(label) {
+    return this.#data.request(label);
+  }
+
   /** The error that playback has ended with, as a MediaError has it; null for none. */
   get error() {
     const { state, reason } = this.#client ?? {};
@@ -174,7 +184,7 @@ export class MillstreamPlayer extends MediaElement {
     const src = this.getAttribute('src');
     if (!src || !this.#inDocument || this.#client) return;
     if (!this.mayPlay) return this.#show('idle');
-    this.#client = new WhepClient(src, { token: this.getAttribute('token') ?? '' });
+    this.#client = new WhepClient(src, { token: this.getAttribute('token') ?? '', data: this.#data });
     this.#client.addEventListener('state', () => this.#onClientState());
     this.#client.addEventListener('layers', () => this.#updateQuality());
     this.#client.addEventListener('quality', () => this.#updateShownLayer());

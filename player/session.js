@@ -7,6 +7,8 @@
 // answer, which names the STUN and TURN servers (RFC 9725 §4.6). When the path fails, ICE is restarted (§4.3.3) before
 // the session is given up.
 
+import { DataTracks } from './data.js';
+
 /** Delays between attempts, in milliseconds: exponential back-off with full jitter. */
 const BACKOFF = { first: 300, factor: 1.6, ceiling: 10_000 };
 /** Timeout of a request, in milliseconds. */
@@ -99,11 +101,19 @@ export class Client extends EventTarget {
   #liveSince = 0;
   // The only pending timer: for the connection, for a recovery, or for the next attempt.
   #timer = 0;
+  #data;
 
-  constructor(endpoint, { token = '' } = {}) {
+  /** `data` are the data tracks of a client that this one replaces. */
+  constructor(endpoint, { token = '', data = new DataTracks() } = {}) {
     super();
     this.#endpoint = new URL(endpoint, document.baseURI);
     this.#token = token;
+    this.#data = data;
+  }
+
+  /** Returns the messages of a data channel label: see `DataTrack` in `data.js`. */
+  data(label) {
+    return this.#data.request(label);
   }
 
   /** The current peer connection, for statistics; null between attempts. */
@@ -159,6 +169,7 @@ export class Client extends EventTarget {
     this.#setState('connecting');
     try {
       this.prepare(pc);
+      this.#data.attach(pc);
     } catch (error) {
       this.#release();
       return this.#setState('failed', error);
@@ -373,6 +384,7 @@ export class Client extends EventTarget {
     const [pc, session] = [this.#pc, this.#session];
     this.#pc = this.#session = null;
     this.#liveSince = 0;
+    this.#data.detach();
     pc?.close();
     this.#delete(session);
   }

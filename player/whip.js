@@ -12,8 +12,8 @@ export class WhipClient extends Client {
   #bitrate;
 
   /** `codec` is one of `VIDEO_CODECS`, or empty for all of them; `bitrate` is the maximum video bitrate in bit/s. */
-  constructor(endpoint, stream, { token, codec = '', bitrate } = {}) {
-    super(endpoint, { token });
+  constructor(endpoint, stream, { token, data, codec = '', bitrate } = {}) {
+    super(endpoint, { token, data });
     this.#stream = stream;
     this.#codec = codec;
     this.#bitrate = bitrate;

@@ -15,6 +15,27 @@ export interface Layer {
   bitrate: number;
 }
 
+export interface DataTrackEventMap {
+  message: MessageEvent<string | ArrayBuffer>;
+  open: Event;
+  close: Event;
+}
+
+/** The messages of one data channel label. */
+export interface DataTrack extends EventTarget {
+  readonly label: string;
+  /** Whether messages can be sent. */
+  readonly isOpen: boolean;
+  /** Returns whether a channel took the message. */
+  send(data: string | ArrayBuffer | ArrayBufferView<ArrayBuffer>): boolean;
+  addEventListener<K extends keyof DataTrackEventMap>(
+    type: K,
+    listener: (this: DataTrack, event: DataTrackEventMap[K]) => unknown,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  addEventListener(type: string, listener: EventListenerOrEventListenerObject, options?: boolean | AddEventListenerOptions): void;
+}
+
 /** A WHEP client without a user interface. */
 export class WhepClient extends EventTarget {
   constructor(endpoint: string | URL, options?: { token?: string });
@@ -26,6 +47,8 @@ export class WhepClient extends EventTarget {
   start(): void;
   stop(): void;
   retryNow(): void;
+  /** The messages of a data channel label, of this session and later ones. */
+  data(label: string): DataTrack;
   /** Selects the layer with this rid; without a rid, the gateway chooses. */
   choose(rid?: string): Promise<boolean>;
 }
@@ -70,6 +93,8 @@ export class MillstreamPlayer extends HTMLElement {
   readonly video: HTMLVideoElement;
   /** The WHEP client; null while nothing is loaded. */
   readonly client: WhepClient | null;
+  /** The messages of a data channel label, of this session and later ones. */
+  data(label: string): DataTrack;
   play(): Promise<void>;
   pause(): void;
   load(): void;

@@ -22,7 +22,10 @@ before(async () => {
   await build();
   server = await serve(project);
   // Its pages are of another origin.
-  gateway = await startGateway({ MILLSTREAM_HTTP__EMBED_ORIGINS: `http://127.0.0.1:${server.address().port}` });
+  gateway = await startGateway({
+    MILLSTREAM_HTTP__EMBED_ORIGINS: `http://127.0.0.1:${server.address().port}`,
+    MILLSTREAM_WEBRTC__VIEWER_MESSAGES: 'all',
+  });
   const [chrome, fox, publisher] = await Promise.all([chromium(), firefox(), chromium()]);
   sender = publisher;
   browsers = { Chromium: chrome, Firefox: fox };
@@ -99,6 +102,23 @@ for (const name of ['Chromium', 'Firefox']) {
       assert.deepEqual(page.faults, []);
     });
   }
+
+  test(`the example chat passes a message on in ${name}`, async (t) => {
+    const pages = [];
+    t.after(() => Promise.all(pages.map((page) => page.close())));
+    for (let n = 0; n < 2; n += 1) {
+      pages.push(await example(browsers[name], 'chat'));
+      await plays(pages[n], 5);
+    }
+    await pages[0].type('#name', 'Ann');
+    await pages[0].type('#text', '<i>hello</i>');
+    const isOpen = () => pages[0].evaluate(() => document.querySelector('millstream-player').data('chat').isOpen);
+    await until(isOpen, Boolean, 'an open channel');
+    await pages[0].click('button');
+    const shown = (page) => () => page.$eval('#messages', ({ textContent }) => textContent);
+    for (const page of pages) await until(shown(page), (text) => text.includes('Ann: <i>hello</i>'), 'the message');
+    assert.deepEqual(pages.flatMap(({ faults }) => faults), []);
+  });
 
   test(`the example iframe plays in ${name}`, async (t) => {
     const page = await example(browsers[name], 'iframe');
