@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 mod addresses;
 mod clock;
-mod data;
+pub mod data;
 pub mod discovery;
 mod error;
 mod runner;
@@ -30,7 +30,6 @@ pub mod watchdog;
 
 pub use self::addresses::host_addresses_with_loopback_last;
 use self::clock::now;
-pub use self::data::DataMessageRefusal;
 pub use self::error::{MediaPlaneStartError, SessionRefusal};
 use self::runner::ShardRunner;
 use self::socket::{ShardSocket, ShardWaker};

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use super::ApiState;
 use crate::http::body;
 use crate::http::problem::{Problem, ProblemError};
-use crate::shard::DataMessageRefusal;
+use crate::shard::data::DataMessageRefusal;
 use millstream_core::hub::data_tracks::DataPublishError;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::data_message::{DataLabel, DataMessage, DataPayload};
