@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::control::failover_groups::PublisherSourceError;
 use crate::pipeline::worker_slots::NoWorkerSlot;
@@ -26,25 +27,33 @@ pub struct Problem {
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+/// Media type of problem documents.
+pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
+
 /// A mistake in a request body.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ProblemError {
     /// JSON pointer (RFC 6901).
     pub pointer: String,
     pub detail: String,
 }
 
-#[derive(Serialize)]
-struct ProblemDocument<'a> {
+/// An error (RFC 9457).
+#[derive(Serialize, ToSchema)]
+pub(super) struct ProblemDocument<'a> {
     /// `about:blank`: the status is the type of the problem (RFC 9457 §4.2.1).
     r#type: &'static str,
     title: &'a str,
     status: u16,
     detail: &'a str,
+    /// Stable, for programs.
     code: &'a str,
+    /// Line of an SDP offer that caused the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<usize>,
+    /// Mistakes in the request body, by their place in it.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schema(value_type = Vec<ProblemError>, required = false)]
     errors: &'a [ProblemError],
     /// The same as `detail`; the player of MediaMTX displays this member.
     error: &'a str,
@@ -181,10 +190,7 @@ impl IntoResponse for Problem {
         let body = serde_json::to_vec(&document).unwrap_or_default();
         let mut response = (self.status, Body::from(body)).into_response();
         let headers = response.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         for (name, value) in self.headers {
             headers.insert(name, value);

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use serde_json::{Map, Value};
 
+use super::extract::Path;
 use super::kept_secrets::find_secrets_for_another_server;
+use super::snapshot::SnapshotFormat;
 use super::streams::Stream;
-use super::{ApiState, describe_one_stream};
+use super::{ApiState, SOURCE_CHOICE_SUFFIX, describe_one_stream};
 use crate::config::json::{json_from_table, json_from_toml, merge_patch, table_from_json};
 use crate::config::state_file::ApiStream;
 use crate::config::{
@@ -50,7 +52,7 @@ pub(super) async fn add_stream(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let name = StreamName::parse(&name)?;
+    let name = settable_stream_name(&name)?;
     let settings = read_object(&headers, body, &[JSON_MEDIA_TYPE]).await?;
     set_stream(api, &name, &settings, (false, precondition_of(&headers))).await
 }
@@ -80,7 +82,7 @@ pub(super) async fn put_stream(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let name = StreamName::parse(&name)?;
+    let name = settable_stream_name(&name)?;
     let settings = read_object(&headers, body, &[JSON_MEDIA_TYPE]).await?;
     set_stream(api, &name, &settings, (true, precondition_of(&headers))).await
 }
@@ -109,7 +111,7 @@ pub(super) async fn patch_stream(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let name = StreamName::parse(&name)?;
+    let name = settable_stream_name(&name)?;
     let patch = read_object(&headers, body, &[MERGE_PATCH_MEDIA_TYPE, JSON_MEDIA_TYPE]).await?;
     let precondition = precondition_of(&headers);
     let Some(current) = api.control.api_streams.get(&name) else {
@@ -169,12 +171,32 @@ pub(super) async fn remove_stream(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
-    let name = StreamName::parse(&name)?;
+    let name = settable_stream_name(&name)?;
     let precondition = precondition_of(&headers);
     // A change goes on to its end when the client leaves.
     let removing = tokio::spawn(async move { api.control.remove_api_stream(&name, precondition).await });
     removing.await.unwrap_or(Err(ApiStreamError::Stopping))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Parses the name of a stream that is to be changed. Paths of other resources below a stream are refused: a stream of such
+/// a name could not be read.
+fn settable_stream_name(path: &str) -> Result<StreamName, Problem> {
+    match methods_below_a_stream(path) {
+        Some(allow) => Err(Problem::method_not_allowed(allow)),
+        None => Ok(StreamName::parse(path)?),
+    }
+}
+
+/// Returns the methods of a resource below a stream; `None` if the path is that of a stream.
+pub(super) fn methods_below_a_stream(path: &str) -> Option<&'static str> {
+    if SnapshotFormat::ALL
+        .iter()
+        .any(|image| path.ends_with(image.path_suffix()))
+    {
+        return Some("GET, HEAD");
+    }
+    path.ends_with(SOURCE_CHOICE_SUFFIX).then_some("PUT")
 }
 
 async fn set_stream(

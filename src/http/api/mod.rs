@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
@@ -18,6 +18,8 @@ use tracing::info;
 use utoipa::{IntoParams, OpenApi};
 
 use self::events::{EventLog, EventLogReader};
+use self::extract::{Path, Query};
+use self::openapi::CommonParts;
 use self::sessions::{Session, SessionListQuery, Sessions};
 use self::snapshot::SnapshotFormat;
 use self::sources::SourceChoice;
@@ -28,7 +30,7 @@ use crate::control::reload::Reloaded;
 use crate::http::auth::AccessAction;
 use crate::http::auth::Authenticator;
 use crate::http::body;
-use crate::http::problem::Problem;
+use crate::http::problem::{Problem, ProblemDocument};
 use crate::http::request::caller;
 use crate::http::state::HttpState;
 use millstream_core::hub::name::{StreamKey, StreamName};
@@ -37,7 +39,9 @@ use millstream_core::session::CloseReason;
 mod api_streams;
 pub mod data;
 pub mod events;
+mod extract;
 mod kept_secrets;
+mod openapi;
 pub mod sessions;
 pub mod snapshot;
 pub mod source_tests;
@@ -48,6 +52,9 @@ pub mod warnings;
 
 /// Maximum length of the body that chooses a source.
 const MAX_SOURCE_CHOICE_BYTES: usize = 1_024;
+
+/// End of the path by which one of several sources of a stream is chosen.
+const SOURCE_CHOICE_SUFFIX: &str = "/source";
 
 /// State shared by the handlers.
 #[derive(Clone)]
@@ -96,8 +103,10 @@ struct ApiClient {
         choose_source,
         reload,
         stream_events,
-        openapi
-    )
+        openapi_document
+    ),
+    components(schemas(ProblemDocument)),
+    modifiers(&CommonParts)
 )]
 struct ApiDocument;
 
@@ -127,12 +136,24 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
         .route("/api/v1/tokens/{id}", delete(tokens::revoke_token))
         .route("/api/v1/reload", post(reload))
         .route("/api/v1/events", get(stream_events))
+        .method_not_allowed_fallback(refuse_method)
         .layer(middleware::from_fn_with_state(
             state.authenticator.clone(),
             require_api_access,
         ))
-        .route("/api/v1/openapi.json", get(openapi))
+        .route("/api/v1/openapi.json", get(openapi_document))
+        .method_not_allowed_fallback(refuse_method)
         .with_state(api)
+}
+
+/// Handles methods that a path does not support. The router adds `Allow`, unless its wildcard stands for several resources.
+async fn refuse_method(uri: Uri) -> Problem {
+    let below_streams = uri.path().strip_prefix("/api/v1/streams/");
+    if let Some(allow) = below_streams.and_then(api_streams::methods_below_a_stream) {
+        return Problem::method_not_allowed(allow);
+    }
+    let detail = "this URL does not support the request method: `Allow` lists those that it supports";
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
 }
 
 async fn require_api_access(
@@ -180,7 +201,7 @@ async fn authorize(authenticator: &Authenticator, parts: &Parts, action: AccessA
 }
 
 /// All streams that are published, watched or configured, sorted by name.
-#[utoipa::path(get, path = "/api/v1/streams", responses((status = 200, body = Vec<Stream>)))]
+#[utoipa::path(get, path = "/api/v1/streams", responses((status = 200, body = Vec<Stream>, description = "the streams")))]
 async fn all_streams(State(api): State<ApiState>) -> Json<Vec<Stream>> {
     let mut all = streams::list_streams(api.control.media_plane.hub(), &api.control.source_registry, |name| {
         api.control.hls_service.viewer_count(name)
@@ -220,7 +241,10 @@ fn describe_one_stream(api: &ApiState, name: &StreamName) -> Option<Stream> {
     get,
     path = "/api/v1/streams/{stream}",
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
-    responses((status = 200, body = Stream), (status = 404, description = "no such stream"))
+    responses(
+        (status = 200, body = Stream, description = "the stream"),
+        (status = 404, description = "no such stream"),
+    )
 )]
 async fn one_stream(
     State(api): State<ApiState>,
@@ -248,9 +272,12 @@ async fn one_stream(
 }
 
 /// Running sessions, and those that ended within the last minute with the cause.
-#[utoipa::path(get, path = "/api/v1/sessions", params(SessionListQuery), responses((status = 200, body = Sessions)))]
-async fn all_sessions(State(api): State<ApiState>, Query(page): Query<SessionListQuery>) -> Json<Sessions> {
-    Json(sessions::session_page(&api.control, &page))
+#[utoipa::path(get, path = "/api/v1/sessions", params(SessionListQuery), responses((status = 200, body = Sessions, description = "a page of the sessions")))]
+async fn all_sessions(
+    State(api): State<ApiState>,
+    Query(page): Query<SessionListQuery>,
+) -> Result<Json<Sessions>, Problem> {
+    Ok(Json(sessions::session_page(&api.control, &page)?))
 }
 
 /// A snapshot of the stream: its last key frame, as a JPEG.
@@ -313,7 +340,7 @@ async fn put_stream_or_choose_source(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    match path.0.strip_suffix("/source") {
+    match path.0.strip_suffix(SOURCE_CHOICE_SUFFIX) {
         Some(stream) => Ok(choose_source(&api, stream, &headers, body).await?.into_response()),
         None => api_streams::put_stream(State(api), path, headers, body).await,
     }
@@ -345,7 +372,7 @@ fn find_session(api: &ApiState, id: &str) -> Result<(crate::shard::SessionId, Se
     get,
     path = "/api/v1/sessions/{id}",
     params(("id" = String, Path, description = "the id in the list of sessions")),
-    responses((status = 200, body = Session), (status = 404, description = "no such session: it never existed, or it ended more than a minute ago"))
+    responses((status = 200, body = Session, description = "the session"), (status = 404, description = "no such session: it never existed, or it ended more than a minute ago"))
 )]
 async fn one_session(State(api): State<ApiState>, Path(id): Path<String>) -> Result<Json<Session>, Problem> {
     find_session(&api, &id).map(|(_, session)| Json(session))
@@ -374,6 +401,7 @@ fn unknown_source_problem() -> Problem {
 
 /// Which of several sources of a stream is meant.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct SourceQuery {
     /// Name of the source, if the stream has several.
     source: Option<String>,
@@ -447,7 +475,7 @@ async fn stop_source(
 #[utoipa::path(
     post,
     path = "/api/v1/reload",
-    responses((status = 200, body = Reloaded), (status = 422, description = "the configuration is invalid"))
+    responses((status = 200, body = Reloaded, description = "what has changed"), (status = 422, description = "the configuration is invalid"))
 )]
 async fn reload(State(api): State<ApiState>) -> Result<Json<Reloaded>, Problem> {
     let unavailable = || {
@@ -494,6 +522,6 @@ async fn stream_events(
 
 /// The OpenAPI 3.1 document of the API. Requires no token.
 #[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
-async fn openapi() -> Json<utoipa::openapi::OpenApi> {
+async fn openapi_document() -> Json<utoipa::openapi::OpenApi> {
     Json(ApiDocument::openapi())
 }

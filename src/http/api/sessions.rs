@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
@@ -9,10 +10,15 @@ use utoipa::{IntoParams, ToSchema};
 use crate::access::AccessAction;
 use crate::control::ControlPlane;
 use crate::control::session_record::SessionRecord;
+use crate::http::problem::Problem;
 use crate::shard::{SessionId, SessionState};
 use millstream_core::congestion::QualityLimitationReason;
 use millstream_core::congestion::ladder::FrameSelection;
 use millstream_core::hub::viewer_quality::ViewerQuality;
+
+/// Number of sessions in a page, unless the request says how many.
+const DEFAULT_PAGE_LENGTH: usize = 100;
+const MAX_PAGE_LENGTH: usize = 1_000;
 
 /// A session of a publisher or of a viewer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -100,8 +106,10 @@ pub fn frame_selection_label(frames: FrameSelection) -> &'static str {
 
 /// Query parameters of the list of sessions.
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct SessionListQuery {
     /// Maximum number of entries, 1 to 1000. Default: 100.
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// Return the sessions after this id.
     pub after: Option<String>,
@@ -163,8 +171,16 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
 }
 
 /// Returns one page of the sessions.
-pub fn session_page(control: &ControlPlane, page: &SessionListQuery) -> Sessions {
-    let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
+///
+/// # Errors
+///
+/// 400 `bad_query` if the limit is out of range.
+pub fn session_page(control: &ControlPlane, page: &SessionListQuery) -> Result<Sessions, Problem> {
+    let limit = page.limit.unwrap_or(DEFAULT_PAGE_LENGTH);
+    if !(1..=MAX_PAGE_LENGTH).contains(&limit) {
+        let detail = format!("`limit` has to be a whole number from 1 to {MAX_PAGE_LENGTH}");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "bad_query", detail));
+    }
     let fits = |session: &Session| {
         let is_later = page.after.as_ref().is_none_or(|after| session.id > *after);
         is_later && page.stream.as_ref().is_none_or(|stream| session.stream == *stream)
@@ -175,5 +191,5 @@ pub fn session_page(control: &ControlPlane, page: &SessionListQuery) -> Sessions
         .filter(fits);
     let part: Vec<Session> = sessions.by_ref().take(limit).collect();
     let next = sessions.next().and(part.last()).map(|last| last.id.clone());
-    Sessions { sessions: part, next }
+    Ok(Sessions { sessions: part, next })
 }

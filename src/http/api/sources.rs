@@ -92,6 +92,7 @@ pub(super) struct DescribedFailoverGroup {
 pub struct SourceChoice {
     /// Name of a source; `null` leaves the selection to the gateway.
     #[serde(deserialize_with = "Option::deserialize")]
+    #[schema(required = true)]
     pub source: Option<String>,
 }
 

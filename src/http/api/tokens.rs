@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
@@ -11,8 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::info;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
 
 use super::api_streams::read_object;
+use super::extract::Path;
 use super::{ApiClient, ApiState};
 use crate::access::issued_tokens::{IssuedToken, TokenLifetime, seconds_since_1970};
 use crate::access::pattern::StreamNamePattern;
@@ -29,22 +31,36 @@ const MAX_LABEL_CHARS: usize = 128;
 /// Longest lifetime of a token in seconds: ten years. A token may also have no end.
 const MAX_TOKEN_LIFETIME: u64 = 10 * 365 * 24 * 60 * 60;
 
+/// The schema of patterns of streams: a pattern, a list of them, or none.
+fn stream_patterns() -> Schema {
+    let for_ioctl_type = |kind| ObjectBuilder::new().schema_type(SchemaType::Type(kind));
+    let pattern = || -> Object { for_ioctl_type(Type::String).min_length(Some(1)).build() };
+    let patterns = ArrayBuilder::new().items(pattern()).max_items(Some(MAX_PATTERNS));
+    let forms = OneOfBuilder::new()
+        .item(pattern())
+        .item(patterns.build())
+        .item(for_ioctl_type(Type::Null).build());
+    Schema::OneOf(forms.build())
+}
+
 /// What a token is to be issued for.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// Streams that the token may publish: a name, a pattern such as `studio/*`, or a list.
     #[serde(default)]
-    #[schema(value_type = Option<Vec<String>>)]
+    #[schema(schema_with = stream_patterns)]
     publish: Value,
     /// Streams that the token may play.
     #[serde(default)]
-    #[schema(value_type = Option<Vec<String>>)]
+    #[schema(schema_with = stream_patterns)]
     play: Value,
     /// Seconds until it expires, 1 to 315360000, and not after the credential of the request. Without it the token expires
     /// when that credential does, if it does.
+    #[schema(minimum = 1, maximum = 315_360_000)]
     expires_in: Option<u64>,
     /// For people, up to 128 characters.
+    #[schema(max_length = 128)]
     label: Option<String>,
 }
 
@@ -104,7 +120,7 @@ impl Token {
 }
 
 /// All tokens that were issued by the API, without the tokens themselves.
-#[utoipa::path(get, path = "/api/v1/tokens", responses((status = 200, body = Vec<Token>)))]
+#[utoipa::path(get, path = "/api/v1/tokens", responses((status = 200, body = Vec<Token>, description = "the tokens")))]
 pub(super) async fn all_tokens(State(api): State<ApiState>) -> Json<Vec<Token>> {
     let access = api.authenticator.access_control();
     let tokens = api.control.api_streams.issued_tokens().all();
