@@ -4,7 +4,9 @@ mod log_queue;
 
 use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use millstream_core::shard::counters::Histogram;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -206,23 +208,86 @@ impl ReachedHttpLimit {
     }
 }
 
-/// HTTP responses by class of status, and rejections.
-#[derive(Debug, Default)]
+/// A part of the HTTP interface, by the first segment of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpEndpoint {
+    Whip,
+    Whep,
+    Session,
+    Hls,
+    Api,
+    /// Pages, probes, metrics and unknown paths.
+    Other,
+}
+
+impl HttpEndpoint {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 6] = [Self::Whip, Self::Whep, Self::Session, Self::Hls, Self::Api, Self::Other];
+
+    /// Returns the endpoint that serves a path.
+    pub fn of_path(path: &str) -> Self {
+        let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        let endpoint = Self::ALL.into_iter().find(|endpoint| endpoint.label() == first);
+        endpoint.unwrap_or(Self::Other)
+    }
+
+    /// Returns the label: the first segment of the path, or `other`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Whip => "whip",
+            Self::Whep => "whep",
+            Self::Session => "session",
+            Self::Hls => "hls",
+            Self::Api => "api",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Bounds of the time to a response: 1 ms to 10 s, the longest that a request of LL-HLS waits.
+const REQUEST_DURATION_BOUNDS_US: [u64; 9] = [
+    1_000, 5_000, 25_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 10_000_000,
+];
+
+/// Time from requests to their responses.
+pub type RequestDurations = Histogram<{ REQUEST_DURATION_BOUNDS_US.len() }>;
+
+/// HTTP responses by class of status, their times, and rejections.
+#[derive(Debug)]
 pub struct HttpCounters {
     responses_by_class: [AtomicU64; HttpCounters::STATUS_CLASSES.len()],
+    request_durations: [RequestDurations; HttpEndpoint::ALL.len()],
     rejections: [AtomicU64; ReachedHttpLimit::ALL.len()],
+}
+
+impl Default for HttpCounters {
+    fn default() -> Self {
+        Self {
+            responses_by_class: Default::default(),
+            request_durations: std::array::from_fn(|_| Histogram::new(&REQUEST_DURATION_BOUNDS_US)),
+            rejections: Default::default(),
+        }
+    }
 }
 
 impl HttpCounters {
     /// Labels of the classes, by the first digit of the status minus one.
     pub const STATUS_CLASSES: [&'static str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
-    /// Counts a response.
-    pub fn count_response(&self, status: u16) {
+    /// Counts a response, whose header was ready after this time.
+    pub fn count_response(&self, endpoint: HttpEndpoint, status: u16, took: Duration) {
+        if let Some(durations) = self.request_durations.get(endpoint as usize) {
+            durations.record(took);
+        }
         let class = usize::from(status / 100).checked_sub(1);
         if let Some(counter) = class.and_then(|class| self.responses_by_class.get(class)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Returns the times from requests to their responses, by endpoint.
+    pub fn request_durations(&self) -> impl Iterator<Item = (HttpEndpoint, &RequestDurations)> {
+        HttpEndpoint::ALL.into_iter().zip(&self.request_durations)
     }
 
     /// Returns the responses by class.

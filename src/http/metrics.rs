@@ -1,12 +1,14 @@
 //! `/metrics` in the Prometheus text format 0.0.4. Label values come from enums, except for stream names, whose number
 //! is limited.
 
+mod process;
 mod stream_metrics;
+mod text;
 mod webhooks;
 
-use std::fmt::{Display, Write as _};
 use std::sync::atomic::Ordering;
 
+use self::text::MetricsText;
 use super::api::sessions;
 use super::state::HttpState;
 use crate::control::ControlPlane;
@@ -14,7 +16,6 @@ use crate::pipeline::worker_process;
 use crate::sources::fetch::status::SourceState;
 use crate::telemetry;
 use millstream_core::hub::name::StreamKey;
-use millstream_core::shard::counters::Histogram;
 use millstream_core::shard::data_counters::DataCounters;
 use millstream_core::sources::failover_group::status::{FailoverSourceState, SwitchReason};
 
@@ -32,6 +33,15 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     let control = &state.control;
     for (class, count) in state.counters.responses_by_class() {
         page.add_sample_with_label("class", class, count);
+    }
+    page.begin_metric_family(
+        "millstream_http_request_duration_seconds",
+        "histogram",
+        "Time from a request to the header of its response, by endpoint. Playlists and parts of LL-HLS are requested \
+         before they exist, and are waited for.",
+    );
+    for (endpoint, durations) in state.counters.request_durations() {
+        page.add_histogram_with_labels(&format!("endpoint=\"{}\"", endpoint.label()), durations);
     }
     page.add_counters_by_reason(
         "millstream_http_rejected_total",
@@ -54,8 +64,9 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     write_transport_and_close_metrics(&mut page, control);
     write_data_metrics(&mut page, &control.media_plane.counters().data);
     write_viewer_feedback_and_delay_metrics(&mut page, control);
-    write_load_and_resource_usage_metrics(&mut page, control);
+    write_load_metrics(&mut page, control);
     webhooks::write_webhook_metrics(&mut page, &state.webhooks);
+    process::write_build_and_process_metrics(&mut page);
     page.text
 }
 
@@ -97,23 +108,23 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
             "Key frame requests of viewers (PLI, FIR).",
             &counters.viewer_reception_reports.key_frame_request_count,
         ),
-        (
-            "millstream_viewer_reports_total",
-            "Receiver reports of viewers.",
-            &counters.viewer_reception_reports.report_block_count,
-        ),
     ] {
         page.add_counter(name, help, counter.load(Ordering::Relaxed));
     }
-    page.add_counter(
-        "millstream_viewer_reported_loss_total",
-        "Sum of the fractions lost in receiver reports of viewers; divided by the number of these reports it is the mean loss.",
-        counters
-            .viewer_reception_reports
-            .fraction_lost_sum
-            .load(Ordering::Relaxed) as f64
-            / 256.0,
+    let reports = &counters.viewer_reception_reports;
+    let lost = reports.fraction_lost_sum.load(Ordering::Relaxed) as f64 / 256.0;
+    let report_count = reports.report_block_count.load(Ordering::Relaxed);
+    let name = "millstream_viewer_reported_loss_ratio";
+    page.begin_metric_family(
+        name,
+        "summary",
+        "Fractions lost in receiver reports of viewers, 0 to 1.",
     );
+    page.add_sum_and_count("", lost, report_count);
+    page.begin_former_family("millstream_viewer_reported_loss_total", "counter", name);
+    page.add_sample(lost);
+    page.begin_former_family("millstream_viewer_reports_total", "counter", name);
+    page.add_sample(report_count);
     page.begin_metric_family(
         "millstream_viewers_limited",
         "gauge",
@@ -123,6 +134,11 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
     for (frames, count) in control.media_plane.path_limited_viewer_counts() {
         page.add_sample_with_label("video", sessions::frame_selection_label(frames), count);
     }
+    page.add_histogram(
+        "millstream_viewer_round_trip_seconds",
+        "Round-trip times to viewers, one for each report block of a receiver report.",
+        &counters.viewer_round_trip_time,
+    );
     page.add_histogram(
         "millstream_connect_seconds",
         "Time from the offer to the end of the DTLS handshake.",
@@ -153,8 +169,8 @@ fn write_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
     );
 }
 
-/// Metrics of the process, with the names that Prometheus client libraries use.
-fn write_load_and_resource_usage_metrics(page: &mut MetricsText, control: &ControlPlane) {
+/// Connections, queues and workers.
+fn write_load_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.add_gauge(
         "millstream_media_tcp_connections",
         "Peers connected by ICE-TCP.",
@@ -176,14 +192,17 @@ fn write_load_and_resource_usage_metrics(page: &mut MetricsText, control: &Contr
         control.hls_service.blocked_request_count(),
     );
     write_worker_metrics(page, control);
-    page.begin_metric_family(
-        "millstream_shard_queue",
+    let mailbox_lengths = control.media_plane.mailbox_lengths();
+    page.add_renamed_family(
+        ["millstream_shard_queued_messages", "millstream_shard_queue"],
         "gauge",
         "Messages queued for a shard of the media plane.",
+        |page| {
+            for (shard, waiting) in mailbox_lengths.iter().enumerate() {
+                page.add_sample_with_label("shard", shard, waiting);
+            }
+        },
     );
-    for (shard, waiting) in control.media_plane.mailbox_lengths().into_iter().enumerate() {
-        page.add_sample_with_label("shard", shard, waiting);
-    }
     page.begin_metric_family(
         "millstream_shard_tick_age_seconds",
         "gauge",
@@ -196,18 +215,6 @@ fn write_load_and_resource_usage_metrics(page: &mut MetricsText, control: &Contr
         "millstream_log_lines_dropped_total",
         "Log lines that were dropped because standard error was not read in time.",
         telemetry::dropped_log_line_count(),
-    );
-    let files = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    page.add_gauge("process_open_fds", "Open file descriptors of this process.", files);
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let resident = status.lines().find_map(|line| {
-        let kilobytes = line.strip_prefix("VmRSS:")?.trim().strip_suffix("kB")?;
-        kilobytes.trim().parse::<u64>().ok()
-    });
-    page.add_gauge(
-        "process_resident_memory_bytes",
-        "Resident memory of this process, in bytes.",
-        resident.unwrap_or(0) * 1_024,
     );
 }
 
@@ -391,63 +398,4 @@ fn write_data_metrics(page: &mut MetricsText, counters: &DataCounters) {
             .dropped_packets()
             .map(|(reason, count)| (reason.label(), count)),
     );
-}
-
-/// The text so far and the current metric family, which samples are added to.
-#[derive(Default)]
-struct MetricsText {
-    text: String,
-    family_name: &'static str,
-}
-
-impl MetricsText {
-    fn begin_metric_family(&mut self, name: &'static str, kind: &str, help: &str) {
-        self.family_name = name;
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn add_sample_with_label_list(&mut self, labels: &str, sample: impl Display) {
-        let _ = writeln!(self.text, "{}{{{labels}}} {sample}", self.family_name);
-    }
-
-    fn add_sample_with_label(&mut self, label: &str, value: impl Display, sample: impl Display) {
-        let _ = writeln!(self.text, "{}{{{label}=\"{value}\"}} {sample}", self.family_name);
-    }
-
-    fn add_histogram<const N: usize>(&mut self, name: &'static str, help: &str, histogram: &Histogram<N>) {
-        self.begin_metric_family(name, "histogram", help);
-        let counts = histogram.cumulative_counts();
-        let bounds = histogram.bucket_bounds_seconds().map(|bound| bound.to_string());
-        let bounds = bounds.chain(["+Inf".to_owned()]);
-        for (bound, count) in bounds.zip(&counts) {
-            let _ = writeln!(self.text, "{name}_bucket{{le=\"{bound}\"}} {count}");
-        }
-        let _ = writeln!(self.text, "{name}_sum {}", histogram.sum_seconds());
-        let _ = writeln!(self.text, "{name}_count {}", counts.last().copied().unwrap_or(0));
-    }
-
-    /// A gauge without labels.
-    fn add_gauge(&mut self, name: &'static str, help: &str, sample: impl Display) {
-        self.begin_metric_family(name, "gauge", help);
-        let _ = writeln!(self.text, "{name} {sample}");
-    }
-
-    /// A counter without labels.
-    fn add_counter(&mut self, name: &'static str, help: &str, sample: impl Display) {
-        self.begin_metric_family(name, "counter", help);
-        let _ = writeln!(self.text, "{name} {sample}");
-    }
-
-    /// Counters of one family, one for each reason.
-    fn add_counters_by_reason(
-        &mut self,
-        name: &'static str,
-        help: &str,
-        counters: impl IntoIterator<Item = (&'static str, u64)>,
-    ) {
-        self.begin_metric_family(name, "counter", help);
-        for (reason, count) in counters {
-            self.add_sample_with_label("reason", reason, count);
-        }
-    }
 }

@@ -16,7 +16,7 @@ use super::problem::Problem;
 use super::server::HttpPeerAddress;
 use super::session_url;
 use super::state::HttpState;
-use crate::telemetry::{self, ReachedHttpLimit};
+use crate::telemetry::{self, HttpEndpoint, ReachedHttpLimit};
 
 /// The outermost middleware.
 pub async fn outer_middleware(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
@@ -52,7 +52,9 @@ pub async fn outer_middleware(State(state): State<HttpState>, mut request: Reque
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let (status, took) = (response.status().as_u16(), monotonic_now().duration_since(start));
-    state.counters.count_response(status);
+    state
+        .counters
+        .count_response(HttpEndpoint::of_path(&path), status, took);
     span.record("http.response.status_code", status);
     let client = client.map(tracing::field::display);
     debug!(%method, path, status, ?took, client, "HTTP request answered");

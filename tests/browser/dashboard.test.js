@@ -27,8 +27,8 @@ async function countsBoth(t, gateway) {
   for (const transport of ['webrtc', 'hls']) {
     assert.equal(value(`millstream_stream_viewers{stream="studio/one",transport="${transport}"}`), 1, transport);
   }
-  const delays = ['delay_seconds_total', 'delays_total'].map((name) =>
-    value(`millstream_source_${name}{stream="studio/one",kind="video"}`));
+  const delays = ['sum', 'count'].map((name) =>
+    value(`millstream_source_delay_seconds_${name}{stream="studio/one",kind="video"}`));
   const { viewers, hls_viewers, video } = await (await fetch(`${gateway.origin}/api/v1/streams/studio/one`, { headers })).json();
   assert.deepEqual([viewers, hls_viewers], [1, 1]);
   t.diagnostic(`from the camera to the gateway: ${(video.delay * 1e3).toFixed(1)} ms, mean ${(delays[0] / delays[1] * 1e3).toFixed(1)} ms`);

@@ -9,7 +9,8 @@ use millstream_core::hub::stream::Stream;
 use millstream_core::hub::traffic::StreamTransportStats;
 use millstream_core::media::{Codec, MediaKind};
 
-use super::{MAX_LISTED_STREAMS, MetricsText};
+use super::MAX_LISTED_STREAMS;
+use super::text::MetricsText;
 use crate::control::ControlPlane;
 
 /// The exported values of a stream.
@@ -20,16 +21,55 @@ struct StreamMetrics {
     viewer_count: usize,
     hls_viewer_count: usize,
     key_frame_interval: Option<Duration>,
+    /// Values of [`STREAM_TRAFFIC_SUMMARIES`], in its order: sum and number.
+    traffic_summaries: [(f64, f64); STREAM_TRAFFIC_SUMMARIES.len()],
     /// Values of [`STREAM_TRAFFIC_METRIC_FAMILIES`], in its order.
     traffic: [f64; STREAM_TRAFFIC_METRIC_FAMILIES.len()],
     tracks: Vec<TrackMetrics>,
 }
 
+/// A summary of [`StreamTransportStats`].
+struct TrafficSummary {
+    name: &'static str,
+    help: &'static str,
+    sum_and_count: fn(&StreamTransportStats) -> (f64, f64),
+    /// Former names of the sum and of the number.
+    former_names: [&'static str; 2],
+}
+
+const STREAM_TRAFFIC_SUMMARIES: [TrafficSummary; 2] = [
+    TrafficSummary {
+        name: "millstream_stream_reported_loss_ratio",
+        help: "Fractions lost in receiver reports of viewers of the stream, 0 to 1.",
+        sum_and_count: |traffic| {
+            let reports = &traffic.viewer_report_totals;
+            let lost = read_counter_as_f64(&reports.fraction_lost_sum) / 256.0;
+            (lost, read_counter_as_f64(&reports.report_block_count))
+        },
+        former_names: [
+            "millstream_stream_reported_loss_total",
+            "millstream_stream_reports_total",
+        ],
+    },
+    TrafficSummary {
+        name: "millstream_stream_round_trip_seconds",
+        help: "Round-trip times to viewers of the stream.",
+        sum_and_count: |traffic| {
+            let sum = read_counter_as_f64(&traffic.rtt_sum_micros) / 1e6;
+            (sum, read_counter_as_f64(&traffic.rtt_measurement_count))
+        },
+        former_names: [
+            "millstream_stream_round_trip_seconds_total",
+            "millstream_stream_round_trips_total",
+        ],
+    },
+];
+
 /// A metric family of [`StreamTransportStats`]: its name, help text and value.
 type TrafficMetricFamily = (&'static str, &'static str, fn(&StreamTransportStats) -> f64);
 
 /// Per-stream counters of the networks on both sides of a stream.
-const STREAM_TRAFFIC_METRIC_FAMILIES: [TrafficMetricFamily; 11] = [
+const STREAM_TRAFFIC_METRIC_FAMILIES: [TrafficMetricFamily; 7] = [
     (
         "millstream_source_packets_total",
         "Packets that the publisher sent, by its sequence numbers, as of the last report to it.",
@@ -49,26 +89,6 @@ const STREAM_TRAFFIC_METRIC_FAMILIES: [TrafficMetricFamily; 11] = [
         "millstream_source_key_frame_requests_total",
         "Key frame requests to the publisher (PLI).",
         |traffic| read_counter_as_f64(&traffic.key_frame_request_count_to_source),
-    ),
-    (
-        "millstream_stream_reports_total",
-        "Receiver reports of viewers of the stream.",
-        |traffic| read_counter_as_f64(&traffic.viewer_report_totals.report_block_count),
-    ),
-    (
-        "millstream_stream_reported_loss_total",
-        "Sum of the fractions lost in receiver reports of viewers; divided by the number of these reports it is the mean loss.",
-        |traffic| read_counter_as_f64(&traffic.viewer_report_totals.fraction_lost_sum) / 256.0,
-    ),
-    (
-        "millstream_stream_round_trips_total",
-        "Measured round trips to viewers of the stream.",
-        |traffic| read_counter_as_f64(&traffic.rtt_measurement_count),
-    ),
-    (
-        "millstream_stream_round_trip_seconds_total",
-        "Sum of the measured round trips to viewers of the stream; divided by their number it is the mean.",
-        |traffic| read_counter_as_f64(&traffic.rtt_sum_micros) / 1e6,
     ),
     (
         "millstream_stream_nacked_packets_total",
@@ -102,6 +122,8 @@ struct TrackMetrics {
 
 impl StreamMetrics {
     fn from_stream(stream: &Stream, hls_viewers: usize, now: Instant) -> Self {
+        let traffic_summaries =
+            STREAM_TRAFFIC_SUMMARIES.map(|summary| (summary.sum_and_count)(&stream.transport_stats));
         let traffic = STREAM_TRAFFIC_METRIC_FAMILIES.map(|(_, _, value)| value(&stream.transport_stats));
         stream.with_state(|state| {
             let is_live = state.source().is_some();
@@ -124,6 +146,7 @@ impl StreamMetrics {
                 viewer_count: state.viewer_count(),
                 hls_viewer_count: hls_viewers,
                 key_frame_interval: state.video.key_frame_interval().filter(|_| is_live),
+                traffic_summaries,
                 traffic,
                 tracks: tracks.collect(),
             }
@@ -196,6 +219,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
             page.add_sample_with_label("stream", &stream.name, value);
         }
     }
+    write_traffic_summaries(page, &streams);
     // The second family is the former name of the first; it is removed in the next version.
     for (family, label, help) in [
         (
@@ -220,30 +244,47 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
     }
 }
 
-fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams: &[StreamMetrics]) {
-    page.begin_metric_family(
-        "millstream_stream_bitrate",
-        "gauge",
-        "Payload bit rate of the source, in bits per second.",
-    );
-    for (stream, track) in all_tracks(streams) {
-        let labels = format!(
-            "stream=\"{}\",kind=\"{}\",codec=\"{}\"",
-            stream.name,
-            track.kind,
-            track.codec.name()
-        );
-        page.add_sample_with_label_list(&labels, track.rate.bitrate);
+fn write_traffic_summaries(page: &mut MetricsText, streams: &[StreamMetrics]) {
+    for (index, summary) in STREAM_TRAFFIC_SUMMARIES.into_iter().enumerate() {
+        let of_stream = |stream: &StreamMetrics| stream.traffic_summaries.get(index).copied().unwrap_or_default();
+        page.begin_metric_family(summary.name, "summary", summary.help);
+        for stream in streams {
+            let (sum, count) = of_stream(stream);
+            page.add_sum_and_count(&format!("stream=\"{}\"", stream.name), sum, count);
+        }
+        let [sum_name, count_name] = summary.former_names;
+        page.begin_former_family(sum_name, "counter", summary.name);
+        for stream in streams {
+            page.add_sample_with_label("stream", &stream.name, of_stream(stream).0);
+        }
+        page.begin_former_family(count_name, "counter", summary.name);
+        for stream in streams {
+            page.add_sample_with_label("stream", &stream.name, of_stream(stream).1);
+        }
     }
-    page.begin_metric_family(
-        "millstream_stream_frame_rate",
+}
+
+fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams: &[StreamMetrics]) {
+    let name = "millstream_stream_bytes_per_second";
+    page.begin_metric_family(name, "gauge", "Payload bytes of the source per second.");
+    for (stream, track) in all_tracks(streams) {
+        page.add_sample_with_label_list(&codec_labels(stream, track), track.rate.bitrate as f64 / 8.0);
+    }
+    page.begin_former_family("millstream_stream_bitrate", "gauge", name);
+    for (stream, track) in all_tracks(streams) {
+        page.add_sample_with_label_list(&codec_labels(stream, track), track.rate.bitrate);
+    }
+    let video_tracks = || all_tracks(streams).filter(|(_, track)| track.kind == MediaKind::Video);
+    page.add_renamed_family(
+        ["millstream_stream_frames_per_second", "millstream_stream_frame_rate"],
         "gauge",
         "Video frames per second of the source.",
+        |page| {
+            for (stream, track) in video_tracks() {
+                page.add_sample_with_label("stream", &stream.name, format!("{:.2}", track.rate.frames_per_second));
+            }
+        },
     );
-    let video_tracks = || all_tracks(streams).filter(|(_, track)| track.kind == MediaKind::Video);
-    for (stream, track) in video_tracks() {
-        page.add_sample_with_label("stream", &stream.name, format!("{:.2}", track.rate.frames_per_second));
-    }
     page.begin_metric_family(
         "millstream_stream_key_frame_interval_seconds",
         "gauge",
@@ -254,38 +295,59 @@ fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams
             page.add_sample_with_label("stream", &stream.name, interval.as_secs_f64());
         }
     }
-    page.begin_metric_family(
-        "millstream_source_delays_total",
-        "counter",
-        "Video frames and audio packets whose delay was measured, from capture (by the sender reports of the source) \
-         to arrival at the gateway. The network delay of the fastest sender report is not included.",
+    write_capture_delays(page, streams);
+    let resolutions = || video_tracks().filter_map(|(stream, track)| Some((stream, track.resolution?)));
+    page.add_renamed_family(
+        ["millstream_stream_width_pixels", "millstream_stream_width"],
+        "gauge",
+        "Width of the video in pixels.",
+        |page| {
+            for (stream, (width, _)) in resolutions() {
+                page.add_sample_with_label("stream", &stream.name, width);
+            }
+        },
     );
+    page.add_renamed_family(
+        ["millstream_stream_height_pixels", "millstream_stream_height"],
+        "gauge",
+        "Height of the video in pixels.",
+        |page| {
+            for (stream, (_, height)) in resolutions() {
+                page.add_sample_with_label("stream", &stream.name, height);
+            }
+        },
+    );
+}
+
+fn write_capture_delays(page: &mut MetricsText, streams: &[StreamMetrics]) {
+    let name = "millstream_source_delay_seconds";
+    page.begin_metric_family(
+        name,
+        "summary",
+        "Delays of video frames and audio packets from capture (by the sender reports of the source) to arrival at the \
+         gateway. The network delay of the fastest sender report is not included.",
+    );
+    for (stream, track) in all_tracks(streams) {
+        let delays = &track.capture_delays;
+        page.add_sum_and_count(
+            &track_labels(stream, track),
+            delays.delay_sum.as_secs_f64(),
+            delays.measurement_count,
+        );
+    }
+    page.begin_former_family("millstream_source_delays_total", "counter", name);
     for (stream, track) in all_tracks(streams) {
         page.add_sample_with_label_list(&track_labels(stream, track), track.capture_delays.measurement_count);
     }
-    page.begin_metric_family(
-        "millstream_source_delay_seconds_total",
-        "counter",
-        "Sum of the delays from capture to arrival; divided by the number of measured delays it is the mean.",
-    );
+    page.begin_former_family("millstream_source_delay_seconds_total", "counter", name);
     for (stream, track) in all_tracks(streams) {
-        page.add_sample_with_label_list(
-            &track_labels(stream, track),
-            track.capture_delays.delay_sum.as_secs_f64(),
-        );
+        let sum = track.capture_delays.delay_sum.as_secs_f64();
+        page.add_sample_with_label_list(&track_labels(stream, track), sum);
     }
-    page.begin_metric_family("millstream_stream_width", "gauge", "Width of the video in pixels.");
-    for (stream, track) in video_tracks() {
-        if let Some((width, _)) = track.resolution {
-            page.add_sample_with_label("stream", &stream.name, width);
-        }
-    }
-    page.begin_metric_family("millstream_stream_height", "gauge", "Height of the video in pixels.");
-    for (stream, track) in video_tracks() {
-        if let Some((_, height)) = track.resolution {
-            page.add_sample_with_label("stream", &stream.name, height);
-        }
-    }
+}
+
+fn codec_labels(stream: &StreamMetrics, track: &TrackMetrics) -> String {
+    format!("{},codec=\"{}\"", track_labels(stream, track), track.codec.name())
 }
 
 fn track_labels(stream: &StreamMetrics, track: &TrackMetrics) -> String {

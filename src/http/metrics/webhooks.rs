@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::MetricsText;
+use super::text::MetricsText;
 use crate::http::webhooks::EventWebhooks;
 
 /// Writes the metrics, if there are webhooks.
@@ -26,9 +26,11 @@ pub(super) fn write_webhook_metrics(page: &mut MetricsText, webhooks: &EventWebh
         "Failed attempts to deliver an event to a webhook.",
         counters.failed_attempts.load(Ordering::Relaxed),
     );
-    page.add_gauge(
-        "millstream_webhook_queue",
+    let queued_events = webhooks.queued_event_count();
+    page.add_renamed_family(
+        ["millstream_webhook_queued_events", "millstream_webhook_queue"],
+        "gauge",
         "Events that wait for a webhook.",
-        webhooks.queued_event_count(),
+        |page| page.add_sample(queued_events),
     );
 }

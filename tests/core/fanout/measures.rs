@@ -98,6 +98,11 @@ fn measures_are_those_of_the_clients() {
     let mean = counters.connect_time.sum_seconds() / 12.0;
     assert!((0.02..2.0).contains(&mean), "{mean} s");
     assert_eq!(count(&reception.key_frame_request_count), 0, "nobody asked for one");
+    let trips = counters.viewer_round_trip_time.cumulative_counts();
+    let up_to_25_and_50_ms: Vec<u64> = trips.iter().copied().skip(2).take(2).collect();
+    let all = trips.last().copied().expect("all of them");
+    // Twice 20 ms of the link.
+    assert!(all > 0 && up_to_25_and_50_ms == [0, all], "{trips:?}");
     assert_eq!(shared.session_registry.open_session_count(), 12);
     let (mut nacked_of_streams, mut reports, mut resent) = (0, 0, 0);
     for (name, watching, encoding) in [("one", 6, 80.0), ("two", 4, 0.0)] {

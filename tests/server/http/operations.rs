@@ -45,9 +45,19 @@ async fn probes_and_metrics_show_what_happens() {
         "millstream_dropped_total{reason=\"send_buffer_full\"} 0",
         "millstream_sessions_closed_total{reason=\"deleted\"} 0",
         "# TYPE millstream_received_datagrams_total counter",
+        "millstream_http_request_duration_seconds_count{endpoint=\"whip\"} 2",
+        "millstream_http_request_duration_seconds_bucket{endpoint=\"whep\",le=\"+Inf\"} 1",
+        "# TYPE process_cpu_seconds_total counter",
+        "# TYPE process_start_time_seconds gauge",
+        "# TYPE process_max_fds gauge",
+        // Former names stay for one version.
+        "millstream_stream_round_trips_total{stream=\"hall/stage-1\"} 0",
+        "millstream_stream_round_trip_seconds_count{stream=\"hall/stage-1\"} 0",
     ] {
         assert!(reply.text().lines().any(|l| l == line), "{line} in\n{}", reply.text());
     }
+    let build = concat!("millstream_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\",");
+    assert!(reply.text().contains(build), "{build} in\n{}", reply.text());
     let names: Vec<&str> = reply.text().lines().filter_map(|l| l.strip_prefix("# TYPE ")).collect();
     let unique: std::collections::HashSet<&&str> = names.iter().collect();
     assert_eq!(names.len(), unique.len(), "each family stands once");
@@ -230,7 +240,29 @@ async fn the_api_shows_sessions_and_ends_them() {
         api("DELETE", "sessions/0123456789abcdef").send(&gateway).await.status,
         404
     );
-    assert_eq!(api("GET", "sessions?limit=x").send(&gateway).await.status, 400);
+    for (method, path, refused) in [
+        ("GET", "sessions?limit=x", (400, "bad_query")),
+        ("GET", "sessions?limit=0", (400, "bad_query")),
+        ("GET", "sessions?limit=1001", (400, "bad_query")),
+        ("POST", "sources/start/live?source=a&source=b", (400, "bad_query")),
+        ("GET", "sessions/%ff", (400, "bad_path")),
+        ("DELETE", "streams/live/snapshot.jpg", (405, "method_not_allowed")),
+        ("PUT", "streams/live/snapshot.png", (405, "method_not_allowed")),
+        ("PATCH", "streams/live/source", (405, "method_not_allowed")),
+        ("TRACE", "streams/live/snapshot.png", (405, "method_not_allowed")),
+        ("PATCH", "sessions", (405, "method_not_allowed")),
+        ("DELETE", "openapi.json", (405, "method_not_allowed")),
+    ] {
+        let reply = api(method, path).send(&gateway).await;
+        assert_eq!((reply.status, reply.problem().as_str()), refused, "{method} {path}");
+        let methods = if path.ends_with("/source") { "PUT" } else { "GET,HEAD" };
+        let shown = reply.header("allow").map(|methods| methods.replace(' ', ""));
+        assert_eq!(
+            shown.as_deref(),
+            (reply.status == 405).then_some(methods),
+            "{method} {path}"
+        );
+    }
     for path in ["sources/start/none", "sources/stop/none"] {
         let reply = api("POST", path).send(&gateway).await;
         assert_eq!((reply.status, reply.problem().as_str()), (404, "unknown_source"));
@@ -255,6 +287,14 @@ async fn the_api_describes_itself_and_everything_else_needs_the_token() {
         }
     }
     assert!(described["components"]["schemas"]["Session"]["properties"]["cause"].is_object());
+    let pages = &described["paths"]["/api/v1/sessions"]["get"];
+    assert_eq!(pages["security"], serde_json::json!([{ "token": [] }]));
+    assert_eq!(pages["responses"]["default"]["$ref"], "#/components/responses/Problem");
+    assert_eq!(pages["parameters"][0]["in"], "query");
+    let change = &described["paths"]["/api/v1/streams/{stream}"]["put"];
+    let refused = &change["responses"]["422"]["content"]["application/problem+json"]["schema"]["$ref"];
+    assert_eq!(refused, "#/components/schemas/ProblemDocument");
+    assert!(change["parameters"][0]["schema"]["pattern"].is_string(), "{change}");
     gateway.stop().await;
 }
 
@@ -322,14 +362,74 @@ async fn the_dashboard_of_grafana_shows_metrics_that_exist() {
             let expression = target["expr"].as_str().expect("an expression");
             let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
             for name in words.filter(|word| word.starts_with("millstream_") || word.starts_with("process_")) {
-                let name = name.strip_suffix("_bucket").unwrap_or(name);
-                assert!(known.contains(&name), "{name} in {known:?}");
+                let suffixes = ["_bucket", "_sum", "_count"];
+                let family = suffixes
+                    .iter()
+                    .find_map(|suffix| name.strip_suffix(suffix))
+                    .unwrap_or(name);
+                assert!(known.contains(&family), "{family} in {known:?}");
                 asked += 1;
             }
         }
     }
     assert!(asked > 20, "{asked}");
     gateway.stop().await;
+}
+
+/// Former names are in the page too.
+#[tokio::test]
+async fn the_page_about_monitoring_lists_every_metric() {
+    let gateway = gateway(&[]).await;
+    let metrics = Request::new("GET", "/metrics").send(&gateway).await;
+    gateway.stop().await;
+    let page = include_str!("../../../docs/monitoring.md");
+    let mut checked = 0;
+    for family in metrics.text().lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = family.split(' ').next().expect("a name");
+        // In a row of several, the part that they have in common stands once.
+        let is_listed = page.lines().any(|row| {
+            let mut named = row.split('`').skip(1).step_by(2);
+            let first = named.next().unwrap_or_default();
+            first == name || named.any(|other| other == name || continues(first, other, name))
+        });
+        assert!(is_listed, "{name} is not in docs/monitoring.md");
+        checked += 1;
+    }
+    assert!(checked > 60, "{checked}");
+}
+
+/// Whether `suffix` stands for `name` behind a name that begins like it.
+fn continues(first: &str, suffix: &str, name: &str) -> bool {
+    let common = suffix.starts_with('_').then(|| name.strip_suffix(suffix)).flatten();
+    common.is_some_and(|common| !common.is_empty() && first.starts_with(common))
+}
+
+#[test]
+fn examples_of_configurations_are_valid() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/docs");
+    let mut checked = 0;
+    for entry in std::fs::read_dir(root).expect("docs/") {
+        let path = entry.expect("entry").path();
+        if path.extension().is_none_or(|extension| extension != "md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("text");
+        for example in text
+            .split("```toml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+        {
+            let parsed = millstream::Config::parse(example, "millstream.toml".as_ref(), []);
+            assert!(
+                parsed.is_ok(),
+                "{}: {}\n{example}",
+                path.display(),
+                parsed.expect_err("a mistake")
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 5, "{checked}");
 }
 
 #[test]

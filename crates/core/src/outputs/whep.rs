@@ -279,6 +279,11 @@ impl Viewer {
     /// Handles RTCP of the viewer.
     pub fn handle_rtcp(&mut self, now: Instant, ntp_now: u64, messages: &[RtcpMessage], egress: &mut Egress<'_>) {
         self.stream.transport_stats.viewer_report_totals.record_rtcp(messages);
+        for rtt in reports::round_trip_times(ntp_now, messages) {
+            self.rtt = rtt;
+            self.reported.rtt = Some(rtt);
+            self.stream.transport_stats.record_viewer_rtt(rtt);
+        }
         for message in messages {
             match message {
                 RtcpMessage::Nack {
@@ -295,13 +300,6 @@ impl Viewer {
                     }
                 }
                 RtcpMessage::ReceiverReport { blocks } | RtcpMessage::SenderReport { blocks, .. } => {
-                    for block in blocks.iter().filter(|b| b.last_sr != 0) {
-                        if let Some(rtt) = reports::round_trip_time(ntp_now, block) {
-                            self.rtt = rtt;
-                            self.reported.rtt = Some(rtt);
-                            self.stream.transport_stats.record_viewer_rtt(rtt);
-                        }
-                    }
                     self.evaluate_report_blocks(now, blocks);
                 }
                 RtcpMessage::Bye => {}
@@ -587,4 +585,4 @@ fn is_source_silent(ring: &PacketRing, now: Instant) -> bool {
 
 mod adapt;
 mod repetition;
-mod reports;
+pub(crate) mod reports;

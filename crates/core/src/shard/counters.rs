@@ -30,6 +30,8 @@ pub struct SharedMediaCounters {
     pub viewer_reception_reports: ViewerRtcpTotals,
     /// Messages of data channels.
     pub data: DataCounters,
+    /// Round-trip times to viewers, one for each report block.
+    pub viewer_round_trip_time: Histogram<{ ROUND_TRIP_TIME_BOUNDS_US.len() }>,
 }
 
 /// Counters of sending. Shared by all shards.
@@ -64,9 +66,12 @@ const CONNECT_TIME_BOUNDS_US: [u64; 9] = [
 ];
 /// Bounds of the forwarding time: 0.1 ms to 100 ms.
 const FORWARDING_DELAY_BOUNDS_US: [u64; 9] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000];
+/// Bounds of round-trip times: 5 ms, as in one building, to 1 s, as by satellite.
+const ROUND_TRIP_TIME_BOUNDS_US: [u64; 8] = [5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000];
 
 impl<const N: usize> Histogram<N> {
-    fn new(bounds: &'static [u64; N]) -> Self {
+    /// Makes an empty histogram with these upper bounds in microseconds, in ascending order.
+    pub fn new(bounds: &'static [u64; N]) -> Self {
         Self {
             bounds_us: bounds,
             bucket_counts: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -151,6 +156,7 @@ impl Default for SharedMediaCounters {
             forwarding_delay: Histogram::new(&FORWARDING_DELAY_BOUNDS_US),
             viewer_reception_reports: ViewerRtcpTotals::default(),
             data: DataCounters::default(),
+            viewer_round_trip_time: Histogram::new(&ROUND_TRIP_TIME_BOUNDS_US),
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::hub::log_limit::LogRateLimiter;
 use crate::hub::session_registry::SessionState;
 use crate::hub::stream::{ShardIndex, SourceRef, StreamId};
 use crate::media::rtcp;
+use crate::outputs::whep::reports::round_trip_times;
 use crate::outputs::whep::{ShardTimeOriginAndNow, Viewer};
 use crate::session::egress::Egress;
 use crate::session::outbox::{Destination, Outbox};
@@ -397,6 +398,9 @@ impl ShardCore {
             PeerRole::Publisher(publisher) => publisher.handle_rtcp(now, &messages),
             PeerRole::Viewer(viewer) => {
                 self.shared.counters.viewer_reception_reports.record_rtcp(&messages);
+                for rtt in round_trip_times(ntp, &messages) {
+                    self.shared.counters.viewer_round_trip_time.record(rtt);
+                }
                 let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
                 viewer.handle_rtcp(now, ntp, &messages, &mut egress);
                 viewer.handle_transport_feedback(now, compound, &self.flush_times);

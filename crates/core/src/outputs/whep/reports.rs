@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Viewer, ViewerTrack};
-use crate::media::rtcp::{self, SenderInfo};
+use crate::media::rtcp::{self, RtcpMessage, SenderInfo};
 
 impl Viewer {
     /// Returns a compound packet with a sender report for each track that is at the live edge.
@@ -33,8 +33,23 @@ impl Viewer {
     }
 }
 
+/// Returns the round-trip times of the report blocks in RTCP messages of a viewer.
+pub(crate) fn round_trip_times(ntp_now: u64, messages: &[RtcpMessage]) -> impl Iterator<Item = Duration> + '_ {
+    let blocks = messages.iter().flat_map(|message| match message {
+        RtcpMessage::ReceiverReport { blocks } | RtcpMessage::SenderReport { blocks, .. } => blocks.as_slice(),
+        RtcpMessage::Nack { .. }
+        | RtcpMessage::KeyFrameRequest { .. }
+        | RtcpMessage::ReceiverEstimate { .. }
+        | RtcpMessage::Bye => &[],
+    });
+    // Without a sender report there is no time to compare with.
+    blocks
+        .filter(|block| block.last_sr != 0)
+        .filter_map(move |block| round_trip_time(ntp_now, block))
+}
+
 /// Returns the round-trip time of a report block (RFC 3550 §6.4.1), or `None` if it is 10 s or more.
-pub(super) fn round_trip_time(ntp_now: u64, block: &rtcp::ReportBlock) -> Option<Duration> {
+fn round_trip_time(ntp_now: u64, block: &rtcp::ReportBlock) -> Option<Duration> {
     let middle = (ntp_now >> 16) as u32;
     let units = middle
         .wrapping_sub(block.last_sr)
