@@ -1,6 +1,6 @@
 //! Makes the files of the web pages that the gateway serves: each module of `player/` in one file with what it imports,
 //! pages that refer to these by their content, and each of them also compressed. What the player takes from npm is put
-//! beside them.
+//! beside them. The documentation site is made of `docs/`.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::{env, fs};
 use self::web_file::WebFile;
 
 mod bundle;
+mod docs_site;
 mod web_file;
 
 const PLAYER_FOLDER: &str = "player";
@@ -44,6 +45,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
+    files.extend(docs_site::files()?);
+    let docs = docs_site::pages(|page| replace_file_names_with_hashed_names(page, &files))?;
+    files.extend(docs);
     let pages = pages
         .into_iter()
         .map(|(name, text)| WebFile::new(&name, replace_file_names_with_hashed_names(text, &files).into_bytes()))

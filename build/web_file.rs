@@ -15,7 +15,10 @@ const BROTLI_QUALITY: u32 = 11;
 const BROTLI_WINDOW: u32 = 22;
 
 pub(crate) struct WebFile {
+    /// Its path below the folder of all files.
     pub(crate) name: String,
+    /// Path on the gateway.
+    path: String,
     /// Further names, of which each stands for this content for ever.
     pub(crate) immutable_names: Vec<String>,
     digest: String,
@@ -33,6 +36,7 @@ impl WebFile {
         brotli::CompressorWriter::new(&mut brotli, 4096, BROTLI_QUALITY, BROTLI_WINDOW).write_all(&content)?;
         Ok(Self {
             name: name.to_owned(),
+            path: format!("/{name}"),
             immutable_names: Vec::new(),
             digest: Sha256::digest(&content)
                 .iter()
@@ -43,6 +47,12 @@ impl WebFile {
             content,
             brotli,
         })
+    }
+
+    /// Sets the path on the gateway, which is `/NAME` otherwise.
+    pub(crate) fn served_at(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self
     }
 
     /// Adds a name such as `watch@0f1e2d3c4b5a6978.js`.
@@ -58,6 +68,8 @@ impl WebFile {
             Some((_, "css")) => Ok("text/css; charset=utf-8"),
             Some((_, "html")) => Ok("text/html; charset=utf-8"),
             Some((_, "svg")) => Ok("image/svg+xml"),
+            Some((_, "png")) => Ok("image/png"),
+            Some((_, "json")) => Ok("application/json"),
             _ => Err(io::Error::other(format!("{}: unknown kind of file", self.name))),
         }
     }
@@ -66,11 +78,12 @@ impl WebFile {
     fn write(&self, folder: &Path) -> io::Result<String> {
         let embed = |suffix: &str, content: &[u8]| {
             let path = folder.join(format!("{}{suffix}", self.name));
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
             fs::write(&path, content).map(|()| format!("include_bytes!({:?})", path.display().to_string()))
         };
-        // A coding that saves nothing is not offered.
+        // A coding that saves next to nothing, as of images, is not offered.
         let optional = |suffix: &str, coded: &[u8]| {
-            if coded.len() < self.content.len() {
+            if coded.len() < self.content.len() / 10 * 9 {
                 embed(suffix, coded).map(|bytes| format!("Some({bytes})"))
             } else {
                 Ok("None".to_owned())
@@ -80,7 +93,7 @@ impl WebFile {
         Ok(format!(
             "StaticFile {{ path: {:?}, immutable_paths: &{immutable_paths:?}, media_type: {:?}, digest: {:?}, \
              content: {}, gzip: {}, brotli: {} }}",
-            format!("/{}", self.name),
+            self.path,
             self.media_type()?,
             self.digest,
             embed("", &self.content)?,

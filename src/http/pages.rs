@@ -1,11 +1,11 @@
-//! Web pages and player: the files of `player/`, embedded in the binary by `build/`.
+//! Web pages and player: the files of `player/`, and the documentation site of `docs/`, embedded in the binary by `build/`.
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::{IntoResponse as _, Redirect, Response};
 use axum::routing::get;
 
 use self::web_files::{EMBED_PAGE, INDEX_PAGE, NOT_FOUND_PAGE, PUBLISH_PAGE, STATIC_FILES, STREAM_PAGE, WATCH_PAGE};
@@ -37,6 +37,7 @@ pub fn add_page_routes(router: Router<HttpState>) -> Router<HttpState> {
             "/",
             get(async |headers: HeaderMap| respond_with_page(&INDEX_PAGE, &headers)),
         )
+        .route("/docs/", get(async || Redirect::permanent("/docs")))
         .route("/watch/{*stream}", get(serve_watch_page))
         .route("/publish/{*stream}", get(serve_publish_page))
         .route("/streams/{*stream}", get(serve_stream_page))

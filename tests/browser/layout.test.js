@@ -106,3 +106,18 @@ for (const [name, url] of [
     await checkLayout(page, name);
   });
 }
+
+test('the documentation', async (t) => {
+  const page = await open(browser, `${gateway.origin}/docs/monitoring`);
+  t.after(() => page.close());
+  await checkLayout(page, 'docs');
+  assert.equal(await page.$eval('#contents', ({ open }) => open), false, 'the navigation is folded on a phone');
+  await page.setViewport({ width: 1280, height: 800 });
+  await page.keyboard.press('/');
+  await page.keyboard.type('half-open offers');
+  const found = await until(() => page.$$eval('#results a', (links) => links.map(({ href }) => href)), (links) => links.length > 0, 'results');
+  assert.equal(new URL(found[0]).pathname + new URL(found[0]).hash, '/docs/configuration#floods-of-offers');
+  await page.$eval('#results a', (link) => link.click());
+  await until(() => page.$eval('h1', ({ textContent }) => textContent), (title) => title === 'Configuration', 'the page');
+  assert.deepEqual(page.faults, []);
+});

@@ -7,6 +7,7 @@ mod api_streams;
 mod client;
 mod connections;
 mod data_messages;
+mod docs;
 mod event_webhooks;
 mod extensions;
 mod floods;
