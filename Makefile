@@ -10,7 +10,7 @@ BENCH_ARGS ?=
 # Where `make clients-test` keeps its programs: 6 GB, made once.
 TESTBED ?= /var/cache/millstream-testbed
 
-.PHONY: help run build test check lint deny features minimum-rust unit-test load-test interop-test clients-test loss-curve browser-test fuzz fuzz-short bench hls-start-bench callgrind hostile hls-beside soak chaos mutants mutants-sample deb deb-test dist unit-security image image-test source-faults source-frames clean
+.PHONY: help run build test check lint deny features minimum-rust unit-test load-test interop-test operations-test clients-test loss-curve browser-test fuzz fuzz-short bench hls-start-bench callgrind hostile hls-beside soak chaos mutants mutants-sample deb deb-test dist unit-security image image-test source-faults source-frames pages-picture clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: ## Install what the tests need, then everything that `check` does and the 
 
 .PHONY: test-steps steps-beside
 test-steps:
-	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 features unit-test load-test interop-test browser-test
+	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 features unit-test load-test interop-test operations-test browser-test
 
 # What builds in folders of its own.
 steps-beside:
@@ -76,6 +76,12 @@ interop-test: ## Other stacks publish and watch: aiortc
 	[ -x target/interop/bin/python ] || python3 -m venv target/interop
 	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
 	target/interop/bin/python tests/interop/aiortc_peers.py target/debug/millstream
+
+operations-test: ## API by its OpenAPI document, metrics and dashboard by Prometheus, and the commands of the documentation
+	$(CARGO) build --workspace --locked
+	[ -x target/operations/bin/python ] || python3 -m venv target/operations
+	target/operations/bin/pip install --quiet --disable-pip-version-check -r tests/operations/requirements.txt
+	target/operations/bin/python tests/operations/operations.py target/debug/millstream
 
 source-frames: ## Frames of odd cameras and HLS origins: what a viewer sees beside ffmpeg, ten minutes (CASES="S1 H2")
 	$(CARGO) build --workspace --locked
@@ -170,6 +176,12 @@ source-faults: ## Cameras and workers that fail twenty times each, and a thousan
 	WORKER_ROUNDS=20 $(CARGO) test --workspace --locked --test sources faults_in -- --nocapture
 	ORIGIN_OUTAGE=60 $(CARGO) test --workspace --locked --test sources pipeline::origins -- --nocapture
 	WORKER_CYCLES=1000 $(CARGO) test --workspace --locked --test sources workers_leave -- --nocapture
+
+pages-picture: ## docs/pages.png, made anew from the running program
+	@scripts/setup.sh test
+	$(CARGO) build --workspace --locked
+	cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
+	scripts/pages-picture.mjs
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

@@ -75,6 +75,8 @@ for group in "${@:-run}"; do
       need ip iproute2
       # The relay of tests/browser/connectivity.test.js.
       need turnserver coturn
+      # What scrapes the metrics in tests/operations, and knows the conventions of their names.
+      need promtool prometheus
       # The address that changes in tests/browser/network.test.js.
       need nft nftables
       ;;
