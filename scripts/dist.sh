@@ -25,7 +25,7 @@ cp target/release/millstream "$out/$name/bin/"
 cp target/release/millstream-worker "$out/$name/libexec/millstream/"
 cp pipelines/*.toml "$out/$name/share/pipelines/"
 git archive HEAD player | tar -x -C "$out/$name/share/player" --strip-components=1
-cp deploy/millstream.service deploy/millstream.toml "$out/$name/share/deploy/"
+cp deploy/millstream.service deploy/millstream.toml deploy/prometheus.yml deploy/grafana-dashboard.json "$out/$name/share/deploy/"
 cp README.md CHANGELOG.md SECURITY.md LICENSE-* "$out/$name/"
 cp docs/*.md "$out/$name/share/doc/"
 cp "$out/$name"/share/doc/*.cdx.json "$out/"
