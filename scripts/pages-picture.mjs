@@ -15,9 +15,9 @@ const HEIGHT = 620;
 
 /** Streams, and what FFmpeg draws for each. */
 const STREAMS = {
-  'hall/stage-1': 'gradients=s=1280x720:c0=0x0f766e:c1=0xf2b84b:c2=0x16324f:x0=0:y0=0:x1=1280:y1=720:speed=0.02:r=25',
-  workshop: 'mandelbrot=s=1280x720:start_scale=0.6:end_scale=0.01:rate=25',
-  'front-door': 'cellauto=s=320x180:rule=110:random_fill_ratio=0.3,scale=1280x720:flags=neighbor,hue=h=160:s=0.6',
+  'front-door': 'testsrc2=s=1280x720:r=25',
+  'hall/stage-1': 'mandelbrot=s=640x360:start_scale=0.8:end_scale=0.02:rate=25,scale=1280x720',
+  workshop: 'gradients=s=640x360:c0=0x0f766e:c1=0xf2b84b:c2=0x16324f:x0=0:y0=0:x1=640:y1=360:r=25,scale=1280x720',
 };
 
 const folder = await mkdtemp(path.join(tmpdir(), 'millstream-picture-'));
@@ -28,11 +28,11 @@ try {
     const clip = path.join(folder, `${index}.mp4`);
     const sources = ['-f', 'lavfi', '-i', drawn, '-f', 'lavfi', '-i', 'sine=frequency=220'];
     const video = [
-      ...['-c:v', 'libx264', '-preset', 'veryfast', '-profile:v', 'baseline', '-pix_fmt', 'yuv420p', '-g', '25'],
+      ...['-c:v', 'libx264', '-preset', 'ultrafast', '-profile:v', 'baseline', '-pix_fmt', 'yuv420p', '-g', '25'],
       ...['-b:v', '2M'],
     ];
     const audio = ['-c:a', 'libopus', '-b:a', '64k', '-ar', '48000'];
-    execFileSync('ffmpeg', ['-loglevel', 'error', ...sources, '-t', '12', ...video, ...audio, clip]);
+    execFileSync('ffmpeg', ['-loglevel', 'error', ...sources, '-t', '40', ...video, ...audio, clip]);
     config.push(`[streams."${name}"]\npipeline = "file"\nparams = { path = "${clip}" }\n`);
   }
   const file = path.join(folder, 'millstream.toml');
@@ -52,8 +52,8 @@ try {
     (loaded) => loaded >= Object.keys(STREAMS).length,
     'a snapshot of each stream',
   );
-  // Charts begin with a few samples.
-  await new Promise((resolve) => setTimeout(resolve, 8_000));
+  // Charts begin with a few samples. The clips are longer than all of this.
+  await new Promise((resolve) => setTimeout(resolve, 6_000));
   await board.$eval('#streams', (element) => scrollTo(0, element.getBoundingClientRect().top + scrollY - 16));
   const right = await board.screenshot({ encoding: 'base64' });
   await watching.bringToFront();
