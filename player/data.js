@@ -23,6 +23,11 @@ export class DataTrack extends EventTarget {
     this.#openChannel = openChannel;
   }
 
+  /** Whether it has a channel, open or about to be. */
+  get hasChannel() {
+    return this.#channels.size > 0;
+  }
+
   /** Whether messages can be sent. */
   get isOpen() {
     return [...this.#channels].some(({ readyState }) => readyState === 'open');
@@ -33,7 +38,7 @@ export class DataTrack extends EventTarget {
    * gets what a viewer sends is the choice of the gateway (`webrtc.viewer_messages`).
    */
   send(data) {
-    if (this.#channels.size === 0) this.#openChannel(this);
+    if (!this.hasChannel) this.#openChannel(this);
     const channel = [...this.#channels].find(({ readyState }) => readyState === 'open');
     channel?.send(data);
     return Boolean(channel);
@@ -92,9 +97,10 @@ export class DataTracks {
     this.#pc = null;
   }
 
-  /** Returns the track of a label, now and in all later sessions. */
+  /** Returns the track of a label, now and in all later sessions. The current one gets a channel for it unless it has one. */
   request(label) {
     const track = this.#track(label);
+    if (!this.#requested.has(label) && !track.hasChannel) this.#open(track);
     this.#requested.add(label);
     track.release();
     return track;

@@ -50,9 +50,9 @@ const NORMAL_PRIORITY: u16 = 256;
 impl DcepMessage {
     /// Parses a message; `None` if it is malformed.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
-        match bytes.first()? {
-            &MESSAGE_TYPE_ACK => Some(Self::Ack),
-            &MESSAGE_TYPE_OPEN => ChannelOpen::parse(bytes).map(Self::Open),
+        match *bytes.first()? {
+            MESSAGE_TYPE_ACK => Some(Self::Ack),
+            MESSAGE_TYPE_OPEN => ChannelOpen::parse(bytes).map(Self::Open),
             _ => None,
         }
     }
