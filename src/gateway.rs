@@ -172,13 +172,7 @@ impl Gateway {
         let log = Arc::new(api::events::EventLog::default());
         start_event_tasks(&state, &log, parts.webhook_targets, &mut tasks);
         let router = http::router(state.clone(), api::router(&state, log));
-        let options = ServerOptions {
-            limits: ListenerLimits::new(&config.limits, state.trusted_proxies.clone()),
-            response_timeout: config.limits.response_timeout,
-            counters: state.counters.clone(),
-            tls,
-            health_router: http::out_of_descriptors_router(state.clone()),
-        };
+        let options = server_options(&config, &state, tls);
         let server = tokio::spawn(server::serve_listener(listener, router, options, stop));
         control.reconcile_failover_groups(&config.failover_groups);
         control.supervisor.reconcile(parts.configured_sources, false).await;
@@ -388,6 +382,17 @@ fn read_certificate(config: &Config) -> Result<Option<Arc<ReloadingCertificate>>
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => Ok(Some(Arc::new(ReloadingCertificate::read(certificate, key)?))),
         _ => Err(TlsError::IncompletePair),
+    }
+}
+
+/// Returns what the HTTP server needs beside its router.
+fn server_options(config: &Config, state: &HttpState, tls: Option<Arc<ReloadingCertificate>>) -> ServerOptions {
+    ServerOptions {
+        limits: ListenerLimits::new(&config.limits, state.trusted_proxies.clone()),
+        response_timeout: config.limits.response_timeout,
+        counters: state.counters.clone(),
+        tls,
+        health_router: http::out_of_descriptors_router(state.clone()),
     }
 }
 

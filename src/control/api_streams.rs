@@ -17,7 +17,7 @@ use tracing::warn;
 use super::state_file::replace_state_file;
 use crate::access::issued_tokens::{IssuedToken, IssuedTokens};
 use crate::config::state_file::{ApiStream, StateFile, TokenRecord, state_file_text};
-use crate::config::{Config, ConfigError, ConfigLocation, ConfigMistake};
+use crate::config::{Config, ConfigError, ConfigMistake};
 use crate::pipeline::host_access::{ApiHostAccess, HostAccess};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::programs::WorkerProgramsAndSlots;
