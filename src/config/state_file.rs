@@ -78,7 +78,7 @@ const TOKENS_LIST: &str = "tokens";
 const MAX_STREAMS_IN_STATE_FILE: usize = 10_000;
 
 /// Ends of paths below a stream that are resources of their own: a stream of such a name would be out of reach.
-pub const RESERVED_NAME_ENDS: [&str; 3] = ["/source", "/snapshot.jpg", "/snapshot.png"];
+pub const RESERVED_NAME_ENDS: [&str; 4] = ["/source", "/data", "/snapshot.jpg", "/snapshot.png"];
 
 /// Keys that name a secret of this host. Whoever may use the API could have it sent to a server of their own.
 const KEYS_OF_HOST_SECRETS: [&str; 2] = ["password_file", "password_env"];

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rand::RngCore as _;
 use tokio::net::TcpStream;
@@ -29,7 +29,7 @@ pub mod tcp;
 pub mod watchdog;
 
 pub use self::addresses::host_addresses_with_loopback_last;
-use self::clock::now;
+use self::clock::{now, read_monotonic_and_wall_clock};
 pub use self::error::{MediaPlaneStartError, SessionRefusal};
 use self::runner::ShardRunner;
 use self::socket::{ShardSocket, ShardWaker};
@@ -571,19 +571,6 @@ impl FrameSink for MediaPlane {
             });
         }
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "read once: sender reports follow the monotonic clock from here on"
-)]
-fn read_monotonic_and_wall_clock() -> (Instant, std::time::Duration) {
-    (
-        Instant::now(),
-        SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default(),
-    )
 }
 
 /// Binds a socket for each shard, all to one port, and returns the address with that port.

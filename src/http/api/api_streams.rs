@@ -13,7 +13,7 @@ use super::extract::Path;
 use super::kept_secrets::find_secrets_for_another_server;
 use super::snapshot::SnapshotFormat;
 use super::streams::Stream;
-use super::{ApiState, SOURCE_CHOICE_SUFFIX, describe_one_stream};
+use super::{ApiState, SOURCE_CHOICE_SUFFIX, data, describe_one_stream};
 use crate::config::json::{json_from_table, json_from_toml, merge_patch, table_from_json};
 use crate::config::state_file::ApiStream;
 use crate::config::{
@@ -195,6 +195,9 @@ pub(super) fn methods_below_a_stream(path: &str) -> Option<&'static str> {
         .any(|image| path.ends_with(image.path_suffix()))
     {
         return Some("GET, HEAD");
+    }
+    if path.ends_with(data::DATA_PATH_SUFFIX) {
+        return Some("POST");
     }
     path.ends_with(SOURCE_CHOICE_SUFFIX).then_some("PUT")
 }

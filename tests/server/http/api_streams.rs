@@ -220,10 +220,16 @@ async fn settings_with_mistakes_are_refused_with_their_places_and_without_secret
 async fn a_name_that_the_api_reads_as_another_resource_is_refused() {
     let folder = Folder::new("names");
     let gateway = folder.gateway("").await;
-    for name in ["door/source", "door/snapshot.jpg", "a/b/snapshot.png"] {
-        let reply = with_settings("POST", name, &idle_camera()).send(&gateway).await;
-        assert_eq!((reply.status, reply.problem().as_str()), (422, "bad_stream"), "{name}");
-        assert!(reply.text().contains("use another name"), "{}", reply.text());
+    for (method, name) in [
+        ("POST", "door/source"),
+        ("POST", "door/snapshot.jpg"),
+        ("PUT", "a/b/snapshot.png"),
+        ("PUT", "door/data"),
+        ("DELETE", "door/data"),
+    ] {
+        let reply = with_settings(method, name, &idle_camera()).send(&gateway).await;
+        let refused = (reply.status, reply.problem());
+        assert_eq!(refused, (405, "method_not_allowed".to_owned()), "{method} {name}");
     }
     for name in ["source", "door-source", "door/sources", "snapshot.jpg"] {
         assert_eq!(set(&gateway, name, &idle_camera()).await.status, 201, "{name}");
@@ -404,7 +410,8 @@ async fn a_stream_that_cannot_be_built_holds_up_neither_revocation_nor_start() {
     fs::create_dir(&pipelines).expect("a folder");
     let own = "description = \"Own\"\nlaunch = \"videotestsrc ! appsink name=video\"\n";
     fs::write(pipelines.join("own.toml"), own).expect("written");
-    let with_pipelines = format!("[pipelines]\nfolder = \"{}\"\n", pipelines.display());
+    let files = format!("[api]\nfiles = [\"{}\"]\n", folder.0.display());
+    let with_pipelines = format!("{files}[pipelines]\nfolder = \"{}\"\n", pipelines.display());
     let mut gateway = folder.gateway(&with_pipelines).await;
     let from_file = json!({ "pipeline": "file", "params": { "path": clip }, "on_demand": true });
     assert_eq!(set(&gateway, "clip", &from_file).await.status, 201);
@@ -413,7 +420,7 @@ async fn a_stream_that_cannot_be_built_holds_up_neither_revocation_nor_start() {
     assert_eq!(set(&gateway, "door", &idle_camera()).await.status, 201);
     fs::remove_file(&clip).expect("removed");
 
-    let mut rotated = folder.config("");
+    let mut rotated = folder.config(&files);
     rotated.auth.api_token = Secret::new("rotated");
     let reloaded = gateway
         .replace_config(rotated)
@@ -441,9 +448,10 @@ async fn a_stream_that_cannot_be_built_holds_up_neither_revocation_nor_start() {
     gateway.stop().await;
 
     // `millstream check` does not refuse it either.
-    let found = millstream::gateway::config_check::find_source_credential_certificate_mistakes(&folder.config(""), &[]);
+    let found =
+        millstream::gateway::config_check::find_source_credential_certificate_mistakes(&folder.config(&files), &[]);
     assert!(found.is_empty(), "{found:?}");
-    let gateway = folder.gateway("").await;
+    let gateway = folder.gateway(&files).await;
     assert_eq!(configured_names(&gateway), ["clip", "door", "own"]);
     let viewer = Request::offer("/whep/clip", VIEWER).send(&gateway).await;
     assert_eq!((viewer.status, viewer.problem().as_str()), (409, "source_away"));
