@@ -429,10 +429,7 @@ async fn a_stream_that_cannot_be_built_holds_up_neither_revocation_nor_start() {
     assert_eq!(reloaded.failed, ["clip", "own"]);
     assert_eq!(request("GET", "clip").send(&gateway).await.status, 401, "revoked");
     for (stream, cause) in [
-        (
-            "clip",
-            "`streams.clip.params.path`: the value must be the absolute path of an existing file",
-        ),
+        ("clip", "`streams.clip.params.path`: there is no such file or device"),
         ("own", "`streams.own.pipeline` names the unknown pipeline \"own\""),
     ] {
         let source = source_of(&gateway, stream, "rotated").await;
