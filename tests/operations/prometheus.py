@@ -24,7 +24,7 @@ class Prometheus:
         text = (PROJECT / "deploy/prometheus.yml").read_text()
         for deployed, here in [
             ("127.0.0.1:8080", gateway.address),
-            ("/run/secrets/api_token", str(token)),
+            ("/run/secrets/monitoring_token", str(token)),
             ("scrape_interval: 5s", "scrape_interval: 1s"),
         ]:
             assert deployed in text, f"deploy/prometheus.yml does not contain {deployed}"

@@ -20,6 +20,7 @@ use millstream_core::media::data_message::{DataLabel, DataMessage, DataPayload};
 #[serde(deny_unknown_fields)]
 pub struct DataPost {
     /// Label of the data channel: 1 to 64 characters of `[A-Za-z0-9._-]`.
+    #[schema(min_length = 1, max_length = 64, pattern = r"^[A-Za-z0-9._-]+$")]
     label: String,
     /// A text message.
     text: Option<String>,
@@ -54,6 +55,7 @@ pub(super) fn stream_of_data_post(method: &Method, uri: &Uri) -> Option<StreamNa
     responses(
         (status = 202, description = "the message is being sent; slow viewers may miss it"),
         (status = 400, description = "the body is not such a message"),
+        (status = 422, description = "the label or the base64 is not valid, or there is not exactly one of `text` and `base64`"),
         (status = 404, description = "no such stream: it is neither published nor watched"),
         (status = 409, description = "the stream has eight labels already, or data channels are switched off"),
         (status = 413, description = "the message is longer than 64 KiB"),
@@ -88,15 +90,17 @@ pub(super) async fn send_data_message(
 }
 
 fn parse_message(body: &[u8]) -> Result<DataMessage, Problem> {
-    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_message", detail);
+    let bad = |detail: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_message", detail);
     let bad_member = |pointer: &str, detail: String| {
         let mut problem = bad(detail.clone());
         let pointer = pointer.to_owned();
         problem.errors.push(ProblemError { pointer, detail });
         problem
     };
-    let post: DataPost =
-        serde_json::from_slice(body).map_err(|error| bad(format!("the body is not a message: {error}")))?;
+    let post: DataPost = serde_json::from_slice(body).map_err(|error| {
+        let detail = format!("the body is not a message: {error}");
+        Problem::new(StatusCode::BAD_REQUEST, "bad_json", detail)
+    })?;
     let label = DataLabel::parse(&post.label).map_err(|error| bad_member("/label", error.to_string()))?;
     let payload = match (post.text, post.base64) {
         (Some(text), None) => DataPayload::Text(text.into()),

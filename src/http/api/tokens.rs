@@ -33,13 +33,13 @@ const MAX_TOKEN_LIFETIME: u64 = 10 * 365 * 24 * 60 * 60;
 
 /// The schema of patterns of streams: a pattern, a list of them, or none.
 fn stream_patterns() -> Schema {
-    let for_ioctl_type = |kind| ObjectBuilder::new().schema_type(SchemaType::Type(kind));
-    let pattern = || -> Object { for_ioctl_type(Type::String).min_length(Some(1)).build() };
+    let schema_of_type = |kind| ObjectBuilder::new().schema_type(SchemaType::Type(kind));
+    let pattern = || -> Object { schema_of_type(Type::String).min_length(Some(1)).build() };
     let patterns = ArrayBuilder::new().items(pattern()).max_items(Some(MAX_PATTERNS));
     let forms = OneOfBuilder::new()
         .item(pattern())
         .item(patterns.build())
-        .item(for_ioctl_type(Type::Null).build());
+        .item(schema_of_type(Type::Null).build());
     Schema::OneOf(forms.build())
 }
 

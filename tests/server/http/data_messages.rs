@@ -56,24 +56,24 @@ async fn what_is_no_message_is_refused_by_name() {
     let gateway = with_api(&[]).await;
     let long = "x".repeat((64 << 10) + 1);
     for (body, status, code) in [
-        (String::new(), 400, "bad_message"),
-        ("[1]".to_owned(), 400, "bad_message"),
-        (json!({ "text": "x" }).to_string(), 400, "bad_message"),
-        (json!({ "label": "a" }).to_string(), 400, "bad_message"),
+        (String::new(), 400, "bad_json"),
+        ("[1]".to_owned(), 400, "bad_json"),
+        (json!({ "text": "x" }).to_string(), 400, "bad_json"),
+        (json!({ "label": "a" }).to_string(), 422, "bad_message"),
         (
             json!({ "label": "a", "text": "x", "base64": "" }).to_string(),
-            400,
+            422,
             "bad_message",
         ),
-        (json!({ "label": "a", "text": 1 }).to_string(), 400, "bad_message"),
-        (json!({ "label": "a", "txt": "x" }).to_string(), 400, "bad_message"),
+        (json!({ "label": "a", "text": 1 }).to_string(), 400, "bad_json"),
+        (json!({ "label": "a", "txt": "x" }).to_string(), 400, "bad_json"),
         (
             json!({ "label": "two words", "text": "x" }).to_string(),
-            400,
+            422,
             "bad_message",
         ),
-        (json!({ "label": "", "text": "x" }).to_string(), 400, "bad_message"),
-        (json!({ "label": "a", "base64": "?" }).to_string(), 400, "bad_message"),
+        (json!({ "label": "", "text": "x" }).to_string(), 422, "bad_message"),
+        (json!({ "label": "a", "base64": "?" }).to_string(), 422, "bad_message"),
         (
             json!({ "label": "a", "text": long }).to_string(),
             413,
