@@ -110,6 +110,8 @@ for (const name of ['Chromium', 'Firefox']) {
       pages.push(await example(browsers[name], 'chat'));
       await plays(pages[n], 5);
     }
+    // A page in the background cannot be clicked.
+    await pages[0].bringToFront();
     await pages[0].type('#name', 'Ann');
     await pages[0].type('#text', '<i>hello</i>');
     const isOpen = () => pages[0].evaluate(() => document.querySelector('millstream-player').data('chat').isOpen);
