@@ -181,6 +181,8 @@ impl Page {
         }
         drop_unopened_link_ends(&mut events);
         html::push_html(&mut page.html, events.into_iter());
+        // What scrolls by itself has to be reachable by keyboard.
+        page.html = page.html.replace("<pre>", "<pre tabindex=\"0\">");
         page
     }
 

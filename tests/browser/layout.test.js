@@ -117,7 +117,7 @@ test('the documentation', async (t) => {
   await page.keyboard.type('half-open offers');
   const found = await until(() => page.$$eval('#results a', (links) => links.map(({ href }) => href)), (links) => links.length > 0, 'results');
   assert.equal(new URL(found[0]).pathname + new URL(found[0]).hash, '/docs/configuration#floods-of-offers');
-  await page.$eval('#results a', (link) => link.click());
+  await Promise.all([page.waitForNavigation(), page.$eval('#results a', (link) => link.click())]);
   await until(() => page.$eval('h1', ({ textContent }) => textContent), (title) => title === 'Configuration', 'the page');
   assert.deepEqual(page.faults, []);
 });
