@@ -52,7 +52,7 @@ impl ControlPlane {
         let kind = source.kind.label();
         let configured = ConfiguredSource::ready(source, stream.config.clone());
         self.supervisor.set_source(configured).await;
-        info!(stream = %name, source = kind, is_new, "stream set by the API");
+        info!(stream = %name, source = kind, is_new, "stream added or changed by the API");
         Ok(ApiStreamChange { stream, is_new })
     }
 
