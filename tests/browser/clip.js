@@ -15,9 +15,9 @@ export const REDUCED_BLOCKS = { x: 24, y: 6, size: 16, bits: 16 };
 
 /**
  * Encodes a clip as H.264 in Annex B form, a key frame every `keyFrameInterval` seconds and nowhere else. It is `reduced`
- * to a quarter of its width and height for tests with many decoders.
+ * to a quarter of its width and height for tests with many decoders. `first` is the number of its first frame.
  */
-export async function makeClip(file, { seconds, keyFrameInterval, bitrate = '2M', reduced = false }) {
+export async function makeClip(file, { seconds, keyFrameInterval, bitrate = '2M', reduced = false, first = 0 }) {
   const gop = String(keyFrameInterval * FPS);
   const ffmpeg = spawn('ffmpeg', [
     '-hide_banner', '-loglevel', 'error', '-y',
@@ -28,7 +28,7 @@ export async function makeClip(file, { seconds, keyFrameInterval, bitrate = '2M'
   ], { stdio: ['pipe', 'inherit', 'inherit'] });
   const exited = once(ffmpeg, 'exit');
   const texture = makeTexture();
-  for (let number = 0; number < seconds * FPS; number += 1) {
+  for (let number = first; number < first + seconds * FPS; number += 1) {
     if (!ffmpeg.stdin.write(drawFrame(texture, number))) await Promise.race([once(ffmpeg.stdin, 'drain'), exited]);
   }
   ffmpeg.stdin.end();
