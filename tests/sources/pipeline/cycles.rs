@@ -9,7 +9,7 @@ use millstream_worker_runtime::wire::MessageFromWorker;
 
 use crate::pipeline::programs;
 
-/// In CI; `make worker-cycles` runs a thousand.
+/// In CI; `make source-faults` runs a thousand.
 const SHORT: usize = 40;
 
 /// Descriptors, threads, children and resident memory of this process.
