@@ -142,8 +142,15 @@ export const runInNamespace = (name, ...command) => run('ip', 'netns', 'exec', n
  */
 export function addNamespace(undo, name, ours, ...theirs) {
   run('ip', 'netns', 'add', name);
-  undo(() => run('ip', 'netns', 'delete', name));
+  undo(() => {
+    // Without this the cable would go some time after the namespace.
+    run('ip', 'link', 'delete', `${name}a`);
+    run('ip', 'netns', 'delete', name);
+  });
   run('ip', 'link', 'add', `${name}a`, 'type', 'veth', 'peer', 'name', `${name}b`, 'netns', name);
+  // An address of its own would come up a second later, and a browser that sees an address come aborts what it loads.
+  run('ip', 'link', 'set', `${name}a`, 'addrgenmode', 'none');
+  runInNamespace(name, 'ip', 'link', 'set', `${name}b`, 'addrgenmode', 'none');
   run('ip', 'address', 'add', `${ours}/24`, 'dev', `${name}a`);
   run('ip', 'link', 'set', `${name}a`, 'up');
   for (const address of theirs) runInNamespace(name, 'ip', 'address', 'add', `${address}/24`, 'dev', `${name}b`);
