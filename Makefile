@@ -66,9 +66,9 @@ browser-test: ## Real Chromium and Firefox against the gateway (BROWSER_TEST=nam
 load-test: ## The short forms of bench and hostile: judged by loss and survival, not by time
 	$(CARGO) build --workspace --locked
 	target/debug/millstream-bench --gateway target/debug/millstream --short
-	target/debug/millstream-bench chaos hostile --gateway target/debug/millstream --datagrams 100000 --requests 1000 --connections 200 --growth 16
-	target/debug/millstream-bench chaos addresses tls --gateway target/debug/millstream --connections 500 --watchers 2 --growth 16
-	target/debug/millstream-bench chaos addresses offers --gateway target/debug/millstream --connections 500 --watchers 2 --growth 16
+	target/debug/millstream-bench chaos hostile --gateway target/debug/millstream --datagrams 100000 --requests 1000 --connections 200 --growth 16 --seed 1
+	target/debug/millstream-bench chaos addresses tls --gateway target/debug/millstream --connections 500 --watchers 2 --growth 16 --seed 1
+	target/debug/millstream-bench chaos addresses offers --gateway target/debug/millstream --connections 500 --watchers 2 --growth 16 --seed 1
 	target/debug/millstream-bench chaos tokens --gateway target/debug/millstream --tokens 5000
 
 interop-test: ## Other stacks publish and watch: aiortc

@@ -20,6 +20,10 @@ use crate::{
 /// enough to cost nothing.
 const AUDIT_STEP: u32 = 256;
 
+/// A packet that is older than this when it arrives was sent to catch up, and for this time newer ones have to come before a
+/// viewer counts as at the live edge. While it catches up, the gateway may leave out what a newer key frame makes needless.
+const LIVE_EDGE_NS: u64 = 100_000_000;
+
 /// Payloads from this length on are all different.
 const UNIQUE_LEN: usize = 32;
 
@@ -72,6 +76,8 @@ struct Line {
     /// Own sequence number minus the publisher's.
     offset: Option<u16>,
     since_audit: u32,
+    /// When the first of the packets arrived that have all come at the live edge, and when the last did.
+    at_live_edge: Option<(u64, u64)>,
     window: Option<Window>,
 }
 
@@ -111,9 +117,9 @@ impl Viewer {
         }
     }
 
-    /// Whether the place of both tracks in the publisher's stream is known.
+    /// Whether both tracks are at the live edge and their place in the publisher's stream is known.
     pub(crate) fn synchronised(&self) -> bool {
-        self.lines.iter().all(|line| line.offset.is_some())
+        self.lines.iter().all(Line::synchronised)
     }
 
     /// Begins to count at these positions of the publisher.
@@ -213,11 +219,23 @@ impl Line {
         }
     }
 
+    fn synchronised(&self) -> bool {
+        let is_live = |(first, last): (u64, u64)| last.saturating_sub(first) >= LIVE_EDGE_NS;
+        self.offset.is_some() && self.at_live_edge.is_some_and(is_live)
+    }
+
     fn count(&mut self, track: Track, seq: u16, arrived_ns: u64, timeline: &Timeline, tally: &mut Tally) {
-        let (Some(offset), Some(window)) = (self.offset, &mut self.window) else {
+        let Some(offset) = self.offset else {
+            self.at_live_edge = None;
             return;
         };
         let origin = seq.wrapping_sub(offset);
+        let Some(window) = &mut self.window else {
+            let is_new = arrived_ns.saturating_sub(timeline.entry(track, origin).0) < LIVE_EDGE_NS;
+            let first = self.at_live_edge.map_or(arrived_ns, |(first, _)| first);
+            self.at_live_edge = is_new.then_some((first, arrived_ns));
+            return;
+        };
         let Some(index) = window.index(origin) else { return };
         if !window.insert(index) {
             tally.duplicates += 1;
@@ -279,6 +297,26 @@ mod tests {
         assert_eq!(window.count(4), 3);
         assert_eq!(window.count(64), 62);
         assert_eq!(window.count(1000), 196);
+    }
+
+    #[test]
+    fn a_line_is_synchronised_after_a_while_at_the_live_edge() {
+        const MS: u64 = 1_000_000;
+        let timeline = Timeline::new();
+        for n in 0..200u64 {
+            timeline.record(Track::Video, digest(&n.to_be_bytes().repeat(4)), 10 * MS * n);
+        }
+        let (mut line, mut tally) = (Line::default(), Tally::default());
+        let mut arrives = |line: &mut Line, n: u64, delay: u64| {
+            line.count(Track::Video, n as u16, 10 * MS * n + delay, &timeline, &mut tally);
+            line.synchronised()
+        };
+        assert!(!arrives(&mut line, 0, MS), "of unknown place");
+        line.offset = Some(0);
+        assert!((1..50).all(|n| !arrives(&mut line, n, 500 * MS)), "behind");
+        assert!((50..60).all(|n| !arrives(&mut line, n, MS)), "not for long enough");
+        assert!(arrives(&mut line, 60, MS));
+        assert!(!arrives(&mut line, 61, 500 * MS), "behind again");
     }
 
     #[test]
