@@ -36,14 +36,14 @@ struct JavaScriptModule {
 }
 
 /// Returns the text of one module with everything that the module at `path` imports. It exports the same.
-pub(crate) fn bundle(path: &Path) -> Result<String, BundleError> {
+pub(crate) fn bundle_module(path: &Path) -> Result<String, BundleError> {
     let mut bundle = JavaScriptBundle::default();
     let entry = bundle.read(path)?;
     for import in &entry.imports {
-        bundle.add(&resolve(path, import))?;
+        bundle.append_module(&resolve_import_path(path, import))?;
     }
     let mut text = bundle.text;
-    text.push_str(&declarations(&entry.imports)?);
+    text.push_str(&import_declarations(&entry.imports)?);
     for line in &entry.lines {
         text.push_str(line);
         text.push('\n');
@@ -66,7 +66,7 @@ impl JavaScriptBundle {
         parse(&text).map_err(|problem| refuse(&problem))
     }
 
-    fn add(&mut self, path: &Path) -> Result<(), BundleError> {
+    fn append_module(&mut self, path: &Path) -> Result<(), BundleError> {
         if self.finished.iter().any(|finished| finished == path) {
             return Ok(());
         }
@@ -78,7 +78,7 @@ impl JavaScriptBundle {
         }
         let module = self.read(path)?;
         for import in &module.imports {
-            self.add(&resolve(path, import))?;
+            self.append_module(&resolve_import_path(path, import))?;
         }
         let JavaScriptModule {
             imports,
@@ -86,8 +86,8 @@ impl JavaScriptBundle {
             lines,
             export_lines,
         } = module;
-        let _ = writeln!(self.text, "const {} = (() => {{", variable(path));
-        self.text.push_str(&declarations(&imports)?);
+        let _ = writeln!(self.text, "const {} = (() => {{", exports_constant_name(path));
+        self.text.push_str(&import_declarations(&imports)?);
         for (number, line) in lines.iter().enumerate() {
             let line = if export_lines.contains(&number) {
                 line.trim_start_matches("export ")
@@ -104,20 +104,20 @@ impl JavaScriptBundle {
     }
 }
 
-fn resolve(importer: &Path, import: &JavaScriptImport) -> PathBuf {
+fn resolve_import_path(importer: &Path, import: &JavaScriptImport) -> PathBuf {
     importer.with_file_name(import.from.trim_start_matches("./"))
 }
 
 /// The name of the constant that holds what a module exports.
-fn variable(path: &Path) -> String {
+fn exports_constant_name(path: &Path) -> String {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     format!("${}", stem.replace(['-', '.'], "_"))
 }
 
-fn declarations(imports: &[JavaScriptImport]) -> Result<String, BundleError> {
+fn import_declarations(imports: &[JavaScriptImport]) -> Result<String, BundleError> {
     let mut text = String::new();
     for import in imports.iter().filter(|import| !import.bindings.is_empty()) {
-        let from = variable(Path::new(&import.from));
+        let from = exports_constant_name(Path::new(&import.from));
         writeln!(text, "const {{ {} }} = {from};", import.bindings).map_err(|error| BundleError(error.to_string()))?;
     }
     Ok(text)

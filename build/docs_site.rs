@@ -17,7 +17,7 @@ const SITE_FOLDER: &str = "docs/site";
 const FRONT_PAGE: &str = "index";
 
 /// Style sheet and script of the site.
-pub(crate) fn files() -> Result<Vec<WebFile>, Box<dyn Error>> {
+pub(crate) fn style_and_script_files() -> Result<Vec<WebFile>, Box<dyn Error>> {
     let mut files = Vec::new();
     for name in ["docs.css", "docs.js"] {
         let mut file = WebFile::new(name, fs::read(Path::new(SITE_FOLDER).join(name))?)?;
@@ -29,7 +29,7 @@ pub(crate) fn files() -> Result<Vec<WebFile>, Box<dyn Error>> {
 
 /// Returns the pages, the images that they show, and the index of the search. `replace_file_names_with_hashed_names` replaces the names of other
 /// files in a page.
-pub(crate) fn pages(
+pub(crate) fn render_site_files(
     replace_file_names_with_hashed_names: impl Fn(String) -> String,
 ) -> Result<Vec<WebFile>, Box<dyn Error>> {
     println!("cargo::rerun-if-changed={DOCS_FOLDER}");
@@ -45,12 +45,12 @@ pub(crate) fn pages(
     let mut search_index = Vec::new();
     for (name, page) in &pages {
         let page_text = template
-            .replace("{title}", &escape(&page.title))
-            .replace("{navigation}", &navigation.html_for(name, page))
+            .replace("{title}", &escape_html(&page.title))
+            .replace("{navigation}", &navigation.render_html_for(name, page))
             .replace("{content}", &page.html);
         let file_name = format!("docs/{name}.html");
         let file = WebFile::new(&file_name, replace_file_names_with_hashed_names(page_text).into_bytes())?;
-        files.push(file.served_at(&page_path(name)));
+        files.push(file.with_url_path(&page_path(name)));
         search_index.extend(page.sections.iter().map(|section| section.to_json(name, &page.title)));
     }
     let search_index = format!("[{}]", search_index.join(",\n"));
@@ -91,20 +91,20 @@ struct Page {
     title: String,
     html: String,
     /// What is above the first heading of the second level, and one for each of these.
-    sections: Vec<Section>,
+    sections: Vec<SearchSection>,
     /// Names of images in `docs/`.
     images: Vec<String>,
 }
 
 /// What the search finds.
 #[derive(Default)]
-struct Section {
+struct SearchSection {
     title: String,
     anchor: String,
     text: String,
 }
 
-impl Section {
+impl SearchSection {
     fn to_json(&self, page: &str, page_title: &str) -> String {
         let link = match self.anchor.as_str() {
             "" => page_path(page),
@@ -126,10 +126,10 @@ impl Page {
         let mut page = Self {
             title: String::new(),
             html: String::new(),
-            sections: vec![Section::default()],
+            sections: vec![SearchSection::default()],
             images: Vec::new(),
         };
-        let mut slugs = Slugs::default();
+        let mut slugs = HeadingSlugs::default();
         let mut events = Vec::new();
         let mut parser = Parser::new_ext(markdown, Options::ENABLE_TABLES);
         while let Some(event) = parser.next() {
@@ -166,12 +166,12 @@ impl Page {
                 }
                 Event::Html(text) | Event::InlineHtml(text) if text.trim_start().starts_with("<!--") => {}
                 Event::Start(Tag::Table(alignments)) => {
-                    events.push(raw("<div class=\"table\" tabindex=\"0\">"));
+                    events.push(raw_html_event("<div class=\"table\" tabindex=\"0\">"));
                     events.push(Event::Start(Tag::Table(alignments)));
                 }
                 Event::End(TagEnd::Table) => {
                     events.push(Event::End(TagEnd::Table));
-                    events.push(raw("</div>\n"));
+                    events.push(raw_html_event("</div>\n"));
                 }
                 event => {
                     page.add_text(&event);
@@ -190,40 +190,40 @@ impl Page {
         &mut self,
         level: HeadingLevel,
         inside: Vec<Event<'a>>,
-        slugs: &mut Slugs,
+        slugs: &mut HeadingSlugs,
         events: &mut Vec<Event<'a>>,
     ) {
-        let text: String = inside.iter().filter_map(text_of).collect();
-        let anchor = slugs.add(&text);
+        let text: String = inside.iter().filter_map(event_text).collect();
+        let anchor = slugs.unique_slug_for(&text);
         match level {
             HeadingLevel::H1 => self.title.clone_from(&text),
-            HeadingLevel::H2 => self.sections.push(Section {
+            HeadingLevel::H2 => self.sections.push(SearchSection {
                 title: text,
                 anchor: anchor.clone(),
                 text: String::new(),
             }),
             _ => self.add_text(&Event::Text(text.into())),
         }
-        events.push(raw(&format!("<{level} id=\"{anchor}\">")));
+        events.push(raw_html_event(&format!("<{level} id=\"{anchor}\">")));
         events.extend(inside);
         if level != HeadingLevel::H1 {
-            events.push(raw(&format!(
+            events.push(raw_html_event(&format!(
                 " <a class=\"anchor\" href=\"#{anchor}\" aria-label=\"Link to this section\">#</a>"
             )));
         }
-        events.push(raw(&format!("</{level}>\n")));
+        events.push(raw_html_event(&format!("</{level}>\n")));
     }
 
     /// Adds text to the section that is searched.
     fn add_text(&mut self, event: &Event<'_>) {
-        let (Some(section), Some(text)) = (self.sections.last_mut(), text_of(event)) else {
+        let (Some(section), Some(text)) = (self.sections.last_mut(), event_text(event)) else {
             return;
         };
         section.text.push_str(&text);
     }
 }
 
-fn raw<'a>(html: &str) -> Event<'a> {
+fn raw_html_event<'a>(html: &str) -> Event<'a> {
     Event::Html(CowStr::from(html.to_owned()))
 }
 
@@ -232,7 +232,7 @@ fn is_end_of_heading(event: &Event<'_>) -> bool {
 }
 
 /// Text of an event. The ends of blocks are a space, so that their words do not grow together.
-fn text_of(event: &Event<'_>) -> Option<String> {
+fn event_text(event: &Event<'_>) -> Option<String> {
     match event {
         Event::Text(text) | Event::Code(text) => Some(text.to_string()),
         Event::SoftBreak | Event::HardBreak => Some(" ".to_owned()),
@@ -280,10 +280,10 @@ fn drop_unopened_link_ends(events: &mut Vec<Event<'_>>) {
 
 /// Anchors of the headings of a page, as forges make them, so that links work there and here.
 #[derive(Default)]
-struct Slugs(BTreeMap<String, usize>);
+struct HeadingSlugs(BTreeMap<String, usize>);
 
-impl Slugs {
-    fn add(&mut self, heading: &str) -> String {
+impl HeadingSlugs {
+    fn unique_slug_for(&mut self, heading: &str) -> String {
         let slug: String = heading
             .to_lowercase()
             .chars()
@@ -313,13 +313,13 @@ impl Navigation {
                     ..
                 }) => {
                     let inside = parser.by_ref().take_while(|event| !is_end_of_heading(event));
-                    groups.push((inside.filter_map(|event| text_of(&event)).collect(), Vec::new()));
+                    groups.push((inside.filter_map(|event| event_text(&event)).collect(), Vec::new()));
                 }
                 Event::Start(Tag::Link { dest_url, .. }) => {
                     let inside = parser
                         .by_ref()
                         .take_while(|event| !matches!(event, Event::End(TagEnd::Link)));
-                    let text: String = inside.filter_map(|event| text_of(&event)).collect();
+                    let text: String = inside.filter_map(|event| event_text(&event)).collect();
                     if let (Some((_, pages)), Some(name)) = (groups.last_mut(), dest_url.strip_suffix(".md")) {
                         pages.push((name.to_owned(), text));
                     }
@@ -331,19 +331,19 @@ impl Navigation {
     }
 
     /// The navigation on a page, with its sections.
-    fn html_for(&self, current: &str, page: &Page) -> String {
+    fn render_html_for(&self, current: &str, page: &Page) -> String {
         let mut html = String::new();
         for (group, pages) in &self.0 {
-            let _ = writeln!(html, "<h2>{}</h2>\n<ul>", escape(group));
+            let _ = writeln!(html, "<h2>{}</h2>\n<ul>", escape_html(group));
             for (name, title) in pages {
-                let (title, path) = (escape(title), page_path(name));
+                let (title, path) = (escape_html(title), page_path(name));
                 if name != current {
                     let _ = writeln!(html, "<li><a href=\"{path}\">{title}</a></li>");
                     continue;
                 }
                 let _ = writeln!(html, "<li><a href=\"{path}\" aria-current=\"page\">{title}</a>\n<ul>");
                 for section in page.sections.iter().filter(|section| !section.anchor.is_empty()) {
-                    let (anchor, title) = (&section.anchor, escape(&section.title));
+                    let (anchor, title) = (&section.anchor, escape_html(&section.title));
                     let _ = writeln!(html, "<li><a href=\"#{anchor}\">{title}</a></li>");
                 }
                 html.push_str("</ul></li>\n");
@@ -354,7 +354,7 @@ impl Navigation {
     }
 }
 
-fn escape(text: &str) -> String {
+fn escape_html(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")

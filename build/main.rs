@@ -15,22 +15,22 @@ mod web_file;
 
 const PLAYER_FOLDER: &str = "player";
 const NPM_FOLDER: &str = "player/npm";
-const HLS_LIBRARY: &str = "player/npm/node_modules/hls.js/dist/hls.min.js";
+const HLS_JS_PATH: &str = "player/npm/node_modules/hls.js/dist/hls.min.js";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build");
     println!("cargo::rerun-if-changed={NPM_FOLDER}/package-lock.json");
-    println!("cargo::rerun-if-changed={HLS_LIBRARY}");
+    println!("cargo::rerun-if-changed={HLS_JS_PATH}");
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
     let version = env!("CARGO_PKG_VERSION");
-    let mut files = vec![WebFile::new("hls.min.js", hls_library())?];
+    let mut files = vec![WebFile::new("hls.min.js", read_hls_js())?];
     let mut pages = Vec::new();
-    for name in player_files()? {
+    for name in player_file_names()? {
         println!("cargo::rerun-if-changed={PLAYER_FOLDER}/{name}");
         let path = Path::new(PLAYER_FOLDER).join(&name);
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("js") => {
-                let mut file = WebFile::new(&name, bundle::bundle(&path)?.into_bytes())?;
+                let mut file = WebFile::new(&name, bundle::bundle_module(&path)?.into_bytes())?;
                 file.add_content_hashed_name();
                 if name == "player.js" {
                     file.immutable_names.push(format!("player@{version}.js"));
@@ -45,19 +45,19 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
-    files.extend(docs_site::files()?);
-    let docs = docs_site::pages(|page| replace_file_names_with_hashed_names(page, &files))?;
+    files.extend(docs_site::style_and_script_files()?);
+    let docs = docs_site::render_site_files(|page| replace_file_names_with_hashed_names(page, &files))?;
     files.extend(docs);
     let pages = pages
         .into_iter()
         .map(|(name, text)| WebFile::new(&name, replace_file_names_with_hashed_names(text, &files).into_bytes()))
         .collect::<Result<Vec<_>, _>>()?;
-    web_file::write_all(&out, &files, &pages)?;
+    web_file::write_web_files(&out, &files, &pages)?;
     Ok(())
 }
 
 /// Names of the files in `player/`, sorted: the outcome does not depend on the order of the file system.
-fn player_files() -> Result<Vec<String>, Box<dyn Error>> {
+fn player_file_names() -> Result<Vec<String>, Box<dyn Error>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(PLAYER_FOLDER)? {
         let entry = entry?;
@@ -80,8 +80,8 @@ fn replace_file_names_with_hashed_names(page: String, files: &[WebFile]) -> Stri
 }
 
 /// Returns hls.js. Empty where there is none: the player notices.
-fn hls_library() -> Vec<u8> {
-    if !Path::new(HLS_LIBRARY).exists() {
+fn read_hls_js() -> Vec<u8> {
+    if !Path::new(HLS_JS_PATH).exists() {
         let installed = Command::new("npm")
             .args([
                 "ci",
@@ -99,5 +99,5 @@ fn hls_library() -> Vec<u8> {
             );
         }
     }
-    fs::read(HLS_LIBRARY).unwrap_or_default()
+    fs::read(HLS_JS_PATH).unwrap_or_default()
 }

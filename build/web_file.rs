@@ -50,7 +50,7 @@ impl WebFile {
     }
 
     /// Sets the path on the gateway, which is `/NAME` otherwise.
-    pub(crate) fn served_at(mut self, path: &str) -> Self {
+    pub(crate) fn with_url_path(mut self, path: &str) -> Self {
         path.clone_into(&mut self.path);
         self
     }
@@ -104,7 +104,7 @@ impl WebFile {
 }
 
 /// Writes `web_files.rs`: the table `STATIC_FILES`, and a constant such as `WATCH_PAGE` for each page.
-pub(crate) fn write_all(out: &Path, files: &[WebFile], pages: &[WebFile]) -> Result<(), Box<dyn error::Error>> {
+pub(crate) fn write_web_files(out: &Path, files: &[WebFile], pages: &[WebFile]) -> Result<(), Box<dyn error::Error>> {
     let folder = out.join("web");
     fs::create_dir_all(&folder)?;
     let mut code = "pub(super) const STATIC_FILES: &[StaticFile] = &[\n".to_owned();

@@ -11,7 +11,7 @@ use crate::config::{Config, StreamConfig};
 use crate::gateway::sources_and_credentials::load_builtin_and_folder_pipelines;
 use crate::http::server;
 use crate::http::tls;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::worker_process;
 use crate::shard::socket::{UDP_RECEIVE_BUFFER_BYTES, UDP_SEND_BUFFER_BYTES};
 
@@ -289,8 +289,10 @@ fn check_publish_token_is_configured(config: &Config) -> Option<CheckFinding> {
 async fn check_pipelines(config: &Config) -> Vec<CheckFinding> {
     let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline_name).collect();
     let mut mistakes = Vec::new();
-    let trials = load_builtin_and_folder_pipelines(config, &mut mistakes).trial_jobs();
-    let findings = match worker_process::check_pipelines(&WorkerProgramsAndSlots::installed(), trials).await {
+    let trials = load_builtin_and_folder_pipelines(config, &mut mistakes).pipeline_check_jobs();
+    let findings = match worker_process::check_pipelines(&WorkerExecutablesAndProcessSlots::find_installed(), trials)
+        .await
+    {
         Ok(findings) => findings,
         Err(error) => {
             let what = format!("pipelines: none can run: {error}");
@@ -312,7 +314,7 @@ async fn check_pipelines(config: &Config) -> Vec<CheckFinding> {
             let what = format!(
                 "pipeline {}: {}",
                 finding.name,
-                worker_process::explain_failure(&failure)
+                worker_process::describe_failure_with_advice(&failure)
             );
             match used.contains(&finding.name.as_str()) {
                 true => CheckFinding::failure(

@@ -28,13 +28,13 @@ use crate::control::stream_provider::GatewayStreamProvider;
 use crate::control::worker_limit::find_transcode_worker_owner;
 use crate::doctor::ports::{BindFailure, TransportProtocol};
 use crate::doctor::{self, FindingLevel};
-use crate::http::forwarded::TrustedProxies;
+use crate::http::forwarded_headers::TrustedProxies;
 use crate::http::server::{ListenerLimits, ServerOptions};
 use crate::http::tls::{ReloadingCertificate, TlsError};
 use crate::http::webhooks::target::WebhookTarget;
 use crate::http::{self, HttpState, api, server};
 use crate::outputs::hls::service::HlsService;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::worker_slots::WorkerSlots;
 use crate::shard::{MediaPlane, MediaPlaneSettings, MediaPlaneStartError, SessionLimits, discovery, socket, watchdog};
 use crate::sources::fetch::registry::SourceRegistry;
@@ -69,7 +69,7 @@ pub struct Gateway {
     /// The current configuration.
     config: Config,
     /// The programs of the workers.
-    programs: WorkerProgramsAndSlots,
+    programs: WorkerExecutablesAndProcessSlots,
     reload_request_receiver: Option<mpsc::Receiver<ReloadReplySender>>,
 }
 
@@ -106,7 +106,7 @@ impl Gateway {
     ///
     /// A [`GatewayStartError`]; nothing keeps running.
     pub async fn start(config: Config) -> Result<Self, GatewayStartError> {
-        Self::start_with_worker_programs(config, WorkerProgramsAndSlots::installed()).await
+        Self::start_with_worker_programs(config, WorkerExecutablesAndProcessSlots::find_installed()).await
     }
 
     /// Like [`Gateway::start`], with other programs for workers.
@@ -116,7 +116,7 @@ impl Gateway {
     /// As for [`Gateway::start`].
     pub async fn start_with_worker_programs(
         config: Config,
-        mut programs: WorkerProgramsAndSlots,
+        mut programs: WorkerExecutablesAndProcessSlots,
     ) -> Result<Self, GatewayStartError> {
         programs.slots = WorkerSlots::new(config.pipelines.worker_slot_limits());
         let mut parts = SourcesAndCredentials::build(&config, &programs)?;
@@ -136,7 +136,7 @@ impl Gateway {
             tasks.spawn(discovery::track_and_announce_public_address(media.clone(), server));
         }
         if let Some(listener) = tcp {
-            tasks.spawn(serve_media_over_tcp(listener, &media, &config.limits, stop.clone()));
+            tasks.spawn(accept_ice_tcp(listener, &media, &config.limits, stop.clone()));
         }
         let configured = parts.credentials.publish_token.clone();
         let generated_token = configured.is_none().then(generate_publish_token).flatten();
@@ -170,7 +170,7 @@ impl Gateway {
             .sessions
             .replace_access_control_and_end_revoked(state.authenticator.access_control());
         let log = Arc::new(api::events::EventLog::default());
-        start_event_tasks(&state, &log, parts.webhook_targets, &mut tasks);
+        start_event_log_and_webhook_tasks(&state, &log, parts.webhook_targets, &mut tasks);
         let router = http::router(state.clone(), api::router(&state, log));
         let options = server_options(&config, &state, tls);
         let server = tokio::spawn(server::serve_listener(listener, router, options, stop));
@@ -295,10 +295,10 @@ impl Gateway {
         let sessions_ended = control.sessions.replace_access_control_and_end_revoked(access.clone());
         let previous = self.http_state.authenticator.access_control();
         self.http_state.authenticator.replace_access_control(access.clone());
-        let tokens = control.api_streams.issued_tokens().all();
+        let tokens = control.api_streams.issued_tokens().list_all();
         let ended = tokens
             .iter()
-            .filter(|token| previous.is_valid(token) && !access.is_valid(token));
+            .filter(|token| previous.is_issued_token_valid(token) && !access.is_issued_token_valid(token));
         (sessions_ended, ended.count())
     }
 
@@ -360,7 +360,7 @@ const FREE_MEMORY_RETURN_INTERVAL: Duration = Duration::from_secs(15);
 async fn release_free_memory_periodically() {
     loop {
         tokio::time::sleep(FREE_MEMORY_RETURN_INTERVAL).await;
-        let _ = tokio::task::spawn_blocking(socket::return_free_memory).await;
+        let _ = tokio::task::spawn_blocking(socket::trim_free_heap_memory).await;
     }
 }
 
@@ -412,14 +412,14 @@ fn start_media_on_same_udp_and_tcp_port(
     let mut attempts = if config.webrtc.listen.port() == 0 { 16 } else { 1 };
     loop {
         attempts -= 1;
-        match try_start_media(config, identity) {
+        match bind_and_start_media(config, identity) {
             Err(GatewayStartError::Bind(failure)) if attempts > 0 && failure.is_in_use => {}
             started => return started,
         }
     }
 }
 
-fn try_start_media(
+fn bind_and_start_media(
     Config {
         webrtc: config, limits, ..
     }: &Config,
@@ -472,7 +472,7 @@ fn try_start_media(
 }
 
 /// Accepts media over TCP (RFC 6544).
-fn serve_media_over_tcp(
+fn accept_ice_tcp(
     listener: TcpListener,
     media: &MediaPlane,
     limits: &config::LimitsConfig,
@@ -524,7 +524,7 @@ fn start_control_plane(
 }
 
 /// Starts the tasks that record events, and pass them on to webhooks.
-fn start_event_tasks(
+fn start_event_log_and_webhook_tasks(
     state: &HttpState,
     log: &Arc<api::events::EventLog>,
     targets: Vec<WebhookTarget>,

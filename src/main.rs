@@ -19,7 +19,7 @@ use millstream::{Config, Gateway, telemetry};
 
 /// WHIP/WHEP live-streaming gateway.
 #[derive(Parser)]
-#[command(version, after_long_help = millstream::config::keys_help())]
+#[command(version, after_long_help = millstream::config::config_keys_help_text())]
 struct Arguments {
     /// Configuration file (default: millstream.toml, if there is one)
     #[arg(long, global = true, value_name = "FILE", env = "MILLSTREAM_CONFIG")]

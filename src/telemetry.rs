@@ -1,4 +1,4 @@
-//! Log output, export by OTLP, and HTTP counters.
+//! LogConfig output, export by OTLP, and HTTP counters.
 
 mod log_queue;
 
@@ -13,7 +13,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use self::log_queue::LogQueue;
 pub use self::log_queue::{dropped_log_line_count, flush_and_stop_logging};
-use crate::config::{Log, LogFormat};
+use crate::config::{LogConfig, LogFormat};
 
 /// Exports to a collector; see [`TelemetryExports::flush_and_stop_with_logging`].
 #[must_use]
@@ -39,7 +39,7 @@ pub const REQUEST_SPAN_TARGET: &str = "millstream::spans";
 
 /// Starts logging to standard error, and to a collector if one is configured. Only the first call in a process has an
 /// effect.
-pub fn init_telemetry(log: &Log) -> TelemetryExports {
+pub fn init_telemetry(log: &LogConfig) -> TelemetryExports {
     // The configuration has validated the directives. They may override the quietened target.
     let filter =
         |more: &str| EnvFilter::builder().parse_lossy(format!("{PROTOCOL_STACK_LOG_DIRECTIVES},{}{more}", log.level));

@@ -17,7 +17,7 @@ use std::{
 };
 
 use millstream_core::{
-    sdp::negotiated::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport},
+    sdp::negotiation_result::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials, RemoteTransport},
     session::{
         CloseReason, Session, TransportEvent,
         dtls_filter::{DtlsRecordFilter, dtls_record_types_and_epochs},

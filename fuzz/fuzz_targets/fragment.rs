@@ -7,7 +7,7 @@
 use millstream::http::trickle_fragment::{TrickleFragmentCredentials, TrickleFragmentError};
 use millstream_core::sdp::{
     LocalTransport, MIN_PWD_LEN, MIN_UFRAG_LEN, create_offer_to_viewer, is_valid_ice_credential,
-    negotiated::{AudioVideoFormats, Fingerprint, FingerprintHashFunction, IceCredentials},
+    negotiation_result::{AudioVideoFormats, Fingerprint, FingerprintHashFunction, IceCredentials},
 };
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {

@@ -8,7 +8,7 @@ use millstream_core::{
     media::{CodecFormat, ProfileLevelId, track_delivery::SourceTrack},
     sdp::{
         LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer, formats_sent_to_offerer,
-        negotiated::{
+        negotiation_result::{
             AudioVideoFormats, AvailableTrack, AvailableTracks, Fingerprint, FingerprintHashFunction, IceCredentials,
         },
     },

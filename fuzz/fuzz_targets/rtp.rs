@@ -17,7 +17,7 @@ use millstream_core::{
     media::{MediaKind, rtcp, rtp::ParsedRtpHeader},
     sdp::{
         LocalTransport, Offer, answer_whip_offer,
-        negotiated::{Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPublication},
+        negotiation_result::{Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPublication},
     },
     sources::whip::{PublishedBatchesAndTakeover, Publisher},
 };
@@ -46,7 +46,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         accepts_key_frame_requests: true,
     };
     let mut publisher = Publisher::new(now, name.clone().into(), source, publication(*choice), &mut counter());
-    publisher.attach_on_connect_if_no_source(now, &hub);
+    publisher.attach_to_stream_if_no_source(now, &hub);
     let mut seen = Seen::default();
     for (index, packet) in packets(rest).enumerate() {
         now += STEP;
@@ -81,7 +81,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         .handle_timeout(now)
         .iter()
         .for_each(|datagram| check_feedback(datagram));
-    publisher.detach(&hub);
+    publisher.detach_from_stream(&hub);
     assert!(hub.streams().is_empty(), "a stream without source and viewers is gone");
 });
 

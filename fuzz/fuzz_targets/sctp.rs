@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream_core::sdp::negotiated::{DataPeerRole, DtlsRole, NegotiatedDataChannels};
+use millstream_core::sdp::negotiation_result::{DataPeerRole, DtlsRole, NegotiatedDataChannels};
 use millstream_core::session::data::DataTransport;
 use millstream_fuzz::{origin, packets};
 

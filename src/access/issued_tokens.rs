@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
 use thiserror::Error;
 
-use super::issuer::{TokenIssuer, digest_from_hex, hex};
+use super::issuer::{TokenIssuer, digest_from_hex, to_hex_digits};
 use super::pattern::StreamNamePattern;
 use super::request::{Permissions, token_digest, wall_clock_now};
 use crate::config::state_file::TokenRecord;
@@ -51,7 +51,7 @@ pub enum IssueError {
 /// Random bytes of a token.
 const TOKEN_BYTES: usize = 24;
 /// Latest time that the state file can keep, in seconds since 1970.
-const MAX_TIME_IN_STATE_FILE: u64 = 99_999_999_999;
+const MAX_STATE_FILE_UNIX_SECONDS: u64 = 99_999_999_999;
 /// Random bytes of its id.
 const TOKEN_ID_BYTES: usize = 8;
 
@@ -72,10 +72,10 @@ impl IssuedToken {
         rand::rng().fill_bytes(&mut id);
         let secret = Secret::new(&URL_SAFE_NO_PAD.encode(token)).ok_or(IssueError::NoSuchTime)?;
         // Whole seconds, as the state file has them: a restart must not change the order of the list.
-        let issued_at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds_since_1970(wall_clock_now()));
+        let issued_at = SystemTime::UNIX_EPOCH + Duration::from_secs(to_unix_seconds(wall_clock_now()));
         let expires_at = lifetime.expires_at(issued_at)?;
         let issued = Self {
-            id: hex(&id),
+            id: to_hex_digits(&id),
             label,
             permissions,
             issued_at,
@@ -105,7 +105,7 @@ impl IssuedToken {
                 None => None,
             },
             issuer: match &record.issued_by {
-                Some(name) => Some(TokenIssuer::from_digest_texts(name.clone(), &record.issuer)?),
+                Some(name) => Some(TokenIssuer::from_state_file_digests(name.clone(), &record.issuer)?),
                 None => None,
             },
             digest: digest_from_hex(&record.digest)?,
@@ -121,11 +121,14 @@ impl IssuedToken {
             label: self.label.clone(),
             publish: texts(&self.permissions.publish),
             play: texts(&self.permissions.play),
-            issued: seconds_since_1970(self.issued_at),
-            expires: self.expires_at.map(seconds_since_1970),
+            issued: to_unix_seconds(self.issued_at),
+            expires: self.expires_at.map(to_unix_seconds),
             issued_by: self.issuer.as_ref().map(|issuer| issuer.name.clone()),
-            issuer: self.issuer.as_ref().map_or_else(Vec::new, TokenIssuer::to_digest_texts),
-            digest: hex(&self.digest),
+            issuer: self
+                .issuer
+                .as_ref()
+                .map_or_else(Vec::new, TokenIssuer::to_state_file_digests),
+            digest: to_hex_digits(&self.digest),
         }
     }
 
@@ -138,7 +141,7 @@ impl IssuedToken {
 impl TokenLifetime {
     /// Returns when a token expires that is issued now: not after what issues it.
     fn expires_at(self, now: SystemTime) -> Result<Option<SystemTime>, IssueError> {
-        let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_TIME_IN_STATE_FILE);
+        let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_STATE_FILE_UNIX_SECONDS);
         let of_issuer = self.issuer_expires_at.map(|at| at.min(latest));
         let Some(requested) = self.requested else {
             return Ok(of_issuer);
@@ -164,18 +167,18 @@ impl IssuedTokens {
     /// Makes the set of these tokens.
     pub fn new(tokens: Vec<IssuedToken>) -> Self {
         let set = Self::default();
-        set.replace(tokens);
+        set.replace_all(tokens);
         set
     }
 
     /// Replaces all tokens.
-    pub fn replace(&self, tokens: Vec<IssuedToken>) {
+    pub fn replace_all(&self, tokens: Vec<IssuedToken>) {
         let tokens = tokens.into_iter().map(|token| (token.digest, Arc::new(token)));
         *self.by_digest.write().unwrap_or_else(PoisonError::into_inner) = tokens.collect();
     }
 
     /// Returns all tokens in the order in which they were issued, to the second.
-    pub fn all(&self) -> Vec<Arc<IssuedToken>> {
+    pub fn list_all(&self) -> Vec<Arc<IssuedToken>> {
         let mut all: Vec<_> = self.read().values().cloned().collect();
         all.sort_by(|a, b| (a.issued_at, &a.id).cmp(&(b.issued_at, &b.id)));
         all
@@ -191,7 +194,7 @@ impl IssuedTokens {
 }
 
 /// Returns a time in whole seconds since 1970.
-pub fn seconds_since_1970(time: SystemTime) -> u64 {
+pub fn to_unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
@@ -202,8 +205,8 @@ mod tests {
     use super::*;
 
     fn issuer() -> TokenIssuer {
-        let texts = [format!("token:{}", hex(&token_digest("operator")))];
-        TokenIssuer::from_digest_texts("auth.api_token".to_owned(), &texts).expect("valid")
+        let texts = [format!("token:{}", to_hex_digits(&token_digest("operator")))];
+        TokenIssuer::from_state_file_digests("auth.api_token".to_owned(), &texts).expect("valid")
     }
 
     #[test]
@@ -211,7 +214,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let at = |seconds| Some(now + Duration::from_secs(seconds));
         let year_9999 = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-        let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_TIME_IN_STATE_FILE);
+        let latest = SystemTime::UNIX_EPOCH + Duration::from_secs(MAX_STATE_FILE_UNIX_SECONDS);
         for (requested, issuer_expires_at, expected) in [
             (None, None, Ok(None)),
             (Some(60), None, Ok(at(60))),

@@ -20,7 +20,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::issuer::JwtOrigin;
+use super::issuer::JwtProvenanceDigests;
 use super::pattern::StreamNamePattern;
 use super::request::{Denial, Permissions, VerifiedJwt, token_digest, wall_clock_now};
 use crate::config::{ApiScope, AuthConfig};
@@ -127,7 +127,7 @@ struct Claims {
 }
 
 impl Claims {
-    fn to_jwt_after_verification(&self, key: [u8; 32], set: Option<String>) -> VerifiedJwt {
+    fn to_verified_jwt(&self, key: [u8; 32], set: Option<String>) -> VerifiedJwt {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let audiences = match &self.aud {
             Some(Value::Array(many)) => many.iter().filter_map(text).collect(),
@@ -137,7 +137,7 @@ impl Claims {
             permissions: Permissions {
                 publish: self.publish.valid_patterns(),
                 play: self.play.valid_patterns(),
-                api: self.api.scope(),
+                api: self.api.to_api_scope(),
             },
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.exp.min(MAX_EXPIRY_UNIX_SECONDS)),
             key_digest: key,
@@ -170,9 +170,9 @@ impl Default for ApiClaim {
 }
 
 impl ApiClaim {
-    fn scope(self) -> ApiScope {
+    fn to_api_scope(self) -> ApiScope {
         match self {
-            Self::AllOrNone(is_all) => ApiScope::all_or_none(is_all),
+            Self::AllOrNone(is_all) => ApiScope::full_or_none(is_all),
             Self::Scope(NamedApiScope::Read) => ApiScope::Read,
         }
     }
@@ -258,7 +258,7 @@ impl JwtVerifier {
     /// # Errors
     ///
     /// A [`Denial`].
-    pub(super) async fn verify(&self, token: &str) -> Result<Arc<VerifiedJwt>, Denial> {
+    pub(super) async fn verify_token(&self, token: &str) -> Result<Arc<VerifiedJwt>, Denial> {
         let digest = token_digest(token);
         if let Some(known) = self.cached_token(&digest) {
             return Ok(known);
@@ -272,12 +272,12 @@ impl JwtVerifier {
             keys = set.find_or_fetch_keys(header.alg, header.kid.as_deref()).await?;
             from = Some(&set.url);
         }
-        let validation = self.validation(header.alg);
+        let validation = self.registered_claim_validation(header.alg);
         let mut denial = Denial::InvalidToken;
         for key in keys {
             match jsonwebtoken::decode::<Claims>(token, &key.decoding_key, &validation) {
                 Ok(decoded) => {
-                    let verified = Arc::new(decoded.claims.to_jwt_after_verification(key.key_digest, from.cloned()));
+                    let verified = Arc::new(decoded.claims.to_verified_jwt(key.key_digest, from.cloned()));
                     // The library also accepts a list of issuers.
                     if !self.accepts_issuer_and_audience(&verified) {
                         continue;
@@ -304,7 +304,7 @@ impl JwtVerifier {
     }
 
     /// Whether a signed token of this origin is valid with this configuration, but for its expiry.
-    pub(super) fn still_accepts_origin(&self, origin: &JwtOrigin) -> bool {
+    pub(super) fn still_accepts_provenance(&self, origin: &JwtProvenanceDigests) -> bool {
         let has_key = self.configured_keys.iter().any(|key| key.key_digest == origin.key);
         let set = self.remote_key_set.as_ref().map(|set| token_digest(&set.url));
         let has_set = origin.key_set.is_some() && origin.key_set == set;
@@ -331,7 +331,7 @@ impl JwtVerifier {
 
     /// Returns the rules for registered claims. By itself, the library only rejects a wrong `iss` or `aud`, not a token
     /// without one.
-    fn validation(&self, algorithm: Algorithm) -> Validation {
+    fn registered_claim_validation(&self, algorithm: Algorithm) -> Validation {
         let mut validation = Validation::new(algorithm);
         validation.leeway = CLOCK_LEEWAY_SECONDS;
         validation.validate_nbf = true;

@@ -23,7 +23,7 @@ mod webhook_admission;
 
 use self::credentials::AuthCredentials;
 use self::issued_tokens::{IssuedToken, IssuedTokens};
-use self::issuer::{IssuingCredential, TokenIssuer};
+use self::issuer::{IssuingCredentialDigest, TokenIssuer};
 use self::jwt::JwtVerifier;
 use self::pattern::StreamNamePattern;
 pub use self::request::{AccessAction, AccessRequest, Denial, Grant, Permissions, StaticToken};
@@ -110,7 +110,7 @@ impl AccessControl {
     }
 
     /// Whether any configured credential can give access to the API, if only to read.
-    pub fn can_grant_api(&self) -> bool {
+    pub fn has_api_credential(&self) -> bool {
         self.static_tokens
             .iter()
             .any(|token| token.permissions.api != ApiScope::None)
@@ -139,14 +139,14 @@ impl AccessControl {
             Err(Denial::InvalidToken) => {}
             decided => return decided,
         }
-        match self.check_issued_tokens(token, request) {
+        match self.authorize_by_issued_token(token, request) {
             Err(Denial::InvalidToken) => {}
             decided => return decided,
         }
         if let Some(verifier) = &self.jwt_verifier
             && jwt::looks_like_jwt(token)
         {
-            match verifier.verify(token).await {
+            match verifier.verify_token(token).await {
                 Ok(signed) if signed.permissions.allows(request.action, request.stream) => {
                     return Ok(Grant {
                         expires_at: Some(signed.expires_at),
@@ -177,7 +177,8 @@ impl AccessControl {
             }
             GrantBasis::IssuedToken(digest) => {
                 let token = self.issued_tokens.get(digest);
-                token.is_some_and(|token| self.is_valid(&token) && token.permissions.allows(action, stream))
+                token
+                    .is_some_and(|token| self.is_issued_token_valid(&token) && token.permissions.allows(action, stream))
             }
             GrantBasis::VerifiedJwt(token) => self
                 .jwt_verifier
@@ -192,30 +193,30 @@ impl AccessControl {
 
     /// Whether a token that the API has issued is valid: it has not expired, and what issued it is still in force and may
     /// use all of the API.
-    pub fn is_valid(&self, token: &IssuedToken) -> bool {
+    pub fn is_issued_token_valid(&self, token: &IssuedToken) -> bool {
         !token.is_expired() && token.issuer.as_ref().is_none_or(|issuer| self.has_credential(issuer))
     }
 
     fn has_credential(&self, issuer: &TokenIssuer) -> bool {
         match &issuer.credential {
-            IssuingCredential::StaticToken(digest) => {
+            IssuingCredentialDigest::StaticToken(digest) => {
                 let mut tokens = self.static_tokens.iter().filter(|token| token.digest == *digest);
                 tokens.any(|token| token.permissions.allows(AccessAction::ApiFull, None))
             }
-            IssuingCredential::Webhook(digest) => {
+            IssuingCredentialDigest::Webhook(digest) => {
                 let hook = self.webhook.as_ref();
                 hook.is_some_and(|hook| token_digest(hook.url()) == *digest)
             }
-            IssuingCredential::Jwt(origin) => {
+            IssuingCredentialDigest::Jwt(origin) => {
                 let verifier = self.jwt_verifier.as_ref();
-                verifier.is_some_and(|verifier| verifier.still_accepts_origin(origin))
+                verifier.is_some_and(|verifier| verifier.still_accepts_provenance(origin))
             }
         }
     }
 
     /// Returns the credential of a grant as the issuer of tokens; `None` if it may not issue any.
     pub fn issuer_of_grant(&self, grant: &Grant) -> Option<TokenIssuer> {
-        TokenIssuer::of_grant(grant, self.credential_name(grant))
+        TokenIssuer::from_grant(grant, self.credential_name(grant))
     }
 
     /// Returns the name of the credential that a grant was given for. It contains nothing secret.
@@ -242,12 +243,12 @@ impl AccessControl {
         }
     }
 
-    fn check_issued_tokens(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
+    fn authorize_by_issued_token(&self, given: &str, request: AccessRequest<'_>) -> Result<Grant, Denial> {
         let digest = token_digest(given);
         match self.issued_tokens.get(&digest) {
             None => Err(Denial::InvalidToken),
             Some(token) if token.is_expired() => Err(Denial::ExpiredToken),
-            Some(token) if !self.is_valid(&token) => Err(Denial::InvalidToken),
+            Some(token) if !self.is_issued_token_valid(&token) => Err(Denial::InvalidToken),
             Some(token) if token.permissions.allows(request.action, request.stream) => Ok(Grant {
                 expires_at: token.expires_at,
                 basis: GrantBasis::IssuedToken(digest),

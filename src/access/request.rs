@@ -36,13 +36,13 @@ impl AccessAction {
     pub fn api_scope_name(self) -> Option<&'static str> {
         match self {
             Self::Publish | Self::Play => None,
-            Self::ApiRead => Some(ApiScope::READ_NAME),
+            Self::ApiRead => Some(ApiScope::READ_SCOPE_NAME),
             Self::ApiFull => Some("full"),
         }
     }
 
-    /// Returns the verb used in error texts.
-    pub fn verb(self) -> &'static str {
+    /// Returns the error_text_verb used in error texts.
+    pub fn error_text_verb(self) -> &'static str {
         match self {
             Self::Publish => "publish",
             Self::Play => "watch",

@@ -69,7 +69,7 @@ const GRANT_CACHE_LIFETIME: Duration = Duration::from_secs(10);
 const DENIAL_CACHE_LIFETIME: Duration = Duration::from_secs(2);
 
 /// How long a token that was valid is asked about ahead of unknown ones.
-const KNOWN_VALID_TOKEN_LIFETIME: Duration = Duration::from_secs(60 * 60);
+const KNOWN_TOKEN_PRIORITY_DURATION: Duration = Duration::from_secs(60 * 60);
 
 /// Maximum number of entries of each cache.
 const MAX_ENTRIES_PER_CACHE: usize = 10_000;
@@ -88,7 +88,7 @@ impl WebhookClient {
             admission: WebhookAdmission::new(limits),
             cached_grants: ExpiringCache::new(GRANT_CACHE_LIFETIME),
             cached_denials: ExpiringCache::new(DENIAL_CACHE_LIFETIME),
-            known_valid_tokens: ExpiringCache::new(KNOWN_VALID_TOKEN_LIFETIME),
+            known_valid_tokens: ExpiringCache::new(KNOWN_TOKEN_PRIORITY_DURATION),
             failure_log_limiter: Mutex::default(),
         })
     }
@@ -197,7 +197,7 @@ impl WebhookClient {
     /// Logs that the webhook gave no decision.
     fn log_failure(&self, problem: &str) {
         let mut log = self.failure_log_limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(suppressed) = log.allow(Instant::now().into_std()) {
+        if let Some(suppressed) = log.allow_log_line(Instant::now().into_std()) {
             warn!(
                 problem,
                 suppressed, "access denied: the authorization webhook (auth.webhook_url) gave no usable response"

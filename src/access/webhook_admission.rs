@@ -118,7 +118,7 @@ impl WebhookAdmission {
         address: Option<IpAddr>,
         max_wait: Duration,
     ) -> Result<WebhookRequestPermit<'_>, AdmissionRefused> {
-        let (place, shares) = self.enqueue(kind, address)?;
+        let (place, shares) = self.reserve_queue_place(kind, address)?;
         let admitted = timeout(max_wait, async {
             let mut share = Vec::new();
             for slots in shares {
@@ -151,7 +151,7 @@ impl WebhookAdmission {
     }
 
     /// Takes a place in the queue. Returns it with the slots that the request needs.
-    fn enqueue(
+    fn reserve_queue_place(
         &self,
         kind: WebhookRequestClass,
         address: Option<IpAddr>,

@@ -8,7 +8,7 @@ use super::value_parsers;
 
 section! {
     /// What may be set by the control API.
-    pub struct Api("api") {
+    pub struct ApiConfig("api") {
         /// File in which the gateway keeps streams and tokens that were set by the API. It is rewritten at each
         /// change. See Streams set by the API.
         #[key("state_file", Restart, "beside the configuration file", "value_parsers::parse_path")]

@@ -53,7 +53,7 @@ impl<'a> ConfigDocument<'a> {
     }
 
     /// Returns syntax errors and duplicates.
-    pub(super) fn mistakes(&self) -> impl Iterator<Item = ConfigMistake> + use<'_> {
+    pub(super) fn syntax_and_duplicate_key_mistakes(&self) -> impl Iterator<Item = ConfigMistake> + use<'_> {
         let errors = self.syntax_errors.iter().map(|error| &error.mistake);
         errors.chain(&self.duplicate_key_mistakes).cloned()
     }

@@ -8,7 +8,7 @@ use super::section::{ConfigKey, ENVIRONMENT_VARIABLE_PREFIX, environment_variabl
 
 /// The variables that set keys, and mistakes in them.
 #[derive(Default)]
-pub(super) struct ConfigVariables {
+pub(super) struct ConfigEnvironmentVariables {
     /// Variable name and value, by the path of the key.
     pub(super) values_by_key_path: BTreeMap<String, (String, String)>,
     pub(super) mistakes: Vec<ConfigMistake>,
@@ -17,7 +17,7 @@ pub(super) struct ConfigVariables {
 /// Variables with our prefix that set no key: those of the command line and of the test programs.
 const IGNORED_VARIABLES: [&str; 3] = ["MILLSTREAM_CONFIG", "MILLSTREAM_BIN", "MILLSTREAM_BENCH_BIN"];
 
-impl ConfigVariables {
+impl ConfigEnvironmentVariables {
     /// Reads the variables with our prefix. `keys` are all keys, `renamed` pairs of former and current paths.
     pub(super) fn read(
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -136,7 +136,7 @@ mod tests {
 
     fn mistakes(name: &str, value: &str) -> Vec<String> {
         let environment = [(name.into(), value.into())];
-        let variables = ConfigVariables::read(environment, &super::super::all_keys_except_streams(), &[]);
+        let variables = ConfigEnvironmentVariables::read(environment, &super::super::all_keys_except_streams(), &[]);
         variables.mistakes.iter().map(ToString::to_string).collect()
     }
 

@@ -20,12 +20,12 @@ pub struct FailoverConfig {
     /// The best one first.
     pub sources: Vec<FailoverSourceConfig>,
     pub times: FailoverTimesConfig,
-    pub kind: FailoverKind,
+    pub kind: FailoverGroupKind,
 }
 
 /// What the sources of a stream are to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailoverKind {
+pub enum FailoverGroupKind {
     /// The first that is live is shown.
     Alternatives,
     /// Streams of one camera, between which viewers are switched. With `on_demand`, none is connected while nobody watches.
@@ -74,7 +74,7 @@ section! {
 
         /// Milliseconds without media after which the next source is shown, 100 to 60000. At least three frame intervals
         /// of the source.
-        #[key("stall_timeout_ms", Live, "`400`", "value_parsers::milliseconds::<100, 60_000, _, _>")]
+        #[key("stall_timeout_ms", Live, "`400`", "value_parsers::parse_milliseconds_within::<100, 60_000, _, _>")]
         pub stall_timeout: Duration = Duration::from_millis(400),
     }
 }
@@ -99,14 +99,14 @@ section! {
 }
 
 /// A source of a failover group as it is read: its entry, and the table of what the gateway pulls.
-pub(super) struct FailoverEntry<'a> {
+pub(super) struct FailoverSourceEntry<'a> {
     pub config: FailoverSourceConfig,
     /// Path, place in the file, and keys of the source; `None` for a publisher.
     pub pulled: Option<(String, usize, DeTable<'a>)>,
 }
 
 /// Maximum number of sources of a stream: each that stands by has a connection.
-const MAX_SOURCES: usize = 8;
+const MAX_SOURCES_PER_FAILOVER_GROUP: usize = 8;
 
 /// Keys of a source that have no meaning in a failover group.
 const ON_DEMAND_KEYS: [&str; 2] = ["on_demand", "stop_after"];
@@ -116,7 +116,7 @@ pub(super) fn read_failover_group<'a>(
     reader: &mut ConfigReader<'a>,
     path: &str,
     mut table: DeTable<'a>,
-) -> Option<(Vec<FailoverEntry<'a>>, FailoverTimesConfig)> {
+) -> Option<(Vec<FailoverSourceEntry<'a>>, FailoverTimesConfig)> {
     let sources = table.remove("sources")?;
     let times = reader.read_file_only_table::<FailoverTimesConfig>(path, table);
     let (path, at) = (join_key_path(path, "sources"), sources.span().start);
@@ -125,15 +125,18 @@ pub(super) fn read_failover_group<'a>(
         reader.add_mistake_unless_caused_by_syntax_error(at, ConfigMistake::new(path, problem));
         return None;
     };
-    if items.is_empty() || items.len() > MAX_SOURCES {
-        let problem = format!("has {} sources; expected 1 to {MAX_SOURCES}", items.len());
+    if items.is_empty() || items.len() > MAX_SOURCES_PER_FAILOVER_GROUP {
+        let problem = format!(
+            "has {} sources; expected 1 to {MAX_SOURCES_PER_FAILOVER_GROUP}",
+            items.len()
+        );
         reader.add_mistake_unless_caused_by_syntax_error(at, ConfigMistake::new(path, problem));
         return None;
     }
-    let mut entries: Vec<FailoverEntry<'a>> = Vec::new();
+    let mut entries: Vec<FailoverSourceEntry<'a>> = Vec::new();
     let mut is_complete = true;
     for (index, item) in items.into_iter().enumerate() {
-        match read_entry(reader, format!("{path}[{index}]"), item, &entries) {
+        match read_failover_source(reader, format!("{path}[{index}]"), item, &entries) {
             Some(entry) => entries.push(entry),
             None => is_complete = false,
         }
@@ -141,17 +144,17 @@ pub(super) fn read_failover_group<'a>(
     is_complete.then_some((entries, times))
 }
 
-fn read_entry<'a>(
+fn read_failover_source<'a>(
     reader: &mut ConfigReader<'a>,
     path: String,
     item: Spanned<DeValue<'a>>,
-    before: &[FailoverEntry<'a>],
-) -> Option<FailoverEntry<'a>> {
+    before: &[FailoverSourceEntry<'a>],
+) -> Option<FailoverSourceEntry<'a>> {
     let at = item.span().start;
     let problem = "has to be a table, such as { whip = \"main\" } or { rtsp = \"rtsp://host/path\" }";
-    let mut pulled = reader.table_or_mistake(&path, item, problem)?;
+    let mut pulled = reader.require_table_or_add_mistake(&path, item, problem)?;
     let mut own = DeTable::new();
-    for key in FailoverEntryKeys::NAMES {
+    for key in FailoverEntryKeys::ENTRY_KEY_NAMES {
         if let Some((name, value)) = pulled.remove_entry(*key) {
             own.insert(name, value);
         }
@@ -197,7 +200,7 @@ fn read_entry<'a>(
     } else {
         FailoverSourceKind::Pulled(keys.standby)
     };
-    Some(FailoverEntry {
+    Some(FailoverSourceEntry {
         config: FailoverSourceConfig {
             name,
             kind,
@@ -221,7 +224,7 @@ fn unused_source_name(table: &DeTable<'_>, is_taken: impl Fn(&SourceName) -> boo
 }
 
 impl FailoverEntryKeys {
-    const NAMES: &'static [&'static str] = &["whip", "name", "standby"];
+    const ENTRY_KEY_NAMES: &'static [&'static str] = &["whip", "name", "standby"];
 }
 
 impl FailoverConfig {
@@ -235,7 +238,7 @@ impl FailoverConfig {
 
     /// Whether the sources are streams of one camera.
     pub fn has_camera_layers(&self) -> bool {
-        matches!(self.kind, FailoverKind::CameraLayers { .. })
+        matches!(self.kind, FailoverGroupKind::CameraLayers { .. })
     }
 
     /// Returns the source that a publisher feeds: the first one, or the one of this name.

@@ -13,7 +13,7 @@ use super::mistake::{ConfigLocation, ConfigMistake};
 pub fn table_from_json(object: &Map<String, Json>) -> Result<toml::Table, (String, &'static str)> {
     let convert = |(name, value): (&String, &Json)| match toml_from_json(value) {
         Ok(value) => Ok((name.clone(), value)),
-        Err((pointer, what)) => Err((format!("/{}{pointer}", escape_pointer_part(name)), what)),
+        Err((pointer, what)) => Err((format!("/{}{pointer}", escape_json_pointer_token(name)), what)),
     };
     object.iter().map(convert).collect()
 }
@@ -67,16 +67,16 @@ pub fn json_from_toml(value: &Toml) -> Json {
 }
 
 /// Applies a merge patch (RFC 7396) to an object: null removes a member.
-pub fn merge_patch(target: &mut Map<String, Json>, patch: &Map<String, Json>) {
+pub fn apply_merge_patch(target: &mut Map<String, Json>, patch: &Map<String, Json>) {
     for (name, value) in patch {
         match (value, target.get_mut(name)) {
             (Json::Null, _) => {
                 target.remove(name);
             }
-            (Json::Object(patch), Some(Json::Object(inner))) => merge_patch(inner, patch),
+            (Json::Object(patch), Some(Json::Object(inner))) => apply_merge_patch(inner, patch),
             (Json::Object(patch), _) => {
                 let mut inner = Map::new();
-                merge_patch(&mut inner, patch);
+                apply_merge_patch(&mut inner, patch);
                 target.insert(name.clone(), Json::Object(inner));
             }
             (value, _) => {
@@ -87,14 +87,14 @@ pub fn merge_patch(target: &mut Map<String, Json>, patch: &Map<String, Json>) {
 }
 
 /// Returns the mistake with its place in a JSON document whose root is the table at `table_path`.
-pub(super) fn with_json_pointer(mut mistake: ConfigMistake, table_path: &str) -> ConfigMistake {
+pub(super) fn mistake_with_json_pointer(mut mistake: ConfigMistake, table_path: &str) -> ConfigMistake {
     let rest = mistake.key.strip_prefix(table_path).unwrap_or_default();
-    mistake.location = Some(ConfigLocation::JsonPointer(pointer_of_key_path(rest)));
+    mistake.location = Some(ConfigLocation::JsonPointer(json_pointer_of_key_path(rest)));
     mistake
 }
 
 /// Returns the JSON pointer for `.a."b c"[0]`.
-fn pointer_of_key_path(path: &str) -> String {
+fn json_pointer_of_key_path(path: &str) -> String {
     let mut pointer = String::new();
     let mut rest = path;
     while let Some(first) = rest.chars().next() {
@@ -122,7 +122,7 @@ fn pointer_of_key_path(path: &str) -> String {
             }
         };
         pointer.push('/');
-        pointer.push_str(&escape_pointer_part(&part));
+        pointer.push_str(&escape_json_pointer_token(&part));
     }
     pointer
 }
@@ -144,7 +144,7 @@ fn split_quoted_key(text: &str) -> (String, &str) {
 }
 
 /// Returns a name as a part of a JSON pointer (RFC 6901 §3).
-pub fn escape_pointer_part(name: &str) -> String {
+pub fn escape_json_pointer_token(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
@@ -195,7 +195,7 @@ mod tests {
             ),
         ] {
             let mut merged = object(target);
-            merge_patch(&mut merged, &object(patch));
+            apply_merge_patch(&mut merged, &object(patch));
             assert_eq!(Json::Object(merged), expected);
         }
     }
@@ -210,7 +210,7 @@ mod tests {
             (".sources[2].rtsp", "/sources/2/rtsp"),
             (".\"broken", "/broken"),
         ] {
-            assert_eq!(pointer_of_key_path(key), pointer, "{key}");
+            assert_eq!(json_pointer_of_key_path(key), pointer, "{key}");
         }
     }
 }

@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use self::document::ConfigDocument;
-use self::environment::ConfigVariables;
+use self::environment::ConfigEnvironmentVariables;
 use self::reader::ConfigReader;
 use self::renames::RENAMED_KEYS;
 use millstream_core::hub::name::StreamName;
@@ -43,20 +43,20 @@ mod value_parsers;
 mod value_types;
 mod webhooks;
 
-pub use self::api::Api;
+pub use self::api::ApiConfig;
 pub use self::auth::{AuthConfig, TokenConfig};
 pub use self::document::join_key_path;
 pub use self::environment::read_environment_variable;
 pub use self::failover_group::{
-    FailoverConfig, FailoverEntryKeys, FailoverKind, FailoverSourceConfig, FailoverSourceKind, FailoverTimesConfig,
-    StandbyMode,
+    FailoverConfig, FailoverEntryKeys, FailoverGroupKind, FailoverSourceConfig, FailoverSourceKind,
+    FailoverTimesConfig, StandbyMode,
 };
 use self::mistake::KeyLocations;
 pub use self::mistake::{ConfigError, ConfigLocation, ConfigMistake, MistakeKind};
 pub use self::secret::{Redacted, Secret};
 pub use self::section::{ConfigKey, ConfigSection, ReloadMode};
 pub use self::sections::{
-    AllowedOrigins, CounterOfferMode, HttpConfig, IceConfig, LimitsConfig, Log, LogFormat, PipelineWorkersConfig,
+    AllowedOrigins, CounterOfferMode, HttpConfig, IceConfig, LimitsConfig, LogConfig, LogFormat, PipelineWorkersConfig,
     SourcesConfig, TurnUser, WebRtcConfig,
 };
 pub use self::streams::{
@@ -75,8 +75,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub pipelines: PipelineWorkersConfig,
     pub sources: SourcesConfig,
-    pub api: Api,
-    pub log: Log,
+    pub api: ApiConfig,
+    pub log: LogConfig,
     /// What the gateway pulls from cameras, HLS origins and pipelines.
     pub streams: Vec<StreamConfig>,
     /// URLs that are told of events.
@@ -98,21 +98,21 @@ const STATE_DIRECTORY_VARIABLE: &str = "STATE_DIRECTORY";
 /// Returns all keys except those of streams, by section.
 pub fn all_keys_except_streams() -> Vec<&'static ConfigKey> {
     let sections = [
-        HttpConfig::KEYS,
-        WebRtcConfig::KEYS,
-        IceConfig::KEYS,
-        AuthConfig::KEYS,
-        LimitsConfig::KEYS,
-        PipelineWorkersConfig::KEYS,
-        SourcesConfig::KEYS,
-        Api::KEYS,
-        Log::KEYS,
+        HttpConfig::CONFIG_KEYS,
+        WebRtcConfig::CONFIG_KEYS,
+        IceConfig::CONFIG_KEYS,
+        AuthConfig::CONFIG_KEYS,
+        LimitsConfig::CONFIG_KEYS,
+        PipelineWorkersConfig::CONFIG_KEYS,
+        SourcesConfig::CONFIG_KEYS,
+        ApiConfig::CONFIG_KEYS,
+        LogConfig::CONFIG_KEYS,
     ];
     sections.into_iter().flatten().collect()
 }
 
 /// Returns the list of all keys for `--help`.
-pub fn keys_help() -> String {
+pub fn config_keys_help_text() -> String {
     let mut text = "Keys of the configuration file. An environment variable takes precedence over the file:\n\
                     MILLSTREAM_HTTP__LISTEN sets http.listen.\n"
         .to_owned();
@@ -195,7 +195,7 @@ impl Config {
         let state_directory = environment.iter().find(|(name, _)| name == STATE_DIRECTORY_VARIABLE);
         let default_state_file =
             api::default_state_file(path, state_directory.and_then(|(_, folders)| folders.to_str()));
-        let variables = ConfigVariables::read(environment, &keys, RENAMED_KEYS);
+        let variables = ConfigEnvironmentVariables::read(environment, &keys, RENAMED_KEYS);
         let mut reader = ConfigReader::new(ConfigDocument::parse(text, path), variables, RENAMED_KEYS, &keys);
         let mut config = Self {
             http: reader.read_section(),
@@ -225,15 +225,15 @@ impl Config {
     /// Returns the keys whose values differ between two configurations, except those of streams.
     pub fn changed_keys_except_streams(&self, other: &Self) -> Vec<&'static ConfigKey> {
         let sections = [
-            self.http.differences(&other.http),
-            self.webrtc.differences(&other.webrtc),
-            self.ice.differences(&other.ice),
-            self.auth.differences(&other.auth),
-            self.limits.differences(&other.limits),
-            self.pipelines.differences(&other.pipelines),
-            self.sources.differences(&other.sources),
-            self.api.differences(&other.api),
-            self.log.differences(&other.log),
+            self.http.changed_keys(&other.http),
+            self.webrtc.changed_keys(&other.webrtc),
+            self.ice.changed_keys(&other.ice),
+            self.auth.changed_keys(&other.auth),
+            self.limits.changed_keys(&other.limits),
+            self.pipelines.changed_keys(&other.pipelines),
+            self.sources.changed_keys(&other.sources),
+            self.api.changed_keys(&other.api),
+            self.log.changed_keys(&other.log),
         ];
         sections.into_iter().flatten().collect()
     }

@@ -5,7 +5,7 @@ use toml::de::{DeString, DeTable, DeValue};
 
 use super::auth::AuthConfig;
 use super::document::{ConfigDocument, join_key_path, value_excerpt_unless_url_with_secret};
-use super::environment::ConfigVariables;
+use super::environment::ConfigEnvironmentVariables;
 use super::mistake::KeyLocations;
 use super::mistake::{ConfigLocation, ConfigMistake, MistakeHint, MistakeKind, nearest_name};
 use super::renames;
@@ -17,7 +17,7 @@ pub(super) struct ConfigReader<'a> {
     /// All keys of the configuration, to suggest one for a misspelt one.
     keys: &'a [&'static ConfigKey],
     document: ConfigDocument<'a>,
-    variables: ConfigVariables,
+    variables: ConfigEnvironmentVariables,
     mistakes: Vec<ConfigMistake>,
     warnings: Vec<ConfigMistake>,
 }
@@ -40,13 +40,13 @@ const ALTERNATIVE_KEYS_SECOND_PREFERRED: [(&str, &str); 4] = [
 impl<'a> ConfigReader<'a> {
     pub(super) fn new(
         mut document: ConfigDocument<'a>,
-        mut variables: ConfigVariables,
+        mut variables: ConfigEnvironmentVariables,
         renamed: &[(&str, &str)],
         keys: &'a [&'static ConfigKey],
     ) -> Self {
-        let messages = renames::apply_renames(&mut document, &mut variables, renamed);
+        let messages = renames::replace_renamed_keys(&mut document, &mut variables, renamed);
         let mut mistakes = std::mem::take(&mut variables.mistakes);
-        mistakes.extend(document.mistakes());
+        mistakes.extend(document.syntax_and_duplicate_key_mistakes());
         mistakes.extend(messages.mistakes);
         Self {
             document,
@@ -59,13 +59,13 @@ impl<'a> ConfigReader<'a> {
 
     /// Reads a section.
     pub(super) fn read_section<S: ConfigSection>(&mut self) -> S {
-        let table = self.take_table(S::NAME);
+        let table = self.take_section_table(S::TABLE_PATH);
         self.read_table_and_variables(table)
     }
 
     /// Reads the section `read_auth`, with its list of tokens.
     pub(super) fn read_auth(&mut self) -> AuthConfig {
-        let mut table = self.take_table(AuthConfig::NAME);
+        let mut table = self.take_section_table(AuthConfig::TABLE_PATH);
         let problem = "has to be a table, such as { token_file = \"...\", play = \"*\" }";
         let tokens = table
             .remove("tokens")
@@ -104,21 +104,21 @@ impl<'a> ConfigReader<'a> {
     }
 
     /// Takes a value out of the document that is not in a section.
-    pub(super) fn take_value(&mut self, name: &str) -> Option<Spanned<DeValue<'a>>> {
+    pub(super) fn take_top_level_value(&mut self, name: &str) -> Option<Spanned<DeValue<'a>>> {
         self.document.table.remove(name)
     }
 
     /// Takes a section's table out of the document.
-    pub(super) fn take_table(&mut self, name: &str) -> DeTable<'a> {
+    pub(super) fn take_section_table(&mut self, name: &str) -> DeTable<'a> {
         let Some(value) = self.document.table.remove(name) else {
             return DeTable::new();
         };
-        self.table_or_mistake(name, value, &format!("has to be a table with the header [{name}]"))
+        self.require_table_or_add_mistake(name, value, &format!("has to be a table with the header [{name}]"))
             .unwrap_or_default()
     }
 
     /// Returns the table that a value must be. Otherwise adds a mistake with the text `problem`.
-    pub(super) fn table_or_mistake(
+    pub(super) fn require_table_or_add_mistake(
         &mut self,
         path: &str,
         value: Spanned<DeValue<'a>>,
@@ -184,7 +184,7 @@ impl<'a> ConfigReader<'a> {
         for (index, item) in items.into_iter().enumerate() {
             let path = format!("{path}[{index}]");
             // An invalid entry keeps its index, so that the paths of the others stay right.
-            let table = self.table_or_mistake(&path, item, problem);
+            let table = self.require_table_or_add_mistake(&path, item, problem);
             sections.push(
                 table
                     .map(|table| self.read_file_only_table(&path, table))
@@ -196,9 +196,9 @@ impl<'a> ConfigReader<'a> {
 
     /// Reads a section from its table and from variables, which take precedence.
     fn read_table_and_variables<S: ConfigSection>(&mut self, table: DeTable<'a>) -> S {
-        let mut good = self.keep_valid_keys::<S>(S::NAME, table);
+        let mut good = self.keep_valid_keys::<S>(S::TABLE_PATH, table);
         let set = self.table_from_variables::<S>();
-        self.drop_overridden_alternatives_and_warn(S::NAME, &mut good, &set);
+        self.drop_overridden_alternatives_and_warn(S::TABLE_PATH, &mut good, &set);
         good.extend(set);
         deserialize_section(good).unwrap_or_default()
     }
@@ -207,8 +207,8 @@ impl<'a> ConfigReader<'a> {
     fn keep_valid_keys<S: ConfigSection>(&mut self, path: &str, table: DeTable<'a>) -> DeTable<'a> {
         let mut good = DeTable::new();
         for (name, value) in table {
-            let Some(key) = S::KEYS.iter().find(|key| key.name == name.get_ref()) else {
-                let own: Vec<&str> = S::KEYS.iter().map(|key| key.name).collect();
+            let Some(key) = S::CONFIG_KEYS.iter().find(|key| key.name == name.get_ref()) else {
+                let own: Vec<&str> = S::CONFIG_KEYS.iter().map(|key| key.name).collect();
                 let problem = unknown_key_mistake_kind(name.get_ref(), &own, self.keys);
                 self.add_mistake_unless_caused_by_syntax_error(
                     name.span().start,
@@ -237,7 +237,7 @@ impl<'a> ConfigReader<'a> {
 
     fn table_from_variables<S: ConfigSection>(&mut self) -> DeTable<'a> {
         let mut good = DeTable::new();
-        for key in S::KEYS {
+        for key in S::CONFIG_KEYS {
             let Some((variable, text)) = self.variables.values_by_key_path.get(key.path) else {
                 continue;
             };

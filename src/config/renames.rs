@@ -4,7 +4,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::document::{ConfigDocument, join_key_path};
-use super::environment::ConfigVariables;
+use super::environment::ConfigEnvironmentVariables;
 use super::mistake::{ConfigLocation, ConfigMistake};
 use super::section::STREAMS_SECTION;
 
@@ -31,16 +31,16 @@ struct OldKeyUse {
 }
 
 /// Renames keys with a former name, in the file and among the variables.
-pub(super) fn apply_renames(
+pub(super) fn replace_renamed_keys(
     document: &mut ConfigDocument<'_>,
-    variables: &mut ConfigVariables,
+    variables: &mut ConfigEnvironmentVariables,
     renamed: &[(&str, &str)],
 ) -> RenamedKeyFindings {
     let mut messages = RenamedKeyFindings::default();
     for (old, new) in renamed {
         for found in replace_old_keys(&mut document.table, old, new) {
             let place = document.key_locations.get(&found.old).cloned();
-            messages.record(&found, place.clone());
+            messages.record_old_key_use(&found, place.clone());
             if let (false, Some(place)) = (found.is_new_key_also_set, place) {
                 document.key_locations.insert(found.new, place);
             }
@@ -51,7 +51,7 @@ pub(super) fn apply_renames(
                 new: (*new).to_owned(),
                 is_new_key_also_set: variables.values_by_key_path.contains_key(*new),
             };
-            messages.record(&found, Some(ConfigLocation::Variable(variable.clone())));
+            messages.record_old_key_use(&found, Some(ConfigLocation::Variable(variable.clone())));
             variables
                 .values_by_key_path
                 .entry(found.new)
@@ -130,7 +130,7 @@ fn insert_if_absent<'a>(table: &mut DeTable<'a>, name: &str, value: Spanned<DeVa
 }
 
 impl RenamedKeyFindings {
-    fn record(&mut self, found: &OldKeyUse, place: Option<ConfigLocation>) {
+    fn record_old_key_use(&mut self, found: &OldKeyUse, place: Option<ConfigLocation>) {
         let (list, text) = match found.is_new_key_also_set {
             true => (
                 &mut self.mistakes,
@@ -163,17 +163,18 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::environment::ConfigVariables;
+    use crate::config::environment::ConfigEnvironmentVariables;
 
     fn applied<'a>(
         text: &'a str,
         variables: &[(&str, &str)],
         renamed: &[(&str, &str)],
-    ) -> (ConfigDocument<'a>, ConfigVariables, Vec<String>, Vec<String>) {
+    ) -> (ConfigDocument<'a>, ConfigEnvironmentVariables, Vec<String>, Vec<String>) {
         let mut document = ConfigDocument::parse(text, Path::new("test.toml"));
         let environment = variables.iter().map(|(name, value)| (name.into(), value.into()));
-        let mut variables = ConfigVariables::read(environment, &crate::config::all_keys_except_streams(), renamed);
-        let messages = apply_renames(&mut document, &mut variables, renamed);
+        let mut variables =
+            ConfigEnvironmentVariables::read(environment, &crate::config::all_keys_except_streams(), renamed);
+        let messages = replace_renamed_keys(&mut document, &mut variables, renamed);
         let texts = |mistakes: Vec<ConfigMistake>| mistakes.iter().map(ToString::to_string).collect();
         (document, variables, texts(messages.warnings), texts(messages.mistakes))
     }

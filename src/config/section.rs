@@ -80,12 +80,12 @@ pub(super) const WEBHOOKS_LIST: &str = "webhooks";
 /// A table of the configuration. The macro `section!` implements it.
 pub trait ConfigSection: Default + DeserializeOwned {
     /// Path of the table; `*` stands for any name.
-    const NAME: &'static str;
+    const TABLE_PATH: &'static str;
     /// All keys, in the order of the fields.
-    const KEYS: &'static [ConfigKey];
+    const CONFIG_KEYS: &'static [ConfigKey];
 
     /// Returns the keys whose values differ.
-    fn differences(&self, other: &Self) -> Vec<&'static ConfigKey>;
+    fn changed_keys(&self, other: &Self) -> Vec<&'static ConfigKey>;
 }
 
 /// Declares a section. Each field is a key with its metadata:
@@ -127,8 +127,8 @@ macro_rules! section {
         }
 
         impl $crate::config::section::ConfigSection for $name {
-            const NAME: &'static str = $section;
-            const KEYS: &'static [$crate::config::section::ConfigKey] = &[$(
+            const TABLE_PATH: &'static str = $section;
+            const CONFIG_KEYS: &'static [$crate::config::section::ConfigKey] = &[$(
                 $crate::config::section::ConfigKey::new(
                     concat!($section, ".", $key),
                     $key,
@@ -138,9 +138,9 @@ macro_rules! section {
                 .with_default_and_secrecy($shown, section!(@is $($secret)?))
             ),+];
 
-            fn differences(&self, other: &Self) -> Vec<&'static $crate::config::section::ConfigKey> {
+            fn changed_keys(&self, other: &Self) -> Vec<&'static $crate::config::section::ConfigKey> {
                 let differs = [$(self.$field != other.$field),+];
-                let keys = Self::KEYS.iter().zip(differs);
+                let keys = Self::CONFIG_KEYS.iter().zip(differs);
                 keys.filter_map(|(key, differs)| differs.then_some(key)).collect()
             }
         }

@@ -11,7 +11,7 @@ use super::section::section;
 use super::value_parsers::{self, NamedVariants};
 pub use super::value_types::{AllowedOrigins, TurnUser};
 use crate::pipeline::worker_slots::WorkerSlotLimits;
-use millstream_core::hub::data_settings::ViewerMessages;
+use millstream_core::hub::data_settings::ViewerMessageRecipients;
 use millstream_core::session::DEFAULT_CONNECT_TIMEOUT;
 
 section! {
@@ -104,7 +104,7 @@ section! {
         /// Who gets the data channel messages of viewers: `off` (nobody), `publisher`, or `all` (the publisher and all
         /// viewers of the stream).
         #[key("viewer_messages", Restart, "`off`", "value_parsers::parse_named_variant")]
-        pub viewer_messages: ViewerMessages = ViewerMessages::Off,
+        pub viewer_messages: ViewerMessageRecipients = ViewerMessageRecipients::Off,
 
         /// Media threads, 0 to 64. 0 starts one per processor.
         #[key("shards", Restart, "`0`", "value_parsers::parse_whole_number_within::<0, 64, _, _>")]
@@ -270,8 +270,8 @@ section! {
 }
 
 section! {
-    /// Log output.
-    pub struct Log("log") {
+    /// LogConfig output.
+    pub struct LogConfig("log") {
         /// Format of log lines: `text` or `json`.
         #[key("format", Restart, "`text`", "value_parsers::parse_named_variant")]
         pub format: LogFormat = LogFormat::Text,
@@ -320,7 +320,7 @@ impl NamedVariants for CounterOfferMode {
     ];
 }
 
-impl NamedVariants for ViewerMessages {
+impl NamedVariants for ViewerMessageRecipients {
     const NAMED_VARIANTS: &'static [(&'static str, Self)] =
         &[("off", Self::Off), ("publisher", Self::Publisher), ("all", Self::All)];
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::document::{ConfigDocument, join_key_path};
-use super::environment::ConfigVariables;
-use super::json::with_json_pointer;
+use super::environment::ConfigEnvironmentVariables;
+use super::json::mistake_with_json_pointer;
 use super::mistake::{ConfigError, ConfigLocation, ConfigMistake, KeyLocations, MistakeKind, location_of_key};
 use super::reader::ConfigReader;
 use super::section::{STREAMS_SECTION, section};
@@ -38,7 +38,7 @@ section! {
         pub id: String = String::new(),
 
         /// For people.
-        #[key("label", Live, "none", "value_parsers::parse_short_string_as_some")]
+        #[key("label", Live, "none", "value_parsers::parse_optional_short_string")]
         pub label: Option<String> = None,
 
         /// SHA-256 of the token, in hexadecimal digits.
@@ -58,11 +58,11 @@ section! {
         pub issued: u64 = 0,
 
         /// When it expires, in seconds since 1970.
-        #[key("expires", Live, "never", "value_parsers::parse_whole_number_as_some::<0, 99_999_999_999, _, _>")]
+        #[key("expires", Live, "never", "value_parsers::parse_optional_whole_number::<0, 99_999_999_999, _, _>")]
         pub expires: Option<u64> = None,
 
         /// Credential that issued it, as the API names it.
-        #[key("issued_by", Live, "unknown", "value_parsers::parse_short_string_as_some")]
+        #[key("issued_by", Live, "unknown", "value_parsers::parse_optional_short_string")]
         pub issued_by: Option<String> = None,
 
         /// SHA-256 of the parts of that credential, each as `PART:DIGITS`.
@@ -78,7 +78,7 @@ const TOKENS_LIST: &str = "tokens";
 const MAX_STREAMS_IN_STATE_FILE: usize = 10_000;
 
 /// Ends of paths below a stream that are resources of their own: a stream of such a name would be out of reach.
-pub const RESERVED_NAME_ENDS: [&str; 4] = ["/source", "/data", "/snapshot.jpg", "/snapshot.png"];
+pub const RESERVED_STREAM_NAME_SUFFIXES: [&str; 4] = ["/source", "/data", "/snapshot.jpg", "/snapshot.png"];
 
 /// Keys that name a secret of this host. Whoever may use the API could have it sent to a server of their own.
 const KEYS_OF_HOST_SECRETS: [&str; 2] = ["password_file", "password_env"];
@@ -106,10 +106,15 @@ impl StateFile {
 
     /// Reads TOML `text`, which errors call `path`.
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let mut reader = ConfigReader::new(ConfigDocument::parse(text, path), ConfigVariables::default(), &[], &[]);
+        let mut reader = ConfigReader::new(
+            ConfigDocument::parse(text, path),
+            ConfigEnvironmentVariables::default(),
+            &[],
+            &[],
+        );
         let configs = streams::read_streams(&mut reader, MAX_STREAMS_IN_STATE_FILE).pulled;
         let tokens = reader
-            .take_value(TOKENS_LIST)
+            .take_top_level_value(TOKENS_LIST)
             .map(|list| reader.read_list_of_tables(TOKENS_LIST, list, "has to be a table with the header [[tokens]]"));
         let findings = reader.into_findings();
         ConfigError::result_from_mistakes(findings.mistakes)?;
@@ -151,9 +156,14 @@ impl ApiStream {
         let path = join_key_path(STREAMS_SECTION, name.as_str());
         let found = |mistakes: Vec<ConfigMistake>| -> Vec<ConfigMistake> {
             let placed = mistakes.into_iter();
-            placed.map(|mistake| with_json_pointer(mistake, &path)).collect()
+            placed
+                .map(|mistake| mistake_with_json_pointer(mistake, &path))
+                .collect()
         };
-        if let Some(end) = RESERVED_NAME_ENDS.iter().find(|end| name.as_str().ends_with(*end)) {
+        if let Some(end) = RESERVED_STREAM_NAME_SUFFIXES
+            .iter()
+            .find(|end| name.as_str().ends_with(*end))
+        {
             let problem =
                 format!("cannot be set by the API, where `{end}` belongs to the stream before it: use another name");
             return Err(found(vec![ConfigMistake::new(path.clone(), problem)]));
@@ -174,7 +184,7 @@ impl ApiStream {
         let text = state_file_text([(name, &settings)], &[]);
         let mut reader = ConfigReader::new(
             ConfigDocument::parse(&text, Path::new("")),
-            ConfigVariables::default(),
+            ConfigEnvironmentVariables::default(),
             &[],
             &[],
         );
@@ -190,7 +200,9 @@ impl ApiStream {
     pub fn add_json_pointers(&self, mistakes: Vec<ConfigMistake>) -> Vec<ConfigMistake> {
         let path = self.config.config_table_path();
         let placed = mistakes.into_iter();
-        placed.map(|mistake| with_json_pointer(mistake, &path)).collect()
+        placed
+            .map(|mistake| mistake_with_json_pointer(mistake, &path))
+            .collect()
     }
 }
 

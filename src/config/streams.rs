@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::camera_layers::{self, CameraLayer};
 use super::document::join_key_path;
 use super::failover_group::{
-    self, FailoverConfig, FailoverKind, FailoverSourceConfig, FailoverSourceKind, FailoverTimesConfig, StandbyMode,
+    self, FailoverConfig, FailoverGroupKind, FailoverSourceConfig, FailoverSourceKind, FailoverTimesConfig, StandbyMode,
 };
 use super::mistake::{ConfigMistake, MistakeKind, nearest_name};
 use super::reader::ConfigReader;
@@ -109,11 +109,11 @@ section! {
         pub hls: Redacted<String> = Redacted::default(),
 
         /// Maximum height of the selected variant in pixels, 16 to 8640.
-        #[key("max_height", Live, "any", "value_parsers::parse_whole_number_as_some::<16, 8_640, _, _>")]
+        #[key("max_height", Live, "any", "value_parsers::parse_optional_whole_number::<16, 8_640, _, _>")]
         pub max_height: Option<u32> = None,
 
         /// Maximum bandwidth of the selected variant in bit/s, 1000 to 1000000000.
-        #[key("max_bandwidth", Live, "any", "value_parsers::parse_whole_number_as_some::<1_000, 1_000_000_000, _, _>")]
+        #[key("max_bandwidth", Live, "any", "value_parsers::parse_optional_whole_number::<1_000, 1_000_000_000, _, _>")]
         pub max_bandwidth: Option<u64> = None,
 
         /// Restart a recorded stream at its end.
@@ -255,7 +255,7 @@ const SOURCE_KIND_KEYS: [&str; 3] = ["rtsp", "hls", "pipeline"];
 
 /// Reads all tables of the section, at most `max_streams`.
 pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) -> ConfiguredStreams {
-    let section = reader.take_table(STREAMS_SECTION);
+    let section = reader.take_section_table(STREAMS_SECTION);
     if let Some((name, _)) = section.iter().nth(max_streams) {
         let at = name.span().start;
         reader.add_mistake_unless_caused_by_syntax_error(
@@ -275,7 +275,7 @@ pub(super) fn read_streams(reader: &mut ConfigReader<'_>, max_streams: usize) ->
             );
         }
         let problem = "has to be a table, such as { rtsp = \"rtsp://host/path\" }";
-        let Some(table) = reader.table_or_mistake(&path, value, problem) else {
+        let Some(table) = reader.require_table_or_add_mistake(&path, value, problem) else {
             continue;
         };
         if table.contains_key(SOURCES_KEY) {
@@ -379,7 +379,7 @@ fn read_stream_with_failover_group<'a>(
         stream,
         sources,
         times,
-        kind: FailoverKind::Alternatives,
+        kind: FailoverGroupKind::Alternatives,
     }));
 }
 
@@ -396,7 +396,7 @@ fn read_stream_with_camera_layers<'a>(
     let source = match is_single {
         true => read_stream_source(reader, path, at, table),
         // `stop_after` needs no `on_demand`: it concerns the larger layers too.
-        false => read_source_of_any_demand(reader, path, at, table),
+        false => deserialize_stream_source(reader, path, at, table),
     };
     let (Some(urls), Some(source), Some(stream)) = (urls, source, name) else {
         return;
@@ -439,7 +439,7 @@ fn read_stream_with_camera_layers<'a>(
             stall_timeout: camera_layers::STALL_TIMEOUT,
             ..FailoverTimesConfig::default()
         },
-        kind: FailoverKind::CameraLayers {
+        kind: FailoverGroupKind::CameraLayers {
             on_demand: camera.on_demand,
         },
     });
@@ -452,7 +452,7 @@ fn read_stream_source<'a>(
     table: DeTable<'a>,
 ) -> Option<StreamSourceConfig> {
     let stop_after = table.get_key_value("stop_after").map(|(key, _)| key.span().start);
-    let source = read_source_of_any_demand(reader, path, at, table)?;
+    let source = deserialize_stream_source(reader, path, at, table)?;
     if let Some(at) = stop_after
         && !source.on_demand_settings().0
         && !reader.has_mistake(&join_key_path(path, "on_demand"))
@@ -468,7 +468,7 @@ fn read_stream_source<'a>(
     Some(source)
 }
 
-fn read_source_of_any_demand<'a>(
+fn deserialize_stream_source<'a>(
     reader: &mut ConfigReader<'a>,
     path: &str,
     at: usize,
@@ -500,7 +500,12 @@ fn read_source_of_any_demand<'a>(
 
 /// Adds the mistakes of a stream without a source. The likely reason is a misspelt key.
 fn add_missing_source_mistake(reader: &mut ConfigReader<'_>, path: &str, at: usize, table: &DeTable<'_>) {
-    let keys = [RtspConfig::KEYS, HlsSourceConfig::KEYS, PipelineSourceConfig::KEYS].concat();
+    let keys = [
+        RtspConfig::CONFIG_KEYS,
+        HlsSourceConfig::CONFIG_KEYS,
+        PipelineSourceConfig::CONFIG_KEYS,
+    ]
+    .concat();
     let own: Vec<&str> = keys.iter().map(|key| key.name).collect();
     let mut is_misspelt = false;
     for name in table.keys().filter(|name| !own.contains(&name.get_ref().as_ref())) {

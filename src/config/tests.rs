@@ -196,13 +196,13 @@ fn the_reference_lists_every_key() {
     let inner = |key: &ConfigKey| format!("| `{}` | {} | {} |", key.name, key.default_text, key.description());
     let mut wanted: Vec<String> = all_keys_except_streams().into_iter().map(row).collect();
     for table in [
-        TokenConfig::KEYS,
-        WebhookConfig::KEYS,
-        RtspConfig::KEYS,
-        HlsSourceConfig::KEYS,
-        PipelineSourceConfig::KEYS,
-        FailoverTimesConfig::KEYS,
-        FailoverEntryKeys::KEYS,
+        TokenConfig::CONFIG_KEYS,
+        WebhookConfig::CONFIG_KEYS,
+        RtspConfig::CONFIG_KEYS,
+        HlsSourceConfig::CONFIG_KEYS,
+        PipelineSourceConfig::CONFIG_KEYS,
+        FailoverTimesConfig::CONFIG_KEYS,
+        FailoverEntryKeys::CONFIG_KEYS,
     ] {
         wanted.extend(table.iter().map(inner));
     }
@@ -470,7 +470,7 @@ fn a_list_of_urls_is_the_layers_of_a_camera() {
     let [failover_group] = &config.failover_groups[..] else {
         panic!("{:?}", config.failover_groups)
     };
-    assert_eq!(failover_group.kind, FailoverKind::CameraLayers { on_demand: true });
+    assert_eq!(failover_group.kind, FailoverGroupKind::CameraLayers { on_demand: true });
     let pulled: Vec<(String, String, Option<u64>)> = config
         .streams
         .iter()

@@ -96,10 +96,10 @@ pub(super) fn parse_bool<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D:
 /// Parses `true`, `false` or the name of a scope of the API.
 pub(super) fn parse_api_scope<'de, D: Deserializer<'de>>(value: D) -> Result<ApiScope, D::Error> {
     parse_value_with(value, "true, false or \"read\"", |value| match value.as_str() {
-        Some(ApiScope::READ_NAME) => Some(ApiScope::Read),
+        Some(ApiScope::READ_SCOPE_NAME) => Some(ApiScope::Read),
         _ => {
             let is_all = value.as_bool().or_else(|| parse_from_string(value));
-            is_all.map(ApiScope::all_or_none)
+            is_all.map(ApiScope::full_or_none)
         }
     })
 }
@@ -117,7 +117,7 @@ where
 }
 
 /// Like [`parse_whole_number_within`], for a key without a default.
-pub(super) fn parse_whole_number_as_some<'de, const MIN: u64, const MAX: u64, D, T>(
+pub(super) fn parse_optional_whole_number<'de, const MIN: u64, const MAX: u64, D, T>(
     value: D,
 ) -> Result<Option<T>, D::Error>
 where
@@ -140,7 +140,7 @@ where
 }
 
 /// Parses a whole number of milliseconds within bounds.
-pub(super) fn milliseconds<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
+pub(super) fn parse_milliseconds_within<'de, const MIN: u64, const MAX: u64, D, T>(value: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: From<Duration>,
@@ -193,7 +193,7 @@ pub(super) fn parse_short_string<'de, D: Deserializer<'de>, T: From<String>>(val
 }
 
 /// Like [`parse_short_string`], for a key without a default.
-pub(super) fn parse_short_string_as_some<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+pub(super) fn parse_optional_short_string<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     parse_short_string(value).map(Some)
 }
 
@@ -377,7 +377,7 @@ pub(super) fn parse_redacted_http_url<'de, D: Deserializer<'de>>(value: D) -> Re
 
 /// Parses a list of events.
 pub(super) fn parse_webhook_events<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<WebhookEventType>, D::Error> {
-    let names = WebhookEventType::ALL.map(WebhookEventType::name);
+    let names = WebhookEventType::ALL_EVENT_TYPES.map(WebhookEventType::name);
     let value = Value::deserialize(value).ok();
     let texts = value
         .as_ref()

@@ -31,10 +31,10 @@ pub enum ApiScope {
 
 impl ApiScope {
     /// Name of the scope that only reads.
-    pub const READ_NAME: &'static str = "read";
+    pub const READ_SCOPE_NAME: &'static str = "read";
 
     /// Returns all of the API, or nothing.
-    pub fn all_or_none(is_all: bool) -> Self {
+    pub fn full_or_none(is_all: bool) -> Self {
         if is_all { Self::Full } else { Self::None }
     }
 }
@@ -58,7 +58,7 @@ pub enum WebhookEventType {
 
 impl WebhookEventType {
     /// All events.
-    pub const ALL: [Self; 6] = [
+    pub const ALL_EVENT_TYPES: [Self; 6] = [
         Self::StreamLive,
         Self::StreamEnded,
         Self::SourceLive,
@@ -80,7 +80,7 @@ impl WebhookEventType {
     }
 
     /// Whether it is about a session. Viewers decide how many of these there are.
-    pub fn is_of_session(self) -> bool {
+    pub fn is_session_event(self) -> bool {
         match self {
             Self::SessionStarted | Self::SessionEnded => true,
             Self::StreamLive | Self::StreamEnded | Self::SourceLive | Self::SourceFailed => false,
@@ -88,6 +88,6 @@ impl WebhookEventType {
     }
 
     pub(super) fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|event| event.name() == name)
+        Self::ALL_EVENT_TYPES.into_iter().find(|event| event.name() == name)
     }
 }

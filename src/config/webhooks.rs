@@ -25,7 +25,7 @@ section! {
         /// Events that are sent: a list of `stream.live`, `stream.ended`, `source.live`, `source.failed`,
         /// `session.started` and `session.ended`.
         #[key("events", Live, "all", "value_parsers::parse_webhook_events")]
-        pub events: Vec<WebhookEventType> = WebhookEventType::ALL.to_vec(),
+        pub events: Vec<WebhookEventType> = WebhookEventType::ALL_EVENT_TYPES.to_vec(),
 
         /// Secret that events are signed with, at least 16 characters, or `whsec_` and base64.
         #[key("secret", Live, "one of the two", "value_parsers::parse_jwt_secret", secret)]
@@ -39,7 +39,7 @@ section! {
 
 /// Reads the list.
 pub(super) fn read_webhooks(reader: &mut ConfigReader<'_>) -> Vec<WebhookConfig> {
-    let Some(list) = reader.take_value(WEBHOOKS_LIST) else {
+    let Some(list) = reader.take_top_level_value(WEBHOOKS_LIST) else {
         return Vec::new();
     };
     let at = list.span().start;

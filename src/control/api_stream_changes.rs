@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tracing::info;
 
 use super::ControlPlane;
-use super::api_streams::{ApiStreamChange, ApiStreamError, Precondition, build_source};
+use super::api_streams::{ApiStreamChange, ApiStreamError, EntityTagPrecondition, build_source};
 use crate::access::AccessControl;
 use crate::access::issued_tokens::IssuedToken;
 use crate::config::state_file::ApiStream;
@@ -22,7 +22,7 @@ impl ControlPlane {
         &self,
         stream: ApiStream,
         may_exist: bool,
-        precondition: Precondition,
+        precondition: EntityTagPrecondition,
     ) -> Result<ApiStreamChange, ApiStreamError> {
         let api_streams = &self.api_streams;
         let locked = api_streams.lock().await;
@@ -50,8 +50,8 @@ impl ControlPlane {
         streams.insert(name.clone(), stream.clone());
         api_streams.replace_streams(streams).await?;
         let kind = source.kind.label();
-        let configured = ConfiguredSource::ready(source, stream.config.clone());
-        self.supervisor.set_source(configured).await;
+        let configured = ConfiguredSource::from_built_source(source, stream.config.clone());
+        self.supervisor.replace_and_start_source(configured).await;
         info!(stream = %name, source = kind, is_new, "stream added or changed by the API");
         Ok(ApiStreamChange { stream, is_new })
     }
@@ -69,7 +69,11 @@ impl ControlPlane {
     /// # Errors
     ///
     /// An [`ApiStreamError`].
-    pub async fn remove_api_stream(&self, name: &StreamName, precondition: Precondition) -> Result<(), ApiStreamError> {
+    pub async fn remove_api_stream(
+        &self,
+        name: &StreamName,
+        precondition: EntityTagPrecondition,
+    ) -> Result<(), ApiStreamError> {
         let api_streams = &self.api_streams;
         let locked = api_streams.lock().await;
         let context = locked.as_ref().ok_or(ApiStreamError::Stopping)?;
@@ -102,7 +106,7 @@ impl ControlPlane {
         let locked = self.api_streams.lock().await;
         let context = locked.as_ref().ok_or(ApiStreamError::Stopping)?;
         let mut tokens = self.unexpired_issued_tokens();
-        tokens.retain(|token| access.is_valid(token));
+        tokens.retain(|token| access.is_issued_token_valid(token));
         if tokens.len() >= context.max_tokens {
             return Err(ApiStreamError::TooManyTokens(tokens.len()));
         }
@@ -118,7 +122,7 @@ impl ControlPlane {
     pub async fn remove_issued_token(&self, id: &str) -> Result<bool, ApiStreamError> {
         let locked = self.api_streams.lock().await;
         locked.as_ref().ok_or(ApiStreamError::Stopping)?;
-        let tokens = self.api_streams.issued_tokens().all();
+        let tokens = self.api_streams.issued_tokens().list_all();
         if tokens.iter().all(|token| token.id != id) {
             return Ok(false);
         }
@@ -129,13 +133,13 @@ impl ControlPlane {
     }
 
     fn unexpired_issued_tokens(&self) -> Vec<IssuedToken> {
-        let tokens = self.api_streams.issued_tokens().all();
+        let tokens = self.api_streams.issued_tokens().list_all();
         let valid = tokens.iter().filter(|token| !token.is_expired());
         valid.map(|token| IssuedToken::clone(token)).collect()
     }
 }
 
-fn check_precondition(stream: Option<&ApiStream>, precondition: &Precondition) -> Result<(), ApiStreamError> {
+fn check_precondition(stream: Option<&ApiStream>, precondition: &EntityTagPrecondition) -> Result<(), ApiStreamError> {
     let tag = stream.map(ApiStream::opaque_tag);
     precondition(tag.as_deref())
         .then_some(())

@@ -20,19 +20,19 @@ use crate::config::state_file::{ApiStream, StateFile, TokenRecord, state_file_te
 use crate::config::{Config, ConfigError, ConfigMistake};
 use crate::pipeline::host_access::{ApiHostAccess, HostAccess};
 use crate::pipeline::library::PipelineLibrary;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::sources::fetch::SourceConfig;
 use crate::sources::fetch::address::AllowedNetworks;
 use crate::sources::fetch::build::SourceBuildContext;
-use crate::sources::fetch::supervisor::{BuiltSource, ConfiguredSource};
-use crate::sources::fetch::unbuildable::UnbuildableSource;
+use crate::sources::fetch::supervisor::{ConfiguredSource, SourceBuildResult};
+use crate::sources::fetch::unbuildable_source::UnbuildableSource;
 use millstream_core::hub::name::StreamName;
 
 /// What is needed of the configuration to run a stream that the API sets.
 #[derive(Clone)]
 pub struct ApiStreamContext {
     pub pipeline_library: PipelineLibrary,
-    pub worker_programs: WorkerProgramsAndSlots,
+    pub worker_programs: WorkerExecutablesAndProcessSlots,
     pub allowed_networks: AllowedNetworks,
     pub host_access: ApiHostAccess,
     /// Streams of the configuration file.
@@ -90,7 +90,7 @@ pub struct ApiStreamChange {
 }
 
 /// The condition of a change, given the entity tag of the stream, which is `None` if there is none.
-pub type Precondition = Box<dyn Fn(Option<&str>) -> bool + Send>;
+pub type EntityTagPrecondition = Box<dyn Fn(Option<&str>) -> bool + Send>;
 
 impl ApiStreams {
     /// Reads the state file of a configuration.
@@ -101,7 +101,7 @@ impl ApiStreams {
     pub fn read(config: &Config) -> Result<(Self, StateFile), ConfigError> {
         let path = config.state_file_path();
         let state = StateFile::read(path)?;
-        let tokens = read_tokens(&state.tokens)
+        let tokens = parse_issued_token_records(&state.tokens)
             .map_err(|mistakes| ConfigError::new(state.add_locations_to_mistakes(mistakes)))?;
         let streams = state.streams.iter();
         let streams = streams.map(|(name, stream)| (name.clone(), Arc::new(stream.clone())));
@@ -149,12 +149,12 @@ impl ApiStreams {
             let stream_config = stream.config.clone();
             let build = move || build_source(&stream, &context).map_err(|mistakes| mistakes_text(&mistakes));
             let source = match build() {
-                Ok(source) => BuiltSource::Ready(source),
+                Ok(source) => SourceBuildResult::Ready(source),
                 Err(problem) => {
                     let path = self.state_file.display();
                     warn!(stream = %name, problem, state_file = %path, "stream set by the API failed: its source cannot be started; the gateway retries it");
                     let build = Arc::new(build);
-                    BuiltSource::Unbuildable(UnbuildableSource { problem, build })
+                    SourceBuildResult::Unbuildable(UnbuildableSource { problem, build })
                 }
             };
             sources.push(ConfiguredSource { stream_config, source });
@@ -163,7 +163,7 @@ impl ApiStreams {
     }
 
     /// Returns the mistakes because of which streams would be marked as failed.
-    pub fn find_unbuildable(&self, context: &ApiStreamContext) -> Vec<ConfigMistake> {
+    pub fn find_unbuildable_stream_mistakes(&self, context: &ApiStreamContext) -> Vec<ConfigMistake> {
         let streams = self.read_streams();
         let running = streams
             .iter()
@@ -183,7 +183,7 @@ impl ApiStreams {
     ) -> Result<(), ApiStreamError> {
         let tokens: Vec<TokenRecord> = self
             .issued_tokens
-            .all()
+            .list_all()
             .iter()
             .map(|token| token.to_token_record())
             .collect();
@@ -197,7 +197,7 @@ impl ApiStreams {
         let records: Vec<TokenRecord> = tokens.iter().map(IssuedToken::to_token_record).collect();
         let streams = self.read_streams().clone();
         self.write_state_file(&streams, &records).await?;
-        self.issued_tokens.replace(tokens);
+        self.issued_tokens.replace_all(tokens);
         Ok(())
     }
 
@@ -240,7 +240,7 @@ impl ApiStream {
 }
 
 /// Reads the tokens of the state file.
-fn read_tokens(records: &[TokenRecord]) -> Result<Vec<IssuedToken>, Vec<ConfigMistake>> {
+fn parse_issued_token_records(records: &[TokenRecord]) -> Result<Vec<IssuedToken>, Vec<ConfigMistake>> {
     let (mut tokens, mut mistakes) = (Vec::new(), Vec::new());
     for (index, record) in records.iter().enumerate() {
         match IssuedToken::from_record(record) {
@@ -266,7 +266,7 @@ pub fn build_source(stream: &ApiStream, context: &ApiStreamContext) -> Result<So
         allowed_networks: &context.allowed_networks,
         host_access: HostAccess::Permitted(&context.host_access),
     };
-    SourceConfig::build(&stream.config, build_context)
+    SourceConfig::from_stream_config(&stream.config, build_context)
 }
 
 fn mistakes_text(mistakes: &[ConfigMistake]) -> String {

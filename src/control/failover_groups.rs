@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::ControlPlane;
 use crate::access::AccessAction;
-use crate::config::{FailoverConfig, FailoverKind, FailoverSourceKind, StandbyMode};
+use crate::config::{FailoverConfig, FailoverGroupKind, FailoverSourceKind, StandbyMode};
 use crate::shard::MediaPlane;
 use crate::sources::fetch::registry::ConfiguredFailoverGroup;
 use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
@@ -56,11 +56,11 @@ impl ControlPlane {
         for config in configured {
             if registry.failover_group(&config.stream).is_none() {
                 let name = config.stream.clone();
-                let (sources, times) = (settings_of(config), failover_times_from_config(config));
+                let (sources, times) = (failover_source_settings(config), failover_times_from_config(config));
                 let (failover_groups, hub) = (media.failover_groups(), media.hub());
                 let failover_group = match config.kind {
-                    FailoverKind::Alternatives => failover_groups.add(hub, name, sources, times),
-                    FailoverKind::CameraLayers { on_demand } => {
+                    FailoverGroupKind::Alternatives => failover_groups.add(hub, name, sources, times),
+                    FailoverGroupKind::CameraLayers { on_demand } => {
                         failover_groups.add_with_layers(hub, name, (sources, SourceLayerSettings { on_demand }), times)
                     }
                 };
@@ -135,7 +135,7 @@ impl ControlPlane {
     }
 }
 
-fn settings_of(config: &FailoverConfig) -> Vec<FailoverSourceSettings> {
+fn failover_source_settings(config: &FailoverConfig) -> Vec<FailoverSourceSettings> {
     let sources = config.sources.iter().map(|source| FailoverSourceSettings {
         key: config.source_key(source),
         name: source.name.clone(),
@@ -153,7 +153,7 @@ fn failover_times_from_config(config: &FailoverConfig) -> FailoverTimes {
 
 fn remove_failover_group_and_end_its_publishers(media: &MediaPlane, stream: &StreamName) {
     for source in media.failover_groups().remove(media.hub(), stream) {
-        if source.shard != ShardIndex::NONE {
+        if source.shard != ShardIndex::NO_SHARD {
             media.end_session(source.session_id, CloseReason::SourceRemoved);
         }
     }
@@ -163,7 +163,7 @@ fn remove_failover_group_and_end_its_publishers(media: &MediaPlane, stream: &Str
 pub async fn run_failover_timeouts(media: MediaPlane, changed: Arc<Notify>) {
     loop {
         while !media.failover_groups().is_empty() {
-            media.handle_failover_timeout();
+            media.run_due_failover_switches();
             sleep(FAILOVER_TIMEOUT_INTERVAL).await;
         }
         changed.notified().await;

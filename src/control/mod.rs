@@ -129,7 +129,7 @@ impl ControlPlane {
     }
 
     /// Returns whether new sessions are rejected.
-    pub fn rejects_new_sessions(&self) -> bool {
+    pub fn is_rejecting_new_sessions(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 }

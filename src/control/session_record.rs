@@ -7,7 +7,7 @@ use crate::access::{AccessAction, Grant};
 use crate::shard::SessionRequester;
 use millstream_core::hub::name::{SourceName, StreamName};
 use millstream_core::media::Codec;
-use millstream_core::sdp::negotiated::IceCredentials;
+use millstream_core::sdp::negotiation_result::IceCredentials;
 use millstream_core::sdp::{IceFragmentTemplate, LocalDescription, VideoSectionId};
 
 /// The current ICE session: the peer's credentials and the entity tag that identifies it (RFC 9725 §4.3.1).
@@ -40,7 +40,7 @@ impl IceSession {
     }
 
     /// Replaces it with a new ICE session that has these credentials.
-    pub fn record_restart(&mut self, remote: IceCredentials, local: &IceCredentials) {
+    pub fn record_ice_restart(&mut self, remote: IceCredentials, local: &IceCredentials) {
         self.remote_credentials = remote;
         self.opaque_tag.clone_from(&local.ufrag);
     }

@@ -44,7 +44,7 @@ pub enum SessionEventType {
 
 impl SessionEventType {
     /// All events.
-    pub const ALL: [Self; 6] = [
+    pub const ALL_EVENT_TYPES: [Self; 6] = [
         Self::Active,
         Self::Inactive,
         Self::Layers,
@@ -67,20 +67,20 @@ impl SessionEventType {
 
     /// Returns the names of all events, separated by commas.
     pub fn comma_separated_event_names() -> String {
-        Self::ALL.map(Self::name).join(",")
+        Self::ALL_EVENT_TYPES.map(Self::name).join(",")
     }
 }
 
 /// An offer of the gateway that the viewer has not answered yet (WHEP §4.3.2).
 #[derive(Clone, Debug)]
-pub struct OfferedSession {
+pub struct UnansweredGatewayOffer {
     pub placement: SessionPlacement,
     pub record: SessionRecord,
     pub description: LocalDescription,
     created: Instant,
 }
 
-impl OfferedSession {
+impl UnansweredGatewayOffer {
     pub fn new(placement: SessionPlacement, record: SessionRecord, description: LocalDescription) -> Self {
         Self {
             placement,
@@ -125,7 +125,7 @@ pub struct EventStreamReader {
 struct SessionTableState {
     /// The access rules in effect; `None` until the gateway has started.
     access_control: Option<Arc<AccessControl>>,
-    offered_sessions: HashMap<SessionId, OfferedSession>,
+    offered_sessions: HashMap<SessionId, UnansweredGatewayOffer>,
     open_sessions: HashMap<SessionId, OpenSession>,
 }
 
@@ -169,7 +169,7 @@ impl SessionTable {
                     Some(session) => self.remove_open_session(session),
                     None => return,
                 },
-                Some((at, session)) = expiring.recv() => expiries.add(instant_from_wall_clock(at), session),
+                Some((at, session)) = expiring.recv() => expiries.add_token_expiry(instant_from_wall_clock(at), session),
                 _ = expiry.tick() => {
                     self.media_plane.forget_expired_sessions(Instant::now().into_std());
                     self.remove_expired_offers();
@@ -240,17 +240,17 @@ impl SessionTable {
     /// Calls `change` with the ICE session of a running session, one request at a time. Returns `None` if the session
     /// is not running.
     pub fn with_ice_session_mut<T>(&self, id: SessionId, change: impl FnOnce(&mut IceSession) -> T) -> Option<T> {
-        self.map_running_session(id, |session| change(&mut session.ice))
+        self.with_running_session_mut(id, |session| change(&mut session.ice))
     }
 
     /// Returns the record of a running session.
     pub fn running_session_record(&self, id: SessionId) -> Option<SessionRecord> {
-        self.map_running_session(id, |session| session.record.clone())
+        self.with_running_session_mut(id, |session| session.record.clone())
     }
 
     /// Returns whether a session is running.
-    pub fn is_running(&self, id: SessionId) -> bool {
-        self.map_running_session(id, |_| ()).is_some()
+    pub fn is_session_running(&self, id: SessionId) -> bool {
+        self.with_running_session_mut(id, |_| ()).is_some()
     }
 
     /// Returns all sessions that have not been removed.
@@ -292,7 +292,7 @@ impl SessionTable {
 
     fn remove_expiries_of_forgotten_sessions(&self, expiries: &mut TokenExpiries) {
         let entries = self.lock_state();
-        if expiries.has_many_besides(entries.open_sessions.len()) {
+        if expiries.has_many_stale_entries(entries.open_sessions.len()) {
             expiries.retain(|session| entries.open_sessions.contains_key(&session));
         }
         self.kept_token_expiries.store(expiries.len(), Ordering::Relaxed);
@@ -312,7 +312,7 @@ impl SessionTable {
     }
 
     /// Adds an offer. Returns `false` if there are too many unanswered offers.
-    pub fn add_unanswered_gateway_offer(&self, id: SessionId, offered: OfferedSession) -> bool {
+    pub fn add_unanswered_gateway_offer(&self, id: SessionId, offered: UnansweredGatewayOffer) -> bool {
         let mut entries = self.lock_state();
         entries
             .offered_sessions
@@ -325,9 +325,9 @@ impl SessionTable {
     }
 
     /// Returns an offer if it is still valid.
-    pub fn unexpired_offer(&self, id: SessionId) -> Option<OfferedSession> {
+    pub fn unexpired_offer(&self, id: SessionId) -> Option<UnansweredGatewayOffer> {
         let found = self.lock_state().offered_sessions.get(&id).cloned();
-        found.filter(OfferedSession::is_offer_unexpired)
+        found.filter(UnansweredGatewayOffer::is_offer_unexpired)
     }
 
     /// Removes an offer that was answered or declined. Returns whether it existed and was valid; this is true for only
@@ -340,7 +340,7 @@ impl SessionTable {
     /// Adds an event stream to a running session. Returns `false` if the session has the maximum number of event
     /// streams or is not running.
     pub fn add_event_stream(&self, session: SessionId, id: String, events: Vec<SessionEventType>) -> bool {
-        let opened = self.map_running_session(session, |session| {
+        let opened = self.with_running_session_mut(session, |session| {
             let has_room = session.event_streams.len() < MAX_EVENT_STREAMS_PER_SESSION;
             if has_room {
                 let readers = 0;
@@ -358,7 +358,7 @@ impl SessionTable {
     /// Starts to read an event stream; another request that reads it ends. Returns `None` if the stream was closed or
     /// its session has ended.
     pub fn start_reading_event_stream(&self, session: SessionId, id: &str) -> Option<EventStreamReader> {
-        let reader = self.map_running_session(session, |session| {
+        let reader = self.with_running_session_mut(session, |session| {
             let stream = session.event_streams.iter_mut().find(|stream| stream.id == id)?;
             stream.latest_reader_number += 1;
             Some(EventStreamReader {
@@ -376,7 +376,7 @@ impl SessionTable {
 
     /// Whether an event stream is open and no later request reads it.
     pub fn is_current_event_stream_reader(&self, session: SessionId, reader: &EventStreamReader) -> bool {
-        let is_read = self.map_running_session(session, |session| {
+        let is_read = self.with_running_session_mut(session, |session| {
             let mut streams = session.event_streams.iter();
             streams.any(|stream| {
                 stream.id == reader.event_stream_id && stream.latest_reader_number == reader.reader_number
@@ -387,7 +387,7 @@ impl SessionTable {
 
     /// Closes an event stream. Returns whether it was open.
     pub fn close_event_stream(&self, session: SessionId, id: &str) -> bool {
-        let closed = self.map_running_session(session, |session| {
+        let closed = self.with_running_session_mut(session, |session| {
             let before = session.event_streams.len();
             session.event_streams.retain(|stream| stream.id != id);
             session.event_streams.len() < before
@@ -400,7 +400,7 @@ impl SessionTable {
         closed.unwrap_or(false)
     }
 
-    fn map_running_session<T>(&self, id: SessionId, work: impl FnOnce(&mut OpenSession) -> T) -> Option<T> {
+    fn with_running_session_mut<T>(&self, id: SessionId, work: impl FnOnce(&mut OpenSession) -> T) -> Option<T> {
         if !self.is_media_session_open(id) {
             return None;
         }

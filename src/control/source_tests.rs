@@ -22,15 +22,15 @@ pub struct SourceTestService {
     permits: Arc<Semaphore>,
     last_number: AtomicU64,
     /// `None` until the first test.
-    newest_bench: Mutex<Option<Arc<SourceTestBench>>>,
+    newest_bench: Mutex<Option<Arc<SourceTestEnvironment>>>,
 }
 
-/// Where sources are tested with the configuration of one time. A reload makes another one; tests that run go on in theirs.
-pub struct SourceTestBench {
+/// Where sources are tested with the configuration of one time. A reload makes another one; tests that run_source_trial go on in theirs.
+pub struct SourceTestEnvironment {
     context: Arc<ApiStreamContext>,
     plane: TrialSourceHub,
     /// Transcodes to JPEG for snapshots; started with the first one.
-    transcoding: OnceCell<Option<TranscodingTask>>,
+    transcoding: OnceCell<Option<AbortOnDropTranscodingTask>>,
 }
 
 impl Default for SourceTestService {
@@ -44,9 +44,9 @@ impl Default for SourceTestService {
 }
 
 /// Ends transcoding when its last test has ended and no other will come.
-struct TranscodingTask(JoinHandle<()>);
+struct AbortOnDropTranscodingTask(JoinHandle<()>);
 
-impl Drop for TranscodingTask {
+impl Drop for AbortOnDropTranscodingTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -54,7 +54,7 @@ impl Drop for TranscodingTask {
 
 impl SourceTestService {
     /// Returns a permit for one test, or `None` if there are too many.
-    pub fn try_acquire(&self) -> Option<OwnedSemaphorePermit> {
+    pub fn try_acquire_test_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.permits.clone().try_acquire_owned().ok()
     }
 
@@ -65,12 +65,12 @@ impl SourceTestService {
     }
 
     /// Returns where a source is tested with the configuration that is in force.
-    pub fn bench(&self, context: &Arc<ApiStreamContext>) -> Arc<SourceTestBench> {
+    pub fn environment_for_config(&self, context: &Arc<ApiStreamContext>) -> Arc<SourceTestEnvironment> {
         let mut newest = self.newest_bench.lock().unwrap_or_else(PoisonError::into_inner);
         match &*newest {
             Some(bench) if Arc::ptr_eq(&bench.context, context) => bench.clone(),
             _ => {
-                let bench = Arc::new(SourceTestBench {
+                let bench = Arc::new(SourceTestEnvironment {
                     context: context.clone(),
                     plane: TrialSourceHub::default(),
                     transcoding: OnceCell::new(),
@@ -81,14 +81,18 @@ impl SourceTestService {
     }
 }
 
-impl SourceTestBench {
+impl SourceTestEnvironment {
     /// Returns the streams of the sources that are tested.
-    pub fn plane(&self) -> &TrialSourceHub {
+    pub fn trial_source_hub(&self) -> &TrialSourceHub {
         &self.plane
     }
 
     /// Runs a source until enough is known of it, at most for `limit`. It goes on until the result is dropped.
-    pub async fn run(&self, config: SourceConfig, limit: Duration) -> (SourceTrial, Result<(), TrialFailure>) {
+    pub async fn run_source_trial(
+        &self,
+        config: SourceConfig,
+        limit: Duration,
+    ) -> (SourceTrial, Result<(), TrialFailure>) {
         let mut trial = SourceTrial::start(config, &self.plane);
         let known = trial.wait_for_enough_media(limit).await;
         (trial, known)
@@ -101,7 +105,7 @@ impl SourceTestBench {
             let programs = self.context.worker_programs.clone();
             let owners: transcode::WorkerOwnerLookup = Arc::new(|_| WorkerOwner::TokenHolder);
             let task = transcode::start_transcoding_service(library, programs, self.plane.clone(), owners).await;
-            task.map(TranscodingTask)
+            task.map(AbortOnDropTranscodingTask)
         };
         self.transcoding.get_or_init(start).await;
     }

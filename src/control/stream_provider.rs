@@ -21,14 +21,14 @@ impl StreamProvider for GatewayStreamProvider {
         self.media_plane.hub()
     }
 
-    fn request_key_frame_of_source(&self, source: SourceRef) {
-        FrameSink::request_key_frame_of_source(&self.media_plane, source);
+    fn request_key_frame_from_source(&self, source: SourceRef) {
+        FrameSink::request_key_frame_from_source(&self.media_plane, source);
     }
 
     fn ensure_source_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
         Box::pin(async {
             self.source_registry
-                .ensure_started(stream, self.media_plane.hub())
+                .start_and_wait_until_live(stream, self.media_plane.hub())
                 .await
                 == StartOutcome::Live
         })

@@ -15,10 +15,10 @@ pub(super) struct TokenExpiries {
 }
 
 /// Number of entries that may be those of sessions that are gone, besides as many as there are sessions.
-const SPARE_ENTRIES: usize = 1_024;
+const STALE_ENTRY_ALLOWANCE: usize = 1_024;
 
 impl TokenExpiries {
-    pub(super) fn add(&mut self, expires_at: Instant, session: SessionId) {
+    pub(super) fn add_token_expiry(&mut self, expires_at: Instant, session: SessionId) {
         self.due.push(Reverse((expires_at, session)));
     }
 
@@ -38,8 +38,8 @@ impl TokenExpiries {
     }
 
     /// Returns whether more than half of the entries are those of sessions that are gone, and worth removing.
-    pub(super) fn has_many_besides(&self, session_count: usize) -> bool {
-        self.due.len() > 2 * session_count + SPARE_ENTRIES
+    pub(super) fn has_many_stale_entries(&self, session_count: usize) -> bool {
+        self.due.len() > 2 * session_count + STALE_ENTRY_ALLOWANCE
     }
 
     /// Removes all sessions but those that are known.
@@ -68,8 +68,8 @@ mod tests {
         let (open, now) = (session(7), Instant::now());
         let mut most = 0;
         for number in 0..100_000 {
-            expiries.add(now + year + Duration::from_secs(number % 100), session(number));
-            if number % 500 == 0 && expiries.has_many_besides(1) {
+            expiries.add_token_expiry(now + year + Duration::from_secs(number % 100), session(number));
+            if number % 500 == 0 && expiries.has_many_stale_entries(1) {
                 expiries.retain(|known| known == open);
             }
             most = most.max(expiries.due.len());

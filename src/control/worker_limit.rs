@@ -2,7 +2,7 @@
 
 use super::ControlPlane;
 use super::sessions::SessionTable;
-use crate::pipeline::worker_slots::{NoWorkerSlot, WorkerOwner};
+use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotLimitReached};
 use millstream_core::hub::Hub;
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::track_delivery::TranscodeTarget;
@@ -29,7 +29,7 @@ impl ControlPlane {
         &self,
         stream: &StreamName,
         target: TranscodeTarget,
-    ) -> Result<(), NoWorkerSlot> {
+    ) -> Result<(), WorkerSlotLimitReached> {
         // The transcoded stream itself says nothing: it exists as long as somebody waits for it.
         if self
             .worker_slots
@@ -38,7 +38,7 @@ impl ControlPlane {
             return Ok(());
         }
         self.worker_slots
-            .check_free_and_count_refusal(self.transcode_worker_owner(stream))
+            .require_free_slot_or_count_refusal(self.transcode_worker_owner(stream))
     }
 
     /// Returns whether a stream can be transcoded now, like [`Self::check_transcode_slot_and_count_refusal`]; a refusal is not counted.

@@ -10,7 +10,7 @@ use crate::config::{Config, ConfigError, ConfigMistake, MistakeKind, StreamConfi
 use crate::doctor;
 use crate::doctor::ports::{self, BindFailure, TransportProtocol};
 use crate::http::{server, tls};
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::worker_process;
 
 /// Why `millstream check` fails.
@@ -36,8 +36,10 @@ pub async fn check_loaded_config(
     for warning in &config.warnings {
         print(&format!("warning: {warning}\n"));
     }
-    let unbuildable =
-        sources_and_credentials::find_unbuildable_api_streams(config, &WorkerProgramsAndSlots::installed());
+    let unbuildable = sources_and_credentials::find_unbuildable_api_streams(
+        config,
+        &WorkerExecutablesAndProcessSlots::find_installed(),
+    );
     for mistake in unbuildable.unwrap_or_default() {
         print(&format!("warning: a stream set by the API cannot run: {mistake}\n"));
     }
@@ -72,14 +74,18 @@ pub async fn check_loaded_config(
 async fn report_pipeline_availability(config: &Config, print: impl Fn(&str)) -> Vec<String> {
     let used = || config.streams.iter().filter_map(StreamConfig::pipeline_name);
     let library = load_builtin_and_folder_pipelines(config, &mut Vec::new());
-    let findings =
-        match worker_process::check_pipelines(&WorkerProgramsAndSlots::installed(), library.trial_jobs()).await {
-            Ok(findings) => findings,
-            Err(error) => {
-                print(&format!("pipelines: none can run: {error}\n"));
-                return used().map(str::to_owned).collect();
-            }
-        };
+    let findings = match worker_process::check_pipelines(
+        &WorkerExecutablesAndProcessSlots::find_installed(),
+        library.pipeline_check_jobs(),
+    )
+    .await
+    {
+        Ok(findings) => findings,
+        Err(error) => {
+            print(&format!("pipelines: none can run: {error}\n"));
+            return used().map(str::to_owned).collect();
+        }
+    };
     let mut missing = Vec::new();
     for finding in findings {
         let Some(failure) = finding.failure else {
@@ -89,7 +95,7 @@ async fn report_pipeline_availability(config: &Config, print: impl Fn(&str)) -> 
         print(&format!(
             "pipeline {}: {}\n",
             finding.name,
-            worker_process::explain_failure(&failure)
+            worker_process::describe_failure_with_advice(&failure)
         ));
         if used().any(|name| name == finding.name) {
             missing.push(finding.name);
@@ -117,12 +123,12 @@ fn drop_mistakes_caused_by_known_mistakes(
 /// Like [`find_source_credential_certificate_mistakes`], without certificates, which a running gateway reloads by itself, and without
 /// the state file, which it has read.
 pub fn find_source_and_credential_mistakes(config: &Config) -> Vec<ConfigMistake> {
-    let built = SourcesAndCredentials::build(config, &WorkerProgramsAndSlots::installed());
+    let built = SourcesAndCredentials::build(config, &WorkerExecutablesAndProcessSlots::find_installed());
     built.err().map_or_else(Vec::new, |error| error.mistakes)
 }
 
 fn find_source_build_and_state_file_mistakes(config: &Config) -> Vec<ConfigMistake> {
-    let programs = WorkerProgramsAndSlots::installed();
+    let programs = WorkerExecutablesAndProcessSlots::find_installed();
     let read = sources_and_credentials::find_unbuildable_api_streams(config, &programs);
     read.err().map_or_else(Vec::new, |error| error.mistakes)
 }

@@ -116,11 +116,11 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
         Ok(streams) if streams.is_empty() => text.push_str("  no streams\n"),
         Ok(streams) => {
             for stream in streams {
-                let note = match names_other_host(&stream.url, device.address) {
+                let note = match url_names_other_host(&stream.url, device.address) {
                     true => "  (!) another host than the camera",
                     false => "",
                 };
-                let _ = writeln!(text, "  {}{}{note}", stream.url, stream_details(stream));
+                let _ = writeln!(text, "  {}{}{note}", stream.url, format_stream_details(stream));
             }
         }
         Err(DeviceError::Unauthorized) => {
@@ -138,13 +138,13 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
 }
 
 /// Whether a URL that the device at an address names leads elsewhere. Whoever configures it sends a password there.
-fn names_other_host(url: &str, device: IpAddr) -> bool {
+fn url_names_other_host(url: &str, device: IpAddr) -> bool {
     let host = Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
     let host = host.as_deref().map(|host| host.trim_matches(['[', ']']));
     host.and_then(|host| host.parse::<IpAddr>().ok()) != Some(device)
 }
 
-fn stream_details(stream: &StreamUrl) -> String {
+fn format_stream_details(stream: &StreamUrl) -> String {
     let size = stream
         .width
         .zip(stream.height)

@@ -39,7 +39,7 @@ impl ConfigLoader {
         Ok(config)
     }
 
-    fn path_or_default(&self) -> &Path {
+    fn config_path_or_default(&self) -> &Path {
         self.file.as_deref().unwrap_or(Path::new(config::DEFAULT_CONFIG_FILE))
     }
 }
@@ -66,7 +66,7 @@ impl Reloader {
     /// Takes over the requests of the API.
     pub fn new(gateway: &mut Gateway, source: ConfigLoader) -> Self {
         Self {
-            watched_file: WatchedFile::new(source.path_or_default()),
+            watched_file: WatchedFile::new(source.config_path_or_default()),
             api_requests: gateway.take_reload_request_receiver(),
             config_source: source,
         }

@@ -9,7 +9,7 @@ use crate::control::api_streams::{ApiStreamContext, ApiStreams};
 use crate::http::webhooks::target::WebhookTarget;
 use crate::pipeline::host_access::{ApiHostAccess, HostAccess};
 use crate::pipeline::library::PipelineLibrary;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::sources::fetch::SourceConfig;
 use crate::sources::fetch::address::AllowedNetworks;
 use crate::sources::fetch::build::SourceBuildContext;
@@ -29,7 +29,7 @@ impl SourcesAndCredentials {
     /// # Errors
     ///
     /// All mistakes, each with its place and key.
-    pub fn build(config: &Config, programs: &WorkerProgramsAndSlots) -> Result<Self, ConfigError> {
+    pub fn build(config: &Config, programs: &WorkerExecutablesAndProcessSlots) -> Result<Self, ConfigError> {
         let mut mistakes = Vec::new();
         let credentials = AuthCredentials::read(&config.auth, &config.limits).map_err(|wrong| mistakes.extend(wrong));
         let library = load_builtin_and_folder_pipelines(config, &mut mistakes);
@@ -42,8 +42,8 @@ impl SourcesAndCredentials {
         };
         let mut streams = Vec::new();
         for stream in &config.streams {
-            match SourceConfig::build(stream, context) {
-                Ok(source) => streams.push(ConfiguredSource::ready(source, stream.clone())),
+            match SourceConfig::from_stream_config(stream, context) {
+                Ok(source) => streams.push(ConfiguredSource::from_built_source(source, stream.clone())),
                 Err(wrong) => mistakes.extend(wrong),
             }
         }
@@ -64,7 +64,7 @@ impl SourcesAndCredentials {
 pub fn api_stream_context(
     config: &Config,
     library: &PipelineLibrary,
-    programs: &WorkerProgramsAndSlots,
+    programs: &WorkerExecutablesAndProcessSlots,
 ) -> Arc<ApiStreamContext> {
     Arc::new(ApiStreamContext {
         pipeline_library: library.clone(),
@@ -89,17 +89,17 @@ pub fn api_stream_context(
 /// All mistakes because of which the gateway would not start.
 pub fn find_unbuildable_api_streams(
     config: &Config,
-    programs: &WorkerProgramsAndSlots,
+    programs: &WorkerExecutablesAndProcessSlots,
 ) -> Result<Vec<ConfigMistake>, ConfigError> {
     let parts = SourcesAndCredentials::build(config, programs)?;
     let (api_streams, state_file) = ApiStreams::read(config)?;
     let context = api_stream_context(config, &parts.pipeline_library, programs);
-    Ok(state_file.add_locations_to_mistakes(api_streams.find_unbuildable(&context)))
+    Ok(state_file.add_locations_to_mistakes(api_streams.find_unbuildable_stream_mistakes(&context)))
 }
 
 /// Returns the built-in pipelines and those of the operator's folder.
 pub fn load_builtin_and_folder_pipelines(config: &Config, mistakes: &mut Vec<ConfigMistake>) -> PipelineLibrary {
-    let mut library = PipelineLibrary::shipped();
+    let mut library = PipelineLibrary::with_shipped_pipelines();
     if let Some(folder) = &config.pipelines.folder
         && let Err(errors) = library.add_folder(folder)
     {

@@ -15,7 +15,7 @@ use millstream_core::hub::name::StreamName;
 use millstream_core::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
 use millstream_core::media::{Codec, MediaKind};
 use millstream_core::sdp::Offer;
-use millstream_core::sdp::negotiated::{AvailableTrack, NegotiatedPlayback};
+use millstream_core::sdp::negotiation_result::{AvailableTrack, NegotiatedPlayback};
 
 /// Returns the codecs that a viewer's video may be sent in: empty if the video section of its offer was rejected,
 /// `None` if its offer has no video section.

@@ -27,7 +27,7 @@ pub struct Authenticator {
 
 /// The parts of a request that identify its sender.
 #[derive(Clone, Copy)]
-pub struct RequestSender<'a> {
+pub struct HttpClientIdentity<'a> {
     pub headers: &'a HeaderMap,
     pub query: Option<&'a str>,
     pub address: Option<IpAddr>,
@@ -63,7 +63,7 @@ impl Authenticator {
     /// tokens, 503 if access cannot be decided because the authorization webhook or the JWK set is unavailable or gave an invalid response: retry later.
     pub async fn authorize_request(
         &self,
-        caller: RequestSender<'_>,
+        caller: HttpClientIdentity<'_>,
         action: AccessAction,
         stream: Option<&StreamName>,
     ) -> Result<Grant, Problem> {
@@ -79,7 +79,7 @@ impl Authenticator {
     /// stream has several.
     pub async fn authorize_publisher(
         &self,
-        caller: RequestSender<'_>,
+        caller: HttpClientIdentity<'_>,
         stream: &StreamName,
         source: Option<&SourceName>,
     ) -> Result<Grant, Problem> {
@@ -93,12 +93,13 @@ impl Authenticator {
     async fn authorize_by_token(
         &self,
         access: &AccessControl,
-        caller: RequestSender<'_>,
+        caller: HttpClientIdentity<'_>,
         request: AccessRequest<'_>,
     ) -> Result<Grant, Problem> {
         let token = token_from_request(caller, access.accepts_query_token())?;
         let token = token.as_deref();
-        self.authorize(access, caller, AccessRequest { token, ..request }).await
+        self.authorize_and_limit_wrong_tokens(access, caller, AccessRequest { token, ..request })
+            .await
     }
 
     /// Whether a grant to read by the API has not expired and is valid with the access rules in effect.
@@ -112,7 +113,11 @@ impl Authenticator {
     /// Like [`Self::authorize_request`], for playback over HLS. Media elements cannot send an `Authorization` header, so the token
     /// may also be in the query or in the cookie [`PLAYBACK_TOKEN_COOKIE`]. The cookie grants read access only, so cross-site requests
     /// gain nothing from it.
-    pub async fn authorize_hls_player(&self, caller: RequestSender<'_>, stream: &StreamName) -> Result<Grant, Problem> {
+    pub async fn authorize_hls_player(
+        &self,
+        caller: HttpClientIdentity<'_>,
+        stream: &StreamName,
+    ) -> Result<Grant, Problem> {
         let access = self.access_control();
         if access.is_playback_allowed_without_token() {
             return Ok(Grant::default());
@@ -123,19 +128,18 @@ impl Authenticator {
             token: token.as_deref(),
             ..AccessRequest::new(AccessAction::Play, Some(stream))
         };
-        self.authorize(&access, caller, request).await
+        self.authorize_and_limit_wrong_tokens(&access, caller, request).await
     }
 
-    async fn authorize(
+    async fn authorize_and_limit_wrong_tokens(
         &self,
         access: &AccessControl,
-        caller: RequestSender<'_>,
+        caller: HttpClientIdentity<'_>,
         request: AccessRequest<'_>,
     ) -> Result<Grant, Problem> {
         let now = monotonic_now();
         let failure_limit = caller.address.map_or(Ok(()), |address| {
-            self.wrong_token_rate_limit
-                .check_rate_limit_token_available(now, address)
+            self.wrong_token_rate_limit.peek_rate_limit_token(now, address)
         });
         let request = AccessRequest {
             address: caller.address,
@@ -173,7 +177,7 @@ fn too_many_wrong_tokens_problem(wait: Duration) -> Problem {
 fn denial_problem(denial: Denial, action: AccessAction, stream: Option<&StreamName>) -> Problem {
     match denial {
         Denial::MissingToken => {
-            let detail = format!("a bearer token is needed to {}", action.verb());
+            let detail = format!("a bearer token is needed to {}", action.error_text_verb());
             unauthorized_problem("token_missing", detail, r#"Bearer realm="millstream""#)
         }
         Denial::InvalidToken => unauthorized_problem(
@@ -190,7 +194,7 @@ fn denial_problem(denial: Denial, action: AccessAction, stream: Option<&StreamNa
             let what = stream.map_or_else(String::new, |stream| format!(" `{stream}`"));
             let detail = format!(
                 "this token does not grant permission to {}{what}: send a token that does",
-                action.verb()
+                action.error_text_verb()
             );
             Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail).with_header(
                 header::WWW_AUTHENTICATE,
@@ -211,7 +215,7 @@ fn denial_problem(denial: Denial, action: AccessAction, stream: Option<&StreamNa
 }
 
 /// Returns the token of a request. The header takes precedence over the query.
-fn token_from_request(caller: RequestSender<'_>, accepts_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
+fn token_from_request(caller: HttpClientIdentity<'_>, accepts_query: bool) -> Result<Option<Cow<'_, str>>, Problem> {
     if let Some(value) = caller.headers.get(header::AUTHORIZATION) {
         let detail = "the Authorization header holds no bearer token: send `Authorization: Bearer TOKEN`";
         let token = parse_bearer_token(value)
@@ -330,8 +334,8 @@ mod tests {
         checked.map_or_else(|problem| problem.status.as_u16(), |_| 200)
     }
 
-    fn caller<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> RequestSender<'a> {
-        RequestSender {
+    fn caller<'a>(headers: &'a HeaderMap, query: Option<&'a str>) -> HttpClientIdentity<'a> {
+        HttpClientIdentity {
             headers,
             query,
             address: None,
@@ -442,7 +446,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             let value = HeaderValue::from_str(&format!("Bearer {token}")).expect("header");
             headers.insert(header::AUTHORIZATION, value);
-            let caller = RequestSender {
+            let caller = HttpClientIdentity {
                 address,
                 ..caller(&headers, None)
             };

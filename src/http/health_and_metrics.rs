@@ -6,10 +6,10 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
-use super::auth::{AccessAction, RequestSender};
+use super::auth::{AccessAction, HttpClientIdentity};
 use super::metrics;
 use super::problem::Problem;
-use super::request::caller;
+use super::request::client_identity;
 use super::response::add_no_store_header;
 use super::state::HttpState;
 use crate::control::ControlPlane;
@@ -24,7 +24,7 @@ pub async fn healthz(State(control): State<Arc<ControlPlane>>) -> Result<Respons
 
 /// Readiness: succeeds if new sessions are accepted.
 pub async fn readyz(State(control): State<Arc<ControlPlane>>) -> Result<Response, Problem> {
-    if control.rejects_new_sessions() {
+    if control.is_rejecting_new_sessions() {
         return Err(Problem::gateway_stopping());
     }
     if let Some(stalled) = control.media_plane.stalled_shard() {
@@ -34,26 +34,26 @@ pub async fn readyz(State(control): State<Arc<ControlPlane>>) -> Result<Response
 }
 
 /// Answers everything but liveness while the process is out of file descriptors.
-pub async fn out_of_descriptors() -> Problem {
+pub async fn respond_out_of_file_descriptors() -> Problem {
     let detail = "the gateway is out of file descriptors: retry later; its operator raises the limit (`ulimit -n`)";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_descriptors", detail).with_retry_after(2)
 }
 
 /// Returns the metrics as Prometheus text. Requires an API token if API access is configured. Closed if anything else is
 /// restricted: metrics name the streams.
-pub async fn metrics(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
+pub async fn serve_metrics(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
     let access = state.authenticator.access_control();
-    if access.restricts_more_than_publishing() && !access.can_grant_api() {
+    if access.restricts_more_than_publishing() && !access.has_api_credential() {
         let detail = "/metrics requires an API token because access to streams is restricted: set `auth.api_token`, or `api = \"read\"` \
                       for one of `auth.tokens`, and send it";
         return Err(Problem::new(StatusCode::FORBIDDEN, "metrics_closed", detail));
     }
-    if access.can_grant_api() {
+    if access.has_api_credential() {
         let (parts, _) = request.into_parts();
         // A token in the query is not accepted: metrics clients can send a header.
-        let caller = RequestSender {
+        let caller = HttpClientIdentity {
             query: None,
-            ..caller(&parts)
+            ..client_identity(&parts)
         };
         state
             .authenticator

@@ -18,7 +18,7 @@ use super::alternate_links;
 use super::auth::Authenticator;
 use super::cors;
 use super::problem::Problem;
-use super::request::caller;
+use super::request::client_identity;
 use super::response_timeout::ResponseObsoleteAfter;
 use crate::control::ControlPlane;
 use crate::outputs::hls::playlist::DeliveryDirectives;
@@ -43,7 +43,7 @@ impl HlsFile {
         if name == "index.m3u8" {
             return Some(Self::MultivariantPlaylist);
         }
-        let roles = RenditionRole::ALL.into_iter();
+        let roles = RenditionRole::ALL_ROLES.into_iter();
         let (role, rest) = roles
             .filter_map(|role| Some((role, name.strip_prefix(role.name())?)))
             .find(|(_, rest)| rest.starts_with(['.', '-']))?;
@@ -97,7 +97,7 @@ pub async fn serve_hls_file(
     let stream = StreamName::parse(stream).map_err(|_| Problem::not_found())?;
     let file = HlsFile::parse(file).ok_or_else(Problem::not_found)?;
     let (parts, _) = request.into_parts();
-    let caller = caller(&parts);
+    let caller = client_identity(&parts);
     let agent = parts.headers.get(header::USER_AGENT);
     let player = HlsPlayerId::from_request(
         caller.address,

@@ -19,7 +19,7 @@ pub struct PerAddressRateLimit {
 }
 
 /// Maximum number of buckets, about 2 MiB. Further addresses share one bucket.
-const MAX_BUCKETS: usize = 32_768;
+const MAX_RATE_LIMIT_BUCKETS: usize = 32_768;
 /// Key of the shared bucket.
 const SHARED_RATE_LIMIT_BUCKET_KEY: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
@@ -38,7 +38,7 @@ impl PerAddressRateLimit {
     /// # Errors
     ///
     /// The time to wait, if the bucket is empty.
-    pub fn check_rate_limit_token_available(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+    pub fn peek_rate_limit_token(&self, now: Instant, address: IpAddr) -> Result<(), Duration> {
         let Some(interval) = self.token_interval else {
             return Ok(());
         };
@@ -59,9 +59,9 @@ impl PerAddressRateLimit {
         };
         let mut full_at = self.bucket_full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let mut key = AddressPrefix::of_host(address);
-        if full_at.len() >= MAX_BUCKETS && !full_at.contains_key(&key) {
+        if full_at.len() >= MAX_RATE_LIMIT_BUCKETS && !full_at.contains_key(&key) {
             full_at.retain(|_, full_at| *full_at > now);
-            if full_at.len() >= MAX_BUCKETS {
+            if full_at.len() >= MAX_RATE_LIMIT_BUCKETS {
                 key = AddressPrefix::of_host(SHARED_RATE_LIMIT_BUCKET_KEY);
             }
         }
@@ -171,13 +171,20 @@ mod tests {
     fn a_flood_of_addresses_shares_a_bucket_and_no_more_memory() {
         let (limit, t) = (PerAddressRateLimit::new(1, 1), Instant::now());
         let address = |n: usize| IpAddr::V4((n as u32).into());
-        for n in 0..MAX_BUCKETS {
+        for n in 0..MAX_RATE_LIMIT_BUCKETS {
             assert_eq!(limit.take_rate_limit_token(t, address(n)), Ok(()));
         }
-        assert_eq!(limit.take_rate_limit_token(t, address(MAX_BUCKETS)), Ok(()));
-        assert!(limit.take_rate_limit_token(t, address(MAX_BUCKETS + 1)).is_err());
+        assert_eq!(limit.take_rate_limit_token(t, address(MAX_RATE_LIMIT_BUCKETS)), Ok(()));
+        assert!(
+            limit
+                .take_rate_limit_token(t, address(MAX_RATE_LIMIT_BUCKETS + 1))
+                .is_err()
+        );
         let later = t + Duration::from_secs(2);
-        assert_eq!(limit.take_rate_limit_token(later, address(MAX_BUCKETS + 1)), Ok(()));
+        assert_eq!(
+            limit.take_rate_limit_token(later, address(MAX_RATE_LIMIT_BUCKETS + 1)),
+            Ok(())
+        );
         assert_eq!(
             limit.bucket_full_at.lock().expect("lock").len(),
             1,

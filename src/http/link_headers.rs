@@ -24,7 +24,7 @@ pub fn add_ice_server_links(servers: &IceServers, now: Duration, name: &str, hea
     for url in &servers.urls {
         let is_turn_url = is_turn_url(url);
         let credentials = match &servers.turn_auth {
-            TurnAuth::SharedSecret(secret) if is_turn_url => Some(time_limited_ice_server_credentials(
+            TurnAuth::SharedSecret(secret) if is_turn_url => Some(time_limited_turn_credentials(
                 secret.reveal(),
                 now + servers.credential_lifetime,
                 name,
@@ -62,17 +62,17 @@ fn add_ice_server_link(url: &str, attributes: &str, headers: &mut HeaderMap) {
 }
 
 /// Link relations of the extensions (RFC 9725 §4.9).
-const EVENTS_REL: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
-const LAYER_REL: &str = "urn:ietf:params:whep:ext:core:layer";
+const EVENTS_LINK_RELATION: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
+const LAYER_LINK_RELATION: &str = "urn:ietf:params:whep:ext:core:layer";
 
 /// Adds a line for each extension of a viewer's session (WHEP §4.10).
 pub fn add_extension_links(session: &str, headers: &mut HeaderMap) {
     let events = format!(
         "<{session}{EVENTS_PATH_SUFFIX}>; rel=\"{}\"; events=\"{}\"",
-        EVENTS_REL,
+        EVENTS_LINK_RELATION,
         SessionEventType::comma_separated_event_names()
     );
-    let layer = format!("<{session}{LAYER_PATH_SUFFIX}>; rel=\"{}\"", LAYER_REL);
+    let layer = format!("<{session}{LAYER_PATH_SUFFIX}>; rel=\"{}\"", LAYER_LINK_RELATION);
     for line in [events, layer] {
         if let Ok(line) = HeaderValue::from_str(&line) {
             headers.append(header::LINK, line);
@@ -81,7 +81,7 @@ pub fn add_extension_links(session: &str, headers: &mut HeaderMap) {
 }
 
 /// Returns username and password for a name, valid until a Unix time.
-fn time_limited_ice_server_credentials(secret: &str, expires_at: Duration, name: &str) -> (String, String) {
+fn time_limited_turn_credentials(secret: &str, expires_at: Duration, name: &str) -> (String, String) {
     let username = format!("{}:{name}", expires_at.as_secs());
     let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
     let credential = STANDARD.encode(hmac::sign(&key, username.as_bytes()));

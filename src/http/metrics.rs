@@ -1,14 +1,14 @@
 //! `/metrics` in the Prometheus text format 0.0.4. Label values come from enums, except for stream names, whose number
 //! is limited.
 
-mod process;
+mod metrics_text;
+mod process_metrics;
 mod stream_metrics;
-mod text;
-mod webhooks;
+mod webhook_metrics;
 
 use std::sync::atomic::Ordering;
 
-use self::text::MetricsText;
+use self::metrics_text::MetricsText;
 use super::api::sessions;
 use super::state::HttpState;
 use crate::control::ControlPlane;
@@ -64,9 +64,9 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     write_transport_and_close_metrics(&mut page, control);
     write_data_metrics(&mut page, &control.media_plane.counters().data);
     write_viewer_feedback_and_delay_metrics(&mut page, control);
-    write_load_metrics(&mut page, control);
-    webhooks::write_webhook_metrics(&mut page, &state.webhooks);
-    process::write_build_and_process_metrics(&mut page);
+    write_connection_queue_and_worker_metrics(&mut page, control);
+    webhook_metrics::write_webhook_metrics(&mut page, &state.webhooks);
+    process_metrics::write_build_and_process_metrics(&mut page);
     page.text
 }
 
@@ -89,7 +89,7 @@ fn write_session_admission_metrics(page: &mut MetricsText, control: &ControlPlan
         "millstream_sessions_evicted_total",
         "Half-open sessions without an ICE check that were evicted for a newer one, by the limit that was reached.",
         counters
-            .sessions_evicted_by_limit()
+            .evicted_session_counts_by_limit()
             .map(|(reason, count)| (reason.label(), count)),
     );
 }
@@ -121,9 +121,9 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
         "Fractions lost in receiver reports of viewers, 0 to 1.",
     );
     page.add_sum_and_count("", lost, report_count);
-    page.begin_former_family("millstream_viewer_reported_loss_total", "counter", name);
+    page.begin_deprecated_metric_family("millstream_viewer_reported_loss_total", "counter", name);
     page.add_sample(lost);
-    page.begin_former_family("millstream_viewer_reports_total", "counter", name);
+    page.begin_deprecated_metric_family("millstream_viewer_reports_total", "counter", name);
     page.add_sample(report_count);
     page.begin_metric_family(
         "millstream_viewers_limited",
@@ -170,7 +170,7 @@ fn write_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
 }
 
 /// Connections, queues and workers.
-fn write_load_metrics(page: &mut MetricsText, control: &ControlPlane) {
+fn write_connection_queue_and_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.add_gauge(
         "millstream_media_tcp_connections",
         "Peers connected by ICE-TCP.",
@@ -226,7 +226,7 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
     );
     for entry in control.source_registry.all() {
         let status = entry.status();
-        for state in SourceState::ALL {
+        for state in SourceState::ALL_STATES {
             let labels = format!("{},state=\"{}\"", source_labels(&entry.stream), state.label());
             page.add_sample_with_label_list(&labels, u8::from(state == status.state));
         }
@@ -373,7 +373,7 @@ fn write_data_metrics(page: &mut MetricsText, counters: &DataCounters) {
         "counter",
         "Data channel messages received, by their origin.",
     );
-    for (origin, count) in counters.received() {
+    for (origin, count) in counters.received_message_counts() {
         page.add_sample_with_label("origin", origin.label(), count);
     }
     page.add_counter(

@@ -21,11 +21,11 @@ pub mod auth;
 pub mod body;
 mod content_coding;
 pub mod cors;
-pub mod forwarded;
+pub mod forwarded_headers;
 pub mod health_and_metrics;
 pub mod hls;
 mod http2_idle;
-pub mod layer;
+pub mod layer_resource;
 pub mod limits;
 pub mod link_headers;
 pub mod metrics;
@@ -56,11 +56,11 @@ pub use self::state::HttpState;
 /// Returns the router with all routes, including `extra_routes`.
 pub fn router(state: HttpState, extra_routes: Router) -> Router {
     pages::add_page_routes(Router::new())
-        .route("/whip/{*stream}", any(whip_whep::whip))
-        .route("/whep/{*stream}", any(whip_whep::whep))
+        .route("/whip/{*stream}", any(whip_whep::serve_whip_endpoint))
+        .route("/whep/{*stream}", any(whip_whep::serve_whep_endpoint))
         .route("/hls/{*path}", any(hls::serve_hls_file))
         .route("/session/{id}", any(session_resource::serve_session_resource))
-        .route("/session/{id}/layer", any(layer::serve_layer_resource))
+        .route("/session/{id}/layer", any(layer_resource::serve_layer_resource))
         .route("/session/{id}/events", any(session_events::serve_events_resource))
         .route(
             "/session/{id}/events/{stream}",
@@ -68,14 +68,14 @@ pub fn router(state: HttpState, extra_routes: Router) -> Router {
         )
         .route("/healthz", get(health_and_metrics::healthz))
         .route("/readyz", get(health_and_metrics::readyz))
-        .route("/metrics", get(health_and_metrics::metrics))
+        .route("/metrics", get(health_and_metrics::serve_metrics))
         .fallback(pages::respond_to_unknown_path)
         .method_not_allowed_fallback(async || Problem::method_not_allowed("GET, HEAD"))
         .with_state(state.clone())
         .merge(extra_routes)
         .layer(middleware::from_fn_with_state(
             state,
-            outer_middleware::outer_middleware,
+            outer_middleware::trace_limit_and_add_headers,
         ))
 }
 
@@ -84,8 +84,8 @@ pub fn router(state: HttpState, extra_routes: Router) -> Router {
 pub fn out_of_descriptors_router(state: HttpState) -> Router {
     Router::new()
         .route("/healthz", get(health_and_metrics::healthz))
-        .route("/readyz", get(health_and_metrics::out_of_descriptors))
-        .fallback(health_and_metrics::out_of_descriptors)
+        .route("/readyz", get(health_and_metrics::respond_out_of_file_descriptors))
+        .fallback(health_and_metrics::respond_out_of_file_descriptors)
         .with_state(state)
         .layer(middleware::from_fn(add_connection_close_header))
 }

@@ -11,7 +11,7 @@ use tracing::field::Empty;
 use tracing::{Instrument as _, debug, info_span};
 
 use super::cors::{self, CorsRequestHeaders};
-use super::forwarded::ClientAddress;
+use super::forwarded_headers::ClientAddress;
 use super::problem::Problem;
 use super::server::HttpPeerAddress;
 use super::session_url;
@@ -19,7 +19,7 @@ use super::state::HttpState;
 use crate::telemetry::{self, HttpEndpoint, ReachedHttpLimit};
 
 /// The outermost middleware.
-pub async fn outer_middleware(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
+pub async fn trace_limit_and_add_headers(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
     let start = monotonic_now();
     let (method, path) = (request.method().clone(), loggable_path(request.uri()));
     let cors_request = CorsRequestHeaders::from_headers(request.headers());

@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::control::failover_groups::PublisherSourceError;
-use crate::pipeline::worker_slots::NoWorkerSlot;
+use crate::pipeline::worker_slots::WorkerSlotLimitReached;
 use crate::shard::SessionRefusal;
 use crate::shard::watchdog::StalledShard;
 use millstream_core::hub::name::StreamNameError;
@@ -148,8 +148,8 @@ impl From<SessionRefusal> for Problem {
     }
 }
 
-impl From<NoWorkerSlot> for Problem {
-    fn from(reached: NoWorkerSlot) -> Self {
+impl From<WorkerSlotLimitReached> for Problem {
+    fn from(reached: WorkerSlotLimitReached) -> Self {
         let detail = format!("this stream must be transcoded for this client, but {reached}: retry later");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "workers_full", detail).with_retry_after(5)
     }

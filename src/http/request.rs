@@ -3,14 +3,14 @@
 use axum::http::Uri;
 use axum::http::request::Parts;
 
-use super::auth::RequestSender;
-use super::forwarded::ClientAddress;
+use super::auth::HttpClientIdentity;
+use super::forwarded_headers::ClientAddress;
 use super::problem::Problem;
 use millstream_core::hub::name::StreamName;
 
 /// Returns the parts of a request that identify its sender.
-pub(super) fn caller(request: &Parts) -> RequestSender<'_> {
-    RequestSender {
+pub(super) fn client_identity(request: &Parts) -> HttpClientIdentity<'_> {
+    HttpClientIdentity {
         headers: &request.headers,
         query: request.uri.query(),
         address: request

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
-use super::forwarded::TrustedProxies;
+use super::forwarded_headers::TrustedProxies;
 use super::http2_idle::OpenHttp2StreamCounter;
 use super::limits::PerAddressConnectionLimit;
 use super::reserved_descriptors::{self, ReservedDescriptors};

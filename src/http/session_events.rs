@@ -24,7 +24,7 @@ use super::problem::Problem;
 use super::response::add_no_store_header;
 use super::session_url::{EVENTS_PATH_SUFFIX, find_viewer_session};
 use super::sse::{SseBody, SseEventProducer};
-use super::{body, cors, layer, session_url};
+use super::{body, cors, layer_resource, session_url};
 use crate::control::ControlPlane;
 use crate::control::session_record::SessionRecord;
 use crate::control::sessions::{EventStreamReader, SessionEventType};
@@ -49,7 +49,8 @@ pub async fn serve_events_resource(
         Method::OPTIONS => Ok(options_response(ALLOW_HEADER_METHODS)),
         Method::POST => {
             let (session, _) = find_viewer_session(&control, &parts.uri, EVENTS_PATH_SUFFIX)?;
-            let bytes = body::read_uncompressed_request_body(&parts.headers, body, layer::MAX_JSON_BODY_BYTES).await?;
+            let bytes =
+                body::read_uncompressed_request_body(&parts.headers, body, layer_resource::MAX_JSON_BODY_BYTES).await?;
             let events = parse_event_names(&bytes)?;
             let id = random_event_stream_id();
             if !control.sessions.add_event_stream(session, id.clone(), events) {
@@ -82,7 +83,7 @@ fn options_response(allow: &'static str) -> Response {
 fn parse_event_names(bytes: &[u8]) -> Result<Vec<SessionEventType>, Problem> {
     let refuse = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_events", detail);
     if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Ok(SessionEventType::ALL.to_vec());
+        return Ok(SessionEventType::ALL_EVENT_TYPES.to_vec());
     }
     let requested: Vec<String> = serde_json::from_slice(bytes).map_err(|_| {
         refuse(format!(
@@ -91,7 +92,9 @@ fn parse_event_names(bytes: &[u8]) -> Result<Vec<SessionEventType>, Problem> {
         ))
     })?;
     let event = |name: &String| {
-        let found = SessionEventType::ALL.into_iter().find(|event| event.name() == name);
+        let found = SessionEventType::ALL_EVENT_TYPES
+            .into_iter()
+            .find(|event| event.name() == name);
         found.ok_or_else(|| {
             refuse(format!(
                 "unknown session event `{}`; valid events: {}",
@@ -209,7 +212,7 @@ impl SessionEventStream {
 }
 
 impl SseEventProducer for SessionEventStream {
-    fn take_new_events(&mut self) -> Option<String> {
+    fn drain_new_events_as_sse_text(&mut self) -> Option<String> {
         let is_open = self
             .control
             .sessions
@@ -248,7 +251,7 @@ impl SseEventProducer for SessionEventStream {
         let is_same = |previous: &Vec<SimulcastLayer>| previous.iter().map(reported).eq(layers.iter().map(reported));
         if !self.reported_layers.as_ref().is_some_and(is_same) {
             let is_first = self.reported_layers.is_none();
-            let described = layer::layers_json_by_section_index(&self.record, &layers);
+            let described = layer_resource::layers_json_by_mline_index(&self.record, &layers);
             if !is_first || !layers.is_empty() {
                 self.push_event_if_requested(&mut text, SessionEventType::Layers, &described);
             }
@@ -278,7 +281,7 @@ impl SseEventProducer for SessionEventStream {
                 self.reported_quality = Some(quality);
             }
         }
-        if self.control.rejects_new_sessions() && !std::mem::replace(&mut self.reconnect_sent, true) {
+        if self.control.is_rejecting_new_sessions() && !std::mem::replace(&mut self.reconnect_sent, true) {
             self.push_event_if_requested(&mut text, SessionEventType::Reconnect, &json!({}));
         }
         self.is_first_batch = false;

@@ -96,7 +96,7 @@ async fn patch_session(
     }
     // The tag is compared and changed under one lock, so that concurrent restarts are serialized.
     let patched = control.sessions.with_ice_session_mut(session, |ice| {
-        check_if_match(headers, ice, &fragment, control.client_settings().strict_preconditions)?;
+        require_matching_if_match(headers, ice, &fragment, control.client_settings().strict_preconditions)?;
         if fragment.matches_credentials(&ice.remote_credentials) {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
@@ -108,7 +108,7 @@ async fn patch_session(
 /// Fails unless the session is offered or running.
 fn require_running_or_offered_session(control: &ControlPlane, session: SessionId) -> Result<(), Problem> {
     let is_offered = control.sessions.unexpired_offer(session).is_some();
-    if is_offered || control.sessions.is_running(session) {
+    if is_offered || control.sessions.is_session_running(session) {
         return Ok(());
     }
     Err(match control.media_plane.session_state(session) {
@@ -122,7 +122,7 @@ fn require_running_or_offered_session(control: &ControlPlane, session: SessionId
 /// Checks `If-Match` (RFC 9725 §4.3.1). Three client libraries do not send it with trickle ICE; this is harmless and
 /// accepted unless the configuration is strict. A restart requires it, because it might be meant for a previous ICE
 /// session.
-fn check_if_match(
+fn require_matching_if_match(
     headers: &HeaderMap,
     ice: &IceSession,
     fragment: &TrickleFragmentCredentials<'_>,
@@ -162,7 +162,7 @@ fn restart_ice(
     let local = media
         .restart_ice(session, remote.clone())
         .ok_or(Problem::from(SessionRefusal::TooManySessions))?;
-    ice.record_restart(remote, &local);
+    ice.record_ice_restart(remote, &local);
     debug!(?session, "ICE restarted at the request of the client");
     let candidates = media.candidate_addresses();
     let ours = LocalTransport {

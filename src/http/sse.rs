@@ -16,9 +16,9 @@ const SSE_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Where events come from.
 pub(super) trait SseEventProducer: Send + Unpin {
     /// Returns the events since the last call, in the format of the standard; `None` at the end of the stream.
-    fn take_new_events(&mut self) -> Option<String>;
+    fn drain_new_events_as_sse_text(&mut self) -> Option<String>;
 
-    /// Returns ready when [`Self::take_new_events`] may return something else than at its last call, also at the end.
+    /// Returns ready when [`Self::drain_new_events_as_sse_text`] may return something else than at its last call, also at the end.
     fn poll_changed(&mut self, context: &mut Context<'_>) -> Poll<()>;
 }
 
@@ -57,7 +57,7 @@ impl<S: SseEventProducer> HttpBody for SseBody<S> {
             if !is_first && !is_silent {
                 std::task::ready!(self.event_producer.poll_changed(context));
             }
-            let Some(mut text) = self.event_producer.take_new_events() else {
+            let Some(mut text) = self.event_producer.drain_new_events_as_sse_text() else {
                 return Poll::Ready(None);
             };
             if text.is_empty() && is_silent {
@@ -90,7 +90,7 @@ mod tests {
     }
 
     impl SseEventProducer for Scripted {
-        fn take_new_events(&mut self) -> Option<String> {
+        fn drain_new_events_as_sse_text(&mut self) -> Option<String> {
             self.asked += 1;
             self.events.pop_front().unwrap_or(Some(String::new()))
         }

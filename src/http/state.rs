@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::FromRef;
 
 use super::auth::Authenticator;
-use super::forwarded::TrustedProxies;
+use super::forwarded_headers::TrustedProxies;
 use super::limits::PerAddressRateLimit;
 use super::webhooks::EventWebhooks;
 use crate::access::AccessControl;

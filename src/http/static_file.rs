@@ -43,12 +43,12 @@ impl CacheRule {
 impl StaticFile {
     /// Returns 200 with the content in the coding that the client prefers, 304 if it has that, or 406 if it accepts none.
     pub(super) fn respond(&self, request: &HeaderMap, cache: CacheRule) -> Response {
-        let Some(coding) = content_coding::negotiate(request, |coding| self.coded(coding).is_some()) else {
+        let Some(coding) = content_coding::negotiate(request, |coding| self.content_in_coding(coding).is_some()) else {
             return unacceptable_coding();
         };
         let tag = self.entity_tag(coding);
         let is_known = precondition::if_none_match_lists(request, &tag);
-        let mut response = match self.coded(coding) {
+        let mut response = match self.content_in_coding(coding) {
             Some(content) if !is_known => (StatusCode::OK, content).into_response(),
             _ => StatusCode::NOT_MODIFIED.into_response(),
         };
@@ -73,7 +73,7 @@ impl StaticFile {
         response
     }
 
-    fn coded(&self, coding: ContentCoding) -> Option<&'static [u8]> {
+    fn content_in_coding(&self, coding: ContentCoding) -> Option<&'static [u8]> {
         match coding {
             ContentCoding::Brotli => self.brotli,
             ContentCoding::Gzip => self.gzip,

@@ -7,7 +7,7 @@
 
 use thiserror::Error;
 
-use millstream_core::sdp::{self, negotiated::IceCredentials};
+use millstream_core::sdp::{self, negotiation_result::IceCredentials};
 
 /// The ICE credentials of a fragment.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::auth::AccessAction;
 use super::body::{self, MAX_SDP_BODY_BYTES, SDP_MEDIA_TYPE};
 use super::problem::Problem;
-use super::request::{caller, source_name_from_query, stream_name_from_path};
+use super::request::{client_identity, source_name_from_query, stream_name_from_path};
 use super::response::{ACCEPT_PATCH_HEADER_NAME, ACCEPT_POST_HEADER_NAME, add_no_store_header};
 use super::state::HttpState;
 use super::{alternate_links, cors, link_headers, session_url};
@@ -25,15 +25,15 @@ use crate::config::CounterOfferMode;
 use crate::control::ControlPlane;
 use crate::control::client_settings::IceServers;
 use crate::control::session_record::{IceSession, SessionRecord};
-use crate::control::sessions::{GATEWAY_OFFER_LIFETIME, OfferedSession};
+use crate::control::sessions::{GATEWAY_OFFER_LIFETIME, UnansweredGatewayOffer};
 use crate::shard::{SessionId, SessionPlacement, SessionRefusal};
-use crate::sources::fetch::attached::random_session_id;
+use crate::sources::fetch::attached_source::random_session_id;
 use crate::sources::fetch::registry::StartOutcome;
 use millstream_core::hub::changes::ChangeTopic;
 use millstream_core::hub::name::{SourceName, StreamName};
 use millstream_core::media::MediaKind;
 use millstream_core::media::track_delivery::{self, SourceTrack, TrackDelivery, TranscodeTarget};
-use millstream_core::sdp::negotiated::{AvailableTracks, NegotiatedPlayback};
+use millstream_core::sdp::negotiation_result::{AvailableTracks, NegotiatedPlayback};
 use millstream_core::sdp::{
     LocalTransport, Offer, OfferError, VideoSectionId, answer_whep_offer, answer_whip_offer, create_offer_to_viewer,
     formats_sent_to_offerer,
@@ -45,7 +45,7 @@ const ALLOW_HEADER_METHODS: &str = "OPTIONS, HEAD, GET, POST";
 const NOT_LIVE_RETRY_SECS: u64 = 1;
 
 /// Handles `/whip/{stream}`, for publishers.
-pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
+pub async fn serve_whip_endpoint(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
     let control = &state.control;
     let (parts, body) = request.into_parts();
     let stream = stream_name_from_path(&parts.uri)?;
@@ -54,7 +54,7 @@ pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Re
             let source = control.publisher_source(&stream, source_name_from_query(&parts.uri).as_deref());
             let grant = state
                 .authenticator
-                .authorize_publisher(caller(&parts), &stream, source.as_ref())
+                .authorize_publisher(client_identity(&parts), &stream, source.as_ref())
                 .await?;
             let offer = read_offer(control, &parts.headers, body).await?;
             accept_publisher(control, (stream, source), grant, &parts, &offer)
@@ -67,7 +67,7 @@ pub async fn whip(State(state): State<HttpState>, request: Request) -> Result<Re
 }
 
 /// Handles `/whep/{stream}`, for viewers.
-pub async fn whep(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
+pub async fn serve_whep_endpoint(State(state): State<HttpState>, request: Request) -> Result<Response, Problem> {
     let control = &state.control;
     let (parts, body) = request.into_parts();
     let stream = stream_name_from_path(&parts.uri)?;
@@ -75,7 +75,7 @@ pub async fn whep(State(state): State<HttpState>, request: Request) -> Result<Re
         Method::POST => {
             let grant = state
                 .authenticator
-                .authorize_request(caller(&parts), AccessAction::Play, Some(&stream))
+                .authorize_request(client_identity(&parts), AccessAction::Play, Some(&stream))
                 .await?;
             if control.client_settings().legacy_server_offer && is_without_body(&parts.headers) {
                 let record = new_session_record(&parts, grant, AccessAction::Play, stream, None);
@@ -95,7 +95,7 @@ pub async fn whep(State(state): State<HttpState>, request: Request) -> Result<Re
 }
 
 async fn read_offer(control: &ControlPlane, headers: &HeaderMap, body: Body) -> Result<Offer, Problem> {
-    if control.rejects_new_sessions() {
+    if control.is_rejecting_new_sessions() {
         return Err(Problem::gateway_stopping());
     }
     if !body::has_content_type(headers, SDP_MEDIA_TYPE) {
@@ -172,7 +172,7 @@ async fn accept_viewer(
         }
         answered => answered?,
     };
-    check_transcode_slots(control, &stream, &available_tracks, &playback)?;
+    reject_if_no_transcode_slot(control, &stream, &available_tracks, &playback)?;
     let ice = IceSession::new(
         playback.transport.remote_credentials.clone(),
         &placement.ice_credentials,
@@ -194,7 +194,7 @@ async fn accept_viewer(
 }
 
 /// Rejects a viewer that needs a transcode for which no worker may run.
-fn check_transcode_slots(
+fn reject_if_no_transcode_slot(
     control: &ControlPlane,
     stream: &StreamName,
     available: &AvailableTracks,
@@ -230,7 +230,12 @@ async fn start_source_and_wait_for_tracks(
 ) -> Result<AvailableTracks, Problem> {
     let media = &control.media_plane;
     wait_for_publisher(control, stream).await;
-    if control.source_registry.ensure_started(stream, media.hub()).await == StartOutcome::Unavailable {
+    if control
+        .source_registry
+        .start_and_wait_until_live(stream, media.hub())
+        .await
+        == StartOutcome::Unavailable
+    {
         let detail = "the configured source of this stream was stopped by the API or could not be started: start it by the API, or retry later";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).with_retry_after(NOT_LIVE_RETRY_SECS));
     }
@@ -254,7 +259,7 @@ async fn respond_with_offer(
     record: SessionRecord,
     status: StatusCode,
 ) -> Result<Response, Problem> {
-    if control.rejects_new_sessions() {
+    if control.is_rejecting_new_sessions() {
         return Err(Problem::gateway_stopping());
     }
     let available_tracks = start_source_and_wait_for_tracks(control, &record.stream).await?;
@@ -269,10 +274,10 @@ async fn respond_with_offer(
     let tag = format!("\"{}\"", placement.ice_credentials.ufrag);
     let path = session_url::session_path(session);
     debug!(?session, stream = %record.stream, "SDP offer sent to WHEP viewer, waiting for its answer");
-    if !control
-        .sessions
-        .add_unanswered_gateway_offer(session, OfferedSession::new(placement, record, description.clone()))
-    {
+    if !control.sessions.add_unanswered_gateway_offer(
+        session,
+        UnansweredGatewayOffer::new(placement, record, description.clone()),
+    ) {
         return Err(SessionRefusal::TooManySessions.into());
     }
     let until = time::OffsetDateTime::from(SystemTime::UNIX_EPOCH + unix_time() + GATEWAY_OFFER_LIFETIME);
@@ -375,7 +380,7 @@ fn new_session_record(
         video_section: video,
         negotiated_video_codecs: None,
         opened_at: opened,
-        offer_sender_address: caller(request).address,
+        offer_sender_address: client_identity(request).address,
         user_agent: agent.map(|agent| agent.chars().take(MAX_USER_AGENT_CHARS).collect()),
     }
 }
@@ -384,7 +389,7 @@ fn new_session_record(
 /// retry loop. Does nothing for a stream with a configured source.
 async fn wait_for_publisher(control: &ControlPlane, stream: &StreamName) {
     let max_wait = control.client_settings().max_publisher_wait;
-    if max_wait.is_zero() || control.source_registry.has_source_of_gateway(stream) {
+    if max_wait.is_zero() || control.source_registry.is_pulled_by_gateway(stream) {
         return;
     }
     let Ok(_permit) = control.waiting_viewer_permits.try_acquire() else {
@@ -393,7 +398,7 @@ async fn wait_for_publisher(control: &ControlPlane, stream: &StreamName) {
     let live = async {
         let topic = ChangeTopic::Stream(stream.clone());
         let mut changes = control.media_plane.hub().change_notifier().listen([topic]);
-        while control.media_plane.available_tracks(stream).is_none() && !control.rejects_new_sessions() {
+        while control.media_plane.available_tracks(stream).is_none() && !control.is_rejecting_new_sessions() {
             changes.changed().await;
         }
     };
@@ -468,7 +473,7 @@ async fn options_response(state: &HttpState, request: &Parts, action: AccessActi
     }
     let checked = state
         .authenticator
-        .authorize_request(caller(request), action, Some(stream))
+        .authorize_request(client_identity(request), action, Some(stream))
         .await;
     if checked.is_ok() {
         link_headers::add_ice_server_links_without_credentials(&policy.ice_servers, response.headers_mut());

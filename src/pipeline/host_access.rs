@@ -76,7 +76,7 @@ impl HostAccess<'_> {
             };
             let checked = match parameter.kind {
                 ParameterType::File | ParameterType::Device => permitted.resolve_file(text).map(Some),
-                ParameterType::Url => permitted.check_url(text).map(|()| None),
+                ParameterType::Url => permitted.require_permitted_url(text).map(|()| None),
                 ParameterType::String
                 | ParameterType::Secret
                 | ParameterType::Integer
@@ -115,7 +115,7 @@ impl ApiHostAccess {
             .ok_or(HostAccessError::NotFoundInPermittedFiles)
     }
 
-    fn check_url(&self, text: &str) -> Result<(), HostAccessError> {
+    fn require_permitted_url(&self, text: &str) -> Result<(), HostAccessError> {
         match Url::parse(text) {
             Ok(url) if is_srt_listener(&url) && !self.listeners => Err(HostAccessError::ListenerNotPermitted),
             _ => Ok(()),
@@ -138,7 +138,7 @@ mod tests {
     type Checked = Result<toml::Table, Vec<(Option<String>, HostAccessError)>>;
 
     fn check(permitted: &ApiHostAccess, pipeline: &str, values: &str) -> Checked {
-        let library = PipelineLibrary::shipped();
+        let library = PipelineLibrary::with_shipped_pipelines();
         let description = library.get(pipeline).expect("a shipped pipeline");
         HostAccess::Permitted(permitted).check_and_resolve_files(description, &toml::from_str(values).expect("TOML"))
     }

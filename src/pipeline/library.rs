@@ -62,7 +62,7 @@ const SHIPPED_PIPELINES: [(&str, &str); 17] = shipped![
 
 impl PipelineLibrary {
     /// Returns the pipelines shipped with the gateway.
-    pub fn shipped() -> Self {
+    pub fn with_shipped_pipelines() -> Self {
         let parse =
             |(name, text): (&str, &str)| Some((name.to_owned(), Arc::new(PipelineDescription::from_toml(text).ok()?)));
         Self {
@@ -90,7 +90,7 @@ impl PipelineLibrary {
     }
 
     /// Returns a trial job for each pipeline; see [`PipelineDescription::pipeline_check_job`].
-    pub fn trial_jobs(&self) -> Vec<(String, PipelineJob)> {
+    pub fn pipeline_check_jobs(&self) -> Vec<(String, PipelineJob)> {
         self.iter()
             .map(|(name, description)| (name.to_owned(), description.pipeline_check_job()))
             .collect()
@@ -163,7 +163,10 @@ mod tests {
                 panic!("{name}: {error}");
             }
         }
-        assert_eq!(PipelineLibrary::shipped().iter().count(), SHIPPED_PIPELINES.len());
+        assert_eq!(
+            PipelineLibrary::with_shipped_pipelines().iter().count(),
+            SHIPPED_PIPELINES.len()
+        );
         let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/pipelines")).expect("the folder");
         assert_eq!(folder.count(), SHIPPED_PIPELINES.len(), "each file is listed");
     }

@@ -24,6 +24,6 @@ pub mod host_access;
 pub mod library;
 pub mod packages;
 pub mod parameter;
-pub mod programs;
+pub mod worker_executables;
 pub mod worker_process;
 pub mod worker_slots;

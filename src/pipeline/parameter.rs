@@ -130,7 +130,7 @@ const SCHEMES_WITH_OPTIONAL_HOST_NAME: [&str; 1] = ["rtmp"];
 impl TargetUrl {
     /// Returns whether the host may be replaced by its address. With TLS the name is needed for the certificate, with
     /// HTTP for the virtual host; with RTMP too, which is done without if `has_network_restriction`.
-    pub fn can_name_address(&self, has_network_restriction: bool) -> bool {
+    pub fn allows_address_instead_of_hostname(&self, has_network_restriction: bool) -> bool {
         let scheme = self.url.scheme();
         SCHEMES_WITHOUT_HOST_NAME.contains(&scheme)
             || (has_network_restriction && SCHEMES_WITH_OPTIONAL_HOST_NAME.contains(&scheme))
@@ -152,7 +152,7 @@ impl TargetUrl {
     }
 
     /// Returns the text of the URL with an address in place of its host.
-    pub fn text_with_address(&self, address: IpAddr) -> String {
+    pub fn url_text_with_address(&self, address: IpAddr) -> String {
         url_with_address(&self.url, address).into()
     }
 }
@@ -183,7 +183,7 @@ pub struct UnescapedCredentialsError(Vec<char>);
 
 impl UnescapedCredentialsError {
     /// Finds them in an address that was read as `parsed`; `None` where it could not be.
-    pub fn find(text: &str, parsed: Option<&Url>) -> Option<Self> {
+    pub fn detect_in_url(text: &str, parsed: Option<&Url>) -> Option<Self> {
         let (_, rest) = text.split_once("://")?;
         let (credentials, _) = rest.rsplit_once('@')?;
         let ends = |c: char| "/?#\\".contains(c);
@@ -220,46 +220,46 @@ impl PipelineParameter {
     /// A [`ParameterValueError`] that says what is allowed.
     pub fn validated_value(&self, value: &toml::Value) -> Result<ParameterValue, ParameterValueError> {
         match self.kind {
-            ParameterType::String | ParameterType::Secret => Ok(value_without_target_or_file(validated_text(value)?)),
+            ParameterType::String | ParameterType::Secret => Ok(plain_parameter_value(validated_text(value)?)),
             ParameterType::Integer => {
                 let number = value
                     .as_integer()
                     .ok_or(ParameterValueError::WrongType("a whole number"))?;
-                self.check_range(number as f64)?;
-                Ok(value_without_target_or_file(&number.to_string()))
+                self.require_value_within_range(number as f64)?;
+                Ok(plain_parameter_value(&number.to_string()))
             }
             ParameterType::Float => {
                 let number = value.as_float().or(value.as_integer().map(|number| number as f64));
                 let number = number
                     .filter(|n| n.is_finite())
                     .ok_or(ParameterValueError::WrongType("a number"))?;
-                self.check_range(number)?;
-                Ok(value_without_target_or_file(&number.to_string()))
+                self.require_value_within_range(number)?;
+                Ok(plain_parameter_value(&number.to_string()))
             }
             ParameterType::Boolean => {
                 let yes = value.as_bool().ok_or(ParameterValueError::WrongType("true or false"))?;
-                Ok(value_without_target_or_file(&yes.to_string()))
+                Ok(plain_parameter_value(&yes.to_string()))
             }
             ParameterType::Enum => {
                 let text = value.as_str().filter(|text| self.values.iter().any(|v| v == text));
-                Ok(value_without_target_or_file(
+                Ok(plain_parameter_value(
                     text.ok_or_else(|| ParameterValueError::NotListed(self.values.clone()))?,
                 ))
             }
             ParameterType::Url => self.validated_url_value(validated_text(value)?),
             ParameterType::File => {
                 let path = parse_absolute_path(validated_text(value)?).filter(|path| path.is_file());
-                Ok(file_value(path.ok_or(ParameterValueError::FileNotFound)?))
+                Ok(file_parameter_value(path.ok_or(ParameterValueError::FileNotFound)?))
             }
             ParameterType::Device => {
                 let path = parse_absolute_path(validated_text(value)?)
-                    .filter(|path| path.starts_with("/dev") && sandbox::is_device(path));
-                Ok(file_value(path.ok_or(ParameterValueError::DeviceNotFound)?))
+                    .filter(|path| path.starts_with("/dev") && sandbox::is_device_or_device_folder(path));
+                Ok(file_parameter_value(path.ok_or(ParameterValueError::DeviceNotFound)?))
             }
         }
     }
 
-    fn check_range(&self, number: f64) -> Result<(), ParameterValueError> {
+    fn require_value_within_range(&self, number: f64) -> Result<(), ParameterValueError> {
         if self.min.is_some_and(|min| number < min) || self.max.is_some_and(|max| number > max) {
             let shown = |bound: Option<f64>, none: &str| bound.map_or(none.to_owned(), |bound| bound.to_string());
             return Err(ParameterValueError::OutOfRange {
@@ -273,7 +273,7 @@ impl PipelineParameter {
     fn validated_url_value(&self, text: &str) -> Result<ParameterValue, ParameterValueError> {
         let wrong_scheme = || ParameterValueError::WrongScheme(self.schemes.clone());
         let parsed = Url::parse(text).ok();
-        if let Some(unescaped) = UnescapedCredentialsError::find(text, parsed.as_ref()) {
+        if let Some(unescaped) = UnescapedCredentialsError::detect_in_url(text, parsed.as_ref()) {
             return Err(unescaped.into());
         }
         let url = parsed.ok_or_else(wrong_scheme)?;
@@ -293,7 +293,7 @@ impl PipelineParameter {
         let text = url.as_str().to_owned();
         Ok(ParameterValue {
             target: Some(TargetUrl { url, host }),
-            ..value_without_target_or_file(&text)
+            ..plain_parameter_value(&text)
         })
     }
 }
@@ -309,7 +309,7 @@ fn validated_text(value: &toml::Value) -> Result<&str, ParameterValueError> {
     Ok(text)
 }
 
-fn value_without_target_or_file(text: &str) -> ParameterValue {
+fn plain_parameter_value(text: &str) -> ParameterValue {
     ParameterValue {
         text: text.to_owned(),
         target: None,
@@ -317,7 +317,7 @@ fn value_without_target_or_file(text: &str) -> ParameterValue {
     }
 }
 
-fn file_value(path: PathBuf) -> ParameterValue {
+fn file_parameter_value(path: PathBuf) -> ParameterValue {
     ParameterValue {
         text: path.display().to_string(),
         target: None,
@@ -360,7 +360,7 @@ mod tests {
             ("rtmp://camera.example/a/b", "192.0.2.1", "rtmp://192.0.2.1/a/b"),
         ] {
             let address = address.parse().expect("an address");
-            assert_eq!(target(text).text_with_address(address), expected);
+            assert_eq!(target(text).url_text_with_address(address), expected);
         }
         for (text, unrestricted, restricted) in [
             ("rtsp://camera.example/", true, true),
@@ -372,7 +372,10 @@ mod tests {
         ] {
             let target = target(text);
             assert_eq!(
-                (target.can_name_address(false), target.can_name_address(true)),
+                (
+                    target.allows_address_instead_of_hostname(false),
+                    target.allows_address_instead_of_hostname(true)
+                ),
                 (unrestricted, restricted),
                 "{text}"
             );
@@ -397,7 +400,7 @@ mod tests {
             ("10.0.0.7/a@b", None),
         ] {
             let parsed = Url::parse(text).ok();
-            let found = UnescapedCredentialsError::find(text, parsed.as_ref())
+            let found = UnescapedCredentialsError::detect_in_url(text, parsed.as_ref())
                 .map(|unescaped| percent_encoding_advice(&unescaped.0));
             assert_eq!(found.as_deref(), wanted, "{text}");
         }

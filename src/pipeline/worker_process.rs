@@ -22,8 +22,8 @@ use tracing::debug;
 
 use super::description::WorkerLimits;
 use super::packages;
-use super::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
-use super::worker_slots::{NoWorkerSlot, WorkerSlot};
+use super::worker_executables::{PIPELINE_WORKER_EXECUTABLE_NAME, WorkerExecutablesAndProcessSlots};
+use super::worker_slots::{WorkerSlot, WorkerSlotLimitReached};
 use millstream_worker_runtime::wire::{
     self, DemuxJob, MessageFromWorker, MessageToWorker, PipelineCheckResult, PipelineJob, SegmentChunk, WireError,
     WireFrame, WorkerFailure,
@@ -31,7 +31,7 @@ use millstream_worker_runtime::wire::{
 
 /// A running worker.
 pub struct WorkerProcess {
-    _running_guard: RunningProcessGuard,
+    _running_guard: RunningWorkerCountGuard,
     _slot: WorkerSlot,
     child: Child,
     /// Set if the dynamic linker could not load the program.
@@ -58,16 +58,16 @@ pub fn running_worker_count() -> usize {
 }
 
 /// Counts one worker process while it exists.
-struct RunningProcessGuard;
+struct RunningWorkerCountGuard;
 
-impl RunningProcessGuard {
+impl RunningWorkerCountGuard {
     fn new() -> Self {
         RUNNING_WORKER_COUNT.fetch_add(1, Ordering::Relaxed);
         Self
     }
 }
 
-impl Drop for RunningProcessGuard {
+impl Drop for RunningWorkerCountGuard {
     fn drop(&mut self) {
         RUNNING_WORKER_COUNT.fetch_sub(1, Ordering::Relaxed);
     }
@@ -79,9 +79,9 @@ pub enum WorkerProcessError {
     #[error("the pipeline or demuxer worker cannot be started: {0}")]
     CannotStart(io::Error),
     #[error("no further worker may run: {0}")]
-    NoSlot(#[from] NoWorkerSlot),
+    NoSlot(#[from] WorkerSlotLimitReached),
     #[error(
-        "the program {PIPELINE_WORKER_PROGRAM}, which runs pipelines, is not installed: put it next to the program of the gateway, \
+        "the program {PIPELINE_WORKER_EXECUTABLE_NAME}, which runs pipelines, is not installed: put it next to the program of the gateway, \
          from the same release"
     )]
     WorkerNotInstalled,
@@ -102,7 +102,7 @@ pub enum WorkerProcessError {
     Stalled(Duration),
     #[error("the pipeline or demuxer worker sent an invalid message: {0}")]
     InvalidMessage(#[from] WireError),
-    #[error("{}", explain_failure(.0))]
+    #[error("{}", describe_failure_with_advice(.0))]
     WorkerFailed(WorkerFailure),
     #[error("the pipeline or HLS source reached the end of its media")]
     SourceEnded,
@@ -120,7 +120,7 @@ impl SegmentChunkSender {
 }
 
 /// Returns a failure as text, with advice on how to fix it.
-pub fn explain_failure(failure: &WorkerFailure) -> String {
+pub fn describe_failure_with_advice(failure: &WorkerFailure) -> String {
     match failure {
         WorkerFailure::Missing(elements) => format!("{failure}; {}", packages::install_advice(elements)),
         failure => failure.to_string(),
@@ -140,7 +140,7 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
 const HEALTH_CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Maximum number of commands and frames queued for a worker. A frame that finds no room is dropped.
-const COMMAND_QUEUE_LENGTH: usize = 256;
+const MAX_QUEUED_WORKER_MESSAGES: usize = 256;
 
 /// How long a worker may take to stop gracefully, for example to close its session with a camera.
 const GRACEFUL_STOP_TIMEOUT: Duration = Duration::from_millis(500);
@@ -176,7 +176,7 @@ impl WorkerProcess {
     ///
     /// [`WorkerProcessError::CannotStart`] and [`WorkerProcessError::WorkerNotInstalled`].
     pub fn spawn_pipeline_worker(
-        programs: &WorkerProgramsAndSlots,
+        programs: &WorkerExecutablesAndProcessSlots,
         slot: WorkerSlot,
         job: PipelineJob,
         limits: WorkerLimits,
@@ -191,7 +191,7 @@ impl WorkerProcess {
     ///
     /// [`WorkerProcessError::CannotStart`] and [`WorkerProcessError::WorkerNotInstalled`].
     pub fn spawn_demuxer_worker(
-        programs: &WorkerProgramsAndSlots,
+        programs: &WorkerExecutablesAndProcessSlots,
         slot: WorkerSlot,
         job: DemuxJob,
         limits: WorkerLimits,
@@ -216,13 +216,13 @@ impl WorkerProcess {
             tokio::spawn(log_stderr(stderr, child.id(), missing_library.clone()));
         }
         let (reader, writer) = ours.into_split();
-        let (commands, queue) = mpsc::channel(COMMAND_QUEUE_LENGTH);
+        let (commands, queue) = mpsc::channel(MAX_QUEUED_WORKER_MESSAGES);
         // The queue is empty, so there is room.
         let _ = commands.try_send(first);
-        tokio::spawn(write_commands(writer, queue));
+        tokio::spawn(write_queued_messages_to_worker(writer, queue));
         let now = Instant::now();
         Ok(Self {
-            _running_guard: RunningProcessGuard::new(),
+            _running_guard: RunningWorkerCountGuard::new(),
             _slot: slot,
             child,
             missing_library,
@@ -263,8 +263,8 @@ impl WorkerProcess {
     /// # Errors
     ///
     /// A [`WorkerProcessError`]; the worker can no longer be used.
-    pub async fn next_message_or_kill(&mut self) -> Result<MessageFromWorker, WorkerProcessError> {
-        let result = self.read_message_and_check_health().await;
+    pub async fn read_message_or_kill_worker(&mut self) -> Result<MessageFromWorker, WorkerProcessError> {
+        let result = self.read_message_enforcing_limits().await;
         if let Err(
             WorkerProcessError::Hung
             | WorkerProcessError::MemoryLimitExceeded { .. }
@@ -277,7 +277,7 @@ impl WorkerProcess {
         result
     }
 
-    async fn read_message_and_check_health(&mut self) -> Result<MessageFromWorker, WorkerProcessError> {
+    async fn read_message_enforcing_limits(&mut self) -> Result<MessageFromWorker, WorkerProcessError> {
         loop {
             while let Some(message) = MessageFromWorker::take_message_from_buffer(&mut self.receive_buffer)? {
                 self.last_message_at = Some(Instant::now());
@@ -299,15 +299,15 @@ impl WorkerProcess {
                 biased;
                 read = self.reader.read_buf(&mut self.receive_buffer) => match read {
                     Ok(1..) => {}
-                    Ok(0) | Err(_) => return Err(self.exit_error().await),
+                    Ok(0) | Err(_) => return Err(self.wait_for_exit_error().await),
                 },
-                () = tokio::time::sleep_until(poll) => self.check_health()?,
+                () = tokio::time::sleep_until(poll) => self.enforce_timeouts_and_memory_limit()?,
             }
         }
     }
 
     /// Checks timeouts and memory. Called after [`HEALTH_CHECK_INTERVAL`] without a read.
-    fn check_health(&mut self) -> Result<(), WorkerProcessError> {
+    fn enforce_timeouts_and_memory_limit(&mut self) -> Result<(), WorkerProcessError> {
         let now = Instant::now();
         self.next_health_check_at = now + HEALTH_CHECK_INTERVAL;
         let silent = match self.last_message_at {
@@ -349,7 +349,7 @@ impl WorkerProcess {
         }
     }
 
-    async fn exit_error(&mut self) -> WorkerProcessError {
+    async fn wait_for_exit_error(&mut self) -> WorkerProcessError {
         match tokio::time::timeout(GRACEFUL_STOP_TIMEOUT, self.child.wait()).await {
             Ok(Ok(status)) if status.code() == Some(DYNAMIC_LINKER_ERROR_EXIT_CODE) => {
                 self.missing_library_error(status).await
@@ -398,7 +398,7 @@ impl WorkerProcess {
 ///
 /// A [`WorkerProcessError`] if the check itself fails.
 pub async fn check_pipelines(
-    programs: &WorkerProgramsAndSlots,
+    programs: &WorkerExecutablesAndProcessSlots,
     jobs: Vec<(String, PipelineJob)>,
 ) -> Result<Vec<PipelineCheckResult>, WorkerProcessError> {
     let (mut command, mut ours) = set_socket_and_environment(pipeline_worker_command(&programs.pipeline_worker))
@@ -453,7 +453,7 @@ fn start_error(error: io::Error) -> WorkerProcessError {
 
 fn pipeline_worker_command(program: &Path) -> Command {
     let mut command = Command::new(program);
-    command.arg0(PIPELINE_WORKER_PROGRAM);
+    command.arg0(PIPELINE_WORKER_EXECUTABLE_NAME);
     command
 }
 
@@ -483,7 +483,7 @@ fn set_socket_and_environment(mut command: Command) -> io::Result<(Command, Unix
     Ok((command, UnixStream::from_std(ours)?))
 }
 
-async fn write_commands(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<MessageToWorker>) {
+async fn write_queued_messages_to_worker(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<MessageToWorker>) {
     let mut bytes = BytesMut::new();
     while let Some(message) = queue.recv().await {
         bytes.clear();

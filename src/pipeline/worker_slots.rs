@@ -56,7 +56,7 @@ pub enum WorkerOwner {
 
 /// Why no further worker may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum NoWorkerSlot {
+pub enum WorkerSlotLimitReached {
     #[error("{0} workers run, which is the limit `pipelines.max_workers`: raise it, or configure fewer streams")]
     AllInUse(usize),
     #[error(
@@ -136,7 +136,7 @@ impl WorkerSlots {
     /// # Errors
     ///
     /// Which limit is reached. It is counted.
-    pub fn acquire(&self, owner: WorkerOwner) -> Result<WorkerSlot, NoWorkerSlot> {
+    pub fn acquire(&self, owner: WorkerOwner) -> Result<WorkerSlot, WorkerSlotLimitReached> {
         self.acquire_for_optional_transcode(owner, None)
     }
 
@@ -145,7 +145,7 @@ impl WorkerSlots {
         &self,
         owner: WorkerOwner,
         transcoded: Option<&StreamKey>,
-    ) -> Result<WorkerSlot, NoWorkerSlot> {
+    ) -> Result<WorkerSlot, WorkerSlotLimitReached> {
         let mut usage = self.lock_usage();
         if let Err(reached) = usage.ensure_below_limits(owner, &self.shared.limits) {
             self.shared.refusals.fetch_add(1, Ordering::Relaxed);
@@ -177,7 +177,7 @@ impl WorkerSlots {
     /// # Errors
     ///
     /// Which limit is reached. It is counted.
-    pub fn check_free_and_count_refusal(&self, owner: WorkerOwner) -> Result<(), NoWorkerSlot> {
+    pub fn require_free_slot_or_count_refusal(&self, owner: WorkerOwner) -> Result<(), WorkerSlotLimitReached> {
         let checked = self.lock_usage().ensure_below_limits(owner, &self.shared.limits);
         if checked.is_err() {
             self.shared.refusals.fetch_add(1, Ordering::Relaxed);
@@ -201,24 +201,24 @@ impl WorkerSlots {
 }
 
 impl SlotUsage {
-    fn ensure_below_limits(&self, owner: WorkerOwner, limits: &WorkerSlotLimits) -> Result<(), NoWorkerSlot> {
+    fn ensure_below_limits(&self, owner: WorkerOwner, limits: &WorkerSlotLimits) -> Result<(), WorkerSlotLimitReached> {
         if self.all >= limits.max_workers {
-            return Err(NoWorkerSlot::AllInUse(self.all));
+            return Err(WorkerSlotLimitReached::AllInUse(self.all));
         }
         if owner == WorkerOwner::ConfiguredSource {
             return Ok(());
         }
         if self.transcoding >= limits.max_transcoding_workers() {
-            return Err(NoWorkerSlot::ReservedForSources(self.transcoding));
+            return Err(WorkerSlotLimitReached::ReservedForSources(self.transcoding));
         }
         let WorkerOwner::WithoutToken(address) = owner else {
             return Ok(());
         };
         if self.without_token >= limits.max_workers_for_streams_without_token() {
-            return Err(NoWorkerSlot::ReservedForTokenHolders(self.without_token));
+            return Err(WorkerSlotLimitReached::ReservedForTokenHolders(self.without_token));
         }
         match address.and_then(|address| self.peer_by_address.exhausted_prefix(address)) {
-            Some(_) => Err(NoWorkerSlot::AddressInUse(limits.max_workers_per_address)),
+            Some(_) => Err(WorkerSlotLimitReached::AddressInUse(limits.max_workers_per_address)),
             None => Ok(()),
         }
     }
@@ -286,7 +286,7 @@ pub struct WorkerSlotReservation {
 
 impl WorkerSlotReservation {
     /// Makes a reservation for the transcode of a stream. [`Self::default`] is one for a source.
-    pub fn for_transcode(key: StreamKey) -> Self {
+    pub fn new_for_transcode(key: StreamKey) -> Self {
         Self {
             slot: Mutex::default(),
             transcoded: Some(key),
@@ -298,7 +298,7 @@ impl WorkerSlotReservation {
     /// # Errors
     ///
     /// Which limit is reached. It is counted.
-    pub fn acquire(&self, slots: &WorkerSlots, owner: WorkerOwner) -> Result<WorkerSlot, NoWorkerSlot> {
+    pub fn acquire(&self, slots: &WorkerSlots, owner: WorkerOwner) -> Result<WorkerSlot, WorkerSlotLimitReached> {
         let mut reserved = self.lock_slot_mutex();
         if let Some(slot) = reserved.as_ref().filter(|slot| slot.0.owner == owner) {
             return Ok(slot.clone());
@@ -334,7 +334,7 @@ mod tests {
     }
 
     /// Takes as many slots as there are for an owner.
-    fn take_all_messages(slots: &WorkerSlots, owner: WorkerOwner) -> (Vec<WorkerSlot>, NoWorkerSlot) {
+    fn take_all_messages(slots: &WorkerSlots, owner: WorkerOwner) -> (Vec<WorkerSlot>, WorkerSlotLimitReached) {
         let mut taken = Vec::new();
         loop {
             match slots.acquire(owner) {
@@ -348,23 +348,26 @@ mod tests {
     fn strangers_leave_slots_to_token_holders_and_both_to_sources() {
         let slots = slots();
         let (first, reached) = take_all_messages(&slots, stranger(1));
-        assert_eq!((first.len(), reached), (2, NoWorkerSlot::AddressInUse(2)));
+        assert_eq!((first.len(), reached), (2, WorkerSlotLimitReached::AddressInUse(2)));
         let (second, _) = take_all_messages(&slots, stranger(2));
         let (third, reached) = take_all_messages(&slots, stranger(3));
         assert_eq!((second.len(), third.len()), (2, 0));
-        assert_eq!(reached, NoWorkerSlot::ReservedForTokenHolders(4));
+        assert_eq!(reached, WorkerSlotLimitReached::ReservedForTokenHolders(4));
         let (holders, reached) = take_all_messages(&slots, WorkerOwner::TokenHolder);
-        assert_eq!((holders.len(), reached), (2, NoWorkerSlot::ReservedForSources(6)));
+        assert_eq!(
+            (holders.len(), reached),
+            (2, WorkerSlotLimitReached::ReservedForSources(6))
+        );
         let (sources, reached) = take_all_messages(&slots, WorkerOwner::ConfiguredSource);
-        assert_eq!((sources.len(), reached), (2, NoWorkerSlot::AllInUse(8)));
+        assert_eq!((sources.len(), reached), (2, WorkerSlotLimitReached::AllInUse(8)));
         assert_eq!(slots.refusal_count(), 5);
         // Whatever ends is free again, for those it is for.
         drop(first);
         assert_eq!(
-            slots.check_free_and_count_refusal(stranger(2)),
-            Err(NoWorkerSlot::AddressInUse(2))
+            slots.require_free_slot_or_count_refusal(stranger(2)),
+            Err(WorkerSlotLimitReached::AddressInUse(2))
         );
-        assert_eq!(slots.check_free_and_count_refusal(stranger(3)), Ok(()));
+        assert_eq!(slots.require_free_slot_or_count_refusal(stranger(3)), Ok(()));
     }
 
     #[test]
@@ -390,7 +393,7 @@ mod tests {
         // The former worker still ends.
         let second = reservation.acquire(&slots, owner).expect("its own slot");
         drop((first, second));
-        assert_eq!(slots.acquire(owner).err(), Some(NoWorkerSlot::AllInUse(1)));
+        assert_eq!(slots.acquire(owner).err(), Some(WorkerSlotLimitReached::AllInUse(1)));
         assert!(reservation.acquire(&slots, owner).is_ok());
         reservation.release();
         assert!(slots.acquire(owner).is_ok());
@@ -401,7 +404,7 @@ mod tests {
         let slots = slots();
         let name = millstream_core::hub::name::StreamName::parse("door").expect("a name");
         let key = name.transcode_key(millstream_core::media::track_delivery::TranscodeTarget::Opus);
-        let reservation = WorkerSlotReservation::for_transcode(key.clone());
+        let reservation = WorkerSlotReservation::new_for_transcode(key.clone());
         assert!(!slots.holds_slot_for_transcode(&key));
         let slot = reservation.acquire(&slots, stranger(1)).expect("a free slot");
         assert!(slots.holds_slot_for_transcode(&key) && !slots.holds_slot_for_transcode(&(&name).into()));

@@ -33,9 +33,9 @@ impl MediaPlane {
         let stream = shared.hub.find_stream(stream);
         let stream = stream.ok_or(DataMessageRefusal::UnknownStream)?;
         let at = now();
-        stream.with_state(move |state| state.data_tracks.take_api_message(at))?;
+        stream.with_state(move |state| state.data_tracks.admit_api_message(at))?;
         shared.counters.data.count_received(DataOrigin::Api);
-        shared.publish_data_message(ShardIndex::NONE, &stream, message)?;
+        shared.publish_data_message(ShardIndex::NO_SHARD, &stream, message)?;
         Ok(())
     }
 }

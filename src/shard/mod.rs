@@ -35,7 +35,7 @@ use self::runner::ShardRunner;
 use self::socket::{ShardSocket, ShardWaker};
 use self::tcp::TcpConnections;
 use self::watchdog::{ShardTicks, StalledShard, Watchdog};
-use crate::sources::fetch::attached::random_session_id;
+use crate::sources::fetch::attached_source::random_session_id;
 use millstream_core::congestion::ladder::FrameSelection;
 use millstream_core::hub::Hub;
 use millstream_core::hub::data_settings::DataSettings;
@@ -46,8 +46,8 @@ pub use millstream_core::hub::session_registry::{SessionLimits, SessionRequester
 pub use millstream_core::hub::stream::{LayerSelection, SessionId, SimulcastLayer};
 use millstream_core::hub::stream::{ShardIndex, SourceRef};
 use millstream_core::hub::viewer_quality::ViewerQuality;
-pub use millstream_core::sdp::negotiated::AudioVideoFormats;
-use millstream_core::sdp::negotiated::{
+pub use millstream_core::sdp::negotiation_result::AudioVideoFormats;
+use millstream_core::sdp::negotiation_result::{
     AvailableTracks, Fingerprint, IceCredentials, NegotiatedPlayback, NegotiatedPublication,
 };
 use millstream_core::session::CloseReason;
@@ -300,8 +300,8 @@ impl MediaPlane {
     }
 
     /// Lets the failover groups select another source if it is time.
-    pub fn handle_failover_timeout(&self) {
-        self.inner.shared.handle_failover_timeout(now());
+    pub fn run_due_failover_switches(&self) {
+        self.inner.shared.run_due_failover_switches(now());
     }
 
     /// Returns the counters of the media plane.
@@ -561,7 +561,7 @@ impl FrameSink for MediaPlane {
         self.inner.shared.publish_frames_unless_displaced(now(), feed)
     }
 
-    fn request_key_frame_of_source(&self, source: SourceRef) {
+    fn request_key_frame_from_source(&self, source: SourceRef) {
         let mailbox = self.inner.shared.mailboxes.get(usize::from(source.shard.0));
         if let Some(mailbox) = mailbox {
             // If the message is lost, the request is repeated.

@@ -185,7 +185,7 @@ impl DatagramReceiver {
         for (header, name) in headers.iter().zip(&addresses).take(count) {
             let from = to_socket_addr(name).unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
             self.datagram_info
-                .push((header.msg_len as usize, from, destination_ip(&header.msg_hdr)));
+                .push((header.msg_len as usize, from, received_destination_ip(&header.msg_hdr)));
         }
         Ok(count)
     }
@@ -222,7 +222,7 @@ fn unmap_ipv4(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-fn destination_ip(header: &libc::msghdr) -> Option<IpAddr> {
+fn received_destination_ip(header: &libc::msghdr) -> Option<IpAddr> {
     // SAFETY: the kernel filled in the control buffer; the macros walk it within `msg_controllen`.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
@@ -291,7 +291,7 @@ impl DatagramSender {
     fn send_batch(&mut self, buffer: &[u8], runs: &[GsoRun]) {
         let count = runs.len().min(SEND_BATCH_SIZE);
         for (index, run) in runs.iter().take(count).enumerate() {
-            self.prepare_message_header(index, buffer, run);
+            self.fill_message_header(index, buffer, run);
         }
         let mut sent = 0;
         while sent < count {
@@ -313,14 +313,14 @@ impl DatagramSender {
             }
             let error = io::Error::last_os_error();
             if let Some(run) = runs.get(sent) {
-                self.on_send_error(&error, buffer, run, sent);
+                self.recover_from_send_error(&error, buffer, run, sent);
             }
             sent += 1;
         }
     }
 
     /// Handles an error of the kernel for the run at `index`.
-    fn on_send_error(&mut self, error: &io::Error, buffer: &[u8], run: &GsoRun, index: usize) {
+    fn recover_from_send_error(&mut self, error: &io::Error, buffer: &[u8], run: &GsoRun, index: usize) {
         let segmented = run.end - run.start > run.segment_size;
         let refused = matches!(
             error.raw_os_error(),
@@ -366,7 +366,7 @@ impl DatagramSender {
         }
     }
 
-    fn prepare_message_header(&mut self, index: usize, buffer: &[u8], run: &GsoRun) {
+    fn fill_message_header(&mut self, index: usize, buffer: &[u8], run: &GsoRun) {
         let name = self.destination_address(run);
         let batch = &mut *self.batch;
         let (name_ptr, name_len) = {
@@ -536,7 +536,7 @@ pub fn wait_for_datagram_or_wake_up(socket: &ShardSocket, waker: &ShardWaker, ti
 
 /// Gives memory that was freed back to the system. The allocator keeps what lies between allocations that live on, in an
 /// arena of each thread: after a flood of requests that is most of the process.
-pub fn return_free_memory() {
+pub fn trim_free_heap_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it takes no pointer, and locks each arena while it walks its free memory.
     unsafe {

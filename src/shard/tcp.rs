@@ -30,7 +30,7 @@ use millstream_core::session::ice;
 use millstream_core::session::outbox::{DatagramSink, GsoRun};
 use millstream_core::shard::counters::SendCounters;
 use millstream_core::shard::message::{ShardMailbox, ShardMessage};
-use millstream_core::shard::tcp::{TcpCloseReason, TcpConnectionControl, is_tcp, to_tcp_marked_address};
+use millstream_core::shard::tcp::{TcpCloseReason, TcpConnectionControl, is_tcp_address, to_tcp_marked_address};
 use millstream_core::shard::{SharedState, ufrag};
 
 pub mod send_queue;
@@ -60,7 +60,7 @@ const TCP_NOTSENT_LOWAT_BYTES: u32 = 16 * 1024;
 const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Returns why a connection with this error ended.
-fn close_reason_of(error: &io::Error) -> TcpCloseReason {
+fn close_reason_from_io_error(error: &io::Error) -> TcpCloseReason {
     match error.kind() {
         // The queue's, or the kernel's after [`ACKNOWLEDGEMENT_TIMEOUT`].
         io::ErrorKind::TimedOut => TcpCloseReason::PeerNotReading,
@@ -142,7 +142,7 @@ impl TcpConnections {
             .sum()
     }
 
-    fn queue_datagrams_of_run(&self, now: Instant, buffer: &[u8], run: &GsoRun, counters: &SendCounters) {
+    fn enqueue_run_datagrams(&self, now: Instant, buffer: &[u8], run: &GsoRun, counters: &SendCounters) {
         let datagrams = buffer.get(run.start..run.end).unwrap_or_default();
         let number = datagrams.len().div_ceil(run.segment_size.max(1)) as u64;
         let Some(connection) = self.find(run.destination.to) else {
@@ -158,7 +158,7 @@ impl TcpConnections {
 
     /// Returns the connection of an address. Takes no lock for a UDP address.
     fn find(&self, address: SocketAddr) -> Option<Arc<TcpConnection>> {
-        is_tcp(address)
+        is_tcp_address(address)
             .then(|| self.lock_connection_map().get(&address).cloned())
             .flatten()
     }
@@ -254,15 +254,15 @@ pub(super) struct UdpOrTcpSender {
 
 impl DatagramSink for UdpOrTcpSender {
     fn send_gso_runs(&mut self, buffer: &[u8], runs: &[GsoRun]) {
-        if self.tcp.count() == 0 && !runs.iter().any(|run| is_tcp(run.destination.to)) {
+        if self.tcp.count() == 0 && !runs.iter().any(|run| is_tcp_address(run.destination.to)) {
             return self.udp.send_gso_runs(buffer, runs);
         }
         let now = now();
-        for runs in runs.chunk_by(|a, b| is_tcp(a.destination.to) == is_tcp(b.destination.to)) {
+        for runs in runs.chunk_by(|a, b| is_tcp_address(a.destination.to) == is_tcp_address(b.destination.to)) {
             match runs {
-                [first, ..] if is_tcp(first.destination.to) => {
+                [first, ..] if is_tcp_address(first.destination.to) => {
                     for run in runs {
-                        self.tcp.queue_datagrams_of_run(now, buffer, run, &self.counters);
+                        self.tcp.enqueue_run_datagrams(now, buffer, run, &self.counters);
                     }
                 }
                 runs => self.udp.send_gso_runs(buffer, runs),
@@ -311,7 +311,7 @@ async fn run_connection(
     let deadline = tokio::time::Instant::now() + ICE_AUTHENTICATION_TIMEOUT;
     let first_frame = match timeout_at(deadline, read_framed_packet(&mut reader)).await {
         Ok(Ok(first)) => first,
-        Ok(Err(error)) => return close_reason_of(&error),
+        Ok(Err(error)) => return close_reason_from_io_error(&error),
         Err(_) => return TcpCloseReason::Unauthenticated,
     };
     let owner = ice::read_local_ufrag(&first_frame).filter(|_| ice::is_binding_request(&first_frame));
@@ -324,7 +324,7 @@ async fn run_connection(
         ended = read_framed_packets(reader, first_frame, address, mailbox) => ended,
         written = connection.send_queue.write_until_closed_and_empty(&mut writer) => match written {
             Ok(()) => connection.close_reason().unwrap_or(TcpCloseReason::SessionOver),
-            Err(error) => close_reason_of(&error),
+            Err(error) => close_reason_from_io_error(&error),
         },
         ended = connection.wait_until_close_due(deadline) => ended,
     };
@@ -349,7 +349,7 @@ async fn read_framed_packets(
         let _ = mailbox.push_low_priority(ShardMessage::TcpFrame { from, bytes });
         bytes = match timeout(RECEIVE_IDLE_TIMEOUT, read_framed_packet(&mut reader)).await {
             Ok(Ok(frame)) => frame,
-            Ok(Err(error)) => return close_reason_of(&error),
+            Ok(Err(error)) => return close_reason_from_io_error(&error),
             Err(_) => return TcpCloseReason::PeerSentNothing,
         };
     }

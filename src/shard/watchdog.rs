@@ -49,7 +49,7 @@ pub enum ShardPhase {
 }
 
 impl ShardPhase {
-    const ALL: [Self; 7] = [
+    const ALL_PHASES: [Self; 7] = [
         Self::Waiting,
         Self::Receiving,
         Self::HandlingMailbox,
@@ -123,7 +123,7 @@ impl ShardTicks {
 
     /// Called by the thread of a shard before its first tick, with the kernel's id of the thread.
     pub fn record_thread_start(&self, shard: ShardIndex, now: Instant, thread: u32) {
-        if let Some(tick) = self.progress_of(shard) {
+        if let Some(tick) = self.progress_of_shard(shard) {
             tick.thread_id.store(thread, Ordering::Relaxed);
         }
         self.enter_phase(shard, ShardPhase::Waiting);
@@ -132,7 +132,7 @@ impl ShardTicks {
 
     /// Called by a shard at the beginning of each tick.
     pub fn record_tick(&self, shard: ShardIndex, now: Instant) {
-        if let Some(tick) = self.progress_of(shard) {
+        if let Some(tick) = self.progress_of_shard(shard) {
             tick.at_millis.store(self.millis_since_epoch(now), Ordering::Relaxed);
             tick.tick_count.fetch_add(1, Ordering::Relaxed);
         }
@@ -140,7 +140,7 @@ impl ShardTicks {
 
     /// Called by a shard when it enters a phase.
     pub fn enter_phase(&self, shard: ShardIndex, phase: ShardPhase) {
-        if let Some(tick) = self.progress_of(shard) {
+        if let Some(tick) = self.progress_of_shard(shard) {
             tick.phase.store(phase as u8, Ordering::Relaxed);
         }
     }
@@ -168,7 +168,7 @@ impl ShardTicks {
         })
     }
 
-    fn progress_of(&self, shard: ShardIndex) -> Option<&ShardProgress> {
+    fn progress_of_shard(&self, shard: ShardIndex) -> Option<&ShardProgress> {
         self.last_ticks.get(usize::from(shard.0))
     }
 
@@ -181,7 +181,10 @@ impl ShardTicks {
 impl ShardProgress {
     fn current_phase(&self) -> ShardPhase {
         let value = usize::from(self.phase.load(Ordering::Relaxed));
-        ShardPhase::ALL.get(value).copied().unwrap_or(ShardPhase::Stopped)
+        ShardPhase::ALL_PHASES
+            .get(value)
+            .copied()
+            .unwrap_or(ShardPhase::Stopped)
     }
 }
 
@@ -205,7 +208,7 @@ impl StallDetector {
     }
 
     /// Observes the shards. Returns one that has been stalled for longer than the limit.
-    fn observe(&mut self, now: Instant, ticks: &ShardTicks) -> Option<StalledShard> {
+    fn detect_stall(&mut self, now: Instant, ticks: &ShardTicks) -> Option<StalledShard> {
         let passed = self
             .last_observed_at
             .map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
@@ -257,7 +260,7 @@ impl Watchdog {
         let run = move || {
             let mut watch = StallDetector::new(limit);
             while stopped.recv_timeout(WATCHDOG_INTERVAL) == Err(mpsc::RecvTimeoutError::Timeout) {
-                if let Some(stalled) = watch.observe(now(), &ticks) {
+                if let Some(stalled) = watch.detect_stall(now(), &ticks) {
                     log_shard_states(&stalled, &ticks, &mailboxes, now());
                     return on_stall();
                 }
@@ -361,7 +364,7 @@ mod tests {
         }
         assert_eq!(ticks.find_stalled_shard(t + 60 * SECOND, UNHEALTHY_STALL_TIMEOUT), None);
         for step in 0..400 {
-            assert_eq!(watch.observe(t + step * WATCHDOG_INTERVAL, &ticks), None);
+            assert_eq!(watch.detect_stall(t + step * WATCHDOG_INTERVAL, &ticks), None);
         }
     }
 
@@ -373,7 +376,7 @@ mod tests {
         for step in 0..41 {
             let now = t + step * WATCHDOG_INTERVAL;
             ticks.record_tick(ShardIndex(1), now);
-            let stalled = watch.observe(now, &ticks);
+            let stalled = watch.detect_stall(now, &ticks);
             assert_eq!(
                 stalled.map(|stalled| stalled.shard),
                 (step == 40).then_some(ShardIndex(0)),
@@ -381,19 +384,19 @@ mod tests {
             );
         }
         ticks.record_tick(ShardIndex(0), t + 11 * SECOND);
-        assert_eq!(watch.observe(t + 11 * SECOND, &ticks), None, "it goes on");
+        assert_eq!(watch.detect_stall(t + 11 * SECOND, &ticks), None, "it goes on");
     }
 
     #[test]
-    fn a_process_that_was_suspended_goes_on() {
+    fn suspended_process_is_not_treated_as_stalled() {
         let t = Instant::now();
         let ticks = two_shard_ticks(t);
         let mut watch = StallDetector::new(FATAL_STALL_TIMEOUT);
-        assert_eq!(watch.observe(t, &ticks), None);
+        assert_eq!(watch.detect_stall(t, &ticks), None);
         // SIGSTOP for an hour: the watching thread happens to run before the shards do.
         for hour in 1..10 {
             let now = t + 3_600 * hour * SECOND;
-            assert_eq!(watch.observe(now, &ticks), None);
+            assert_eq!(watch.detect_stall(now, &ticks), None);
             ticks.record_tick(ShardIndex(0), now);
             ticks.record_tick(ShardIndex(1), now);
         }

@@ -23,10 +23,10 @@ use tracing::{debug, info, warn};
 
 use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::library::PipelineLibrary;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::worker_process::{self, WorkerProcess, WorkerProcessError};
 use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
-use crate::sources::fetch::attached::{AttachedSource, random_session_id};
+use crate::sources::fetch::attached_source::{AttachedSource, random_session_id};
 use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{StopWorkerOnDrop, announced_track};
 use millstream_core::hub::mailbox::Mailbox;
@@ -43,19 +43,19 @@ use millstream_core::sources::frame_source::{AnnouncedTrack, FrameSink, FrameSou
 use millstream_worker_runtime::wire::{InputTrack, MessageFromWorker, PipelineJob, TrackFormat, WireFrame};
 
 /// How long a worker keeps running after its last viewer left, e.g. for a page reload.
-const WORKER_LINGER: Duration = Duration::from_secs(5);
+const TRANSCODE_WORKER_LINGER: Duration = Duration::from_secs(5);
 
 /// Interval of the check for viewers.
 const VIEWER_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A worker that ran for this long resets the restart backoff.
-const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(2);
+const MIN_LIVE_TIME_TO_RESET_BACKOFF: Duration = Duration::from_secs(2);
 
 /// Interval at which the capture time of the original stream is copied to the transcoded one.
 const CAPTURE_TIME_COPY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Without input for this long, no output is expected.
-const STALL_EXCUSING_INPUT_GAP: Duration = Duration::from_millis(500);
+const MIN_INPUT_GAP_EXCUSING_STALL: Duration = Duration::from_millis(500);
 
 /// Minimum interval between key frame requests for the start.
 const MIN_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ pub type WorkerOwnerLookup = Arc<dyn Fn(&StreamName) -> WorkerOwner + Send + Syn
 /// Detects the supported conversions and starts the task that transcodes. Returns `None` if none is supported.
 pub async fn start_transcoding_service<P: FrameSink + Clone + 'static>(
     library: PipelineLibrary,
-    programs: WorkerProgramsAndSlots,
+    programs: WorkerExecutablesAndProcessSlots,
     plane: P,
     find_owner: WorkerOwnerLookup,
 ) -> Option<JoinHandle<()>> {
@@ -110,7 +110,7 @@ pub async fn start_transcoding_service<P: FrameSink + Clone + 'static>(
                 pipeline_library: library.clone(),
                 worker_programs: programs.clone(),
                 find_owner: find_owner.clone(),
-                reservation: WorkerSlotReservation::for_transcode(key),
+                reservation: WorkerSlotReservation::new_for_transcode(key),
             };
             jobs.spawn(transcode_until_unwatched(job, plane.clone()));
             while jobs.try_join_next().is_some() {}
@@ -122,7 +122,7 @@ pub async fn start_transcoding_service<P: FrameSink + Clone + 'static>(
 /// registry, which workers only read.
 async fn detect_supported_conversions(
     library: &PipelineLibrary,
-    programs: &WorkerProgramsAndSlots,
+    programs: &WorkerExecutablesAndProcessSlots,
 ) -> Vec<(Codec, TranscodeTarget)> {
     let pipelines = TRANSCODE_PIPELINES
         .iter()
@@ -150,7 +150,7 @@ async fn detect_supported_conversions(
                     codec = codec.name(),
                     transcode = transcode.label(),
                     pipeline = name,
-                    problem = worker_process::explain_failure(failure),
+                    problem = worker_process::describe_failure_with_advice(failure),
                     "transcoding from this codec unavailable: its pipeline cannot run on this host"
                 );
             }
@@ -169,7 +169,7 @@ async fn transcode_until_unwatched<P: FrameSink>(job: TranscodeJob, plane: P) {
     loop {
         tokio::select! {
             () = job.run_workers_forever(&plane) => {}
-            () = wait_until_unwatched(&transcoded, linger_time(transcode)) => {}
+            () = wait_until_unwatched(&transcoded, worker_linger_duration(transcode)) => {}
         }
         // Opening the stream from here on starts a new job; a viewer that opened it before is found by this check.
         let mut watched = false;
@@ -184,10 +184,10 @@ async fn transcode_until_unwatched<P: FrameSink>(job: TranscodeJob, plane: P) {
 }
 
 /// Linger time of a target. A snapshot is a single frame, so its worker ends sooner.
-fn linger_time(transcode: TranscodeTarget) -> Duration {
+fn worker_linger_duration(transcode: TranscodeTarget) -> Duration {
     match transcode {
-        TranscodeTarget::Jpeg => WORKER_LINGER / 5,
-        TranscodeTarget::H264 | TranscodeTarget::Opus | TranscodeTarget::Aac => WORKER_LINGER,
+        TranscodeTarget::Jpeg => TRANSCODE_WORKER_LINGER / 5,
+        TranscodeTarget::H264 | TranscodeTarget::Opus | TranscodeTarget::Aac => TRANSCODE_WORKER_LINGER,
     }
 }
 
@@ -207,7 +207,7 @@ struct TranscodeJob {
     original_stream: StreamName,
     target: TranscodeTarget,
     pipeline_library: Arc<PipelineLibrary>,
-    worker_programs: WorkerProgramsAndSlots,
+    worker_programs: WorkerExecutablesAndProcessSlots,
     find_owner: WorkerOwnerLookup,
     reservation: WorkerSlotReservation,
 }
@@ -227,7 +227,9 @@ impl TranscodeJob {
         loop {
             let mut running_since = None;
             let error = self.run_worker(plane, &mut running_since).await;
-            if running_since.is_some_and(|running_since: Instant| running_since.elapsed() >= BACKOFF_RESET_AFTER) {
+            if running_since
+                .is_some_and(|running_since: Instant| running_since.elapsed() >= MIN_LIVE_TIME_TO_RESET_BACKOFF)
+            {
                 backoff.reset();
                 logged = None;
             }
@@ -268,7 +270,7 @@ impl TranscodeJob {
         running_since: &mut Option<Instant>,
     ) -> Option<WorkerProcessError> {
         let (tap, changed) = wakeup_tap();
-        let mut input = self.wait_for_input(plane, &tap).await;
+        let mut input = self.wait_for_original_track(plane, &tap).await;
         let (job, limits) = self.build_worker_job(input.format)?;
         let programs = &self.worker_programs;
         let started = self
@@ -302,7 +304,7 @@ impl TranscodeJob {
                 }
             };
             let message = tokio::select! {
-                message = process.next_message_or_kill() => message,
+                message = process.read_message_or_kill_worker() => message,
                 () = changed.notified() => {
                     tap.take_all_messages(&mut VecDeque::new());
                     continue;
@@ -317,7 +319,7 @@ impl TranscodeJob {
                 Ok(MessageFromWorker::Frame(frame)) => frame,
                 Ok(_) => continue,
                 Err(WorkerProcessError::Stalled(_) | WorkerProcessError::NoFirstFrame(_))
-                    if conversion.last_input_at.elapsed() >= STALL_EXCUSING_INPUT_GAP =>
+                    if conversion.last_input_at.elapsed() >= MIN_INPUT_GAP_EXCUSING_STALL =>
                 {
                     process.restart_frame_timeout();
                     continue;
@@ -331,7 +333,7 @@ impl TranscodeJob {
                 continue;
             };
             running_since.get_or_insert_with(Instant::now);
-            conversion.push_to_output(output, &frame);
+            conversion.packetize_worker_output(output, &frame);
             if clock_sent.is_none_or(|clock_sent| clock_sent.elapsed() >= CAPTURE_TIME_COPY_INTERVAL) {
                 clock_sent = conversion.copy_capture_time(&input, output).or(clock_sent);
             }
@@ -346,7 +348,7 @@ impl TranscodeJob {
     }
 
     /// Waits until the original track can be read from a suitable start.
-    async fn wait_for_input<'a, P: FrameSink>(&self, plane: &'a P, tap: &Arc<TapQueue>) -> TranscodeInput<'a> {
+    async fn wait_for_original_track<'a, P: FrameSink>(&self, plane: &'a P, tap: &Arc<TapQueue>) -> TranscodeInput<'a> {
         let mut last_request: Option<Instant> = None;
         let tap = StreamTap::open(plane.hub(), &self.original_stream, tap);
         loop {
@@ -362,7 +364,7 @@ impl TranscodeJob {
                 return TranscodeInput { tap, format, reader };
             }
             if let Some(source) = source {
-                plane.request_key_frame_of_source(source);
+                plane.request_key_frame_from_source(source);
                 last_request = Some(Instant::now());
             }
             sleep(VIEWER_POLL_INTERVAL / 10).await;
@@ -375,7 +377,7 @@ impl TranscodeJob {
         let format = state.format(kind)?;
         let ring = state.track(kind).ring();
         let reader = match kind {
-            MediaKind::Video => RingReader::at_newest_key_frame(ring)?,
+            MediaKind::Video => RingReader::starting_at_newest_key_frame(ring)?,
             MediaKind::Audio => RingReader::starting_at_ring_end(ring),
         };
         Some((format, reader))
@@ -487,7 +489,7 @@ impl WorkerFrameConverter {
         })
     }
 
-    fn push_to_output(&self, output: &mut FrameSource, frame: &WireFrame) {
+    fn packetize_worker_output(&self, output: &mut FrameSource, frame: &WireFrame) {
         let Some(base) = self.worker_zero_time else { return };
         // Round to nearest: the input timestamp was rounded down.
         let half = Duration::from_nanos(500_000_000 / u64::from(self.input_clock_rate.max(1)));

@@ -18,7 +18,7 @@ type Statuses = Vec<(u16, bool, Option<i64>)>;
 fn ours(body: &[u8]) -> Option<Statuses> {
     let feedback = TransportFeedback::parse(body)?;
     let statuses: Statuses = feedback
-        .packets()
+        .packet_statuses()
         .map(|status| (status.transport_sequence_number, status.received, status.arrival_ticks))
         .collect();
     assert_eq!(

@@ -32,10 +32,10 @@ use millstream_test_support::{
     Answer, DtlsRole, IceStyle, OfferParameters, Peer, PeerConfig, PeerIdentity, Profiles, VideoCodec,
 };
 
-const VIEWERS: usize = 200;
+const VIEWER_COUNT: usize = 200;
 
 /// Frames of video that are measured, at 30 per second; two in three come with a frame of audio.
-const FRAMES: u64 = 120;
+const FRAME_COUNT: u64 = 120;
 
 /// Bytes of a frame: 3 Mbit/s.
 const FRAME_BYTES: usize = 12_500;
@@ -45,11 +45,11 @@ const KEY_FRAME_INTERVAL: u64 = 60;
 
 const GATEWAY_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 8189);
 
-type Datagrams = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
+type AddressedDatagrams = Arc<Mutex<Vec<(SocketAddr, Bytes)>>>;
 
 /// Records the datagrams of handshakes, and counts the others.
 struct DatagramCountingSink {
-    handshakes: Datagrams,
+    handshakes: AddressedDatagrams,
     media: Arc<AtomicU64>,
 }
 
@@ -78,7 +78,7 @@ struct ForwardingBench {
 }
 
 fn main() {
-    let handshakes = Datagrams::default();
+    let handshakes = AddressedDatagrams::default();
     let media = Arc::new(AtomicU64::new(0));
     let sink = DatagramCountingSink {
         handshakes: handshakes.clone(),
@@ -87,14 +87,16 @@ fn main() {
     let mut setup = ForwardingBench::new(sink);
     setup.advance_and_queue_frames();
     publish_and_forward_frames(&mut setup);
-    let mut peers: Vec<(SocketAddr, Peer)> = (0..VIEWERS).map(|index| setup.open_viewer_session(index)).collect();
-    setup.connect(&mut peers, &handshakes);
+    let mut peers: Vec<(SocketAddr, Peer)> = (0..VIEWER_COUNT)
+        .map(|index| setup.open_viewer_session(index))
+        .collect();
+    setup.connect_peers(&mut peers, &handshakes);
     let before = media.load(Ordering::Relaxed);
-    for _ in 0..FRAMES {
+    for _ in 0..FRAME_COUNT {
         setup.advance_and_queue_frames();
         publish_and_forward_frames(&mut setup);
     }
-    println!("viewers {VIEWERS}");
+    println!("viewers {VIEWER_COUNT}");
     println!("datagrams {}", media.load(Ordering::Relaxed) - before);
     println!("bytes_per_viewer {}", size_of::<ShardPeer>() + size_of::<Viewer>());
 }
@@ -120,10 +122,10 @@ impl ForwardingBench {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let limits = SessionLimits {
-            max_sessions: VIEWERS,
-            max_half_open: VIEWERS,
+            max_sessions: VIEWER_COUNT,
+            max_half_open: VIEWER_COUNT,
             half_open_reserved_for_token_holders: 0,
-            max_half_open_per_address: VIEWERS,
+            max_half_open_per_address: VIEWER_COUNT,
         };
         let shared = Arc::new(SharedState {
             hub: Hub::default(),
@@ -240,7 +242,7 @@ impl ForwardingBench {
     }
 
     /// Exchanges datagrams until all peers are connected and have what is in the ring.
-    fn connect(&mut self, peers: &mut [(SocketAddr, Peer)], handshakes: &Datagrams) {
+    fn connect_peers(&mut self, peers: &mut [(SocketAddr, Peer)], handshakes: &AddressedDatagrams) {
         let end = self.now + Duration::from_secs(2);
         while self.now < end {
             self.now += Duration::from_millis(5);

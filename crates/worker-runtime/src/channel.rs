@@ -35,12 +35,12 @@ impl GatewayMessageSender {
 }
 
 /// Reads the messages of the gateway.
-pub struct FromGatewayReceiver {
+pub struct GatewayMessageReceiver {
     gateway_socket: UnixStream,
     buffer: BytesMut,
 }
 
-impl FromGatewayReceiver {
+impl GatewayMessageReceiver {
     /// Reads from the worker's end of a socket pair.
     pub fn new(stream: UnixStream) -> Self {
         Self {
@@ -74,7 +74,9 @@ impl FromGatewayReceiver {
 /// # Errors
 ///
 /// An error if standard input is not the socket of a gateway.
-pub fn connect_to_gateway_and_lower_priority(name: &CStr) -> io::Result<(GatewayMessageSender, FromGatewayReceiver)> {
+pub fn connect_to_gateway_and_lower_priority(
+    name: &CStr,
+) -> io::Result<(GatewayMessageSender, GatewayMessageReceiver)> {
     // Only for people: nothing depends on it.
     let _ = rustix::thread::set_name(name);
     // Before any other thread is started: all threads of the worker get it. It fails only where nice values are not
@@ -86,7 +88,7 @@ pub fn connect_to_gateway_and_lower_priority(name: &CStr) -> io::Result<(Gateway
     let gateway = GatewayMessageSender {
         gateway_socket: Arc::new(Mutex::new(stream.try_clone()?)),
     };
-    Ok((gateway, FromGatewayReceiver::new(stream)))
+    Ok((gateway, GatewayMessageReceiver::new(stream)))
 }
 
 #[cfg(test)]

@@ -135,7 +135,7 @@ pub enum ChunkRole {
 }
 
 impl ChunkRole {
-    const ALL: [Self; 4] = [
+    const ALL_ROLES: [Self; 4] = [
         Self::InitSection,
         Self::SegmentData,
         Self::LastSegmentData,
@@ -271,22 +271,22 @@ pub enum WireError {
 pub(crate) const MAX_WORKER_MESSAGE_BYTES: usize = (8 << 20) + 64;
 
 mod message_kind {
-    pub(super) const RUN_MESSAGE_KIND: u8 = 1;
+    pub(super) const RUN_PIPELINE_MESSAGE_KIND: u8 = 1;
     pub(super) const CHECK_PIPELINES_MESSAGE_KIND: u8 = 2;
     pub(super) const FRAME_MESSAGE_KIND: u8 = 3;
     pub(super) const KEY_FRAME_REQUEST_MESSAGE_KIND: u8 = 4;
     pub(super) const STOP_MESSAGE_KIND: u8 = 5;
     pub(super) const DEMUX_MESSAGE_KIND: u8 = 6;
     pub(super) const SEGMENT_CHUNK_MESSAGE_KIND: u8 = 7;
-    pub(super) const READY_MESSAGE_KIND: u8 = 16;
+    pub(super) const TRACKS_READY_MESSAGE_KIND: u8 = 16;
     pub(super) const TRACK_FORMAT_MESSAGE_KIND: u8 = 17;
     pub(super) const HEARTBEAT_MESSAGE_KIND: u8 = 18;
     pub(super) const FAILED_MESSAGE_KIND: u8 = 19;
-    pub(super) const ENDED_MESSAGE_KIND: u8 = 20;
+    pub(super) const STREAM_ENDED_MESSAGE_KIND: u8 = 20;
     pub(super) const CHECK_RESULTS_MESSAGE_KIND: u8 = 21;
     pub(super) const SEGMENT_REQUEST_MESSAGE_KIND: u8 = 22;
-    pub(super) const KEY_FRAME_REFUSED_MESSAGE_KIND: u8 = 23;
-    pub(super) const LEFT_OUT_MESSAGE_KIND: u8 = 24;
+    pub(super) const KEY_FRAME_REQUEST_REFUSED_MESSAGE_KIND: u8 = 23;
+    pub(super) const LEFT_OUT_MEDIA_MESSAGE_KIND: u8 = 24;
 }
 
 /// Removes a complete message from the front of the buffer; `None` while it is incomplete.
@@ -365,7 +365,7 @@ impl WireFrame {
 
 impl SegmentChunk {
     fn write(&self, out: &mut BytesMut) {
-        let role = ChunkRole::ALL.iter().position(|role| *role == self.role);
+        let role = ChunkRole::ALL_ROLES.iter().position(|role| *role == self.role);
         let head = [
             self.rendition_index,
             role.and_then(|role| u8::try_from(role).ok()).unwrap_or_default(),
@@ -383,7 +383,7 @@ impl SegmentChunk {
             return Err(unreadable);
         }
         let rendition = body.get_u8();
-        let role = *ChunkRole::ALL.get(usize::from(body.get_u8())).ok_or(unreadable)?;
+        let role = *ChunkRole::ALL_ROLES.get(usize::from(body.get_u8())).ok_or(unreadable)?;
         Ok(Self {
             rendition_index: rendition,
             role,
@@ -399,7 +399,7 @@ impl MessageToWorker {
         match self {
             Self::Demux(job) => write_json_message(message_kind::DEMUX_MESSAGE_KIND, job, out),
             Self::SegmentChunk(chunk) => chunk.write(out),
-            Self::RunPipeline(job) => write_json_message(message_kind::RUN_MESSAGE_KIND, job, out),
+            Self::RunPipeline(job) => write_json_message(message_kind::RUN_PIPELINE_MESSAGE_KIND, job, out),
             Self::CheckPipelines(jobs) => write_json_message(message_kind::CHECK_PIPELINES_MESSAGE_KIND, jobs, out),
             Self::Frame(frame) => frame.write(out),
             Self::KeyFrameRequest => write_message(message_kind::KEY_FRAME_REQUEST_MESSAGE_KIND, &[], out),
@@ -417,7 +417,7 @@ impl MessageToWorker {
             return Ok(None);
         };
         let message = match kind {
-            message_kind::RUN_MESSAGE_KIND => Self::RunPipeline(parse_json_body(kind, &body)?),
+            message_kind::RUN_PIPELINE_MESSAGE_KIND => Self::RunPipeline(parse_json_body(kind, &body)?),
             message_kind::DEMUX_MESSAGE_KIND => Self::Demux(parse_json_body(kind, &body)?),
             message_kind::SEGMENT_CHUNK_MESSAGE_KIND => Self::SegmentChunk(SegmentChunk::read(body)?),
             message_kind::CHECK_PIPELINES_MESSAGE_KIND => Self::CheckPipelines(parse_json_body(kind, &body)?),
@@ -434,18 +434,18 @@ impl MessageFromWorker {
     /// Appends the encoded message.
     pub fn write(&self, out: &mut BytesMut) {
         match self {
-            Self::Ready(tracks) => write_json_message(message_kind::READY_MESSAGE_KIND, tracks, out),
+            Self::Ready(tracks) => write_json_message(message_kind::TRACKS_READY_MESSAGE_KIND, tracks, out),
             Self::TrackFormat(media) => write_json_message(message_kind::TRACK_FORMAT_MESSAGE_KIND, media, out),
             Self::Frame(frame) => frame.write(out),
             Self::SegmentRequest(rendition) => {
                 write_message(message_kind::SEGMENT_REQUEST_MESSAGE_KIND, &[&[*rendition]], out)
             }
-            Self::KeyFrameRefused => write_message(message_kind::KEY_FRAME_REFUSED_MESSAGE_KIND, &[], out),
+            Self::KeyFrameRefused => write_message(message_kind::KEY_FRAME_REQUEST_REFUSED_MESSAGE_KIND, &[], out),
             Self::Heartbeat => write_message(message_kind::HEARTBEAT_MESSAGE_KIND, &[], out),
             Self::Failed(failure) => write_json_message(message_kind::FAILED_MESSAGE_KIND, failure, out),
-            Self::Ended => write_message(message_kind::ENDED_MESSAGE_KIND, &[], out),
+            Self::Ended => write_message(message_kind::STREAM_ENDED_MESSAGE_KIND, &[], out),
             Self::CheckResults(findings) => write_json_message(message_kind::CHECK_RESULTS_MESSAGE_KIND, findings, out),
-            Self::LeftOut(left_out) => write_json_message(message_kind::LEFT_OUT_MESSAGE_KIND, left_out, out),
+            Self::LeftOut(left_out) => write_json_message(message_kind::LEFT_OUT_MEDIA_MESSAGE_KIND, left_out, out),
         }
     }
 
@@ -459,18 +459,18 @@ impl MessageFromWorker {
             return Ok(None);
         };
         let message = match kind {
-            message_kind::READY_MESSAGE_KIND => Self::Ready(parse_json_body(kind, &body)?),
+            message_kind::TRACKS_READY_MESSAGE_KIND => Self::Ready(parse_json_body(kind, &body)?),
             message_kind::TRACK_FORMAT_MESSAGE_KIND => Self::TrackFormat(parse_json_body(kind, &body)?),
             message_kind::FRAME_MESSAGE_KIND => Self::Frame(WireFrame::read(body)?),
             message_kind::SEGMENT_REQUEST_MESSAGE_KIND => {
                 Self::SegmentRequest(*body.first().ok_or(WireError::Malformed(kind))?)
             }
-            message_kind::KEY_FRAME_REFUSED_MESSAGE_KIND => Self::KeyFrameRefused,
+            message_kind::KEY_FRAME_REQUEST_REFUSED_MESSAGE_KIND => Self::KeyFrameRefused,
             message_kind::HEARTBEAT_MESSAGE_KIND => Self::Heartbeat,
             message_kind::FAILED_MESSAGE_KIND => Self::Failed(parse_json_body(kind, &body)?),
-            message_kind::ENDED_MESSAGE_KIND => Self::Ended,
+            message_kind::STREAM_ENDED_MESSAGE_KIND => Self::Ended,
             message_kind::CHECK_RESULTS_MESSAGE_KIND => Self::CheckResults(parse_json_body(kind, &body)?),
-            message_kind::LEFT_OUT_MESSAGE_KIND => Self::LeftOut(parse_json_body(kind, &body)?),
+            message_kind::LEFT_OUT_MEDIA_MESSAGE_KIND => Self::LeftOut(parse_json_body(kind, &body)?),
             kind => return Err(WireError::Malformed(kind)),
         };
         Ok(Some(message))

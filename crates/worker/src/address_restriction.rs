@@ -20,7 +20,7 @@ const CONNECT_PROGRESS_CODE: &str = "connect";
 /// The networks that a pipeline may connect to, and where a violation is reported.
 #[derive(Clone)]
 struct AddressRestriction {
-    /// Empty allows all that are not link-local.
+    /// Empty allows_address all that are not link-local.
     allowed_networks: Vec<IpNet>,
     /// The host of the first connection.
     configured_host: Arc<OnceLock<String>>,
@@ -101,7 +101,7 @@ impl AddressRestriction {
     /// that the calling thread does not connect; the gateway then kills this process.
     fn park_unless_host_allowed(&self, host: &str) {
         let problem = match resolve_host(host) {
-            Ok(addresses) => match addresses.into_iter().find(|address| !self.allows(*address)) {
+            Ok(addresses) => match addresses.into_iter().find(|address| !self.allows_address(*address)) {
                 Some(address) if self.has_network_restriction() => {
                     format!("the server refers to {address}, which is not in a network of `sources.allow`")
                 }
@@ -125,7 +125,7 @@ impl AddressRestriction {
         !self.allowed_networks.is_empty()
     }
 
-    fn allows(&self, address: IpAddr) -> bool {
+    fn allows_address(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         if !self.has_network_restriction() {
             return !is_link_local(address);

@@ -1,4 +1,4 @@
-//! Runs one GStreamer pipeline for the gateway, in a sandbox, or checks which pipelines this host can run.
+//! Runs one GStreamer pipeline for the gateway, in a sandbox, or checks which pipelines this host can run_worker.
 //!
 //! The gateway starts it with a socket as its standard input. It reads one job, restricts itself, then runs the pipeline.
 //! It exits when the gateway tells it to stop or is gone. The gateway trusts nothing here.
@@ -16,7 +16,7 @@ mod pipeline_check;
 mod rtspsrc_setup;
 
 fn main() -> ExitCode {
-    match run() {
+    match run_worker() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "millstream-worker: {error}");
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> std::io::Result<()> {
+fn run_worker() -> std::io::Result<()> {
     let (gateway, mut commands) = connect_to_gateway_and_lower_priority(c"millstream-gst")?;
     match commands.receive() {
         Some(MessageToWorker::CheckPipelines(jobs)) => {

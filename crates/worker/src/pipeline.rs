@@ -10,7 +10,7 @@ use gstreamer_app::{AppLeakyType, AppSink, AppSinkCallbacks, AppSrc};
 
 use crate::{address_restriction, rtspsrc_setup};
 use millstream_core::media::MediaKind;
-use millstream_worker_runtime::channel::{FromGatewayReceiver, GatewayMessageSender};
+use millstream_worker_runtime::channel::{GatewayMessageReceiver, GatewayMessageSender};
 use millstream_worker_runtime::wire::{
     MessageFromWorker, MessageToWorker, OutputTrackKinds, PipelineJob, TrackFormat, WireFrame, WorkerFailure,
 };
@@ -163,7 +163,7 @@ fn find_appsinks(pipeline: &gst::Pipeline) -> Result<Vec<(MediaKind, AppSink)>, 
 }
 
 /// Runs until the gateway says stop, the stream ends, or something fails.
-pub(crate) fn run_pipeline_job(job: &PipelineJob, gateway: &GatewayMessageSender, commands: FromGatewayReceiver) {
+pub(crate) fn run_pipeline_job(job: &PipelineJob, gateway: &GatewayMessageSender, commands: GatewayMessageReceiver) {
     let result = gst::init()
         .map_err(|error| WorkerFailure::Stream(error.to_string()))
         .and_then(|()| build_pipeline(job))
@@ -176,7 +176,7 @@ pub(crate) fn run_pipeline_job(job: &PipelineJob, gateway: &GatewayMessageSender
 
 /// Maps running times to times that all tracks share and that stay continuous when the stream restarts.
 #[derive(Default)]
-struct LoopTimeline {
+struct LoopedStreamTimeline {
     /// Offset added to running times.
     running_time_offset: AtomicU64,
     /// End of the latest frame so far.
@@ -186,20 +186,20 @@ struct LoopTimeline {
     sinks_at_eos_mask: AtomicU64,
 }
 
-impl LoopTimeline {
+impl LoopedStreamTimeline {
     fn has_sink_received_frames(&self, sink: usize) -> bool {
-        self.sinks_with_frames_mask.load(Ordering::Acquire) & sink_bit(sink) != 0
+        self.sinks_with_frames_mask.load(Ordering::Acquire) & appsink_mask_bit(sink) != 0
     }
 
     /// Returns whether all used sinks have ended. The pipeline posts no EOS while one of its sinks is not used at all.
-    fn all_used_sinks_ended(&self) -> bool {
+    fn all_used_sinks_reached_eos(&self) -> bool {
         let used = self.sinks_with_frames_mask.load(Ordering::Acquire);
         used != 0 && self.sinks_at_eos_mask.load(Ordering::Acquire) & used == used
     }
 }
 
 /// Returns the bit of a sink.
-fn sink_bit(sink: usize) -> u64 {
+fn appsink_mask_bit(sink: usize) -> u64 {
     1 << sink.min(63)
 }
 
@@ -207,11 +207,11 @@ fn play_until_end(
     job: &PipelineJob,
     built: PreparedPipeline,
     gateway: &GatewayMessageSender,
-    commands: FromGatewayReceiver,
+    commands: GatewayMessageReceiver,
 ) -> Result<(), WorkerFailure> {
     let pipeline = built.pipeline.clone();
     address_restriction::restrict_pipeline_to_allowed_networks(&pipeline, job, gateway);
-    let timeline = Arc::new(LoopTimeline::default());
+    let timeline = Arc::new(LoopedStreamTimeline::default());
     for (index, (kind, sink)) in built.appsinks.iter().enumerate() {
         configure_appsink(index, *kind, sink, gateway, &timeline)?;
     }
@@ -241,7 +241,7 @@ fn play_until_end(
     pipeline.set_state(gst::State::Playing).map_err(failed)?;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let control = CommandHandler {
+    let control = GatewayCommandHandler {
         appsinks: built.appsinks.clone(),
         video_appsrc: built.video_appsrc.clone(),
         audio_appsrc: built.audio_appsrc.clone(),
@@ -264,7 +264,7 @@ fn run_bus_loop_with_repeat_and_heartbeats(
     pipeline: &gst::Pipeline,
     sinks: &[(MediaKind, AppSink)],
     gateway: &GatewayMessageSender,
-    timeline: &LoopTimeline,
+    timeline: &LoopedStreamTimeline,
     stop: &AtomicBool,
 ) -> Result<(), WorkerFailure> {
     let bus = pipeline
@@ -277,7 +277,7 @@ fn run_bus_loop_with_repeat_and_heartbeats(
             return Ok(());
         }
         let view = message.as_ref().map(|message| message.view());
-        let over = matches!(view, Some(gst::MessageView::Eos(_))) || timeline.all_used_sinks_ended();
+        let over = matches!(view, Some(gst::MessageView::Eos(_))) || timeline.all_used_sinks_reached_eos();
         match view {
             Some(gst::MessageView::Error(error)) => return Err(failure_from_gst_error(error)),
             _ if over && job.repeats => {
@@ -336,20 +336,20 @@ fn failure_from_gst_error(error: &gst::message::Error) -> WorkerFailure {
 }
 
 /// What the gateway's messages act on.
-struct CommandHandler {
+struct GatewayCommandHandler {
     appsinks: Vec<(MediaKind, AppSink)>,
     video_appsrc: Option<AppSrc>,
     audio_appsrc: Option<AppSrc>,
     gateway: GatewayMessageSender,
-    timeline: Arc<LoopTimeline>,
+    timeline: Arc<LoopedStreamTimeline>,
 }
 
-impl CommandHandler {
+impl GatewayCommandHandler {
     /// Ends when the gateway is gone or says stop. Messages for workers of other kinds are ignored.
-    fn handle_gateway_commands(&self, mut commands: FromGatewayReceiver) {
+    fn handle_gateway_commands(&self, mut commands: GatewayMessageReceiver) {
         while let Some(command) = commands.receive() {
             match command {
-                MessageToWorker::Frame(frame) => self.push_frame(frame),
+                MessageToWorker::Frame(frame) => self.push_frame_to_appsrc(frame),
                 MessageToWorker::KeyFrameRequest => self.request_key_frame(),
                 MessageToWorker::Stop => return,
                 MessageToWorker::RunPipeline(_)
@@ -360,7 +360,7 @@ impl CommandHandler {
         }
     }
 
-    fn push_frame(&self, frame: WireFrame) {
+    fn push_frame_to_appsrc(&self, frame: WireFrame) {
         let source = match frame.kind {
             MediaKind::Video => &self.video_appsrc,
             MediaKind::Audio => &self.audio_appsrc,
@@ -442,7 +442,7 @@ fn configure_appsink(
     kind: MediaKind,
     sink: &AppSink,
     gateway: &GatewayMessageSender,
-    timeline: &Arc<LoopTimeline>,
+    timeline: &Arc<LoopedStreamTimeline>,
 ) -> Result<(), WorkerFailure> {
     let caps = match kind {
         MediaKind::Video => APPSINK_VIDEO_CAPS,
@@ -459,7 +459,7 @@ fn configure_appsink(
     sink.set_property("async", false);
     let (gateway, timeline) = (gateway.clone(), timeline.clone());
     let announced: Mutex<Option<TrackFormat>> = Mutex::new(None);
-    let (ended_timeline, bit) = (timeline.clone(), sink_bit(index));
+    let (ended_timeline, bit) = (timeline.clone(), appsink_mask_bit(index));
     let callbacks = AppSinkCallbacks::builder()
         .eos(move |_| {
             ended_timeline.sinks_at_eos_mask.fetch_or(bit, Ordering::AcqRel);
@@ -492,7 +492,7 @@ fn configure_appsink(
 fn sample_to_frame_and_extend_timeline(
     kind: MediaKind,
     sample: &gst::Sample,
-    timeline: &LoopTimeline,
+    timeline: &LoopedStreamTimeline,
 ) -> Option<WireFrame> {
     let buffer = sample.buffer()?;
     let segment = sample.segment()?.downcast_ref::<gst::ClockTime>()?;

@@ -10,16 +10,16 @@ use axum::response::{IntoResponse as _, Response};
 use serde_json::{Map, Value};
 
 use super::extract::Path;
-use super::kept_secrets::find_secrets_for_another_server;
+use super::retained_secret_check::find_secrets_for_another_server;
 use super::snapshot::SnapshotFormat;
 use super::streams::Stream;
 use super::{ApiState, SOURCE_CHOICE_SUFFIX, data, describe_one_stream};
-use crate::config::json::{json_from_table, json_from_toml, merge_patch, table_from_json};
+use crate::config::json::{apply_merge_patch, json_from_table, json_from_toml, table_from_json};
 use crate::config::state_file::ApiStream;
 use crate::config::{
     ConfigKey, ConfigLocation, ConfigMistake, ConfigSection as _, HlsSourceConfig, PipelineSourceConfig, RtspConfig,
 };
-use crate::control::api_streams::{ApiStreamChange, ApiStreamError, Precondition};
+use crate::control::api_streams::{ApiStreamChange, ApiStreamError, EntityTagPrecondition};
 use crate::http::body;
 use crate::http::precondition::IfMatchResult;
 use crate::http::problem::{Problem, ProblemError};
@@ -53,8 +53,8 @@ pub(super) async fn add_stream(
     body: Body,
 ) -> Result<Response, Problem> {
     let name = settable_stream_name(&name)?;
-    let settings = read_object(&headers, body, &[JSON_MEDIA_TYPE]).await?;
-    set_stream(api, &name, &settings, (false, precondition_of(&headers))).await
+    let settings = read_json_object_body(&headers, body, &[JSON_MEDIA_TYPE]).await?;
+    store_stream_and_respond(api, &name, &settings, (false, precondition_from_headers(&headers))).await
 }
 
 /// Sets a stream that the gateway pulls: adds it, or replaces its settings. A source whose settings stay the same is not
@@ -83,8 +83,8 @@ pub(super) async fn put_stream(
     body: Body,
 ) -> Result<Response, Problem> {
     let name = settable_stream_name(&name)?;
-    let settings = read_object(&headers, body, &[JSON_MEDIA_TYPE]).await?;
-    set_stream(api, &name, &settings, (true, precondition_of(&headers))).await
+    let settings = read_json_object_body(&headers, body, &[JSON_MEDIA_TYPE]).await?;
+    store_stream_and_respond(api, &name, &settings, (true, precondition_from_headers(&headers))).await
 }
 
 /// Changes some settings of a stream that was set by the API, by a merge patch (RFC 7396): null removes a setting.
@@ -112,13 +112,13 @@ pub(super) async fn patch_stream(
     body: Body,
 ) -> Result<Response, Problem> {
     let name = settable_stream_name(&name)?;
-    let patch = read_object(&headers, body, &[MERGE_PATCH_MEDIA_TYPE, JSON_MEDIA_TYPE]).await?;
-    let precondition = precondition_of(&headers);
+    let patch = read_json_object_body(&headers, body, &[MERGE_PATCH_MEDIA_TYPE, JSON_MEDIA_TYPE]).await?;
+    let precondition = precondition_from_headers(&headers);
     let Some(current) = api.control.api_streams.get(&name) else {
         return Err(api.control.missing_api_stream_error(&name).await.into());
     };
     let mut settings = json_from_table(&current.settings);
-    merge_patch(&mut settings, &patch);
+    apply_merge_patch(&mut settings, &patch);
     let context = api
         .control
         .api_streams
@@ -132,8 +132,8 @@ pub(super) async fn patch_stream(
     }
     // The patch applies to these settings and no others.
     let tag = current.opaque_tag();
-    let is_unchanged: Precondition = Box::new(move |now| now == Some(tag.as_str()) && precondition(now));
-    set_stream(api, &name, &settings, (true, is_unchanged)).await
+    let is_unchanged: EntityTagPrecondition = Box::new(move |now| now == Some(tag.as_str()) && precondition(now));
+    store_stream_and_respond(api, &name, &settings, (true, is_unchanged)).await
 }
 
 fn secrets_needed_problem(pointers: Vec<String>) -> Problem {
@@ -172,7 +172,7 @@ pub(super) async fn remove_stream(
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let name = settable_stream_name(&name)?;
-    let precondition = precondition_of(&headers);
+    let precondition = precondition_from_headers(&headers);
     // A change goes on to its end when the client leaves.
     let removing = tokio::spawn(async move { api.control.remove_api_stream(&name, precondition).await });
     removing.await.unwrap_or(Err(ApiStreamError::Stopping))?;
@@ -182,15 +182,15 @@ pub(super) async fn remove_stream(
 /// Parses the name of a stream that is to be changed. Paths of other resources below a stream are refused: a stream of such
 /// a name could not be read.
 fn settable_stream_name(path: &str) -> Result<StreamName, Problem> {
-    match methods_below_a_stream(path) {
+    match allowed_methods_of_stream_subresource(path) {
         Some(allow) => Err(Problem::method_not_allowed(allow)),
         None => Ok(StreamName::parse(path)?),
     }
 }
 
 /// Returns the methods of a resource below a stream; `None` if the path is that of a stream.
-pub(super) fn methods_below_a_stream(path: &str) -> Option<&'static str> {
-    if SnapshotFormat::ALL
+pub(super) fn allowed_methods_of_stream_subresource(path: &str) -> Option<&'static str> {
+    if SnapshotFormat::ALL_FORMATS
         .iter()
         .any(|image| path.ends_with(image.path_suffix()))
     {
@@ -202,13 +202,13 @@ pub(super) fn methods_below_a_stream(path: &str) -> Option<&'static str> {
     path.ends_with(SOURCE_CHOICE_SUFFIX).then_some("PUT")
 }
 
-async fn set_stream(
+async fn store_stream_and_respond(
     api: ApiState,
     name: &StreamName,
     settings: &Map<String, Value>,
-    (may_exist, precondition): (bool, Precondition),
+    (may_exist, precondition): (bool, EntityTagPrecondition),
 ) -> Result<Response, Problem> {
-    let stream = parse_settings(name, settings)?;
+    let stream = parse_stream_settings(name, settings)?;
     let control = api.control.clone();
     // A change goes on to its end when the client leaves.
     let setting = tokio::spawn(async move { control.set_api_stream(stream, may_exist, precondition).await });
@@ -227,19 +227,19 @@ async fn set_stream(
 }
 
 /// Reads the settings of a stream.
-pub(super) fn parse_settings(name: &StreamName, settings: &Map<String, Value>) -> Result<ApiStream, Problem> {
+pub(super) fn parse_stream_settings(name: &StreamName, settings: &Map<String, Value>) -> Result<ApiStream, Problem> {
     let table = table_from_json(settings).map_err(|(pointer, what)| {
         let mistake = ConfigMistake {
             location: Some(ConfigLocation::JsonPointer(pointer.clone())),
             ..ConfigMistake::new(pointer, what)
         };
-        mistakes_problem(&[mistake])
+        config_mistakes_problem(&[mistake])
     })?;
-    ApiStream::from_settings(name, table).map_err(|mistakes| mistakes_problem(&mistakes))
+    ApiStream::from_settings(name, table).map_err(|mistakes| config_mistakes_problem(&mistakes))
 }
 
 /// Reads a JSON object from the body of a request with one of these media types.
-pub(super) async fn read_object(
+pub(super) async fn read_json_object_body(
     headers: &HeaderMap,
     body: Body,
     media_types: &[&str],
@@ -275,7 +275,7 @@ pub(super) fn add_entity_tag(headers: &mut HeaderMap, stream: &ApiStream) {
 }
 
 /// Returns the condition that `If-Match` and `If-None-Match` set (RFC 9110 §13.1).
-fn precondition_of(headers: &HeaderMap) -> Precondition {
+fn precondition_from_headers(headers: &HeaderMap) -> EntityTagPrecondition {
     let headers = headers.clone();
     Box::new(move |tag| {
         let matches = match (IfMatchResult::evaluate(&headers, tag.unwrap_or_default()), tag) {
@@ -289,10 +289,14 @@ fn precondition_of(headers: &HeaderMap) -> Precondition {
 
 /// Returns settings without secrets: of a URL only scheme, host and port.
 pub(super) fn settings_without_secrets(stream: &Arc<ApiStream>) -> Map<String, Value> {
-    let keys: Vec<&ConfigKey> = [RtspConfig::KEYS, HlsSourceConfig::KEYS, PipelineSourceConfig::KEYS]
-        .into_iter()
-        .flatten()
-        .collect();
+    let keys: Vec<&ConfigKey> = [
+        RtspConfig::CONFIG_KEYS,
+        HlsSourceConfig::CONFIG_KEYS,
+        PipelineSourceConfig::CONFIG_KEYS,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let settings = stream.settings.iter();
     let shown = settings.map(|(name, value)| {
         let is_public = keys.iter().any(|key| key.name == name && !key.is_secret);
@@ -334,7 +338,7 @@ fn redacted_url_origin(text: &str) -> Option<String> {
 }
 
 /// Returns the problem for settings with mistakes.
-pub(super) fn mistakes_problem(mistakes: &[ConfigMistake]) -> Problem {
+pub(super) fn config_mistakes_problem(mistakes: &[ConfigMistake]) -> Problem {
     let texts: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
     let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_stream", texts.join("\n"));
     let errors = mistakes.iter().map(|mistake| ProblemError {
@@ -355,7 +359,7 @@ pub(super) fn mistakes_problem(mistakes: &[ConfigMistake]) -> Problem {
 impl From<ApiStreamError> for Problem {
     fn from(error: ApiStreamError) -> Self {
         let (status, code) = match &error {
-            ApiStreamError::Mistakes(mistakes) => return mistakes_problem(mistakes),
+            ApiStreamError::Mistakes(mistakes) => return config_mistakes_problem(mistakes),
             ApiStreamError::InConfigurationFile => (StatusCode::CONFLICT, "in_configuration_file"),
             ApiStreamError::Exists => (StatusCode::CONFLICT, "stream_exists"),
             ApiStreamError::TooMany(_) => (StatusCode::CONFLICT, "too_many_streams"),
@@ -386,7 +390,11 @@ mod tests {
             "stop_after": 5,
         });
         let Value::Object(settings) = settings else { panic!() };
-        let stream = Arc::new(parse_settings(&name, &settings).map_err(|p| p.detail).expect("valid"));
+        let stream = Arc::new(
+            parse_stream_settings(&name, &settings)
+                .map_err(|p| p.detail)
+                .expect("valid"),
+        );
         assert_eq!(
             Value::Object(settings_without_secrets(&stream)),
             json!({
@@ -404,7 +412,7 @@ mod tests {
         let check = |name: header::HeaderName, value: &'static str, tag: Option<&str>| {
             let mut headers = HeaderMap::new();
             headers.insert(name, HeaderValue::from_static(value));
-            precondition_of(&headers)(tag)
+            precondition_from_headers(&headers)(tag)
         };
         for (name, value, tag, expected) in [
             (header::IF_MATCH, "\"a\"", Some("a"), true),

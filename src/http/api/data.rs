@@ -29,19 +29,22 @@ pub struct DataPost {
 }
 
 /// Longest message in bytes, as from a publisher.
-const MAX_MESSAGE_BYTES: usize = 64 << 10;
+const MAX_DATA_MESSAGE_BYTES: usize = 64 << 10;
 
 /// Longest request body in bytes: the longest message in base64, or with escapes.
-const MAX_BODY_BYTES: usize = 128 << 10;
+const MAX_DATA_POST_BODY_BYTES: usize = 128 << 10;
 
-const PATH_PREFIX: &str = "/api/v1/streams/";
+const STREAMS_PATH_PREFIX: &str = "/api/v1/streams/";
 
 /// Path suffix of a stream for its messages.
 pub(super) const DATA_PATH_SUFFIX: &str = "/data";
 
 /// Returns the stream that a request sends a message to, if it is such a request.
-pub(super) fn stream_of_data_post(method: &Method, uri: &Uri) -> Option<StreamName> {
-    let name = uri.path().strip_prefix(PATH_PREFIX)?.strip_suffix(DATA_PATH_SUFFIX)?;
+pub(super) fn target_stream_of_data_message(method: &Method, uri: &Uri) -> Option<StreamName> {
+    let name = uri
+        .path()
+        .strip_prefix(STREAMS_PATH_PREFIX)?
+        .strip_suffix(DATA_PATH_SUFFIX)?;
     StreamName::parse(name).ok().filter(|_| *method == Method::POST)
 }
 
@@ -78,8 +81,8 @@ pub(super) async fn send_data_message(
             detail,
         ));
     }
-    let bytes = body::read_uncompressed_request_body(headers, body, MAX_BODY_BYTES).await?;
-    let message = parse_message(&bytes)?;
+    let bytes = body::read_uncompressed_request_body(headers, body, MAX_DATA_POST_BODY_BYTES).await?;
+    let message = parse_data_message(&bytes)?;
     let media = &api.control.media_plane;
     if !media.accepts_data_channels() {
         let detail = "data channels are switched off (webrtc.data_channels)";
@@ -89,7 +92,7 @@ pub(super) async fn send_data_message(
     Ok(StatusCode::ACCEPTED)
 }
 
-fn parse_message(body: &[u8]) -> Result<DataMessage, Problem> {
+fn parse_data_message(body: &[u8]) -> Result<DataMessage, Problem> {
     let bad = |detail: String| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_message", detail);
     let bad_member = |pointer: &str, detail: String| {
         let mut problem = bad(detail.clone());
@@ -111,8 +114,8 @@ fn parse_message(body: &[u8]) -> Result<DataMessage, Problem> {
         }
         (None, None) | (Some(_), Some(_)) => return Err(bad("a message has either `text` or `base64`".to_owned())),
     };
-    if payload.len() > MAX_MESSAGE_BYTES {
-        let detail = format!("the message is longer than {} KiB", MAX_MESSAGE_BYTES >> 10);
+    if payload.len() > MAX_DATA_MESSAGE_BYTES {
+        let detail = format!("the message is longer than {} KiB", MAX_DATA_MESSAGE_BYTES >> 10);
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "message_too_long", detail));
     }
     Ok(DataMessage { label, payload })

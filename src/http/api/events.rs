@@ -46,7 +46,7 @@ impl EventLog {
     /// Adds an event with this data, a JSON object, and the time.
     fn add(&self, name: &str, mut data: Value) {
         if let Some(members) = data.as_object_mut() {
-            members.insert("time".to_owned(), unix_seconds().into());
+            members.insert("time".to_owned(), current_unix_time_secs().into());
         }
         if let Some(observer) = self.observer.get() {
             observer(name, &data);
@@ -63,7 +63,7 @@ impl EventLog {
     }
 
     /// Returns the events after the one with this id, and the id of the last one.
-    fn text_of_kept_events_after(&self, number: u64) -> (u64, String) {
+    fn sse_text_of_events_after(&self, number: u64) -> (u64, String) {
         let kept = self.recent_events.lock().unwrap_or_else(PoisonError::into_inner);
         // A higher one is of an earlier run of the gateway.
         let number = if number > kept.0 { 0 } else { number };
@@ -73,7 +73,7 @@ impl EventLog {
 }
 
 /// Seconds since 1970, with milliseconds.
-fn unix_seconds() -> f64 {
+fn current_unix_time_secs() -> f64 {
     #[expect(clippy::disallowed_methods, reason = "the time of the event")]
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.as_millis() as f64 / 1_000.0
@@ -98,7 +98,7 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
         let live = all.iter().filter(|stream| stream.live);
         logged.log_new_warnings(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
         for stream in &all {
-            log_source_switches(&log, stream, &mut seen_switches);
+            record_source_switch_events(&log, stream, &mut seen_switches);
         }
         for stream in all {
             let source = stream.source.as_ref();
@@ -107,7 +107,7 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
                 "live": stream.live,
                 "stalled": stream.stalled,
                 "publisher": stream.publisher,
-                "selected_source": selected_source(&stream),
+                "selected_source": selected_source_name(&stream),
                 "source": source.map(|source| source.state),
                 "error": source.and_then(|source| source.last_error.clone()),
             });
@@ -137,7 +137,7 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
 }
 
 /// Adds the switches between the sources of a stream since the last call.
-fn log_source_switches(log: &EventLog, stream: &Stream, seen: &mut BTreeMap<String, u64>) {
+fn record_source_switch_events(log: &EventLog, stream: &Stream, seen: &mut BTreeMap<String, u64>) {
     let Some(newest) = stream.source_switches.last().map(|switch| switch.number) else {
         seen.remove(&stream.name);
         return;
@@ -156,7 +156,7 @@ fn log_source_switches(log: &EventLog, stream: &Stream, seen: &mut BTreeMap<Stri
     }
 }
 
-fn selected_source(stream: &Stream) -> Option<&str> {
+fn selected_source_name(stream: &Stream) -> Option<&str> {
     let selected = stream.sources.iter().find(|source| source.selected);
     selected.map(|source| source.name.as_str())
 }
@@ -186,11 +186,11 @@ impl EventLogReader {
 }
 
 impl SseEventProducer for EventLogReader {
-    fn take_new_events(&mut self) -> Option<String> {
+    fn drain_new_events_as_sse_text(&mut self) -> Option<String> {
         if !(self.is_access_granted)() {
             return None;
         }
-        let (last, text) = self.log.text_of_kept_events_after(self.last_event_id);
+        let (last, text) = self.log.sse_text_of_events_after(self.last_event_id);
         self.last_event_id = last;
         Some(text)
     }
@@ -207,13 +207,13 @@ mod tests {
     #[test]
     fn events_say_when_they_happened() {
         let log = EventLog::default();
-        let before = unix_seconds();
+        let before = current_unix_time_secs();
         log.add("stream", json!({ "stream": "live" }));
-        let (last, text) = log.text_of_kept_events_after(0);
+        let (last, text) = log.sse_text_of_events_after(0);
         let data = text.lines().find_map(|line| line.strip_prefix("data: ")).expect("data");
         let data: Value = serde_json::from_str(data).expect("JSON");
         assert_eq!((last, &data["stream"]), (1, &json!("live")));
         let time = data["time"].as_f64().expect("time");
-        assert!((before..=unix_seconds()).contains(&time), "{time}");
+        assert!((before..=current_unix_time_secs()).contains(&time), "{time}");
     }
 }

@@ -19,7 +19,7 @@ use utoipa::{IntoParams, OpenApi};
 
 use self::events::{EventLog, EventLogReader};
 use self::extract::{Path, Query};
-use self::openapi::CommonParts;
+use self::openapi::CommonOperationParts;
 use self::sessions::{Session, SessionListQuery, Sessions};
 use self::snapshot::SnapshotFormat;
 use self::sources::SourceChoice;
@@ -31,7 +31,7 @@ use crate::http::auth::AccessAction;
 use crate::http::auth::Authenticator;
 use crate::http::body;
 use crate::http::problem::{Problem, ProblemDocument};
-use crate::http::request::caller;
+use crate::http::request::client_identity;
 use crate::http::state::HttpState;
 use millstream_core::hub::name::{StreamKey, StreamName};
 use millstream_core::session::CloseReason;
@@ -40,8 +40,8 @@ mod api_streams;
 pub mod data;
 pub mod events;
 mod extract;
-mod kept_secrets;
 mod openapi;
+mod retained_secret_check;
 pub mod sessions;
 pub mod snapshot;
 pub mod source_tests;
@@ -106,9 +106,9 @@ struct ApiClient {
         openapi_document
     ),
     components(schemas(ProblemDocument)),
-    modifiers(&CommonParts)
+    modifiers(&CommonOperationParts)
 )]
-struct ApiDocument;
+struct OpenApiDocument;
 
 /// Returns the routes of the API. Events are read from `event_log`.
 pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
@@ -149,7 +149,7 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
 /// Handles methods that a path does not support. The router adds `Allow`, unless its wildcard stands for several resources.
 async fn refuse_method(uri: Uri) -> Problem {
     let below_streams = uri.path().strip_prefix("/api/v1/streams/");
-    if let Some(allow) = below_streams.and_then(api_streams::methods_below_a_stream) {
+    if let Some(allow) = below_streams.and_then(api_streams::allowed_methods_of_stream_subresource) {
         return Problem::method_not_allowed(allow);
     }
     let detail = "this URL does not support the request method: `Allow` lists those that it supports";
@@ -167,12 +167,13 @@ async fn require_api_access(
         Method::GET | Method::HEAD => AccessAction::ApiRead,
         _ => AccessAction::ApiFull,
     };
-    let grant = authorize(&authenticator, &parts, action).await?;
+    let grant = authorize_api_request(&authenticator, &parts, action).await?;
     // A message to viewers changes nothing either, and there may be many.
-    let is_change = action == AccessAction::ApiFull && data::stream_of_data_post(&parts.method, &parts.uri).is_none();
+    let is_change =
+        action == AccessAction::ApiFull && data::target_stream_of_data_message(&parts.method, &parts.uri).is_none();
     let client = ApiClient {
         credential: authenticator.access_control().credential_name(&grant),
-        address: caller(&parts).address,
+        address: client_identity(&parts).address,
     };
     let (method, path) = (parts.method.clone(), parts.uri.path().to_owned());
     let mut request = Request::from_parts(parts, body);
@@ -189,15 +190,21 @@ async fn require_api_access(
 }
 
 /// Who may publish a stream may also send its data channel messages.
-async fn authorize(authenticator: &Authenticator, parts: &Parts, action: AccessAction) -> Result<Grant, Problem> {
-    if let Some(stream) = data::stream_of_data_post(&parts.method, &parts.uri) {
-        let publisher = authenticator.authorize_request(caller(parts), AccessAction::Publish, Some(&stream));
+async fn authorize_api_request(
+    authenticator: &Authenticator,
+    parts: &Parts,
+    action: AccessAction,
+) -> Result<Grant, Problem> {
+    if let Some(stream) = data::target_stream_of_data_message(&parts.method, &parts.uri) {
+        let publisher = authenticator.authorize_request(client_identity(parts), AccessAction::Publish, Some(&stream));
         match publisher.await {
             Err(problem) if problem.status == StatusCode::FORBIDDEN => {}
             granted_or_refused => return granted_or_refused,
         }
     }
-    authenticator.authorize_request(caller(parts), action, None).await
+    authenticator
+        .authorize_request(client_identity(parts), action, None)
+        .await
 }
 
 /// All streams that are published, watched or configured, sorted by name.
@@ -217,11 +224,11 @@ async fn all_streams(State(api): State<ApiState>) -> Json<Vec<Stream>> {
 
 /// A snapshot shows what viewers see: who may only read by the API needs the right to watch the stream.
 async fn authorize_snapshot(authenticator: &Authenticator, parts: &Parts, stream: &StreamName) -> Result<(), Problem> {
-    let is_for_all_of_api = authenticator.authorize_request(caller(parts), AccessAction::ApiFull, None);
+    let is_for_all_of_api = authenticator.authorize_request(client_identity(parts), AccessAction::ApiFull, None);
     if is_for_all_of_api.await.is_ok() {
         return Ok(());
     }
-    let watching = authenticator.authorize_request(caller(parts), AccessAction::Play, Some(stream));
+    let watching = authenticator.authorize_request(client_identity(parts), AccessAction::Play, Some(stream));
     watching.await.map(|_| ())
 }
 
@@ -251,7 +258,7 @@ async fn one_stream(
     Path(stream): Path<String>,
     request: Request,
 ) -> Result<Response, Problem> {
-    for image in SnapshotFormat::ALL {
+    for image in SnapshotFormat::ALL_FORMATS {
         if let Some(stream) = stream.strip_suffix(image.path_suffix()) {
             let (parts, _) = request.into_parts();
             let stream = StreamName::parse(stream)?;
@@ -408,7 +415,7 @@ struct SourceQuery {
 }
 
 /// Returns the key of the stream that a source writes to.
-fn source_key(control: &ControlPlane, stream: &str, which: &SourceQuery) -> Result<StreamKey, Problem> {
+fn parse_source_stream_key(control: &ControlPlane, stream: &str, which: &SourceQuery) -> Result<StreamKey, Problem> {
     let stream = StreamName::parse(stream)?;
     let Some(name) = &which.source else {
         return Ok(stream.into());
@@ -442,7 +449,7 @@ async fn start_source(
     let found = api
         .control
         .supervisor
-        .start_or_restart_source(&source_key(&api.control, &stream, &which)?)
+        .start_or_restart_source(&parse_source_stream_key(&api.control, &stream, &which)?)
         .await;
     found
         .then_some(StatusCode::NO_CONTENT)
@@ -464,7 +471,7 @@ async fn stop_source(
     let found = api
         .control
         .supervisor
-        .stop_source_until_started(&source_key(&api.control, &stream, &which)?)
+        .stop_source_until_started(&parse_source_stream_key(&api.control, &stream, &which)?)
         .await;
     found
         .then_some(StatusCode::NO_CONTENT)
@@ -523,5 +530,5 @@ async fn stream_events(
 /// The OpenAPI 3.1 document of the API. Requires no token.
 #[utoipa::path(get, path = "/api/v1/openapi.json", responses((status = 200, description = "OpenAPI")))]
 async fn openapi_document() -> Json<utoipa::openapi::OpenApi> {
-    Json(ApiDocument::openapi())
+    Json(OpenApiDocument::openapi())
 }

@@ -9,18 +9,18 @@ use utoipa::openapi::{Content, OpenApi, PathItem, Ref, RefOr};
 
 use crate::http::problem::PROBLEM_MEDIA_TYPE;
 
-const PROBLEM_SCHEMA: &str = "ProblemDocument";
-const PROBLEM_RESPONSE: &str = "Problem";
-const TOKEN_SCHEME: &str = "token";
+const PROBLEM_SCHEMA_NAME: &str = "ProblemDocument";
+const PROBLEM_RESPONSE_NAME: &str = "Problem";
+const TOKEN_SECURITY_SCHEME: &str = "token";
 
 /// Grammar of stream names, as far as a regular expression tells: no segment is `.` or `..` either.
 const STREAM_NAME_PATTERN: &str = "^[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+){0,3}$";
 const MAX_STREAM_NAME_LENGTH: usize = 128;
 
 /// Adds to each operation the token that it requires, the grammar of stream names and the form of its errors.
-pub(super) struct CommonParts;
+pub(super) struct CommonOperationParts;
 
-impl Modify for CommonParts {
+impl Modify for CommonOperationParts {
     fn modify(&self, document: &mut OpenApi) {
         let components = document.components.get_or_insert_with(Components::new);
         let token = HttpBuilder::new()
@@ -29,25 +29,25 @@ impl Modify for CommonParts {
             .build();
         components
             .security_schemes
-            .insert(TOKEN_SCHEME.to_owned(), RefOr::T(SecurityScheme::Http(token)));
+            .insert(TOKEN_SECURITY_SCHEME.to_owned(), RefOr::T(SecurityScheme::Http(token)));
         let mut problem = Response::new("an error, as a problem document (RFC 9457)");
-        describe_as_problem(&mut problem);
+        set_problem_response_content(&mut problem);
         components
             .responses
-            .insert(PROBLEM_RESPONSE.to_owned(), RefOr::T(problem));
+            .insert(PROBLEM_RESPONSE_NAME.to_owned(), RefOr::T(problem));
         for (path, item) in &mut document.paths.paths {
-            for operation in operations(item) {
+            for operation in operations_of_path_item(item) {
                 add_common_parts(operation);
                 operation.security = Some(match path.ends_with("/openapi.json") {
                     true => Vec::new(),
-                    false => vec![SecurityRequirement::new(TOKEN_SCHEME, Vec::<String>::new())],
+                    false => vec![SecurityRequirement::new(TOKEN_SECURITY_SCHEME, Vec::<String>::new())],
                 });
             }
         }
     }
 }
 
-fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+fn operations_of_path_item(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     let PathItem {
         get,
         put,
@@ -73,17 +73,17 @@ fn add_common_parts(operation: &mut Operation) {
         if let RefOr::T(response) = response
             && status.starts_with(['4', '5'])
         {
-            describe_as_problem(response);
+            set_problem_response_content(response);
         }
     }
     responses.insert(
         "default".to_owned(),
-        RefOr::Ref(Ref::from_response_name(PROBLEM_RESPONSE)),
+        RefOr::Ref(Ref::from_response_name(PROBLEM_RESPONSE_NAME)),
     );
 }
 
-fn describe_as_problem(response: &mut Response) {
-    let content = Content::new(Some(Ref::from_schema_name(PROBLEM_SCHEMA)));
+fn set_problem_response_content(response: &mut Response) {
+    let content = Content::new(Some(Ref::from_schema_name(PROBLEM_SCHEMA_NAME)));
     response
         .content
         .insert(PROBLEM_MEDIA_TYPE.to_owned(), RefOr::T(content));

@@ -44,7 +44,7 @@ pub enum SnapshotFormat {
 
 impl SnapshotFormat {
     /// All formats.
-    pub const ALL: [Self; 2] = [Self::Jpeg, Self::Png];
+    pub const ALL_FORMATS: [Self; 2] = [Self::Jpeg, Self::Png];
 
     /// Returns the path suffix after the name of the stream.
     pub fn path_suffix(self) -> &'static str {

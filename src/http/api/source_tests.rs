@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
 
-use super::api_streams::{mistakes_problem, parse_settings, read_object};
+use super::api_streams::{config_mistakes_problem, parse_stream_settings, read_json_object_body};
 use super::streams::{self, Stream};
 use super::{ApiState, snapshot};
 use crate::control::api_streams::{ApiStreamError, build_source};
-use crate::control::source_tests::SourceTestBench;
+use crate::control::source_tests::SourceTestEnvironment;
 use crate::http::problem::Problem;
 use crate::sources::fetch::address::AddressError;
 use crate::sources::fetch::error::FetchError;
@@ -79,15 +79,15 @@ pub(super) async fn test_source(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<SourceTest>, Problem> {
-    let mut settings = read_object(&headers, body, &["application/json"]).await?;
+    let mut settings = read_json_object_body(&headers, body, &["application/json"]).await?;
     let takes_snapshot = settings
         .remove("snapshot")
         .is_none_or(|value| value != Value::Bool(false));
     replace_url_with_source_kind_key(&mut settings)?;
     let tests = &api.control.source_tests;
     let name = tests.next_stream_name()?;
-    let stream = parse_settings(&name, &settings)?;
-    let Some(_permit) = tests.try_acquire() else {
+    let stream = parse_stream_settings(&name, &settings)?;
+    let Some(_permit) = tests.try_acquire_test_permit() else {
         let detail = "too many sources are being tested: retry when these tests have ended";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_source_tests", detail).with_retry_after(5));
     };
@@ -97,11 +97,11 @@ pub(super) async fn test_source(
         .context()
         .await
         .ok_or(ApiStreamError::Stopping)?;
-    let source =
-        build_source(&stream, &context).map_err(|mistakes| mistakes_problem(&stream.add_json_pointers(mistakes)))?;
+    let source = build_source(&stream, &context)
+        .map_err(|mistakes| config_mistakes_problem(&stream.add_json_pointers(mistakes)))?;
     let started = Instant::now();
-    let bench = tests.bench(&context);
-    let (trial, known) = bench.run(source, context.source_test_timeout).await;
+    let bench = tests.environment_for_config(&context);
+    let (trial, known) = bench.run_source_trial(source, context.source_test_timeout).await;
     if let Err(failure) = known {
         let (cause, detail) = describe_trial_failure(&failure, context.source_test_timeout);
         return Ok(Json(SourceTest {
@@ -111,11 +111,11 @@ pub(super) async fn test_source(
             ..SourceTest::default()
         }));
     }
-    let hub = bench.plane().hub();
+    let hub = bench.trial_source_hub().hub();
     let mut result = SourceTest {
         ok: true,
         stream: streams::describe_stream(&name, hub, &trial.registry, |_| 0),
-        browsers: Some(browser_tracks(&api, hub, &name)),
+        browsers: Some(describe_browser_tracks(&api, hub, &name)),
         ..SourceTest::default()
     };
     if let Some(stream) = &mut result.stream {
@@ -151,9 +151,9 @@ fn replace_url_with_source_kind_key(settings: &mut Map<String, Value>) -> Result
     Ok(())
 }
 
-async fn take_test_snapshot(api: &ApiState, bench: &SourceTestBench, name: &StreamName) -> Option<String> {
-    let hub = bench.plane().hub();
-    let track = source_track(hub, name, MediaKind::Video)?;
+async fn take_test_snapshot(api: &ApiState, bench: &SourceTestEnvironment, name: &StreamName) -> Option<String> {
+    let hub = bench.trial_source_hub().hub();
+    let track = find_source_track(hub, name, MediaKind::Video)?;
     // The hub of the gateway knows what this host can transcode.
     let can_transcode = api
         .control
@@ -167,16 +167,16 @@ async fn take_test_snapshot(api: &ApiState, bench: &SourceTestBench, name: &Stre
     Some(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
 }
 
-fn source_track(hub: &Hub, name: &StreamName, kind: MediaKind) -> Option<SourceTrack> {
+fn find_source_track(hub: &Hub, name: &StreamName, kind: MediaKind) -> Option<SourceTrack> {
     let stream = hub.find_stream(name)?;
     stream.with_state(|state| state.source_format_and_b_frames(kind))
 }
 
 /// Returns what browsers get of the tracks of a tested stream.
-fn browser_tracks(api: &ApiState, hub: &Hub, name: &StreamName) -> BrowserTracks {
+fn describe_browser_tracks(api: &ApiState, hub: &Hub, name: &StreamName) -> BrowserTracks {
     let gateway_hub = api.control.media_plane.hub();
     let planned = |kind| {
-        let track = source_track(hub, name, kind)?;
+        let track = find_source_track(hub, name, kind)?;
         let can_transcode = gateway_hub.can_transcode_codec_for_browsers(track.format.codec());
         let target = TranscodeTarget::webrtc_target_for_kind(kind);
         Some(
@@ -204,9 +204,9 @@ fn describe_trial_failure(failure: &TrialFailure, limit: Duration) -> (&'static 
         }
     };
     let cause = match error {
-        FetchError::Address(error) => address_cause(error),
+        FetchError::Address(error) => address_error_code(error),
         FetchError::Camera(error) => match error {
-            CameraError::Address(error) => address_cause(error),
+            CameraError::Address(error) => address_error_code(error),
             CameraError::ConnectionRefused(_) => "refused",
             CameraError::Unreachable(_) => "unreachable",
             CameraError::Timeout(_) => "timeout",
@@ -218,7 +218,7 @@ fn describe_trial_failure(failure: &TrialFailure, limit: Duration) -> (&'static 
             _ => "failed",
         },
         FetchError::Hls(HlsError::Fetch { error, .. }) => match error {
-            HttpError::Address(error) => address_cause(error),
+            HttpError::Address(error) => address_error_code(error),
             HttpError::Status(401) => "credentials_required",
             HttpError::Status(403) => "credentials_rejected",
             HttpError::Status(404 | 410) => "not_found",
@@ -232,7 +232,7 @@ fn describe_trial_failure(failure: &TrialFailure, limit: Duration) -> (&'static 
     (cause, error.to_string())
 }
 
-fn address_cause(error: &AddressError) -> &'static str {
+fn address_error_code(error: &AddressError) -> &'static str {
     match error {
         AddressError::Unresolved(_) => "name_not_resolved",
         AddressError::OutsideAllowedNetworks(_) | AddressError::NotPublic(_) | AddressError::NotServerAddress(_) => {

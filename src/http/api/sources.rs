@@ -97,7 +97,7 @@ pub struct SourceChoice {
 }
 
 /// How long segments that are missing are warned of.
-const IGNORED_INPUT_WARNING_DURATION: Duration = Duration::from_secs(60);
+const MISSING_SEGMENTS_WARNING_DURATION: Duration = Duration::from_secs(60);
 
 /// Describes a source that the gateway pulls.
 pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
@@ -113,7 +113,7 @@ pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
         has_recently_ignored: status
             .ignored_input
             .last_at
-            .is_some_and(|last| last.elapsed() < IGNORED_INPUT_WARNING_DURATION),
+            .is_some_and(|last| last.elapsed() < MISSING_SEGMENTS_WARNING_DURATION),
         passed_over: status.ignored_input.count,
         passed_over_reason: status.ignored_input.first_description,
         left_out: status.unsupported_tracks,
@@ -122,7 +122,7 @@ pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
 
 impl Source {
     /// Whether there is a connection, or one is being made.
-    fn is_connected(&self) -> bool {
+    fn is_connected_or_starting(&self) -> bool {
         matches!(self.state, "starting" | "live")
     }
 }
@@ -130,7 +130,10 @@ impl Source {
 /// Counts the connections to sources that the gateway pulls.
 pub(super) fn count_connections(source: Option<&Source>, sources: &[FailoverSource]) -> usize {
     let pulled = sources.iter().filter_map(|source| source.connection.as_ref());
-    pulled.chain(source).filter(|source| source.is_connected()).count()
+    pulled
+        .chain(source)
+        .filter(|source| source.is_connected_or_starting())
+        .count()
 }
 
 /// Describes the sources of a stream that has several.
@@ -186,7 +189,7 @@ pub(super) fn choose_source(control: &ControlPlane, stream: &StreamName, body: &
         let detail = "the sources of this stream are layers, between which each viewer is switched by itself";
         return Err(Problem::new(StatusCode::CONFLICT, "camera_layers", detail));
     }
-    let chosen = configured.failover_group.choose(choice.source.as_deref());
+    let chosen = configured.failover_group.choose_source(choice.source.as_deref());
     chosen.map_err(|error| Problem::new(StatusCode::NOT_FOUND, "unknown_source", error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
 }

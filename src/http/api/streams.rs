@@ -202,7 +202,7 @@ pub fn describe_stream(
             shown.live = state.source().is_some();
             shown.viewers = state.viewer_count();
             shown.publisher = state.source().map(|source| match (source.shard, &shown.source) {
-                (ShardIndex::NONE, Some(source)) => source.kind,
+                (ShardIndex::NO_SHARD, Some(source)) => source.kind,
                 _ => selected.unwrap_or("whip"),
             });
             shown.data = describe_data_tracks(state);
@@ -330,7 +330,7 @@ fn describe_layers(state: &StreamState) -> Vec<Layer> {
                 bitrate: layer.measured_bitrate,
                 active: layer.active,
                 on_demand: !layer.active && layer.is_available(),
-                codec: layer.own_track().map(|track| track.format.codec().name()),
+                codec: layer.pulled_source_track().map(|track| track.format.codec().name()),
             }
         })
         .collect()
@@ -382,7 +382,7 @@ fn describe_audio(state: &StreamState) -> Option<Audio> {
 }
 
 fn running_transcodes(name: &StreamName, hub: &Hub) -> Vec<Transcode> {
-    let targets = TranscodeTarget::ALL.into_iter();
+    let targets = TranscodeTarget::ALL_TARGETS.into_iter();
     let running = targets.filter_map(|target| {
         let stream = hub.find_stream(name.transcode_key(target))?;
         let (viewers, live) = stream.with_state(|state| (state.viewer_count(), state.source().is_some()));

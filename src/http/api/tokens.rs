@@ -13,10 +13,10 @@ use tracing::info;
 use utoipa::ToSchema;
 use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
 
-use super::api_streams::read_object;
+use super::api_streams::read_json_object_body;
 use super::extract::Path;
 use super::{ApiClient, ApiState};
-use crate::access::issued_tokens::{IssuedToken, TokenLifetime, seconds_since_1970};
+use crate::access::issued_tokens::{IssuedToken, TokenLifetime, to_unix_seconds};
 use crate::access::pattern::StreamNamePattern;
 use crate::access::{AccessControl, Grant, Permissions};
 use crate::config::ApiScope;
@@ -25,17 +25,19 @@ use crate::http::problem::Problem;
 use millstream_core::hub::name::StreamName;
 
 /// Maximum number of patterns of one token and action.
-const MAX_PATTERNS: usize = 16;
+const MAX_STREAM_PATTERNS_PER_ACTION: usize = 16;
 /// Maximum length of a label, in characters.
 const MAX_LABEL_CHARS: usize = 128;
 /// Longest lifetime of a token in seconds: ten years. A token may also have no end.
-const MAX_TOKEN_LIFETIME: u64 = 10 * 365 * 24 * 60 * 60;
+const MAX_TOKEN_LIFETIME_SECS: u64 = 10 * 365 * 24 * 60 * 60;
 
 /// The schema of patterns of streams: a pattern, a list of them, or none.
-fn stream_patterns() -> Schema {
+fn stream_patterns_schema() -> Schema {
     let schema_of_type = |kind| ObjectBuilder::new().schema_type(SchemaType::Type(kind));
     let pattern = || -> Object { schema_of_type(Type::String).min_length(Some(1)).build() };
-    let patterns = ArrayBuilder::new().items(pattern()).max_items(Some(MAX_PATTERNS));
+    let patterns = ArrayBuilder::new()
+        .items(pattern())
+        .max_items(Some(MAX_STREAM_PATTERNS_PER_ACTION));
     let forms = OneOfBuilder::new()
         .item(pattern())
         .item(patterns.build())
@@ -49,11 +51,11 @@ fn stream_patterns() -> Schema {
 pub struct TokenRequest {
     /// Streams that the token may publish: a name, a pattern such as `studio/*`, or a list.
     #[serde(default)]
-    #[schema(schema_with = stream_patterns)]
+    #[schema(schema_with = stream_patterns_schema)]
     publish: Value,
     /// Streams that the token may play.
     #[serde(default)]
-    #[schema(schema_with = stream_patterns)]
+    #[schema(schema_with = stream_patterns_schema)]
     play: Value,
     /// Seconds until it expires, 1 to 315360000, and not after the credential of the request. Without it the token expires
     /// when that credential does, if it does.
@@ -100,7 +102,7 @@ pub struct ShareLinks {
 }
 
 impl Token {
-    fn describe(token: &IssuedToken, access: &AccessControl) -> Self {
+    fn from_issued_token(token: &IssuedToken, access: &AccessControl) -> Self {
         let texts =
             |patterns: &[StreamNamePattern]| patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
         Self {
@@ -108,11 +110,11 @@ impl Token {
             label: token.label.clone(),
             publish: texts(&token.permissions.publish),
             play: texts(&token.permissions.play),
-            issued: seconds_since_1970(token.issued_at),
+            issued: to_unix_seconds(token.issued_at),
             issued_by: token.issuer.as_ref().map(|issuer| issuer.name.clone()),
-            expires: token.expires_at.map(seconds_since_1970),
+            expires: token.expires_at.map(to_unix_seconds),
             expired: token.is_expired(),
-            valid: access.is_valid(token),
+            valid: access.is_issued_token_valid(token),
             token: None,
             links: None,
         }
@@ -123,8 +125,13 @@ impl Token {
 #[utoipa::path(get, path = "/api/v1/tokens", responses((status = 200, body = Vec<Token>, description = "the tokens")))]
 pub(super) async fn all_tokens(State(api): State<ApiState>) -> Json<Vec<Token>> {
     let access = api.authenticator.access_control();
-    let tokens = api.control.api_streams.issued_tokens().all();
-    Json(tokens.iter().map(|token| Token::describe(token, &access)).collect())
+    let tokens = api.control.api_streams.issued_tokens().list_all();
+    Json(
+        tokens
+            .iter()
+            .map(|token| Token::from_issued_token(token, &access))
+            .collect(),
+    )
 }
 
 /// Issues a token for publishing or watching particular streams. Its text is shown only in this response. It is valid no
@@ -147,7 +154,7 @@ pub(super) async fn issue_token(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let body = read_object(&headers, body, &["application/json"]).await?;
+    let body = read_json_object_body(&headers, body, &["application/json"]).await?;
     let request: TokenRequest =
         serde_json::from_value(Value::Object(body)).map_err(|error| bad_token_request_problem(&error.to_string()))?;
     let access = api.authenticator.access_control();
@@ -155,14 +162,14 @@ pub(super) async fn issue_token(
         let detail = "tokens can be issued only with a configured or signed token, or one that the webhook permits";
         Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
     })?;
-    let (permissions, requested, label) = check_token_request(request)?;
+    let (permissions, requested, label) = parse_token_request(request)?;
     let lifetime = TokenLifetime {
         requested,
         issuer_expires_at: grant.expires_at,
     };
     let (issued, secret) = IssuedToken::issue(permissions, lifetime, label, issuer)
         .map_err(|error| bad_token_request_problem(&error.to_string()))?;
-    let mut shown = Token::describe(&issued, &access);
+    let mut shown = Token::from_issued_token(&issued, &access);
     let (id, publish, play, expires) = (
         shown.id.clone(),
         shown.publish.clone(),
@@ -192,7 +199,7 @@ pub(super) async fn issue_token(
 }
 
 /// Returns permissions, lifetime and label of the token that a request is for.
-fn check_token_request(request: TokenRequest) -> Result<(Permissions, Option<Duration>, Option<String>), Problem> {
+fn parse_token_request(request: TokenRequest) -> Result<(Permissions, Option<Duration>, Option<String>), Problem> {
     let permissions = Permissions {
         publish: parse_patterns("publish", &request.publish)?,
         play: parse_patterns("play", &request.play)?,
@@ -205,9 +212,9 @@ fn check_token_request(request: TokenRequest) -> Result<(Permissions, Option<Dur
     }
     if request
         .expires_in
-        .is_some_and(|seconds| !(1..=MAX_TOKEN_LIFETIME).contains(&seconds))
+        .is_some_and(|seconds| !(1..=MAX_TOKEN_LIFETIME_SECS).contains(&seconds))
     {
-        let problem = format!("`expires_in` has to be a whole number of seconds from 1 to {MAX_TOKEN_LIFETIME}");
+        let problem = format!("`expires_in` has to be a whole number of seconds from 1 to {MAX_TOKEN_LIFETIME_SECS}");
         return Err(bad_token_request_problem(&problem));
     }
     if request
@@ -271,9 +278,9 @@ fn parse_patterns(member: &str, value: &Value) -> Result<Vec<StreamNamePattern>,
         Value::Array(texts) => texts.iter().collect(),
         text => vec![text],
     };
-    if texts.len() > MAX_PATTERNS {
+    if texts.len() > MAX_STREAM_PATTERNS_PER_ACTION {
         return Err(bad_token_request_problem(&format!(
-            "`{member}` has more than {MAX_PATTERNS} patterns"
+            "`{member}` has more than {MAX_STREAM_PATTERNS_PER_ACTION} patterns"
         )));
     }
     let parse = |text: &Value| {

@@ -124,12 +124,12 @@ type StreamWarnings<'a> = (&'a str, &'a [Warning]);
 impl LoggedWarnings {
     /// Logs each warning of these streams, which are live, once until its source ends.
     pub fn log_new_warnings<'a>(&mut self, streams: impl Iterator<Item = StreamWarnings<'a>>) {
-        for (stream, warning) in self.mark_new_as_logged(streams) {
+        for (stream, warning) in self.mark_new_warnings_as_logged(streams) {
             warn!(stream, code = warning.code, "{}", warning.text);
         }
     }
 
-    fn mark_new_as_logged<'a>(
+    fn mark_new_warnings_as_logged<'a>(
         &mut self,
         streams: impl Iterator<Item = StreamWarnings<'a>>,
     ) -> Vec<(&'a str, &'a Warning)> {
@@ -255,7 +255,7 @@ mod tests {
         let mut logged = LoggedWarnings::default();
         let new = |logged: &mut LoggedWarnings, live| {
             let shown: &[StreamWarnings] = if live { &[("live", &warnings)] } else { &[] };
-            logged.mark_new_as_logged(shown.iter().copied()).len()
+            logged.mark_new_warnings_as_logged(shown.iter().copied()).len()
         };
         assert_eq!(new(&mut logged, true), 1);
         assert_eq!(new(&mut logged, true), 0);

@@ -10,7 +10,7 @@ use millstream_core::hub::traffic::StreamTransportStats;
 use millstream_core::media::{Codec, MediaKind};
 
 use super::MAX_LISTED_STREAMS;
-use super::text::MetricsText;
+use super::metrics_text::MetricsText;
 use crate::control::ControlPlane;
 
 /// The exported values of a stream.
@@ -253,11 +253,11 @@ fn write_traffic_summaries(page: &mut MetricsText, streams: &[StreamMetrics]) {
             page.add_sum_and_count(&format!("stream=\"{}\"", stream.name), sum, count);
         }
         let [sum_name, count_name] = summary.former_names;
-        page.begin_former_family(sum_name, "counter", summary.name);
+        page.begin_deprecated_metric_family(sum_name, "counter", summary.name);
         for stream in streams {
             page.add_sample_with_label("stream", &stream.name, of_stream(stream).0);
         }
-        page.begin_former_family(count_name, "counter", summary.name);
+        page.begin_deprecated_metric_family(count_name, "counter", summary.name);
         for stream in streams {
             page.add_sample_with_label("stream", &stream.name, of_stream(stream).1);
         }
@@ -267,14 +267,14 @@ fn write_traffic_summaries(page: &mut MetricsText, streams: &[StreamMetrics]) {
 fn write_track_rate_delay_and_resolution_metrics(page: &mut MetricsText, streams: &[StreamMetrics]) {
     let name = "millstream_stream_bytes_per_second";
     page.begin_metric_family(name, "gauge", "Payload bytes of the source per second.");
-    for (stream, track) in all_tracks(streams) {
+    for (stream, track) in streams_with_tracks(streams) {
         page.add_sample_with_label_list(&codec_labels(stream, track), track.rate.bitrate as f64 / 8.0);
     }
-    page.begin_former_family("millstream_stream_bitrate", "gauge", name);
-    for (stream, track) in all_tracks(streams) {
+    page.begin_deprecated_metric_family("millstream_stream_bitrate", "gauge", name);
+    for (stream, track) in streams_with_tracks(streams) {
         page.add_sample_with_label_list(&codec_labels(stream, track), track.rate.bitrate);
     }
-    let video_tracks = || all_tracks(streams).filter(|(_, track)| track.kind == MediaKind::Video);
+    let video_tracks = || streams_with_tracks(streams).filter(|(_, track)| track.kind == MediaKind::Video);
     page.add_renamed_family(
         ["millstream_stream_frames_per_second", "millstream_stream_frame_rate"],
         "gauge",
@@ -327,7 +327,7 @@ fn write_capture_delays(page: &mut MetricsText, streams: &[StreamMetrics]) {
         "Delays of video frames and audio packets from capture (by the sender reports of the source) to arrival at the \
          gateway. The network delay of the fastest sender report is not included.",
     );
-    for (stream, track) in all_tracks(streams) {
+    for (stream, track) in streams_with_tracks(streams) {
         let delays = &track.capture_delays;
         page.add_sum_and_count(
             &track_labels(stream, track),
@@ -335,12 +335,12 @@ fn write_capture_delays(page: &mut MetricsText, streams: &[StreamMetrics]) {
             delays.measurement_count,
         );
     }
-    page.begin_former_family("millstream_source_delays_total", "counter", name);
-    for (stream, track) in all_tracks(streams) {
+    page.begin_deprecated_metric_family("millstream_source_delays_total", "counter", name);
+    for (stream, track) in streams_with_tracks(streams) {
         page.add_sample_with_label_list(&track_labels(stream, track), track.capture_delays.measurement_count);
     }
-    page.begin_former_family("millstream_source_delay_seconds_total", "counter", name);
-    for (stream, track) in all_tracks(streams) {
+    page.begin_deprecated_metric_family("millstream_source_delay_seconds_total", "counter", name);
+    for (stream, track) in streams_with_tracks(streams) {
         let sum = track.capture_delays.delay_sum.as_secs_f64();
         page.add_sample_with_label_list(&track_labels(stream, track), sum);
     }
@@ -354,7 +354,7 @@ fn track_labels(stream: &StreamMetrics, track: &TrackMetrics) -> String {
     format!("stream=\"{}\",kind=\"{}\"", stream.name, track.kind)
 }
 
-fn all_tracks(streams: &[StreamMetrics]) -> impl Iterator<Item = (&StreamMetrics, &TrackMetrics)> {
+fn streams_with_tracks(streams: &[StreamMetrics]) -> impl Iterator<Item = (&StreamMetrics, &TrackMetrics)> {
     streams
         .iter()
         .flat_map(|stream| stream.tracks.iter().map(move |track| (stream, track)))

@@ -76,7 +76,7 @@ impl WebhookClient {
             "data": event.data,
         })
         .to_string();
-        let retries = match event.event_type.is_of_session() {
+        let retries = match event.event_type.is_session_event() {
             true => SESSION_EVENT_RETRIES,
             false => RETRY_DELAYS.len(),
         };
@@ -136,7 +136,7 @@ impl WebhookClient {
             return;
         }
         let mut log = self.failure_log_limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(suppressed) = log.allow(Instant::now().into_std()) else {
+        let Some(suppressed) = log.allow_log_line(Instant::now().into_std()) else {
             return;
         };
         match failure {

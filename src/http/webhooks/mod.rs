@@ -17,16 +17,16 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use self::delivery::{WebhookClient, deliver_events, wall_clock_now};
+use self::event_to_payload::EventTranslator;
 use self::queue::{EventQueue, WebhookCounters, WebhookEvent};
 use self::target::WebhookTarget;
-use self::translator::EventTranslator;
 use crate::config::WebhookEventType;
 use millstream_core::hub::log_limit::LogRateLimiter;
 
 mod delivery;
+mod event_to_payload;
 pub mod queue;
 pub mod target;
-mod translator;
 
 /// The webhooks of a gateway.
 #[derive(Default)]
@@ -77,8 +77,8 @@ impl RunningWebhook {
         }
     }
 
-    fn queue_of(&self, event_type: WebhookEventType) -> &EventQueue {
-        match event_type.is_of_session() {
+    fn queue_for_event_type(&self, event_type: WebhookEventType) -> &EventQueue {
+        match event_type.is_session_event() {
             true => &self.session_events.queue,
             false => &self.stream_events.queue,
         }
@@ -86,7 +86,7 @@ impl RunningWebhook {
 
     fn log_dropped_event(&self) {
         let mut log = self.drop_log_limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(suppressed) = log.allow(Instant::now().into_std()) {
+        if let Some(suppressed) = log.allow_log_line(Instant::now().into_std()) {
             let host = self.target.host();
             warn!(host, suppressed, "event for a webhook dropped: too many are waiting");
         }
@@ -115,7 +115,7 @@ impl EventWebhooks {
     /// Passes an event of the log on to the webhooks that want it.
     pub fn forward_event_to_webhooks(&self, name: &str, data: &Value) {
         let mut translator = self.translator.lock().unwrap_or_else(PoisonError::into_inner);
-        for (event_type, data) in translator.translate(name, data) {
+        for (event_type, data) in translator.webhook_events_from_log_entry(name, data) {
             self.enqueue(&WebhookEvent {
                 event_type,
                 time: wall_clock_now(),
@@ -126,9 +126,11 @@ impl EventWebhooks {
 
     fn enqueue(&self, event: &WebhookEvent) {
         let webhooks = self.webhooks.read().unwrap_or_else(PoisonError::into_inner);
-        let wanting = webhooks.iter().filter(|webhook| webhook.target.wants(event.event_type));
+        let wanting = webhooks
+            .iter()
+            .filter(|webhook| webhook.target.is_subscribed_to(event.event_type));
         for webhook in wanting {
-            if !webhook.queue_of(event.event_type).push(event.clone()) {
+            if !webhook.queue_for_event_type(event.event_type).push(event.clone()) {
                 self.counters.dropped.fetch_add(1, Ordering::Relaxed);
                 webhook.log_dropped_event();
             }

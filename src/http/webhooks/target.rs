@@ -67,7 +67,7 @@ impl WebhookTarget {
         })
     }
 
-    pub(super) fn wants(&self, event: WebhookEventType) -> bool {
+    pub(super) fn is_subscribed_to(&self, event: WebhookEventType) -> bool {
         self.events.contains(&event)
     }
 

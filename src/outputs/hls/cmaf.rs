@@ -14,7 +14,7 @@ use shiguredo_mp4::{Encode as _, FixedPointNumber, SampleFlags, TrackKind, Uint}
 
 use millstream_core::media::aac::AacConfig;
 use millstream_core::media::codec::av1::Av1Config;
-use millstream_core::media::codec::bits::remove_emulation_prevention;
+use millstream_core::media::codec::bit_reader::remove_emulation_prevention;
 use millstream_core::media::packetizer::split_annex_b;
 use millstream_core::media::{Codec, CodecFormat, MediaKind};
 

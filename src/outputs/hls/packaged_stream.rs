@@ -25,7 +25,7 @@ pub trait StreamProvider: Send + Sync {
     /// Returns the hub with all streams.
     fn all_streams_hub(&self) -> &Hub;
     /// Sends a key frame request to a source, if it supports it.
-    fn request_key_frame_of_source(&self, source: SourceRef);
+    fn request_key_frame_from_source(&self, source: SourceRef);
     /// Starts an on-demand source; returns whether the stream is live.
     fn ensure_source_started<'a>(&'a self, stream: &'a StreamName) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 }
@@ -38,7 +38,7 @@ pub struct PackagedStream {
     last_request_at: RankedMutex<Instant>,
     /// Time of the last request for transcoded AAC.
     last_aac_request_at: RankedMutex<Option<Instant>>,
-    wake_up_spreader: RankedMutex<WakeUpSpreader>,
+    wake_up_spreader: RankedMutex<BlockedRequestWakeUpSpreader>,
     viewers: RankedMutex<HlsViewers>,
     /// The layer that was requested first.
     first_requested_layer: OnceLock<RenditionRole>,
@@ -50,7 +50,7 @@ pub struct PackagedStream {
 
 /// Spreads the responses to blocked requests over time.
 #[derive(Default)]
-struct WakeUpSpreader {
+struct BlockedRequestWakeUpSpreader {
     content_version: u64,
     /// Number of requests woken for this version.
     woken_request_count: u32,
@@ -58,7 +58,7 @@ struct WakeUpSpreader {
     delay_step: Duration,
 }
 
-impl WakeUpSpreader {
+impl BlockedRequestWakeUpSpreader {
     /// Returns the delay of the next response. `waiting` is the number of blocked requests, of all streams and kinds.
     fn take_next_delay(&mut self, version: u64, waiting: usize) -> Duration {
         // A request that is late for an older version continues the current sequence.
@@ -93,7 +93,7 @@ impl PackagedStream {
             content_version: watch::Sender::new(0),
             last_request_at: RankedMutex::new(LockRank::PackagerState, Instant::now()),
             last_aac_request_at: RankedMutex::new(LockRank::PackagerState, None),
-            wake_up_spreader: RankedMutex::new(LockRank::PackagerState, WakeUpSpreader::default()),
+            wake_up_spreader: RankedMutex::new(LockRank::PackagerState, BlockedRequestWakeUpSpreader::default()),
             viewers: RankedMutex::new(LockRank::PackagerState, HlsViewers::default()),
             first_requested_layer: OnceLock::new(),
             poll_requested: Notify::new(),
@@ -108,7 +108,7 @@ impl PackagedStream {
     }
 
     /// Whether this is a video layer other than the one that was requested first.
-    pub(super) fn record_first_layer_or_detect_other(&self, role: RenditionRole) -> bool {
+    pub(super) fn differs_from_first_requested_layer(&self, role: RenditionRole) -> bool {
         role.kind() == MediaKind::Video && *self.first_requested_layer.get_or_init(|| role) != role
     }
 
@@ -155,7 +155,7 @@ impl PackagedStream {
             unaligned_segment,
         };
         self.playlist_cache.lock().get_or_render(key, || {
-            let others = RenditionRole::ALL.into_iter().filter(|other| *other != role);
+            let others = RenditionRole::ALL_ROLES.into_iter().filter(|other| *other != role);
             let others: Vec<&Rendition> = others
                 .filter_map(|other| packager.rendition(other))
                 .filter(|other| other.segments().len() > 0)
@@ -179,7 +179,7 @@ impl PackagedStream {
                 || variants.audio.is_some_and(|audio| audio.role == role)
                 || (variants.has_aac_transcode && role == RenditionRole::AacAudio)
         };
-        let bits = RenditionRole::ALL.into_iter().enumerate();
+        let bits = RenditionRole::ALL_ROLES.into_iter().enumerate();
         let listed_roles = bits.fold(0, |mask, (bit, role)| mask | u8::from(is_listed(role)) << bit);
         let key = PlaylistKey::Multivariant { listed_roles };
         let render = || playlist::render_multivariant_playlist(variants, QUERY_PLACEHOLDER);
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn blocked_requests_for_a_part_are_answered_one_after_the_other() {
-        let mut wake_spread = WakeUpSpreader::default();
+        let mut wake_spread = BlockedRequestWakeUpSpreader::default();
         for (version, waiting) in [(1, 500), (2, 1_000), (3, 8_000)] {
             let waits: Vec<Duration> = (0..waiting)
                 .map(|_| wake_spread.take_next_delay(version, waiting))

@@ -150,7 +150,7 @@ impl Packager {
         }
         self.pending_frames[rendition_role_index(role)] = None;
         self.queued_audio[rendition_role_index(role)].clear();
-        self.paused_video.forget(role);
+        self.paused_video.reset_layer(role);
         if let Some(origin) = &mut self.timeline_origin {
             origin.track_times[rendition_role_index(role)] = None;
         }
@@ -200,7 +200,7 @@ impl Packager {
     }
 
     fn flush_pending_frames(&mut self) {
-        for role in RenditionRole::ALL {
+        for role in RenditionRole::ALL_ROLES {
             if let Some(pending) = self.pending_frames[rendition_role_index(role)].take() {
                 // The duration of the last frame is unknown; assume 1/30 s.
                 let ticks = pending.codec.clock_rate() / 30;
@@ -283,10 +283,10 @@ impl Packager {
             return false;
         };
         if kind == MediaKind::Video {
-            self.end_pause_and_observe_frame(role, frame, ticks_to_duration(time, rate));
+            self.fill_video_pause_and_record_frame(role, frame, ticks_to_duration(time, rate));
         }
         if kind == MediaKind::Video && frame.is_key_frame {
-            self.update_video_config(track, role, frame, moment.wall_clock_time);
+            self.set_video_info_and_codec_config(track, role, frame, moment.wall_clock_time);
         }
         if kind == MediaKind::Audio
             && let Some(header) = track.format.and_then(CodecConfig::for_audio)
@@ -349,7 +349,7 @@ impl Packager {
     fn repeat_frames_of_paused_video(&mut self) -> bool {
         let Some(until) = self
             .newest_audio_position()
-            .and_then(|audio| self.paused_video.repeats_until(audio))
+            .and_then(|audio| self.paused_video.repetition_end(audio))
         else {
             return false;
         };
@@ -380,7 +380,7 @@ impl Packager {
     }
 
     /// Fills a pause of the video up to the next frame, which is at `position`.
-    fn end_pause_and_observe_frame(&mut self, role: RenditionRole, frame: &Frame, position: Duration) {
+    fn fill_video_pause_and_record_frame(&mut self, role: RenditionRole, frame: &Frame, position: Duration) {
         let pending = self.pending_frames[rendition_role_index(role)].as_ref();
         if pending.is_some_and(|pending| pending.is_repeated) {
             self.repeat_last_frame(role, position);
@@ -403,7 +403,13 @@ impl Packager {
             .map(PendingFrame::start_time)
     }
 
-    fn update_video_config(&mut self, track: &TrackFormatAndClock, role: RenditionRole, frame: &Frame, wall: Duration) {
+    fn set_video_info_and_codec_config(
+        &mut self,
+        track: &TrackFormatAndClock,
+        role: RenditionRole,
+        frame: &Frame,
+        wall: Duration,
+    ) {
         let (Some(format), Some(resolution)) = (track.format, track.resolution) else {
             return;
         };
@@ -464,7 +470,7 @@ impl Packager {
             _ if is_first || discontinuity => kind == MediaKind::Audio || pending.key_frame,
             _ if rendition.must_cut_segment_for_overlong_frame(frame_ticks) => true,
             MediaKind::Video => {
-                pending.key_frame && rendition.may_cut_segment()
+                pending.key_frame && rendition.has_segment_reached_min_duration()
                     || rendition.has_segment_reached_max_duration()
                     || pending.is_repeated && rendition.has_segment_reached_target_duration()
             }
@@ -473,7 +479,7 @@ impl Packager {
                     next.is_some_and(|next| begin + AUDIO_ALIGN_TOLERANCE >= next)
                         || rendition.has_segment_reached_max_duration()
                 }
-                AudioSegmentStart::Anywhere => rendition.may_cut_segment(),
+                AudioSegmentStart::Anywhere => rendition.has_segment_reached_min_duration(),
             },
         };
         if cuts {
@@ -526,7 +532,7 @@ impl Packager {
         }
         let video = self.rendition(RenditionRole::Video)?;
         let pending = self.pending_frames[rendition_role_index(RenditionRole::Video)].as_ref();
-        let next = pending.filter(|pending| pending.key_frame && video.may_cut_segment());
+        let next = pending.filter(|pending| pending.key_frame && video.has_segment_reached_min_duration());
         let numbered = video.segments().map(|segment| (segment.start_time, segment.msn));
         let begun = numbered.chain(next.map(|pending| (pending.start_time(), video.next_msn())));
         let slack = match role.kind() {

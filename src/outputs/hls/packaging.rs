@@ -62,7 +62,7 @@ pub(super) async fn package_stream(
                 info!(stream = %name, "HLS packaging stopped: no recent requests");
                 return;
             }
-            demand_best_pulled_layer(plane.all_streams_hub(), &name, &tap, &mut best_layer);
+            tap_best_pulled_layer(plane.all_streams_hub(), &name, &tap, &mut best_layer);
             update_track_readers_and_renditions(plane.all_streams_hub(), &name, &tap, &live, &mut tracks);
             let max_age = if live.lock_packager().has_complete_segment() {
                 MAX_KEY_FRAME_AGE
@@ -80,7 +80,7 @@ pub(super) async fn package_stream(
 }
 
 /// Keeps a tap on the best layer of a camera: it is pulled only while somebody reads it. The stream itself carries it then.
-fn demand_best_pulled_layer<'a>(
+fn tap_best_pulled_layer<'a>(
     hub: &'a Hub,
     name: &StreamName,
     queue: &Arc<TapQueue>,
@@ -141,7 +141,7 @@ fn update_track_readers_and_renditions<'a>(
                 }
                 RenditionRole::AacAudio => aac.is_some(),
             };
-            for role in RenditionRole::ALL.into_iter().filter(|role| !is_kept(role)) {
+            for role in RenditionRole::ALL_ROLES.into_iter().filter(|role| !is_kept(role)) {
                 packager.remove_rendition(role);
             }
             live.discard_rendered_playlists(&packager);
@@ -205,7 +205,7 @@ fn request_key_frame_if_older_than(plane: &dyn StreamProvider, tracks: &[TrackRe
         })
     });
     if let Some(source) = source {
-        plane.request_key_frame_of_source(source);
+        plane.request_key_frame_from_source(source);
     }
     source.is_some()
 }
@@ -239,9 +239,9 @@ impl<'a> TrackReader<'a> {
             if self.reader.is_none() {
                 self.reader = match self.role.kind() {
                     // With the oldest one, players often find a complete segment at once.
-                    MediaKind::Video => RingReader::at_oldest_key_frame(ring),
+                    MediaKind::Video => RingReader::starting_at_oldest_key_frame(ring),
                     // Starts before the video; the packager drops audio that is too early.
-                    MediaKind::Audio => Some(RingReader::at_oldest_packet(ring)),
+                    MediaKind::Audio => Some(RingReader::starting_at_oldest_packet(ring)),
                 };
             }
             self.reader.as_mut()?.append_available_packets(now, ring, &mut entries)

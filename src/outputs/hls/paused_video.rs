@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::rendition::RenditionRole;
 use millstream_core::media::Codec;
 use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
-use millstream_core::media::codec::h264_repeat::H264FrameRepeater;
+use millstream_core::media::codec::h264_frame_repeater::H264FrameRepeater;
 use millstream_core::media::depacketizer::Frame;
 use millstream_core::media::packetizer::split_annex_b;
 
@@ -27,7 +27,7 @@ struct PausedLayer {
 }
 
 /// Video pauses if it stays behind the audio by this much more than usual.
-const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MIN_VIDEO_PAUSE: Duration = Duration::from_secs(1);
 
 /// Distance of repeated frames.
 const REPETITION_INTERVAL: Duration = Duration::from_millis(100);
@@ -51,15 +51,15 @@ impl PausedVideo {
     }
 
     /// Forgets a layer.
-    pub(super) fn forget(&mut self, role: RenditionRole) {
+    pub(super) fn reset_layer(&mut self, role: RenditionRole) {
         if let Some(layer) = self.layer_mut(role) {
             *layer = PausedLayer::default();
         }
     }
 
     /// Returns up to where video is repeated if the newest audio is at `audio`.
-    pub(super) fn repeats_until(&self, audio: Duration) -> Option<Duration> {
-        audio.checked_sub(self.longest_lag + MIN_PAUSE)
+    pub(super) fn repetition_end(&self, audio: Duration) -> Option<Duration> {
+        audio.checked_sub(self.longest_lag + MIN_VIDEO_PAUSE)
     }
 
     /// Returns position and bytes of the next repeated frame, as a sample of MP4; `None` if there is none before `until`.
@@ -74,7 +74,7 @@ impl PausedVideo {
             return None;
         }
         let layer = self.layer_mut(role)?;
-        let nal = layer.repeater.repeated_frame()?;
+        let nal = layer.repeater.build_repeated_frame()?;
         let next_ticks = last_ticks + duration_to_ticks(REPETITION_INTERVAL, VIDEO_CLOCK_RATE);
         layer.repeated_until_ticks = next_ticks;
         let length = u32::try_from(nal.len()).ok()?;

@@ -68,7 +68,7 @@ pub fn render_multivariant_playlist(variants: &MultivariantRenditions<'_>, query
     let mut streams = Vec::new();
     if !layers.is_empty() {
         for (role, _, _) in &audio_variants {
-            media.push(audio_group(*role, query)?);
+            media.push(audio_group_media_tag(*role, query)?);
         }
     }
     if audio_variants.is_empty() {
@@ -109,7 +109,7 @@ struct VariantAudioRendition<'a> {
 }
 
 /// The audio group with this rendition; the group ID is the name of its role.
-fn audio_group(role: RenditionRole, query: &str) -> Option<ExtXMedia<'static>> {
+fn audio_group_media_tag(role: RenditionRole, query: &str) -> Option<ExtXMedia<'static>> {
     let media = ExtXMedia::builder()
         .media_type(MediaType::Audio)
         .group_id(role.name())

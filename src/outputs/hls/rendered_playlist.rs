@@ -62,7 +62,7 @@ pub(super) enum PlaylistKey {
         skip: bool,
         unaligned_segment: Option<Msn>,
     },
-    /// `listed_roles` has one bit for each [`RenditionRole`], in the order of [`RenditionRole::ALL`].
+    /// `listed_roles` has one bit for each [`RenditionRole`], in the order of [`RenditionRole::ALL_ROLES`].
     Multivariant { listed_roles: u8 },
 }
 

@@ -31,7 +31,7 @@ pub enum RenditionRole {
 
 impl RenditionRole {
     /// All roles.
-    pub const ALL: [Self; RENDITION_ROLE_COUNT] = [
+    pub const ALL_ROLES: [Self; RENDITION_ROLE_COUNT] = [
         Self::Video,
         Self::VideoLayer2,
         Self::VideoLayer3,
@@ -256,7 +256,7 @@ impl Rendition {
     }
 
     /// Whether the current segment has reached its minimum duration.
-    pub fn may_cut_segment(&self) -> bool {
+    pub fn has_segment_reached_min_duration(&self) -> bool {
         self.segment_in_progress()
             .is_none_or(|open| open.duration() + self.pending_part_duration() >= MIN_SEGMENT_DURATION)
     }
@@ -268,7 +268,7 @@ impl Rendition {
             return false;
         };
         if open.has_oversized_part {
-            return self.may_cut_segment();
+            return self.has_segment_reached_min_duration();
         }
         let is_empty = open.parts.is_empty() && self.pending_part_samples.is_empty();
         !is_empty && self.exceeds_part_target(u64::from(frame_ticks))

@@ -107,7 +107,7 @@ impl HlsService {
     pub fn viewer_count(&self, name: &StreamName) -> usize {
         let live = self.lock_packaged_streams().get(name).cloned();
         live.map_or(0, |live| {
-            live.lock_viewers().remove_inactive_and_count(Instant::now().into_std())
+            live.lock_viewers().count_active_players(Instant::now().into_std())
         })
     }
 
@@ -242,7 +242,7 @@ impl HlsService {
                 // handle.
                 (None, _) if role == RenditionRole::AacAudio => first.is_complete,
                 // hls.js treats the gap as an error of the layer that it switches to, and keeps the old layer.
-                _ if live.record_first_layer_or_detect_other(role) && is_short => false,
+                _ if live.differs_from_first_requested_layer(role) && is_short => false,
                 (None, _) => rendition.is_ready_for_playback(),
                 (Some(msn), None) => next > msn,
                 (Some(msn), Some(part)) => rendition.has_part(msn, part),
@@ -253,7 +253,8 @@ impl HlsService {
             is_available.then(|| live.media_playlist(packager, role, directives.skip, unaligned_segment))?
         });
         let rendered = rendered.await?;
-        live.lock_viewers().record_request(player, Instant::now().into_std());
+        live.lock_viewers()
+            .record_playlist_request(player, Instant::now().into_std());
         // Not under the packager's lock.
         Ok(rendered.with_query(query))
     }

@@ -41,11 +41,11 @@ const MAX_COUNTED_ADDRESSES: usize = 20_000;
 const MAX_PLAYERS_PER_ADDRESS: usize = 50;
 
 /// Minimum interval between cleanups.
-const CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
+const INACTIVE_PLAYER_CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
 
 impl HlsViewers {
     /// Records a playlist request of a player.
-    pub(super) fn record_request(&mut self, player: HlsPlayerId, now: Instant) {
+    pub(super) fn record_playlist_request(&mut self, player: HlsPlayerId, now: Instant) {
         if self.last_request_times.len() >= MAX_COUNTED_ADDRESSES
             && !self.last_request_times.contains_key(&player.address)
         {
@@ -65,7 +65,7 @@ impl HlsViewers {
     }
 
     /// Returns the number of active players.
-    pub(super) fn remove_inactive_and_count(&mut self, now: Instant) -> usize {
+    pub(super) fn count_active_players(&mut self, now: Instant) -> usize {
         self.remove_inactive_if_due(now);
         let all = self.last_request_times.values().flat_map(HashMap::values);
         all.filter(|last| is_recent_request(**last, now)).count()
@@ -74,7 +74,7 @@ impl HlsViewers {
     fn remove_inactive_if_due(&mut self, now: Instant) {
         if self
             .last_cleanup_at
-            .is_some_and(|at| now.saturating_duration_since(at) < CLEANUP_INTERVAL)
+            .is_some_and(|at| now.saturating_duration_since(at) < INACTIVE_PLAYER_CLEANUP_INTERVAL)
         {
             return;
         }
@@ -103,27 +103,27 @@ mod tests {
     fn idle_players_are_not_counted_and_repeated_requests_count_once() {
         let (mut viewers, t) = (HlsViewers::default(), Instant::now());
         for n in [1, 2, 1] {
-            viewers.record_request(player(n), t);
+            viewers.record_playlist_request(player(n), t);
         }
-        assert_eq!(viewers.remove_inactive_and_count(t), 2);
-        viewers.record_request(player(2), t + VIEWER_TIMEOUT / 2);
-        assert_eq!(viewers.remove_inactive_and_count(t + VIEWER_TIMEOUT), 1);
+        assert_eq!(viewers.count_active_players(t), 2);
+        viewers.record_playlist_request(player(2), t + VIEWER_TIMEOUT / 2);
+        assert_eq!(viewers.count_active_players(t + VIEWER_TIMEOUT), 1);
     }
 
     #[test]
     fn the_number_of_players_is_bounded() {
         let (mut viewers, t) = (HlsViewers::default(), Instant::now());
         for n in 0..MAX_COUNTED_ADDRESSES as u32 + 100 {
-            viewers.record_request(player(n), t);
+            viewers.record_playlist_request(player(n), t);
         }
-        assert_eq!(viewers.remove_inactive_and_count(t), MAX_COUNTED_ADDRESSES);
-        viewers.record_request(player(1), t + VIEWER_TIMEOUT);
-        assert_eq!(viewers.remove_inactive_and_count(t + VIEWER_TIMEOUT), 1);
+        assert_eq!(viewers.count_active_players(t), MAX_COUNTED_ADDRESSES);
+        viewers.record_playlist_request(player(1), t + VIEWER_TIMEOUT);
+        assert_eq!(viewers.count_active_players(t + VIEWER_TIMEOUT), 1);
         for n in 0..MAX_PLAYERS_PER_ADDRESS * 2 {
-            viewers.record_request(HlsPlayerId::from_request(None, &n.to_string()), t + VIEWER_TIMEOUT);
+            viewers.record_playlist_request(HlsPlayerId::from_request(None, &n.to_string()), t + VIEWER_TIMEOUT);
         }
         assert_eq!(
-            viewers.remove_inactive_and_count(t + VIEWER_TIMEOUT),
+            viewers.count_active_players(t + VIEWER_TIMEOUT),
             1 + MAX_PLAYERS_PER_ADDRESS,
             "players per address are bounded"
         );

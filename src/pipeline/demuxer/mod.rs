@@ -9,7 +9,7 @@ use self::playout::{Playout, PlayoutError};
 use millstream_core::media::MediaKind;
 use millstream_core::media::container::SampleCodec;
 use millstream_worker_runtime::channel::{
-    FromGatewayReceiver, GatewayMessageSender, connect_to_gateway_and_lower_priority,
+    GatewayMessageReceiver, GatewayMessageSender, connect_to_gateway_and_lower_priority,
 };
 use millstream_worker_runtime::wire::{
     DemuxJob, LeftOutTracksAndSegments, MessageFromWorker, MessageToWorker, PipelineJob, SegmentChunk, TrackFormat,
@@ -57,7 +57,7 @@ pub fn run_demuxer_worker() -> io::Result<()> {
 }
 
 /// Runs until the gateway tells it to stop, the stream ends, or nothing can be played.
-fn demux_hls_segments(job: DemuxJob, gateway: &GatewayMessageSender, commands: FromGatewayReceiver) {
+fn demux_hls_segments(job: DemuxJob, gateway: &GatewayMessageSender, commands: GatewayMessageReceiver) {
     let (sender, receiver) = sync_channel(SEGMENT_CHUNK_QUEUE_LENGTH);
     std::thread::spawn(move || forward_segment_chunks(commands, &sender));
     match send_frames_when_due(job, gateway, &receiver) {
@@ -68,7 +68,7 @@ fn demux_hls_segments(job: DemuxJob, gateway: &GatewayMessageSender, commands: F
 
 /// Ends when the gateway is gone or says stop; the other thread sees it by the channel. Messages for workers of other
 /// kinds are ignored: they are not the end of the input.
-fn forward_segment_chunks(mut commands: FromGatewayReceiver, chunk_sender: &SyncSender<SegmentChunk>) {
+fn forward_segment_chunks(mut commands: GatewayMessageReceiver, chunk_sender: &SyncSender<SegmentChunk>) {
     while let Some(command) = commands.receive() {
         match command {
             MessageToWorker::SegmentChunk(piece) => {
@@ -210,7 +210,7 @@ mod tests {
             message.write(&mut bytes);
         }
         ours.write_all(&bytes).expect("room");
-        let commands = FromGatewayReceiver::new(theirs);
+        let commands = GatewayMessageReceiver::new(theirs);
         let (give, take) = sync_channel(SEGMENT_CHUNK_QUEUE_LENGTH);
         // Returns at the stop: the socket is still open.
         forward_segment_chunks(commands, &give);

@@ -113,7 +113,7 @@ fn memory_between_allocations_that_live_on_is_given_back() {
     };
     let (count, kept) = std::thread::spawn(allocate).join().expect("ends");
     let before = resident_mib();
-    return_free_memory();
+    trim_free_heap_memory();
     let after = resident_mib();
     assert_eq!((count, kept.len()), (4_096, 4_096));
     // 128 MiB were freed; other tests allocate meanwhile.

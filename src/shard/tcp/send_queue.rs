@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_added_comes_out_in_order_and_then_the_end() {
+    async fn queued_datagrams_are_written_in_order_before_close() {
         let (mut ours, mut theirs) = duplex(100);
         let queue = DatagramQueue::default();
         let mut expected = Vec::new();

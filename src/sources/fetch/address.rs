@@ -71,7 +71,7 @@ impl AllowedNetworks {
     /// # Errors
     ///
     /// An [`AddressError`].
-    pub fn check_address(&self, address: IpAddr, origin: AddressOrigin) -> Result<(), AddressError> {
+    pub fn require_permitted_address(&self, address: IpAddr, origin: AddressOrigin) -> Result<(), AddressError> {
         let address = address.to_canonical();
         if !self.0.is_empty() {
             return if self.allows(address) {
@@ -100,14 +100,16 @@ impl AllowedNetworks {
     /// An [`AddressError`] if there is none.
     pub async fn resolve_permitted_addresses(&self, host: &TargetHost) -> Result<Vec<IpAddr>, AddressError> {
         let mut error = AddressError::Unresolved(host.to_string());
-        let mut permitted = resolve(host).await?;
-        permitted.retain(|address| match self.check_address(*address, AddressOrigin::Operator) {
-            Ok(()) => true,
-            Err(refused) => {
-                error = refused;
-                false
-            }
-        });
+        let mut permitted = resolve_target_host(host).await?;
+        permitted.retain(
+            |address| match self.require_permitted_address(*address, AddressOrigin::Operator) {
+                Ok(()) => true,
+                Err(refused) => {
+                    error = refused;
+                    false
+                }
+            },
+        );
         if permitted.is_empty() {
             Err(error)
         } else {
@@ -120,15 +122,15 @@ impl AllowedNetworks {
     /// # Errors
     ///
     /// An [`AddressError`] if any of its addresses may not be connected to.
-    pub async fn check_all_addresses(&self, host: &TargetHost) -> Result<(), AddressError> {
-        let addresses = resolve(host).await?;
+    pub async fn require_all_addresses_permitted(&self, host: &TargetHost) -> Result<(), AddressError> {
+        let addresses = resolve_target_host(host).await?;
         addresses
             .into_iter()
-            .try_for_each(|address| self.check_address(address, AddressOrigin::Operator))
+            .try_for_each(|address| self.require_permitted_address(address, AddressOrigin::Operator))
     }
 }
 
-async fn resolve(host: &TargetHost) -> Result<Vec<IpAddr>, AddressError> {
+async fn resolve_target_host(host: &TargetHost) -> Result<Vec<IpAddr>, AddressError> {
     match host {
         TargetHost::Address(address) => Ok(vec![*address]),
         TargetHost::Name(name) => {
@@ -198,7 +200,7 @@ mod tests {
         let localhost = TargetHost::Name("localhost".to_owned());
         for refused in [
             allowed.resolve_permitted_addresses(&localhost).await.map(|_| ()),
-            allowed.check_all_addresses(&localhost).await,
+            allowed.require_all_addresses_permitted(&localhost).await,
         ] {
             assert!(matches!(refused, Err(AddressError::OutsideAllowedNetworks(_))));
         }
@@ -208,11 +210,11 @@ mod tests {
             .await
             .expect("all are allowed");
         assert!(!found.is_empty() && found.iter().all(IpAddr::is_loopback), "{found:?}");
-        assert_eq!(all.check_all_addresses(&localhost).await, Ok(()));
+        assert_eq!(all.require_all_addresses_permitted(&localhost).await, Ok(()));
         let link_local = TargetHost::Address([169, 254, 169, 254].into());
         for refused in [
             all.resolve_permitted_addresses(&link_local).await.map(|_| ()),
-            all.check_all_addresses(&link_local).await,
+            all.require_all_addresses_permitted(&link_local).await,
         ] {
             assert!(matches!(refused, Err(AddressError::NotServerAddress(_))));
         }
@@ -223,7 +225,7 @@ mod tests {
     #[test]
     fn an_origin_leads_to_public_addresses_only() {
         let permit = |address: &str, origin| {
-            AllowedNetworks::default().check_address(address.parse().expect("an address"), origin)
+            AllowedNetworks::default().require_permitted_address(address.parse().expect("an address"), origin)
         };
         for public in ["93.184.216.34", "172.32.0.1", "2606:4700::1", "::ffff:93.184.216.34"] {
             assert_eq!(permit(public, AddressOrigin::OriginServer), Ok(()), "{public}");
@@ -280,12 +282,12 @@ mod tests {
         let listed = AllowedNetworks::new(vec!["10.0.0.0/8".parse().expect("a network")]);
         for origin in [AddressOrigin::Operator, AddressOrigin::OriginServer] {
             assert_eq!(
-                listed.check_address("10.1.1.1".parse().expect("an address"), origin),
+                listed.require_permitted_address("10.1.1.1".parse().expect("an address"), origin),
                 Ok(())
             );
             assert!(
                 listed
-                    .check_address("93.184.216.34".parse().expect("an address"), origin)
+                    .require_permitted_address("93.184.216.34".parse().expect("an address"), origin)
                     .is_err()
             );
         }

@@ -17,19 +17,19 @@ use crate::pipeline::description::ParameterError;
 use crate::pipeline::host_access::{HostAccess, HostAccessError};
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::parameter::UnescapedCredentialsError;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::sources::hls::http::DnsRebindingGuard;
 use crate::sources::hls::{FailedVariants, HlsOrigin, VariantLimits};
 use crate::sources::rtsp::camera::{Camera, PasswordSource};
 use crate::sources::rtsp::fallback::PipelineFallback;
-use crate::sources::rtsp::policies::{self, CameraPolicies};
+use crate::sources::rtsp::policies::{self, CameraQuirkPolicies};
 
 /// What building a source needs besides its own table.
 #[derive(Clone, Copy)]
 pub struct SourceBuildContext<'a> {
     pub pipeline_library: &'a PipelineLibrary,
     /// The executable of the workers.
-    pub worker_programs: &'a WorkerProgramsAndSlots,
+    pub worker_programs: &'a WorkerExecutablesAndProcessSlots,
     pub allowed_networks: &'a AllowedNetworks,
     pub host_access: HostAccess<'a>,
 }
@@ -43,7 +43,10 @@ impl SourceConfig {
     /// # Errors
     ///
     /// All mistakes in the table, by key.
-    pub fn build(stream: &StreamConfig, context: SourceBuildContext<'_>) -> Result<Self, Vec<ConfigMistake>> {
+    pub fn from_stream_config(
+        stream: &StreamConfig,
+        context: SourceBuildContext<'_>,
+    ) -> Result<Self, Vec<ConfigMistake>> {
         let mut mistakes = Vec::new();
         let kind = match &stream.source {
             StreamSourceConfig::Rtsp(config) => {
@@ -66,7 +69,7 @@ impl SourceConfig {
                 let path = stream.config_table_path();
                 Err(mistakes
                     .into_iter()
-                    .filter_map(|mistake| locate_in_list_of_urls(stream, mistake))
+                    .filter_map(|mistake| add_camera_url_to_mistake(stream, mistake))
                     .map(|mistake| mistake.with_path_prefix(&path))
                     .collect())
             }
@@ -75,7 +78,7 @@ impl SourceConfig {
 }
 
 /// Names the URL of a mistake if a camera has several. Mistakes in what they share are those of the first one.
-fn locate_in_list_of_urls(stream: &StreamConfig, mistake: ConfigMistake) -> Option<ConfigMistake> {
+fn add_camera_url_to_mistake(stream: &StreamConfig, mistake: ConfigMistake) -> Option<ConfigMistake> {
     let layer = stream.failover_source.as_ref().and_then(|source| source.camera_layer);
     match layer {
         Some(layer) if mistake.key == "rtsp" => Some(ConfigMistake {
@@ -121,8 +124,8 @@ fn build_camera(
     }
 }
 
-fn parse_quirks(table: &toml::Table, mistakes: &mut Vec<ConfigMistake>) -> CameraPolicies {
-    let mut policies = CameraPolicies::default();
+fn parse_quirks(table: &toml::Table, mistakes: &mut Vec<ConfigMistake>) -> CameraQuirkPolicies {
+    let mut policies = CameraQuirkPolicies::default();
     for (name, value) in table {
         let key = join_key_path("quirks", name);
         let known = policies::QUIRK_KEYS_AND_ALLOWED_VALUES
@@ -221,7 +224,7 @@ fn build_hls_origin(
 /// Parses the URL of a playlist. The error text does not contain it.
 fn parse_playlist_url(text: &str) -> Result<Url, String> {
     let parsed = Url::parse(text).ok();
-    if let Some(unescaped) = UnescapedCredentialsError::find(text, parsed.as_ref()) {
+    if let Some(unescaped) = UnescapedCredentialsError::detect_in_url(text, parsed.as_ref()) {
         return Err(unescaped.to_string());
     }
     let is_web = |url: &Url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some();
@@ -343,14 +346,14 @@ mod tests {
         let text = format!("[streams.\"far\"]\n{keys}");
         let config = Config::parse(&text, std::path::Path::new("test.toml"), []).map_err(|error| error.to_string())?;
         let context = SourceBuildContext {
-            pipeline_library: &PipelineLibrary::shipped(),
-            worker_programs: &WorkerProgramsAndSlots::installed(),
+            pipeline_library: &PipelineLibrary::with_shipped_pipelines(),
+            worker_programs: &WorkerExecutablesAndProcessSlots::find_installed(),
             allowed_networks: &AllowedNetworks::default(),
             host_access: HostAccess::Everything,
         };
         let listed =
             |mistakes: Vec<ConfigMistake>| mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-        SourceConfig::build(&config.streams[0], context).map_err(listed)
+        SourceConfig::from_stream_config(&config.streams[0], context).map_err(listed)
     }
 
     #[test]

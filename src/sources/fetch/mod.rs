@@ -23,7 +23,7 @@ use millstream_core::hub::name::StreamKey;
 use millstream_core::sources::frame_source::FrameSink;
 
 pub mod address;
-pub mod attached;
+pub mod attached_source;
 pub mod backoff;
 pub mod build;
 pub mod error;
@@ -32,7 +32,7 @@ pub mod registry;
 pub mod status;
 pub mod supervisor;
 pub mod trial;
-pub mod unbuildable;
+pub mod unbuildable_source;
 
 use self::error::FetchError;
 use self::pipeline::PipelineSpec;
@@ -75,7 +75,7 @@ impl SourceKind {
 }
 
 /// A source that was live for this long resets its backoff.
-const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(2);
+const MIN_LIVE_TIME_TO_RESET_BACKOFF: Duration = Duration::from_secs(2);
 
 /// Interval for checking whether a stream has viewers.
 const DEMAND_POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -86,7 +86,7 @@ pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: Sour
     let mut logged = None;
     let reservation = WorkerSlotReservation::default();
     loop {
-        if config.on_demand_linger.is_some() && !entry.renew_and_check_demand(plane.hub(), config.on_demand_linger) {
+        if config.on_demand_linger.is_some() && !entry.renew_and_report_demand(plane.hub(), config.on_demand_linger) {
             entry.set_state(SourceState::Idle);
             reservation.release();
             entry.wait_until_watched_or_requested(plane.hub()).await;
@@ -109,7 +109,7 @@ pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: Sour
             error = run_source_once(&entry, &config, &plane, &reservation, &mut live) => Err(error),
             () = wait_until_not_needed(&entry, &config, &plane) => Ok(()),
         };
-        if live_since.is_some_and(|since: Instant| since.elapsed() >= BACKOFF_RESET_AFTER) {
+        if live_since.is_some_and(|since: Instant| since.elapsed() >= MIN_LIVE_TIME_TO_RESET_BACKOFF) {
             backoff.reset();
         }
         let Err(error) = result else {
@@ -164,7 +164,7 @@ async fn wait_until_not_needed<P: FrameSink>(entry: &RegisteredSource, config: &
     if config.on_demand_linger.is_none() {
         return std::future::pending().await;
     }
-    while entry.renew_and_check_demand(plane.hub(), config.on_demand_linger) {
+    while entry.renew_and_report_demand(plane.hub(), config.on_demand_linger) {
         sleep(DEMAND_POLL_INTERVAL).await;
     }
 }
@@ -191,8 +191,10 @@ async fn run_source_once<P: FrameSink>(
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     match &config.kind {
-        SourceKind::Camera(camera) => rtsp::play_camera(camera, entry, plane, reservation, live).await,
-        SourceKind::Hls(origin) => hls::play_hls_origin(origin, entry, plane, reservation, live).await,
-        SourceKind::Pipeline(spec) => pipeline::play_pipeline(spec, (&config.stream, plane), reservation, live).await,
+        SourceKind::Camera(camera) => rtsp::run_camera_source(camera, entry, plane, reservation, live).await,
+        SourceKind::Hls(origin) => hls::run_hls_source(origin, entry, plane, reservation, live).await,
+        SourceKind::Pipeline(spec) => {
+            pipeline::run_pipeline_source(spec, (&config.stream, plane), reservation, live).await
+        }
     }
 }

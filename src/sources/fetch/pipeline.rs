@@ -10,11 +10,11 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::address::{AddressError, AllowedNetworks};
-use super::attached::{AttachedSource, random_session_id};
+use super::attached_source::{AttachedSource, random_session_id};
 use super::error::FetchError;
 use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::parameter::{TargetHost, TargetUrl};
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
 use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
 use millstream_core::hub::name::StreamKey;
@@ -32,7 +32,7 @@ pub struct PipelineSpec {
     /// Name in the library.
     pub name: String,
     /// The executable of the worker.
-    pub worker_programs: WorkerProgramsAndSlots,
+    pub worker_programs: WorkerExecutablesAndProcessSlots,
     pub job: PipelineJob,
     pub limits: WorkerLimits,
     /// What it connects to.
@@ -71,13 +71,13 @@ const MAX_BUFFERED_BYTES: usize = 16 << 20;
 const CAPTURE_TIME_ESTIMATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs the worker until it fails. `live` is called once the stream receives frames.
-pub async fn play_pipeline<P: FrameSink>(
+pub async fn run_pipeline_source<P: FrameSink>(
     spec: &PipelineSpec,
     (stream, plane): (&StreamKey, &P),
     reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let job = match resolve_targets(spec).await {
+    let job = match resolve_target_hosts_of_job(spec).await {
         Ok(job) => job,
         Err(error) => return error.into(),
     };
@@ -95,7 +95,7 @@ pub async fn play_pipeline<P: FrameSink>(
     };
     let mut relay = WorkerFrameForwarder::new(stream, plane, true);
     loop {
-        let message = match process.next_message_or_kill().await {
+        let message = match process.read_message_or_kill_worker().await {
             Ok(message) => message,
             Err(error) => return error.into(),
         };
@@ -107,7 +107,7 @@ pub async fn play_pipeline<P: FrameSink>(
 
 /// Returns the job with permitted addresses in place of the host names of its URLs, where the server needs no name:
 /// GStreamer would resolve them again.
-async fn resolve_targets(spec: &PipelineSpec) -> Result<PipelineJob, AddressError> {
+async fn resolve_target_hosts_of_job(spec: &PipelineSpec) -> Result<PipelineJob, AddressError> {
     let networks = &spec.allowed_networks;
     let mut job = PipelineJob {
         allowed_networks: networks.to_strings(),
@@ -116,15 +116,15 @@ async fn resolve_targets(spec: &PipelineSpec) -> Result<PipelineJob, AddressErro
     let attempt = spec.attempts.fetch_add(1, Ordering::Relaxed);
     for target in &spec.targets {
         let is_name = matches!(target.host, TargetHost::Name(_));
-        if !is_name || !target.can_name_address(networks.has_network_restriction()) {
-            networks.check_all_addresses(&target.host).await?;
+        if !is_name || !target.allows_address_instead_of_hostname(networks.has_network_restriction()) {
+            networks.require_all_addresses_permitted(&target.host).await?;
             continue;
         }
         let addresses = networks.resolve_permitted_addresses(&target.host).await?;
         let Some(address) = choose_address(&addresses, target.tcp_port(), attempt).await else {
             continue;
         };
-        let text = target.text_with_address(address);
+        let text = target.url_text_with_address(address);
         for (_, value) in job.properties.iter_mut().filter(|(_, value)| value == target.text()) {
             value.clone_from(&text);
         }
@@ -179,7 +179,7 @@ impl<'a, P: FrameSink> WorkerFrameForwarder<'a, P> {
     }
 
     /// Makes a source of the tracks that the worker announced.
-    fn build_source_of_announced_tracks(&self) -> Result<AttachedSource<'a, P>, FetchError> {
+    fn attach_source_for_announced_tracks(&self) -> Result<AttachedSource<'a, P>, FetchError> {
         let formats = &self.pending_tracks.track_formats;
         let announced: Vec<AnnouncedTrack> = formats.iter().filter_map(announced_track).collect();
         let Ok(mut frame_source) = FrameSource::new(self.stream.clone(), random_session_id(), &announced) else {
@@ -236,12 +236,12 @@ impl<'a, P: FrameSink> WorkerFrameForwarder<'a, P> {
         let attached = match &mut self.attached_source {
             Some(attached) => attached,
             None => {
-                let source = self.build_source_of_announced_tracks()?;
+                let source = self.attach_source_for_announced_tracks()?;
                 self.attached_source.insert(source)
             }
         };
         for (arrived, frame) in self.pending_tracks.buffered_frames.drain(..) {
-            feed_frame(
+            packetize_worker_frame(
                 &mut attached.frame_source,
                 arrived,
                 &frame,
@@ -283,7 +283,7 @@ fn codec_name(media: &TrackFormat) -> &'static str {
     announced_track(media).map_or("AAC", |announced| announced.codec.name())
 }
 
-fn feed_frame(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[TrackFormat]) {
+fn packetize_worker_frame(feed: &mut FrameSource, now: Instant, frame: &WireFrame, media: &[TrackFormat]) {
     let time = pts_in_clock_ticks(frame, media);
     let taken = match frame.kind {
         MediaKind::Video => feed.packetize_and_queue_video(now, time, &frame.bytes, NalFraming::AnnexB),
@@ -388,7 +388,7 @@ mod tests {
     use crate::pipeline::library::PipelineLibrary;
 
     fn spec(pipeline: &str, uri: &str, networks: &[&str]) -> PipelineSpec {
-        let library = PipelineLibrary::shipped();
+        let library = PipelineLibrary::with_shipped_pipelines();
         let description = library.get(pipeline).expect("a shipped pipeline");
         let values = toml::Table::from_iter([("uri".to_owned(), uri.into())]);
         let built = description.build_job_and_target_urls(&values, Vec::new());
@@ -396,7 +396,7 @@ mod tests {
         let networks = networks.iter().map(|network| network.parse().expect("a network"));
         PipelineSpec {
             name: pipeline.to_owned(),
-            worker_programs: WorkerProgramsAndSlots::installed(),
+            worker_programs: WorkerExecutablesAndProcessSlots::find_installed(),
             job,
             limits: description.limits,
             targets,
@@ -421,16 +421,18 @@ mod tests {
             ("rtmp", "rtmp://localhost:9/a/b", &[], "rtmp://localhost:9/a/b"),
             ("rtsp", "rtsps://localhost:9/c", &[], "rtsps://localhost:9/c"),
         ] {
-            let job = resolve_targets(&spec(pipeline, uri, networks)).await.expect("allowed");
+            let job = resolve_target_hosts_of_job(&spec(pipeline, uri, networks))
+                .await
+                .expect("allowed");
             let set: Vec<&str> = job.properties.iter().map(|(_, value)| value.as_str()).collect();
             assert!(set.contains(&expected), "{uri}: {set:?}");
             assert!(!set.contains(&uri) || uri == expected, "{uri}: {set:?}");
         }
         for uri in ["srt://localhost:9", "srt://10.0.0.1:9"] {
-            let refused = resolve_targets(&spec("srt", uri, &["192.0.2.0/24"])).await;
+            let refused = resolve_target_hosts_of_job(&spec("srt", uri, &["192.0.2.0/24"])).await;
             assert!(matches!(refused, Err(AddressError::OutsideAllowedNetworks(_))), "{uri}");
         }
-        let refused = resolve_targets(&spec("rtmp", "rtmp://169.254.169.254/a/b", &[])).await;
+        let refused = resolve_target_hosts_of_job(&spec("rtmp", "rtmp://169.254.169.254/a/b", &[])).await;
         assert!(matches!(refused, Err(AddressError::NotServerAddress(_))));
     }
 

@@ -61,12 +61,12 @@ const SOURCE_START_TIMEOUT: Duration = Duration::from_secs(8);
 impl SourceRegistry {
     /// Returns the entry of a stream. A stream with several sources has none of its own.
     pub fn get(&self, stream: impl Into<StreamKey>) -> Option<Arc<RegisteredSource>> {
-        self.lock_for_reading().get(&stream.into()).cloned()
+        self.lock_sources_for_reading().get(&stream.into()).cloned()
     }
 
     /// Returns all entries, sorted by name.
     pub fn all(&self) -> Vec<Arc<RegisteredSource>> {
-        self.lock_for_reading().values().cloned().collect()
+        self.lock_sources_for_reading().values().cloned().collect()
     }
 
     /// Returns the failover group of a stream with several sources.
@@ -76,7 +76,7 @@ impl SourceRegistry {
     }
 
     /// Whether the gateway pulls the stream, from one source or from the streams of a camera: there is no publisher to wait for.
-    pub fn has_source_of_gateway(&self, stream: &StreamName) -> bool {
+    pub fn is_pulled_by_gateway(&self, stream: &StreamName) -> bool {
         self.get(stream).is_some() || !self.camera_layers(stream).is_empty()
     }
 
@@ -129,12 +129,12 @@ impl SourceRegistry {
         }
     }
 
-    fn lock_for_reading(&self) -> RwLockReadGuard<'_, BTreeMap<StreamKey, Arc<RegisteredSource>>> {
+    fn lock_sources_for_reading(&self) -> RwLockReadGuard<'_, BTreeMap<StreamKey, Arc<RegisteredSource>>> {
         self.registered_sources.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a stream for a viewer if it is not live, and waits until it is live or its source fails.
-    pub async fn ensure_started(&self, stream: &StreamName, hub: &Hub) -> StartOutcome {
+    pub async fn start_and_wait_until_live(&self, stream: &StreamName, hub: &Hub) -> StartOutcome {
         let is_live = || {
             hub.find_stream(stream)
                 .is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
@@ -237,7 +237,7 @@ impl RegisteredSource {
     }
 
     /// Changes what is shown of the source, without waking those who wait for its state.
-    pub fn update_status_silently(&self, change: impl FnOnce(&mut SourceStatus)) {
+    pub fn modify_status_without_notifying(&self, change: impl FnOnce(&mut SourceStatus)) {
         self.status.send_if_modified(|status| {
             change(status);
             false
@@ -265,7 +265,7 @@ impl RegisteredSource {
     }
 
     /// Whether the stream is watched, or was watched or requested within `linger` (ever, if it is `None`).
-    pub(super) fn renew_and_check_demand(&self, hub: &Hub, linger: Option<Duration>) -> bool {
+    pub(super) fn renew_and_report_demand(&self, hub: &Hub, linger: Option<Duration>) -> bool {
         let has_consumers = hub
             .find_stream(&self.stream)
             .is_some_and(|stream| stream.with_state(|state| state.has_consumers()));

@@ -24,7 +24,7 @@ pub enum SourceState {
 
 impl SourceState {
     /// All states, for the metrics.
-    pub const ALL: [Self; 6] = [
+    pub const ALL_STATES: [Self; 6] = [
         Self::Idle,
         Self::Starting,
         Self::Live,

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::registry::{RegisteredSource, SourceRegistry};
 use super::status::SourceState;
-use super::unbuildable::{UnbuildableSource, build_and_run_source};
+use super::unbuildable_source::{UnbuildableSource, retry_build_and_run_source};
 use super::{SourceConfig, run_source};
 use crate::config::StreamConfig;
 use millstream_core::hub::name::StreamKey;
@@ -28,7 +28,7 @@ struct SupervisedSource {
 
 /// The changes made by [`SourceSupervisor::reconcile`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReconcileResult {
+pub struct SourceReconcileResult {
     pub started: Vec<StreamKey>,
     pub stopped: Vec<StreamKey>,
     pub restarted: Vec<StreamKey>,
@@ -38,12 +38,12 @@ pub struct ReconcileResult {
 #[derive(Clone)]
 pub struct ConfiguredSource {
     pub stream_config: StreamConfig,
-    pub source: BuiltSource,
+    pub source: SourceBuildResult,
 }
 
 /// What was built from the configuration of a source.
 #[derive(Clone)]
-pub enum BuiltSource {
+pub enum SourceBuildResult {
     Ready(SourceConfig),
     /// The stream is marked as failed until the source can be built.
     Unbuildable(UnbuildableSource),
@@ -51,16 +51,16 @@ pub enum BuiltSource {
 
 impl ConfiguredSource {
     /// Returns a source that was built.
-    pub fn ready(source: SourceConfig, stream_config: StreamConfig) -> Self {
+    pub fn from_built_source(source: SourceConfig, stream_config: StreamConfig) -> Self {
         Self {
             stream_config,
-            source: BuiltSource::Ready(source),
+            source: SourceBuildResult::Ready(source),
         }
     }
 
     /// Returns whether it was built.
     pub fn is_ready(&self) -> bool {
-        matches!(self.source, BuiltSource::Ready(_))
+        matches!(self.source, SourceBuildResult::Ready(_))
     }
 }
 
@@ -76,9 +76,13 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
 
     /// Starts and stops sources so that exactly these run. Sources whose configuration is unchanged keep running,
     /// unless `restart_all` is set because a shared setting has changed.
-    pub async fn reconcile(&self, configured_sources: Vec<ConfiguredSource>, restart_all: bool) -> ReconcileResult {
+    pub async fn reconcile(
+        &self,
+        configured_sources: Vec<ConfiguredSource>,
+        restart_all: bool,
+    ) -> SourceReconcileResult {
         let mut supervised = self.supervised_sources.lock().await;
-        let mut reconciled = ReconcileResult::default();
+        let mut reconciled = SourceReconcileResult::default();
         let mut desired: BTreeMap<StreamKey, ConfiguredSource> = configured_sources
             .into_iter()
             .map(|configured| (configured.stream_config.stream_key(), configured))
@@ -89,7 +93,7 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
                 Some(wanted) => {
                     restart_all
                         || wanted.stream_config != source.configured.stream_config
-                        || self.can_be_built_differently(name, source, wanted)
+                        || self.has_build_result_changed(name, source, wanted)
                 }
                 None => true,
             })
@@ -118,7 +122,7 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     }
 
     /// Starts the source of one stream, in place of the one that it has.
-    pub async fn set_source(&self, configured: ConfiguredSource) {
+    pub async fn replace_and_start_source(&self, configured: ConfiguredSource) {
         let mut supervised = self.supervised_sources.lock().await;
         let name = configured.stream_config.stream_key();
         if let Some(previous) = supervised.remove(&name) {
@@ -138,7 +142,7 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
     }
 
     /// Whether a source that waits to be built was built now, or one that does not run cannot be built any more.
-    fn can_be_built_differently(&self, name: &StreamKey, old: &SupervisedSource, new: &ConfiguredSource) -> bool {
+    fn has_build_result_changed(&self, name: &StreamKey, old: &SupervisedSource, new: &ConfiguredSource) -> bool {
         let state = self.registry.get(name).map(|entry| entry.status().state);
         match (old.configured.is_ready(), new.is_ready()) {
             (false, true) => state == Some(SourceState::Failed),
@@ -158,10 +162,10 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
         self.registry.insert(entry.clone());
         let plane = self.media_plane.clone();
         match &configured.source {
-            BuiltSource::Ready(source) => tokio::spawn(run_source(entry, source.clone(), plane)),
-            BuiltSource::Unbuildable(source) => {
+            SourceBuildResult::Ready(source) => tokio::spawn(run_source(entry, source.clone(), plane)),
+            SourceBuildResult::Unbuildable(source) => {
                 entry.mark_failed(&source.problem);
-                tokio::spawn(build_and_run_source(entry, source.clone(), plane))
+                tokio::spawn(retry_build_and_run_source(entry, source.clone(), plane))
             }
         }
     }

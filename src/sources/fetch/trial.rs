@@ -14,8 +14,8 @@ use super::status::SourceState;
 use super::{SourceConfig, run_source_once};
 use crate::pipeline::worker_slots::WorkerSlotReservation;
 use millstream_core::hub::Hub;
-use millstream_core::hub::batch::PacketBatchToDeliver;
 use millstream_core::hub::name::StreamKey;
+use millstream_core::hub::packet_batch::PacketBatchToDeliver;
 use millstream_core::hub::stream::SourceRef;
 use millstream_core::media::MediaKind;
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
@@ -36,7 +36,7 @@ impl FrameSink for TrialSourceHub {
         !published.displaced
     }
 
-    fn request_key_frame_of_source(&self, _source: SourceRef) {}
+    fn request_key_frame_from_source(&self, _source: SourceRef) {}
 }
 
 /// A source that is being tried; it ends when this is dropped.

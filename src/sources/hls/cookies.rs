@@ -32,7 +32,7 @@ impl std::fmt::Debug for Cookie {
 
 /// The current time: `Instant` for what was kept, `SystemTime` for the dates of servers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct CurrentTime {
+pub(super) struct MonotonicAndSystemTime {
     pub(super) instant: Instant,
     pub(super) date: SystemTime,
 }
@@ -43,7 +43,7 @@ const MAX_COOKIE_BYTES: usize = 4_096;
 
 impl CookieJar {
     /// Keeps a cookie of a `Set-Cookie` header; a malformed one is ignored.
-    pub(super) fn store(&mut self, now: CurrentTime, from: &Url, header: &str) {
+    pub(super) fn store(&mut self, now: MonotonicAndSystemTime, from: &Url, header: &str) {
         let Some(cookie) = Cookie::parse(now, from, header) else {
             return;
         };
@@ -77,7 +77,7 @@ impl CookieJar {
 }
 
 impl Cookie {
-    fn parse(now: CurrentTime, from: &Url, header: &str) -> Option<Self> {
+    fn parse(now: MonotonicAndSystemTime, from: &Url, header: &str) -> Option<Self> {
         if header.len() > MAX_COOKIE_BYTES || header.chars().any(char::is_control) {
             return None;
         }
@@ -161,8 +161,8 @@ mod tests {
     }
 
     /// 29 November 2026, 12:00:00 UTC.
-    fn now_at_fixed_date() -> CurrentTime {
-        CurrentTime {
+    fn now_at_fixed_date() -> MonotonicAndSystemTime {
+        MonotonicAndSystemTime {
             instant: Instant::now(),
             date: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_953_600),
         }

@@ -16,7 +16,7 @@ pub(super) fn decrypt_aes_128_cbc(key: &[u8; 16], iv: [u8; 16], segment: &[u8]) 
 }
 
 /// Returns the initialization vector of a segment whose playlist gives none: its media sequence number.
-pub(super) fn default_iv(number: u64) -> [u8; 16] {
+pub(super) fn iv_from_media_sequence_number(number: u64) -> [u8; 16] {
     u128::from(number).to_be_bytes()
 }
 
@@ -30,12 +30,18 @@ mod tests {
         let key: [u8; 16] = std::array::from_fn(|index| index as u8);
         let encrypted = ENCRYPTED;
         assert_eq!(
-            decrypt_aes_128_cbc(&key, default_iv(7), encrypted).as_deref(),
+            decrypt_aes_128_cbc(&key, iv_from_media_sequence_number(7), encrypted).as_deref(),
             Some(&b"sixteen bytes and more"[..])
         );
-        assert_eq!(decrypt_aes_128_cbc(&[9; 16], default_iv(7), encrypted), None);
-        assert_eq!(decrypt_aes_128_cbc(&key, default_iv(7), &encrypted[..20]), None);
-        assert_eq!(decrypt_aes_128_cbc(&key, default_iv(7), &[]), None);
+        assert_eq!(
+            decrypt_aes_128_cbc(&[9; 16], iv_from_media_sequence_number(7), encrypted),
+            None
+        );
+        assert_eq!(
+            decrypt_aes_128_cbc(&key, iv_from_media_sequence_number(7), &encrypted[..20]),
+            None
+        );
+        assert_eq!(decrypt_aes_128_cbc(&key, iv_from_media_sequence_number(7), &[]), None);
     }
 
     const ENCRYPTED: &[u8] = &[

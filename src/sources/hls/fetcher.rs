@@ -12,7 +12,7 @@ use url::Url;
 use super::crypt;
 use super::cursor::{CursorStep, PlaylistCursor};
 use super::error::{FileKind, HlsError};
-use super::files::{PLAYLIST_FETCH_LIMITS, checksum, fetch_file, parse_playlist};
+use super::files::{PLAYLIST_FETCH_LIMITS, content_hash, fetch_file, parse_playlist};
 use super::http::{FetchLimits, HttpError};
 use super::playlist::{InitSection, KeyUriAndIv, MediaPlaylist, OriginSegment, Playlist};
 use super::variant_resolver::VariantResolver;
@@ -24,7 +24,7 @@ use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
 pub(super) type LastFetchError = Arc<Mutex<Option<HlsError>>>;
 
 /// The segments that were not fetched.
-pub(super) type SkippedSegments = Arc<Mutex<IgnoredInputStats>>;
+pub(super) type SkippedSegmentStats = Arc<Mutex<IgnoredInputStats>>;
 
 /// What a fetcher shares with the worker and with the other fetchers of its source.
 pub(super) struct FetcherSharedState {
@@ -32,7 +32,7 @@ pub(super) struct FetcherSharedState {
     /// A permit for each segment that the worker requested.
     pub(super) segment_permits: Arc<Semaphore>,
     pub(super) last_error: LastFetchError,
-    pub(super) skipped: SkippedSegments,
+    pub(super) skipped: SkippedSegmentStats,
     /// Number of renditions that are fetched.
     pub(super) rendition_count: usize,
     /// Notified if the source must be opened anew: another variant has other renditions.
@@ -57,7 +57,7 @@ pub(super) struct RenditionFetcher {
     consecutive_fetch_failures: u32,
     /// When the operator's address was asked again.
     last_variant_resolution_at: Option<Instant>,
-    /// The last playlist, with a checksum of its text.
+    /// The last playlist, with a content_hash of its text.
     last_playlist: Option<(u64, Arc<MediaPlaylist>)>,
     /// Segment and part that the origin waits for, if it supports blocking playlist reload.
     blocking_reload_position: Option<(u64, Option<usize>)>,
@@ -256,7 +256,7 @@ impl RenditionFetcher {
     }
 
     /// Follows the audio of the variant that is played now.
-    fn follow_variant_audio(&mut self) {
+    fn switch_to_current_variant_audio(&mut self) {
         let address = self.resolver.current_rendition_url(self.rendition_index);
         if let Some(address) = address.filter(|address| self.rendition_index > 0 && *address != self.playlist_url) {
             self.base_url = address.clone();
@@ -266,7 +266,7 @@ impl RenditionFetcher {
     }
 
     async fn load_current_playlist(&mut self) -> Result<Arc<MediaPlaylist>, HlsError> {
-        self.follow_variant_audio();
+        self.switch_to_current_variant_audio();
         let mut url = self.playlist_url.clone();
         // `_HLS_msn` is sent only to origins that support it; others may reject the request.
         if let Some((number, part)) = self.blocking_reload_position {
@@ -285,7 +285,7 @@ impl RenditionFetcher {
         )
         .await?;
         self.base_url = found;
-        let sum = checksum(&bytes);
+        let sum = content_hash(&bytes);
         if let Some((known, media)) = &self.last_playlist
             && *known == sum
         {
@@ -308,7 +308,7 @@ impl RenditionFetcher {
             Some(key) => Some((
                 self.fetch_decryption_key(key).await?,
                 key.iv
-                    .unwrap_or_else(|| crypt::default_iv(segment.media_sequence_number)),
+                    .unwrap_or_else(|| crypt::iv_from_media_sequence_number(segment.media_sequence_number)),
             )),
         };
         if let Some(init) = &segment.init_section

@@ -43,7 +43,7 @@ pub(super) async fn load_playlist(
 
 /// Parses a playlist; a long one on a thread that may be blocked.
 pub(super) async fn parse_playlist(bytes: Bytes) -> Result<Playlist, HlsError> {
-    let is_short = bytes.len() <= MAX_INLINE_PARSE_BYTES;
+    let is_short = bytes.len() <= MAX_PLAYLIST_BYTES_PARSED_INLINE;
     let parse = move || Playlist::parse(&String::from_utf8_lossy(&bytes));
     if is_short {
         return Ok(parse()?);
@@ -56,9 +56,9 @@ pub(super) async fn parse_playlist(bytes: Bytes) -> Result<Playlist, HlsError> {
 }
 
 /// Length of a playlist that is parsed at once, in bytes.
-const MAX_INLINE_PARSE_BYTES: usize = 256 << 10;
+const MAX_PLAYLIST_BYTES_PARSED_INLINE: usize = 256 << 10;
 
-pub(super) fn checksum(bytes: &[u8]) -> u64 {
+pub(super) fn content_hash(bytes: &[u8]) -> u64 {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()

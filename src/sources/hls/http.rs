@@ -18,7 +18,7 @@ use tokio::net::lookup_host;
 use tokio::time::{Instant, timeout};
 use url::{Host, Url};
 
-use super::cookies::{CookieJar, CurrentTime};
+use super::cookies::{CookieJar, MonotonicAndSystemTime};
 use super::playlist::ByteRange;
 use crate::sources::fetch::address::{AddressError, AddressOrigin, AllowedNetworks};
 
@@ -157,7 +157,7 @@ impl OriginClient {
     ) -> Result<(Url, Bytes), HttpError> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            self.address_guard.check_scheme_and_ip_literal(&url)?;
+            self.address_guard.require_permitted_scheme_and_ip(&url)?;
             let mut request = self.http.get(url.clone()).headers(self.request_headers(&url));
             if let Some(ByteRange { begin, length }) = range {
                 let last = begin.saturating_add(length).saturating_sub(1);
@@ -208,7 +208,7 @@ impl OriginClient {
 
     #[expect(clippy::disallowed_methods, reason = "the clock of cookies")]
     fn store_cookies(&self, url: &Url, headers: &HeaderMap) {
-        let now = CurrentTime {
+        let now = MonotonicAndSystemTime {
             instant: Instant::now().into_std(),
             date: SystemTime::now(),
         };
@@ -357,7 +357,7 @@ impl AddressRestriction {
     }
 
     /// Checks the scheme, and the host if it is an IP address.
-    fn check_scheme_and_ip_literal(&self, url: &Url) -> Result<(), HttpError> {
+    fn require_permitted_scheme_and_ip(&self, url: &Url) -> Result<(), HttpError> {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(HttpError::UnsupportedScheme);
         }
@@ -368,18 +368,20 @@ impl AddressRestriction {
             Some(Host::Domain(_)) => None,
             None => return Err(HttpError::UnsupportedScheme),
         };
-        Ok(literal.map_or(Ok(()), |literal| self.allowed_networks.check_address(literal, origin))?)
+        Ok(literal.map_or(Ok(()), |literal| {
+            self.allowed_networks.require_permitted_address(literal, origin)
+        })?)
     }
 
     /// Resolves a name and returns the permitted addresses.
     async fn resolve_permitted_addresses(&self, name: &str) -> Result<Vec<SocketAddr>, AddressError> {
         let found = lookup_host((name, 0)).await;
         let found = found.map_err(|_| AddressError::Unresolved(name.to_owned()))?;
-        self.record_and_filter_resolved_addresses(name, &found.collect::<Vec<_>>())
+        self.filter_permitted_resolved_addresses(name, &found.collect::<Vec<_>>())
     }
 
     /// Returns the permitted addresses of those that a name was resolved to.
-    fn record_and_filter_resolved_addresses(
+    fn filter_permitted_resolved_addresses(
         &self,
         name: &str,
         found: &[SocketAddr],
@@ -389,7 +391,7 @@ impl AddressRestriction {
             let is_public = |address: &SocketAddr| {
                 let checked = self
                     .allowed_networks
-                    .check_address(address.ip(), AddressOrigin::OriginServer);
+                    .require_permitted_address(address.ip(), AddressOrigin::OriginServer);
                 checked.is_ok()
             };
             if self
@@ -402,7 +404,7 @@ impl AddressRestriction {
         let mut refused = AddressError::Unresolved(name.to_owned());
         let mut permitted = Vec::new();
         for address in found {
-            match self.allowed_networks.check_address(address.ip(), origin) {
+            match self.allowed_networks.require_permitted_address(address.ip(), origin) {
                 Ok(()) => permitted.push(*address),
                 Err(error) => refused = error,
             }
@@ -470,7 +472,7 @@ mod tests {
                 .map(|address| SocketAddr::new(address.parse().expect("an address"), 0))
                 .collect();
             guard
-                .record_and_filter_resolved_addresses("a.example", &addresses)
+                .filter_permitted_resolved_addresses("a.example", &addresses)
                 .map(|addresses| addresses.len())
         };
         assert_eq!(permitted(&["93.184.216.34"]), Ok(1));
@@ -487,7 +489,11 @@ mod tests {
     #[test]
     fn a_name_that_was_not_resolved_is_neither_public_nor_private() {
         let allowed = AllowedNetworks::default();
-        let is_public = |found: &SocketAddr| allowed.check_address(found.ip(), AddressOrigin::OriginServer).is_ok();
+        let is_public = |found: &SocketAddr| {
+            allowed
+                .require_permitted_address(found.ip(), AddressOrigin::OriginServer)
+                .is_ok()
+        };
         let resolution = DnsRebindingGuard::default();
         assert!(!resolution.record_resolution_and_require_public(Instant::now(), &[], is_public));
         // What follows is the first resolution.
@@ -508,7 +514,11 @@ mod tests {
     #[test]
     fn a_public_name_has_moved_after_a_day_without_a_public_address() {
         let allowed = AllowedNetworks::default();
-        let is_public = |found: &SocketAddr| allowed.check_address(found.ip(), AddressOrigin::OriginServer).is_ok();
+        let is_public = |found: &SocketAddr| {
+            allowed
+                .require_permitted_address(found.ip(), AddressOrigin::OriginServer)
+                .is_ok()
+        };
         let (resolution, begin) = (DnsRebindingGuard::default(), Instant::now());
         let (public, private) = (socket_addresses(&["93.184.216.34"]), socket_addresses(&["10.0.0.1"]));
         let hours = |hours: u64| begin + Duration::from_secs(hours * 3_600);
@@ -543,7 +553,7 @@ mod tests {
             let addresses = [address.parse().expect("an address")];
             assert!(
                 guard
-                    .record_and_filter_resolved_addresses("camera.local", &addresses)
+                    .filter_permitted_resolved_addresses("camera.local", &addresses)
                     .is_ok(),
                 "{address}"
             );

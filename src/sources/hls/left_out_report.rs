@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use tracing::info;
 
-use super::fetcher::SkippedSegments;
+use super::fetcher::SkippedSegmentStats;
 use crate::pipeline::worker_process::WorkerProcessError;
 use crate::sources::fetch::registry::RegisteredSource;
 use crate::sources::rtsp::incompatibility::IgnoredInputStats;
@@ -14,14 +14,14 @@ use millstream_worker_runtime::wire::{LeftOutTracksAndSegments, MessageFromWorke
 pub(super) struct LeftOutMediaReport<'a> {
     entry: &'a RegisteredSource,
     variants: Vec<String>,
-    skipped: SkippedSegments,
+    skipped: SkippedSegmentStats,
     by_worker: LeftOutTracksAndSegments,
     shown_count: u64,
 }
 
 impl<'a> LeftOutMediaReport<'a> {
-    pub(super) fn new(entry: &'a RegisteredSource, variants: Vec<String>, skipped: SkippedSegments) -> Self {
-        entry.update_status_silently(|status| {
+    pub(super) fn new(entry: &'a RegisteredSource, variants: Vec<String>, skipped: SkippedSegmentStats) -> Self {
+        entry.modify_status_without_notifying(|status| {
             status.unsupported_tracks.clone_from(&variants);
             status.ignored_input = IgnoredInputStats::default();
         });
@@ -50,7 +50,7 @@ impl<'a> LeftOutMediaReport<'a> {
             };
             let all = self.variants.iter().chain(&self.by_worker.tracks).cloned().collect();
             self.entry
-                .update_status_silently(|status| status.unsupported_tracks = all);
+                .modify_status_without_notifying(|status| status.unsupported_tracks = all);
         }
         let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let count = skipped.count.saturating_add(self.by_worker.segments);
@@ -62,7 +62,7 @@ impl<'a> LeftOutMediaReport<'a> {
             info!(%stream, what, "segment of the HLS source left out; more of them are only counted");
         }
         self.shown_count = count;
-        self.entry.update_status_silently(|status| {
+        self.entry.modify_status_without_notifying(|status| {
             status.ignored_input = IgnoredInputStats {
                 count,
                 first_description: what.map(|what| format!("segment: {what}")),

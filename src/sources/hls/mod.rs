@@ -25,14 +25,14 @@ use url::Url;
 
 use self::cursor::PlaylistCursor;
 use self::error::{FileKind, HlsError};
-use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegments};
+use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegmentStats};
 use self::http::{DnsRebindingGuard, HttpError, OriginClient};
 use self::left_out_report::LeftOutMediaReport;
 pub use self::variant_resolver::FailedVariants;
 use self::variant_resolver::VariantResolver;
 pub use self::variants::VariantLimits;
 use crate::pipeline::description::WorkerLimits;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
 use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
 use crate::sources::fetch::address::AllowedNetworks;
@@ -68,7 +68,7 @@ pub struct HlsOrigin {
     pub repeats_recording: bool,
     pub allowed_networks: AllowedNetworks,
     /// The executable of the worker.
-    pub worker_programs: WorkerProgramsAndSlots,
+    pub worker_programs: WorkerExecutablesAndProcessSlots,
     /// Variants that failed, which are tried last for a while.
     pub failed_variants: FailedVariants,
     pub first_resolution: DnsRebindingGuard,
@@ -91,12 +91,12 @@ const DEMUXER_WORKER_LIMITS: WorkerLimits = WorkerLimits {
 
 /// No frame for this many target durations means that the source has stalled, up to a maximum: some origins add two segments
 /// at a time.
-const STALL_TARGET_DURATIONS: u32 = 2;
+const STALL_TIMEOUT_TARGET_DURATIONS: u32 = 2;
 const MAX_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns the limits of the worker for segments of this target duration.
 fn demuxer_worker_limits(target_duration: Duration) -> WorkerLimits {
-    let stall_timeout = (target_duration * STALL_TARGET_DURATIONS).min(MAX_STALL_TIMEOUT);
+    let stall_timeout = (target_duration * STALL_TIMEOUT_TARGET_DURATIONS).min(MAX_STALL_TIMEOUT);
     WorkerLimits {
         stall_timeout: DEMUXER_WORKER_LIMITS.stall_timeout.max(stall_timeout.as_secs_f64()),
         ..DEMUXER_WORKER_LIMITS
@@ -132,7 +132,7 @@ fn start_demuxer_worker(
 }
 
 /// Plays the source until it fails. `live` is called once the stream receives frames.
-pub async fn play_hls_origin<P: FrameSink>(
+pub async fn run_hls_source<P: FrameSink>(
     origin: &HlsOrigin,
     entry: &RegisteredSource,
     plane: &P,
@@ -141,7 +141,7 @@ pub async fn play_hls_origin<P: FrameSink>(
 ) -> FetchError {
     let resolver = match new_variant_resolver(origin) {
         Ok(resolver) => Arc::new(resolver),
-        Err(error) => return to_playlist_hls_error(origin, error).into(),
+        Err(error) => return playlist_fetch_error(origin, error).into(),
     };
     let resolved = match resolver.resolve_playlists(false).await {
         Ok(resolved) => resolved,
@@ -162,7 +162,7 @@ pub async fn play_hls_origin<P: FrameSink>(
     };
     let last_error: LastFetchError = Arc::new(Mutex::new(None));
     let requested: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
-    let (skipped, reopen) = (SkippedSegments::default(), Arc::new(Notify::new()));
+    let (skipped, reopen) = (SkippedSegmentStats::default(), Arc::new(Notify::new()));
     let mut report = LeftOutMediaReport::new(entry, resolved.unplayable_variants, skipped.clone());
     let (rendition_count, mut first) = (renditions.len(), Some(Arc::new(first)));
     let mut fetching = tokio::task::JoinSet::new();
@@ -183,7 +183,7 @@ pub async fn play_hls_origin<P: FrameSink>(
     let mut relay = WorkerFrameForwarder::new(&entry.stream, plane, false);
     loop {
         let message = tokio::select! {
-            message = process.next_message_or_kill() => message,
+            message = process.read_message_or_kill_worker() => message,
             () = reopen.notified() => return FetchError::Reopened,
         };
         report.update(&message);
@@ -203,7 +203,7 @@ pub async fn play_hls_origin<P: FrameSink>(
                 if !has_failed && is_no_frames_error(&error) {
                     resolver.mark_current_variant_failed();
                 }
-                return take_failure_cause(error, &last_error);
+                return prefer_last_fetch_error(error, &last_error);
             }
         }
     }
@@ -218,7 +218,7 @@ fn is_no_frames_error(error: &WorkerProcessError) -> bool {
 }
 
 /// Returns why no frames arrive: the last fetch error, if there is one.
-fn take_failure_cause(error: WorkerProcessError, last_error: &LastFetchError) -> FetchError {
+fn prefer_last_fetch_error(error: WorkerProcessError, last_error: &LastFetchError) -> FetchError {
     let known = last_error.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (error, known) {
         (WorkerProcessError::Stalled(_) | WorkerProcessError::NoFirstFrame(_), Some(known)) => known.into(),
@@ -227,7 +227,7 @@ fn take_failure_cause(error: WorkerProcessError, last_error: &LastFetchError) ->
     }
 }
 
-fn to_playlist_hls_error(origin: &HlsOrigin, error: HttpError) -> HlsError {
+fn playlist_fetch_error(origin: &HlsOrigin, error: HttpError) -> HlsError {
     HlsError::Fetch {
         what: FileKind::Playlist,
         host: origin.playlist_url.host_str().unwrap_or_default().to_owned(),

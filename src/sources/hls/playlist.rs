@@ -255,7 +255,7 @@ impl<'a> PlaylistParser<'a> {
             }
             "-X-PART" => self.parse_part_tag(value),
             "-X-BYTERANGE" => {
-                self.pending_byte_range = parse_length_and_begin(value);
+                self.pending_byte_range = parse_byte_range(value);
                 self.next_segment.is_gap |= self.pending_byte_range.is_none();
             }
             "-X-DISCONTINUITY" => {
@@ -321,7 +321,7 @@ impl<'a> PlaylistParser<'a> {
         else {
             return;
         };
-        let stated = attribute_value(value, "BYTERANGE").map(|text| parse_length_and_begin(&text));
+        let stated = attribute_value(value, "BYTERANGE").map(|text| parse_byte_range(&text));
         let is_gap = attribute_value(value, "GAP").as_deref() == Some("YES") || stated == Some(None);
         let found = stated.flatten().and_then(|(length, begin)| {
             let follows = self
@@ -462,7 +462,7 @@ fn truncate_text(text: &str) -> String {
 }
 
 /// Parses `length[@begin]`.
-fn parse_length_and_begin(text: &str) -> Option<(u64, Option<u64>)> {
+fn parse_byte_range(text: &str) -> Option<(u64, Option<u64>)> {
     match text.trim().split_once('@') {
         Some((length, begin)) => Some((length.parse().ok()?, Some(begin.parse().ok()?))),
         None => Some((text.trim().parse().ok()?, None)),
@@ -473,7 +473,7 @@ fn parse_init_section(value: &str) -> Option<InitSection> {
     let range = match attribute_value(value, "BYTERANGE") {
         None => None,
         Some(text) => {
-            let (length, begin) = parse_length_and_begin(&text)?;
+            let (length, begin) = parse_byte_range(&text)?;
             Some(ByteRange {
                 begin: begin.unwrap_or_default(),
                 length,

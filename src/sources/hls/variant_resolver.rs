@@ -11,10 +11,10 @@ use tracing::info;
 use url::Url;
 
 use super::error::{FileKind, HlsError};
-use super::files::{PLAYLIST_FETCH_LIMITS, checksum, load_playlist};
+use super::files::{PLAYLIST_FETCH_LIMITS, content_hash, load_playlist};
 use super::http::{HttpError, OriginClient};
 use super::playlist::{MediaPlaylist, MultivariantPlaylist, Playlist, Variant};
-use super::variants::{VariantLimits, audio_uri, rank_playable_variants, unplayable_variant_names};
+use super::variants::{VariantLimits, audio_rendition_uri, rank_playable_variants, unplayable_variant_names};
 
 /// Variants that failed recently, by checksums of their URIs, which may be long. They outlive a restart of the source.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +29,7 @@ const MAX_VARIANT_TRIES: usize = 6;
 
 impl FailedVariants {
     fn add(&self, uri: &str) {
-        let uri = checksum(uri.as_bytes());
+        let uri = content_hash(uri.as_bytes());
         let mut dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         dead.retain(|(known, _)| *known != uri);
         if dead.len() >= MAX_FAILED_VARIANTS {
@@ -39,7 +39,7 @@ impl FailedVariants {
     }
 
     fn contains(&self, uri: &str) -> bool {
-        let uri = checksum(uri.as_bytes());
+        let uri = content_hash(uri.as_bytes());
         let dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         dead.iter()
             .any(|(known, since)| *known == uri && since.elapsed() < FAILED_VARIANT_DEMOTION_PERIOD)
@@ -143,7 +143,7 @@ impl VariantResolver {
             (_, Playlist::Multivariant(_)) => return Err(HlsError::NestedMultivariant),
         };
         let mut renditions = vec![main];
-        if let Some(uri) = audio_uri(multivariant, variant) {
+        if let Some(uri) = audio_rendition_uri(multivariant, variant) {
             renditions.push(join(uri)?);
         }
         Ok(RenditionUrlsAndFirstPlaylist {

@@ -103,7 +103,7 @@ pub(super) fn rank_playable_variants(
 }
 
 /// Returns the URI of a variant's audio rendition, if its audio is separate.
-pub(super) fn audio_uri<'a>(multivariant: &'a MultivariantPlaylist, variant: &Variant) -> Option<&'a str> {
+pub(super) fn audio_rendition_uri<'a>(multivariant: &'a MultivariantPlaylist, variant: &Variant) -> Option<&'a str> {
     let group = variant.audio_group_id.as_deref()?;
     let mut renditions = multivariant
         .audio_renditions
@@ -162,12 +162,12 @@ mod tests {
                 .find(|variant| variant.uri == uri)
                 .expect("listed")
         };
-        assert_eq!(audio_uri(&ladder, by_uri("1080.m3u8")), Some("audio.m3u8"));
-        assert_eq!(audio_uri(&ladder, by_uri("720.m3u8")), None);
+        assert_eq!(audio_rendition_uri(&ladder, by_uri("1080.m3u8")), Some("audio.m3u8"));
+        assert_eq!(audio_rendition_uri(&ladder, by_uri("720.m3u8")), None);
         let audio_only = "#EXT-X-STREAM-INF:BANDWIDTH=64000,CODECS=\"mp4a.40.2\",AUDIO=\"a\"\naudio.m3u8\n";
         let ladder = multivariant(&(LADDER.to_owned() + audio_only));
         let variant = ladder.variants.last().expect("listed");
-        assert_eq!(audio_uri(&ladder, variant), None, "its own playlist");
+        assert_eq!(audio_rendition_uri(&ladder, variant), None, "its own playlist");
     }
 
     #[test]

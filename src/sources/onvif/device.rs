@@ -26,10 +26,10 @@ pub enum WsDiscoveryTarget {
 }
 
 /// Maximum length of a text of a device that is shown, in characters.
-const MAX_SHOWN_CHARS: usize = 200;
+const MAX_DEVICE_TEXT_CHARS: usize = 200;
 
 /// Returns text of a device as it can be shown in a terminal.
-pub(super) fn printable_text(text: &str) -> String {
+pub(super) fn sanitize_device_text(text: &str) -> String {
     let printable = text.chars().filter(|c| !c.is_control());
-    printable.take(MAX_SHOWN_CHARS).collect()
+    printable.take(MAX_DEVICE_TEXT_CHARS).collect()
 }

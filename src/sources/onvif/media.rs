@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use url::Url;
 
-use super::device::{DiscoveredDevice, printable_text};
+use super::device::{DiscoveredDevice, sanitize_device_text};
 use super::probe::url_with_host_replaced;
 use super::xml::{self, Element, escape};
 
@@ -87,7 +87,7 @@ pub async fn fetch_stream_urls(
     };
     let body = format!("<GetCapabilities xmlns=\"{DEVICE_NAMESPACE}\"><Category>Media</Category></GetCapabilities>");
     let capabilities = client.call(&device.service_url, &body).await?;
-    let media = xml::groups(&capabilities, "Media")
+    let media = xml::element_subtrees(&capabilities, "Media")
         .into_iter()
         .next()
         .unwrap_or_default();
@@ -98,13 +98,16 @@ pub async fn fetch_stream_urls(
         .call(&media_url, &format!("<GetProfiles xmlns=\"{MEDIA_NAMESPACE}\"/>"))
         .await?;
     let mut streams = Vec::new();
-    for profile in xml::groups(&profiles, "Profiles").into_iter().take(MAX_ONVIF_PROFILES) {
+    for profile in xml::element_subtrees(&profiles, "Profiles")
+        .into_iter()
+        .take(MAX_ONVIF_PROFILES)
+    {
         let Some(token) = profile.first().and_then(|profile| profile.attribute("token")) else {
             continue;
         };
         let answer = client.call(&media_url, &stream_uri_request(&token)).await?;
         if let Some(url) = xml::text_of_first_element_named(&answer, "Uri") {
-            streams.push(stream_of_profile(&printable_text(&url), profile));
+            streams.push(stream_url_from_profile(&sanitize_device_text(&url), profile));
         }
     }
     Ok(streams)
@@ -120,15 +123,15 @@ fn stream_uri_request(profile_token: &str) -> String {
     )
 }
 
-fn stream_of_profile(url: &str, profile: &[Element]) -> StreamUrl {
-    let video = xml::groups(profile, "VideoEncoderConfiguration");
+fn stream_url_from_profile(url: &str, profile: &[Element]) -> StreamUrl {
+    let video = xml::element_subtrees(profile, "VideoEncoderConfiguration");
     let video = video.into_iter().next().unwrap_or_default();
     let number = |name| xml::text_of_first_element_named(video, name).and_then(|text| text.parse().ok());
     StreamUrl {
         url: url.to_owned(),
         profile: xml::text_of_first_element_named(profile, "Name")
-            .map_or_else(String::new, |name| printable_text(&name)),
-        codec: xml::text_of_first_element_named(video, "Encoding").map(|codec| printable_text(&codec)),
+            .map_or_else(String::new, |name| sanitize_device_text(&name)),
+        codec: xml::text_of_first_element_named(video, "Encoding").map(|codec| sanitize_device_text(&codec)),
         width: number("Width"),
         height: number("Height"),
     }
@@ -180,7 +183,7 @@ impl SoapClient<'_> {
         // A fault is sent with status 400 or 500 (ONVIF Core §5.11.2).
         let is_unauthorized = matches!(status.as_u16(), 401 | 403) || answer.contains("NotAuthorized");
         match status.is_success() {
-            true if !is_unauthorized => Ok(xml::elements(&answer)),
+            true if !is_unauthorized => Ok(xml::parse_elements(&answer)),
             _ if is_unauthorized => Err(DeviceError::Unauthorized),
             _ => Err(DeviceError::Status(status.as_u16())),
         }
@@ -197,18 +200,18 @@ fn ws_security_header(credentials: &Credentials) -> String {
         .unwrap_or(created)
         .format(&Rfc3339)
         .unwrap_or_default();
-    username_token(credentials, &nonce, &created)
+    build_username_token(credentials, &nonce, &created)
 }
 
-fn username_token(credentials: &Credentials, nonce: &[u8], created: &str) -> String {
-    const SECURITY: &str = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss";
+fn build_username_token(credentials: &Credentials, nonce: &[u8], created: &str) -> String {
+    const WSS_NAMESPACE_PREFIX: &str = "http://docs.oasis-open.org/wss/2004/01/oasis-200401-wss";
     let password = password_digest(nonce, created, &credentials.password);
     format!(
-        "<s:Header><Security s:mustUnderstand=\"1\" xmlns=\"{SECURITY}-wssecurity-secext-1.0.xsd\"><UsernameToken>\
+        "<s:Header><Security s:mustUnderstand=\"1\" xmlns=\"{WSS_NAMESPACE_PREFIX}-wssecurity-secext-1.0.xsd\"><UsernameToken>\
          <Username>{}</Username>\
-         <Password Type=\"{SECURITY}-username-token-profile-1.0#PasswordDigest\">{password}</Password>\
-         <Nonce EncodingType=\"{SECURITY}-soap-message-security-1.0#Base64Binary\">{}</Nonce>\
-         <Created xmlns=\"{SECURITY}-wssecurity-utility-1.0.xsd\">{created}</Created>\
+         <Password Type=\"{WSS_NAMESPACE_PREFIX}-username-token-profile-1.0#PasswordDigest\">{password}</Password>\
+         <Nonce EncodingType=\"{WSS_NAMESPACE_PREFIX}-soap-message-security-1.0#Base64Binary\">{}</Nonce>\
+         <Created xmlns=\"{WSS_NAMESPACE_PREFIX}-wssecurity-utility-1.0.xsd\">{created}</Created>\
          </UsernameToken></Security></s:Header>",
         escape(&credentials.username),
         STANDARD.encode(nonce),
@@ -243,7 +246,7 @@ mod tests {
             username: "a<b".to_owned(),
             password: "userpassword".to_owned(),
         };
-        let header = username_token(&credentials, &nonce, "2010-09-16T07:50:45Z");
+        let header = build_username_token(&credentials, &nonce, "2010-09-16T07:50:45Z");
         assert!(header.contains("<Username>a&lt;b</Username>") && !header.contains("userpassword"));
     }
 
@@ -251,8 +254,8 @@ mod tests {
     fn a_profile_says_codec_and_size() {
         let text = "<Profiles token=\"1\"><Name>main\u{7}</Name><VideoEncoderConfiguration><Encoding>H264</Encoding>\
                     <Resolution><Width>1920</Width><Height>1080</Height></Resolution></VideoEncoderConfiguration></Profiles>";
-        let elements = xml::elements(text);
-        let stream = stream_of_profile("rtsp://a/", &elements);
+        let elements = xml::parse_elements(text);
+        let stream = stream_url_from_profile("rtsp://a/", &elements);
         assert_eq!(
             (
                 stream.profile.as_str(),

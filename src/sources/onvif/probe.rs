@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 use url::Url;
 
-use super::device::{DiscoveredDevice, WsDiscoveryTarget, printable_text};
+use super::device::{DiscoveredDevice, WsDiscoveryTarget, sanitize_device_text};
 use super::xml::{self, Element};
 
 /// UDP port of WS-Discovery.
@@ -62,7 +62,7 @@ pub async fn find_devices(target: WsDiscoveryTarget, time: Duration) -> Result<V
     let until = Instant::now() + time;
     let mut probes = JoinSet::new();
     for source in sources {
-        probes.spawn(probe_from(source, destination, until));
+        probes.spawn(send_probe_and_collect_answers(source, destination, until));
     }
     let (mut devices, mut failure, mut has_asked) = (BTreeMap::new(), None, false);
     while let Some(probed) = probes.join_next().await {
@@ -97,7 +97,7 @@ fn multicast_interfaces() -> Result<Vec<IpAddr>, ProbeError> {
 }
 
 /// Sends the probe from one address, and collects the answers by address and URL.
-async fn probe_from(
+async fn send_probe_and_collect_answers(
     source: IpAddr,
     destination: SocketAddr,
     until: Instant,
@@ -119,7 +119,7 @@ async fn probe_from(
             continue;
         }
         let text = String::from_utf8_lossy(answer.get(..length).unwrap_or_default());
-        for device in devices_of_answer(&text, sender.ip()) {
+        for device in parse_probe_matches(&text, sender.ip()) {
             found.insert((device.address, device.service_url.clone()), device);
         }
         if found.len() >= MAX_DEVICES {
@@ -165,16 +165,16 @@ fn random_uuid() -> String {
 }
 
 /// Returns the devices of an answer from an address.
-fn devices_of_answer(text: &str, sender: IpAddr) -> Vec<DiscoveredDevice> {
-    let elements = xml::elements(text);
-    let matches = xml::groups(&elements, "ProbeMatch");
+fn parse_probe_matches(text: &str, sender: IpAddr) -> Vec<DiscoveredDevice> {
+    let elements = xml::parse_elements(text);
+    let matches = xml::element_subtrees(&elements, "ProbeMatch");
     matches
         .into_iter()
-        .filter_map(|elements| device_of_probe_match(elements, sender))
+        .filter_map(|elements| device_from_probe_match(elements, sender))
         .collect()
 }
 
-fn device_of_probe_match(elements: &[Element], sender: IpAddr) -> Option<DiscoveredDevice> {
+fn device_from_probe_match(elements: &[Element], sender: IpAddr) -> Option<DiscoveredDevice> {
     let urls = xml::text_of_first_element_named(elements, "XAddrs")?;
     let service_url = urls
         .split_whitespace()
@@ -183,7 +183,7 @@ fn device_of_probe_match(elements: &[Element], sender: IpAddr) -> Option<Discove
     let scope = |prefix: &str| {
         let value = scopes.split_whitespace().find_map(|scope| scope.strip_prefix(prefix))?;
         let decoded = percent_decode(value);
-        (!decoded.is_empty()).then(|| printable_text(&decoded))
+        (!decoded.is_empty()).then(|| sanitize_device_text(&decoded))
     };
     Some(DiscoveredDevice {
         address: sender,
@@ -239,8 +239,8 @@ mod tests {
             hardware: Some("X[31m".to_owned()),
             service_url: Url::parse("http://192.0.2.7:8000/onvif/device_service").expect("a URL"),
         };
-        assert_eq!(devices_of_answer(answer, sender), [expected]);
-        assert_eq!(devices_of_answer("<a>", sender), []);
+        assert_eq!(parse_probe_matches(answer, sender), [expected]);
+        assert_eq!(parse_probe_matches("<a>", sender), []);
     }
 
     #[test]
@@ -249,7 +249,7 @@ mod tests {
         assert_ne!(a, b);
         let shape: Vec<usize> = a.split('-').map(str::len).collect();
         assert_eq!((shape.as_slice(), a.get(14..15)), (&[8, 4, 4, 4, 12][..], Some("4")));
-        let elements = xml::elements(&ws_discovery_probe_message(&a));
+        let elements = xml::parse_elements(&ws_discovery_probe_message(&a));
         assert_eq!(
             xml::text_of_first_element_named(&elements, "MessageID"),
             Some(format!("uuid:{a}"))

@@ -35,16 +35,16 @@ impl Element {
 }
 
 /// Returns all elements in the order of their begin.
-pub(super) fn elements(text: &str) -> Vec<Element> {
+pub(super) fn parse_elements(text: &str) -> Vec<Element> {
     let mut elements: Vec<Element> = Vec::new();
     // Indices of the elements around the current position.
     let mut open: Vec<usize> = Vec::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('<') {
-        append_text(&mut elements, &open, &unescape(before));
-        let skipped = skip_comment_or_section(after);
+        append_text_to_open_element(&mut elements, &open, &unescape(before));
+        let skipped = skip_comment_or_cdata(after);
         if let Some((content, next)) = skipped {
-            append_text(&mut elements, &open, content);
+            append_text_to_open_element(&mut elements, &open, content);
             rest = next;
             continue;
         }
@@ -90,7 +90,7 @@ pub(super) fn text_of_first_element_named(elements: &[Element], name: &str) -> O
 }
 
 /// Returns the elements inside of each element with a name, that one first.
-pub(super) fn groups<'a>(elements: &'a [Element], name: &str) -> Vec<&'a [Element]> {
+pub(super) fn element_subtrees<'a>(elements: &'a [Element], name: &str) -> Vec<&'a [Element]> {
     let starts = elements.iter().enumerate().filter(|(_, element)| element.name == name);
     let group = |(start, element): (usize, &Element)| {
         let inner = elements.get(start + 1..).unwrap_or_default();
@@ -101,7 +101,7 @@ pub(super) fn groups<'a>(elements: &'a [Element], name: &str) -> Vec<&'a [Elemen
 }
 
 /// Skips a comment, a declaration or a section of text that begins after `<`. Returns its text and what follows.
-fn skip_comment_or_section(after: &str) -> Option<(&str, &str)> {
+fn skip_comment_or_cdata(after: &str) -> Option<(&str, &str)> {
     let (begin, end, is_text) = if after.starts_with("!--") {
         ("!--", "-->", false)
     } else if after.starts_with("![CDATA[") {
@@ -118,7 +118,7 @@ fn skip_comment_or_section(after: &str) -> Option<(&str, &str)> {
     Some((if is_text { content } else { "" }, next))
 }
 
-fn append_text(elements: &mut [Element], open: &[usize], text: &str) {
+fn append_text_to_open_element(elements: &mut [Element], open: &[usize], text: &str) {
     if let Some(element) = open.last().and_then(|index| elements.get_mut(*index)) {
         element.text.push_str(text);
     }
@@ -134,7 +134,7 @@ fn unescape(text: &str) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('&') {
         unescaped.push_str(before);
-        match leading_reference(after) {
+        match parse_leading_entity_reference(after) {
             Some((referred, next)) => {
                 unescaped.push(referred);
                 rest = next;
@@ -150,7 +150,7 @@ fn unescape(text: &str) -> String {
 
 /// Returns the character of the reference that follows a `&`, and what follows it. Text without `;` is not searched to
 /// its end: it may be one `&` after the other.
-fn leading_reference(after: &str) -> Option<(char, &str)> {
+fn parse_leading_entity_reference(after: &str) -> Option<(char, &str)> {
     let end = after.bytes().take(MAX_REFERENCE_BYTES).position(|byte| byte == b';')?;
     Some((char_of_entity_reference(after.get(..end)?)?, after.get(end + 1..)?))
 }
@@ -196,7 +196,7 @@ mod tests {
     fn elements_are_found_by_their_local_names() {
         let text = "<?xml version=\"1.0\"?><!-- <a/> --><e:Envelope xmlns:e=\"x\"><Profiles token='p&amp;1' fixed=\"true\">\n\
                     <tt:Name>Main &#38; <![CDATA[<first>]]></tt:Name><tt:Empty/></Profiles><Profiles token=\"p2\"/></e:Envelope>";
-        let elements = elements(text);
+        let elements = parse_elements(text);
         let names: Vec<(&str, usize)> = elements.iter().map(|e| (e.name.as_str(), e.depth)).collect();
         assert_eq!(
             names,
@@ -212,7 +212,7 @@ mod tests {
             text_of_first_element_named(&elements, "Name").as_deref(),
             Some("Main & <first>")
         );
-        let profiles = groups(&elements, "Profiles");
+        let profiles = element_subtrees(&elements, "Profiles");
         assert_eq!(profiles.iter().map(|group| group.len()).collect::<Vec<_>>(), [3, 1]);
         assert_eq!(profiles[0][0].attribute("token").as_deref(), Some("p&1"));
         assert_eq!(profiles[0][0].attribute("fixed").as_deref(), Some("true"));
@@ -226,9 +226,9 @@ mod tests {
         assert_eq!(unescape(&ampersands), ampersands);
         let long = format!("&#{}65;", "0".repeat(20));
         assert_eq!(unescape(&long), long);
-        assert_eq!(leading_reference("amp;b"), Some(('&', "b")));
-        assert_eq!(leading_reference("#x0010FFFF;"), Some(('\u{10ffff}', "")));
-        assert_eq!(leading_reference("ééééé;amp;"), None);
+        assert_eq!(parse_leading_entity_reference("amp;b"), Some(('&', "b")));
+        assert_eq!(parse_leading_entity_reference("#x0010FFFF;"), Some(('\u{10ffff}', "")));
+        assert_eq!(parse_leading_entity_reference("ééééé;amp;"), None);
     }
 
     #[test]
@@ -246,11 +246,11 @@ mod tests {
             "<a>&x;é</a>",
             "<é:é é='é'/>",
         ] {
-            for element in elements(text) {
+            for element in parse_elements(text) {
                 let _ = element.attribute("b");
             }
         }
-        assert_eq!(elements("<a>&x;&#65;</a>")[0].text, "&x;A");
-        assert_eq!(elements(&"<a>".repeat(100_000)).len(), MAX_XML_ELEMENTS);
+        assert_eq!(parse_elements("<a>&x;&#65;</a>")[0].text, "&x;A");
+        assert_eq!(parse_elements(&"<a>".repeat(100_000)).len(), MAX_XML_ELEMENTS);
     }
 }

@@ -7,9 +7,9 @@ use retina::rtp::ReceivedPacket;
 
 use millstream_core::media::Codec;
 use millstream_core::media::aac_depacketizer::AacDepacketizer;
-use millstream_core::media::assembler::{FrameAssembler, RtpPacket};
 use millstream_core::media::codec::PayloadFraming;
 use millstream_core::media::depacketizer::Frame;
+use millstream_core::media::frame_assembler::{FrameAssembler, RtpPacket};
 use millstream_core::media::marker::RtpPacketMetadata;
 use millstream_core::media::timestamp_corrector::RtpTimestampCorrector;
 
@@ -91,11 +91,11 @@ impl FrameTimestampCorrector {
     /// Returns the timestamp of the next frame.
     pub(super) fn correct(&mut self, time: u64, arrival: Instant) -> u64 {
         self.frame_count += 1;
-        self.corrector.correct(&RtpPacketMetadata {
+        self.corrector.correct_packet_timestamp(&RtpPacketMetadata {
             seq: self.frame_count,
             time,
             marker: true,
-            payload_info: Some(PayloadFraming {
+            payload_framing: Some(PayloadFraming {
                 has_slice: true,
                 ..PayloadFraming::default()
             }),
@@ -113,7 +113,7 @@ impl TrackFrameAssembler {
     /// `parse_parameter_sets` are those of the session description: some cameras send them nowhere else.
     pub(super) fn new(codec: Codec, parameter_sets: &[Bytes]) -> Self {
         let mut assembler = Box::new(FrameAssembler::new(codec));
-        assembler.seed_parameter_sets(parameter_sets);
+        assembler.store_out_of_band_parameter_sets(parameter_sets);
         assembler.enable_continuing_after_gaps();
         Self::Generic { assembler, seq: 0 }
     }
@@ -191,10 +191,10 @@ impl TrackFrameAssembler {
 
     /// Returns the corrected time of a timestamp in units of the RTP clock rate, which is `pts_in_clock_ticks` in those of the codec,
     /// and whether the result is in units of the codec. `None` while timestamps stand still.
-    pub(super) fn corrected_time_of(&self, rtp_time: u64, codec_time: u64) -> Option<(u64, bool)> {
+    pub(super) fn correct_source_timestamp(&self, rtp_time: u64, codec_time: u64) -> Option<(u64, bool)> {
         match self {
-            Self::Generic { assembler, .. } => Some((assembler.corrected_time_of(codec_time)?, true)),
-            Self::Aac { timestamps, .. } => Some((timestamps.corrector.corrected_time_of(rtp_time)?, false)),
+            Self::Generic { assembler, .. } => Some((assembler.correct_source_timestamp(codec_time)?, true)),
+            Self::Aac { timestamps, .. } => Some((timestamps.corrector.correct_source_timestamp(rtp_time)?, false)),
         }
     }
 

@@ -20,7 +20,7 @@ const MIN_START_TIMEOUT_SECS: f64 = 20.0;
 const MIN_STALL_TIMEOUT_SECS: f64 = 60.0;
 
 /// Runs the pipeline until it fails. `live` is called once the stream receives frames.
-pub(super) async fn play_by_pipeline<P: FrameSink>(
+pub(super) async fn run_camera_pipeline<P: FrameSink>(
     camera: &Camera,
     fallback: &PipelineFallback,
     incompatibility: CameraIncompatibility,
@@ -40,7 +40,7 @@ pub(super) async fn play_by_pipeline<P: FrameSink>(
         fallback.mark_frames_received();
         live(tracks);
     };
-    let error = pipeline::play_pipeline(&spec, (stream, plane), reservation, &mut on_live).await;
+    let error = pipeline::run_pipeline_source(&spec, (stream, plane), reservation, &mut on_live).await;
     if let FetchError::StreamOccupied = error {
         return error;
     }

@@ -2,7 +2,7 @@
 
 use super::fallback::PipelineFallback;
 use super::incompatibility::CameraIncompatibility;
-use super::policies::CameraPolicies;
+use super::policies::CameraQuirkPolicies;
 use crate::config::RtspTransport;
 use crate::pipeline::parameter::{TargetHost, UnescapedCredentialsError, url_with_address};
 use crate::sources::fetch::address::{AddressError, AllowedNetworks};
@@ -24,7 +24,7 @@ pub struct Camera {
     pub transport: RtspTransport,
     username: Option<String>,
     password: PasswordSource,
-    pub policies: CameraPolicies,
+    pub policies: CameraQuirkPolicies,
     /// Networks that the camera may be in.
     pub allowed_networks: AllowedNetworks,
     /// `silence_timeout` of the configuration.
@@ -129,7 +129,7 @@ impl Camera {
     pub fn new(url: &str, username: Option<String>, password: PasswordSource) -> Result<Self, CameraUrlError> {
         let text = url.trim();
         let parsed = Url::parse(text).ok();
-        if let Some(unescaped) = UnescapedCredentialsError::find(text, parsed.as_ref()) {
+        if let Some(unescaped) = UnescapedCredentialsError::detect_in_url(text, parsed.as_ref()) {
             return Err(unescaped.into());
         }
         let mut url = parsed.ok_or(CameraUrlError::InvalidUrl)?;
@@ -158,7 +158,7 @@ impl Camera {
             transport: RtspTransport::default(),
             username,
             password,
-            policies: CameraPolicies::default(),
+            policies: CameraQuirkPolicies::default(),
             allowed_networks: AllowedNetworks::default(),
             silence_timeout: None,
             fallback: None,
@@ -174,7 +174,7 @@ impl Camera {
     }
 
     /// Returns the camera for a session at one of its addresses.
-    pub(super) fn at_address(&self, address: IpAddr) -> Self {
+    pub(super) fn with_resolved_address(&self, address: IpAddr) -> Self {
         Self {
             address: Some(address),
             ..self.clone()
@@ -269,7 +269,7 @@ pub(super) fn to_retina_transport(transport: RtspTransport) -> retina::client::T
     }
 }
 
-pub(super) fn other_rtsp_transport(transport: RtspTransport) -> RtspTransport {
+pub(super) fn alternative_rtsp_transport(transport: RtspTransport) -> RtspTransport {
     match transport {
         RtspTransport::Tcp => RtspTransport::Udp,
         RtspTransport::Udp => RtspTransport::Tcp,
@@ -338,7 +338,10 @@ mod tests {
             let camera = camera(url).expect("an address");
             assert_eq!(camera.url_with_host_replaced(), camera.url);
             let address = address.parse().expect("an address");
-            assert_eq!(camera.at_address(address).url_with_host_replaced().as_str(), expected);
+            assert_eq!(
+                camera.with_resolved_address(address).url_with_host_replaced().as_str(),
+                expected
+            );
         }
     }
 

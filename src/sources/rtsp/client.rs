@@ -19,8 +19,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::assembler::{AssembledFrame, ReceivedRtpPacket};
-use super::camera::{Camera, CameraError, RtspStep, first_line_of_error, other_rtsp_transport, to_retina_transport};
-use super::challenge;
+use super::auth_challenge;
+use super::camera::{
+    Camera, CameraError, RtspStep, alternative_rtsp_transport, first_line_of_error, to_retina_transport,
+};
 use super::connect::resolve_and_probe_tcp_connection;
 use super::incompatibility::{CameraIncompatibility, IgnoredInputStats};
 use super::packet_silence::PacketSilenceDetector;
@@ -80,7 +82,7 @@ pub(super) struct CameraFrame {
 }
 
 /// Timeout of DESCRIBE, each SETUP, and PLAY.
-const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+const RTSP_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A session whose packets make no frame for this long ends: longer than any usual key frame interval.
 const NO_COMPLETE_FRAME_TIMEOUT: Duration = Duration::from_secs(120);
@@ -99,7 +101,7 @@ const LENGTH_PREFIXED_FRAME_FORMAT: FrameFormat = FrameFormat {
 };
 
 /// Returns the first request to a camera, through a relay if the camera needs one.
-async fn start_relay_and_prepare_describe(
+async fn build_describe_request_with_relay(
     camera: &Camera,
     uses_rtsp_relay: bool,
 ) -> Result<impl Future<Output = Result<Session<Described>, retina::Error>> + use<>, CameraError> {
@@ -142,10 +144,10 @@ impl RtspClient {
         uses_rtsp_relay: bool,
     ) -> Result<Self, CameraError> {
         let has_credentials = camera.has_credentials();
-        let describing = start_relay_and_prepare_describe(camera, uses_rtsp_relay).await?;
-        let described = with_step_timeout(RtspStep::Describe, has_credentials, describing).await;
+        let describing = build_describe_request_with_relay(camera, uses_rtsp_relay).await?;
+        let described = with_rtsp_request_timeout(RtspStep::Describe, has_credentials, describing).await;
         let mut session = match described {
-            Err(CameraError::CredentialsRejected) if challenge::probe_for_unusual_challenge(camera).await => {
+            Err(CameraError::CredentialsRejected) if auth_challenge::probe_for_unusual_challenge(camera).await => {
                 return Err(CameraError::Incompatible(CameraIncompatibility::UnusualAuthentication));
             }
             described => described?,
@@ -166,10 +168,10 @@ impl RtspClient {
             return Err(CameraError::NoSupportedTracks);
         }
         set_up_tracks_dropping_refused(camera, uses_rtsp_relay, &mut session, &mut tracks).await?;
-        let playing = with_step_timeout(
+        let playing = with_rtsp_request_timeout(
             RtspStep::Play,
             has_credentials,
-            session.play(camera.policies.play_options()),
+            session.play(camera.policies.retina_play_options()),
         )
         .await?;
         let media = if tracks.iter().any(|track| track.announced_track.codec == Codec::Jpeg) {
@@ -241,7 +243,7 @@ impl RtspClient {
     /// Waits for the next frame or sender report.
     pub(super) async fn next_frame_or_capture_time(&mut self) -> Result<CameraEvent, CameraError> {
         loop {
-            let deadline = self.check_media_timeouts()?;
+            let deadline = self.enforce_media_timeouts()?;
             if let Some(event) = self.ready_events.pop_front() {
                 // Audio goes on where video makes no frame.
                 let main = self.tracks.first().map(CameraTrack::kind);
@@ -250,14 +252,14 @@ impl RtspClient {
                 }
                 return Ok(event);
             }
-            // A timeout is handled by the next `check_media_timeouts`.
+            // A timeout is handled by the next `enforce_media_timeouts`.
             let mut wake = deadline.min(Instant::now() + RETINA_POLL_INTERVAL);
             for track in &self.tracks {
                 if let Some(due) = track.assembler.poll_timeout() {
                     wake = wake.min(Instant::from_std(due));
                 }
             }
-            if let Ok(read) = timeout_at(wake, self.read_and_handle_retina_item()).await {
+            if let Ok(read) = timeout_at(wake, self.read_retina_item_into_events()).await {
                 read?;
             }
             self.complete_timed_out_frames();
@@ -266,7 +268,7 @@ impl RtspClient {
 
     /// Fails if the first track (video, or audio if there is no video) is silent. Missing audio beside video is only
     /// logged, once. Returns when to check again.
-    fn check_media_timeouts(&mut self) -> Result<Instant, CameraError> {
+    fn enforce_media_timeouts(&mut self) -> Result<Instant, CameraError> {
         let now = Instant::now();
         let mut deadline = self.last_frame_at + NO_COMPLETE_FRAME_TIMEOUT;
         if now >= deadline {
@@ -291,13 +293,13 @@ impl RtspClient {
         Ok(deadline)
     }
 
-    async fn read_and_handle_retina_item(&mut self) -> Result<(), CameraError> {
+    async fn read_retina_item_into_events(&mut self) -> Result<(), CameraError> {
         match &mut self.media {
             RetinaMedia::Frames(demuxed) => {
                 let item = poll_fn(|context| Pin::new(&mut **demuxed).poll_next(context)).await;
                 match item.ok_or(CameraError::SessionEnded)? {
-                    Ok(item) => self.handle_demuxed_item(item),
-                    Err(error) => self.on_retina_error(&error)?,
+                    Ok(item) => self.queue_depacketized_frame(item),
+                    Err(error) => self.tolerate_or_return_retina_error(&error)?,
                 }
             }
             RetinaMedia::Packets(session) => {
@@ -307,10 +309,10 @@ impl RtspClient {
                     ready => ready,
                 });
                 match item.await.ok_or(CameraError::SessionEnded)? {
-                    Ok(PacketItem::Rtp(packet)) => self.handle_rtp_packet(packet),
+                    Ok(PacketItem::Rtp(packet)) => self.assemble_rtp_packet(packet),
                     Ok(PacketItem::Rtcp(compound)) => self.handle_rtcp(&compound),
                     Ok(_) => {}
-                    Err(error) => self.on_retina_error(&error)?,
+                    Err(error) => self.tolerate_or_return_retina_error(&error)?,
                 }
             }
         }
@@ -318,7 +320,7 @@ impl RtspClient {
     }
 
     /// Takes a frame that retina depacketized.
-    fn handle_demuxed_item(&mut self, item: CodecItem) {
+    fn queue_depacketized_frame(&mut self, item: CodecItem) {
         self.consecutive_retina_errors = 0;
         let (index, time, received, bytes) = match item {
             CodecItem::VideoFrame(frame) => {
@@ -340,18 +342,18 @@ impl RtspClient {
         let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
             return;
         };
-        let time = CameraTrack::to_positive_time(time);
+        let time = CameraTrack::to_unsigned_timestamp(time);
         track.record_packet_arrival(time);
         let time = track.frame_timestamps.correct(time, received);
         self.ready_events.push_back(CameraEvent::Frame(CameraFrame {
             kind: track.kind(),
-            codec_time: track.to_codec_time(time),
+            codec_time: track.to_codec_clock_rate(time),
             bytes,
             received_at: received,
         }));
     }
 
-    fn handle_rtp_packet(&mut self, packet: ReceivedPacket) {
+    fn assemble_rtp_packet(&mut self, packet: ReceivedPacket) {
         self.consecutive_retina_errors = 0;
         let index = packet.stream_id();
         let Some(track) = self.tracks.iter_mut().find(|track| track.index == index) else {
@@ -361,9 +363,9 @@ impl RtspClient {
             let what = || "RTP packets of an unannounced payload type".to_owned();
             return count_ignored_input(&mut self.ignored_input, &self.stream, 1, &what);
         }
-        let time = CameraTrack::to_positive_time(packet.timestamp().timestamp());
+        let time = CameraTrack::to_unsigned_timestamp(packet.timestamp().timestamp());
         track.record_packet_arrival(time);
-        let packet = ReceivedRtpPacket::new(packet, time, track.to_codec_time(time));
+        let packet = ReceivedRtpPacket::new(packet, time, track.to_codec_clock_rate(time));
         let received = packet.received_at;
         let before = track.assembler.ignored_payload_count();
         let mut frames = Vec::new();
@@ -393,7 +395,7 @@ impl RtspClient {
     }
 
     /// Passes over what can be passed over.
-    fn on_retina_error(&mut self, error: &retina::Error) -> Result<(), CameraError> {
+    fn tolerate_or_return_retina_error(&mut self, error: &retina::Error) -> Result<(), CameraError> {
         let line = first_line_of_error(error);
         self.consecutive_retina_errors += 1;
         if self.consecutive_retina_errors > MAX_CONSECUTIVE_RETINA_ERRORS {
@@ -434,12 +436,18 @@ impl RtspClient {
             else {
                 return;
             };
-            let time = CameraTrack::to_positive_time(time.timestamp());
-            let corrected = track.assembler.corrected_time_of(time, track.to_codec_time(time));
+            let time = CameraTrack::to_unsigned_timestamp(time.timestamp());
+            let corrected = track
+                .assembler
+                .correct_source_timestamp(time, track.to_codec_clock_rate(time));
             if let Some((time, is_codec_time)) = corrected {
                 self.ready_events.push_back(CameraEvent::CaptureTime {
                     kind: track.kind(),
-                    time: if is_codec_time { time } else { track.to_codec_time(time) },
+                    time: if is_codec_time {
+                        time
+                    } else {
+                        track.to_codec_clock_rate(time)
+                    },
                     at,
                 });
             }
@@ -467,7 +475,7 @@ impl CameraTrack {
         let time = if frame.is_codec_time {
             frame.time
         } else {
-            self.to_codec_time(frame.time)
+            self.to_codec_clock_rate(frame.time)
         };
         CameraEvent::Frame(CameraFrame {
             kind: self.kind(),
@@ -500,13 +508,13 @@ async fn set_up_tracks_dropping_refused(
             .transport(to_retina_transport(transport))
             .frame_format(LENGTH_PREFIXED_FRAME_FORMAT);
         let setup = session.setup(track.index, options);
-        match with_step_timeout(RtspStep::Setup, has_credentials, setup).await {
+        match with_rtsp_request_timeout(RtspStep::Setup, has_credentials, setup).await {
             Ok(()) => position += 1,
             // Some cameras support one transport only (RFC 2326 §11.3.13).
             Err(CameraError::UnsupportedTransport)
                 if position == 0 && transport == camera.transport && !uses_rtsp_relay =>
             {
-                transport = other_rtsp_transport(transport);
+                transport = alternative_rtsp_transport(transport);
             }
             Err(CameraError::StepFailed { .. } | CameraError::UnsupportedTransport | CameraError::NotFound)
                 if position > 0 =>
@@ -519,14 +527,14 @@ async fn set_up_tracks_dropping_refused(
     Ok(())
 }
 
-async fn with_step_timeout<T>(
+async fn with_rtsp_request_timeout<T>(
     step: RtspStep,
     has_credentials: bool,
     work: impl Future<Output = Result<T, retina::Error>>,
 ) -> Result<T, CameraError> {
-    match timeout(STEP_TIMEOUT, work).await {
+    match timeout(RTSP_REQUEST_TIMEOUT, work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(match retina_errors::incompatibility_at(step, &error) {
+        Ok(Err(error)) => Err(match retina_errors::incompatibility_from_setup_error(step, &error) {
             Some(refusal) if has_credentials || refusal != CameraIncompatibility::UnusualAuthentication => {
                 CameraError::Incompatible(refusal)
             }

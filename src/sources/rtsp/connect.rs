@@ -20,7 +20,7 @@ pub(super) async fn resolve_and_probe_tcp_connection(camera: &Camera) -> Result<
     let peer = connection
         .peer_addr()
         .map_err(|error| CameraError::Unreachable(error.to_string()))?;
-    Ok(camera.at_address(peer.ip()))
+    Ok(camera.with_resolved_address(peer.ip()))
 }
 
 /// Opens a TCP connection to the first address of the camera that accepts one.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::incompatibility::CameraIncompatibility;
 use crate::pipeline::description::PipelineDescription;
 use crate::pipeline::library::PipelineLibrary;
-use crate::pipeline::programs::WorkerProgramsAndSlots;
+use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 
 /// Names of the pipelines. The second one also converts audio that browsers do not play.
 pub const FALLBACK_PIPELINE: &str = "rtsp";
@@ -20,7 +20,7 @@ pub struct PipelineFallback {
     description: Arc<PipelineDescription>,
     /// `None` if there is no such pipeline.
     audio: Option<Arc<PipelineDescription>>,
-    pub(super) worker_programs: WorkerProgramsAndSlots,
+    pub(super) worker_programs: WorkerExecutablesAndProcessSlots,
     state: Arc<Mutex<FallbackState>>,
 }
 
@@ -47,8 +47,8 @@ const MAX_SHORT_SESSION_DURATION: Duration = Duration::from_secs(125);
 
 /// Two sessions in a row that the camera ended are of one last_session_length if they differ by no more than these factors. Long ones
 /// end by chance, too, unless they are much alike.
-const SIMILAR_SESSION_DURATION_FACTOR: f64 = 2.0;
-const SIMILAR_LONG_SESSION_DURATION_FACTOR: f64 = 1.1;
+const MAX_SIMILAR_SESSION_DURATION_RATIO: f64 = 2.0;
+const MAX_SIMILAR_LONG_SESSION_DURATION_RATIO: f64 = 1.1;
 
 /// Sessions that end earlier are not replaced in advance.
 const MIN_SESSION_DURATION_TO_RENEW: Duration = Duration::from_secs(2);
@@ -69,7 +69,7 @@ const MAX_SHORT_SESSIONS: u32 = 5;
 
 impl PipelineFallback {
     /// Returns `None` if the library has no such pipeline.
-    pub fn new(library: &PipelineLibrary, programs: &WorkerProgramsAndSlots) -> Option<Self> {
+    pub fn new(library: &PipelineLibrary, programs: &WorkerExecutablesAndProcessSlots) -> Option<Self> {
         Some(Self {
             description: library.get(FALLBACK_PIPELINE)?.clone(),
             audio: library.get(AUDIO_CONVERTING_PIPELINE).cloned(),
@@ -84,7 +84,7 @@ impl PipelineFallback {
     }
 
     /// Uses the pipeline or the relay from now on.
-    pub(super) fn require_pipeline_or_relay(&self, refusal: CameraIncompatibility) {
+    pub(super) fn activate_fallback(&self, refusal: CameraIncompatibility) {
         let mut state = self.lock();
         (state.reason, state.has_received_frames, state.short_session_count) = (Some(refusal), false, 0);
         (state.last_session_duration, state.camera_session_duration) = (None, None);
@@ -164,15 +164,15 @@ impl PipelineFallback {
             .map(|last| last.min(lasted))
             .filter(|shorter| *shorter >= MIN_SESSION_DURATION_TO_RENEW);
         let factor = if is_short {
-            SIMILAR_SESSION_DURATION_FACTOR
+            MAX_SIMILAR_SESSION_DURATION_RATIO
         } else {
-            SIMILAR_LONG_SESSION_DURATION_FACTOR
+            MAX_SIMILAR_LONG_SESSION_DURATION_RATIO
         };
         let is_alike = |shorter: &Duration| last.is_some_and(|last| last.max(lasted) <= shorter.mul_f64(factor));
         // A long session disproves a short session_period.
         let kept = state
             .camera_session_duration
-            .filter(|session_period| lasted <= session_period.mul_f64(SIMILAR_SESSION_DURATION_FACTOR));
+            .filter(|session_period| lasted <= session_period.mul_f64(MAX_SIMILAR_SESSION_DURATION_RATIO));
         state.camera_session_duration = shorter.filter(is_alike).or(kept);
         state.short_session_count >= MAX_SHORT_SESSIONS
     }
@@ -197,12 +197,12 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     fn fallback() -> PipelineFallback {
-        let programs = WorkerProgramsAndSlots {
+        let programs = WorkerExecutablesAndProcessSlots {
             pipeline_worker: "/nonexistent/millstream-worker".into(),
             demuxer: "/nonexistent/millstream".into(),
-            ..WorkerProgramsAndSlots::installed()
+            ..WorkerExecutablesAndProcessSlots::find_installed()
         };
-        PipelineFallback::new(&PipelineLibrary::shipped(), &programs).expect("it is shipped")
+        PipelineFallback::new(&PipelineLibrary::with_shipped_pipelines(), &programs).expect("it is shipped")
     }
 
     /// Returns after how many seconds sessions are replaced, after some that the camera ended.
@@ -247,7 +247,7 @@ mod tests {
 
     /// Fails at the time at which it is tried again. Returns the delay before the next try in seconds.
     fn fail_audio(fallback: &PipelineFallback, now: &mut Instant) -> u64 {
-        fallback.require_pipeline_or_relay(CameraIncompatibility::Audio);
+        fallback.activate_fallback(CameraIncompatibility::Audio);
         assert_eq!(
             fallback.pipeline_for_incompatibility(CameraIncompatibility::Audio).1,
             AUDIO_CONVERTING_PIPELINE
@@ -274,7 +274,7 @@ mod tests {
         // Viewers who have video are not disturbed any more.
         assert_eq!(fallback.time_until_audio_retry(now), None);
         // Once it worked, it is tried soon again.
-        fallback.require_pipeline_or_relay(CameraIncompatibility::Audio);
+        fallback.activate_fallback(CameraIncompatibility::Audio);
         fallback.mark_frames_received();
         fallback.deactivate_fallback_if_no_frames(now);
         assert_eq!(fallback.reason(), Some(CameraIncompatibility::Audio));
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn other_pipelines_are_not_kept_from_converting_audio() {
         let fallback = fallback();
-        fallback.require_pipeline_or_relay(CameraIncompatibility::SsrcChanges);
+        fallback.activate_fallback(CameraIncompatibility::SsrcChanges);
         assert_eq!(
             fallback
                 .pipeline_for_incompatibility(CameraIncompatibility::SsrcChanges)

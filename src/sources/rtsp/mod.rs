@@ -1,6 +1,6 @@
 //! RTSP client (RFC 2326) for cameras.
 //!
-//! [`play_camera`] runs one session with a camera; [`fetch`](super::fetch) reconnects after it has ended. Video is H.264,
+//! [`run_camera_source`] runs one session with a camera; [`fetch`](super::fetch) reconnects after it has ended. Video is H.264,
 //! H.265 or Motion JPEG, audio is Opus, G.711 or AAC. Other tracks are left out and named in the status. A camera that
 //! this client cannot read goes by the pipeline `rtsp` ([`fallback`]), which also supports what this client does not:
 //! RTSPS, redirects, multicast and a jitter buffer. The [`relay`] authenticates, and corrects a few RTSP messages that
@@ -16,7 +16,7 @@ use self::camera::{Camera, CameraError};
 use self::client::{CameraEvent, CameraFrame, RtspClient};
 use self::fallback::PipelineFallback;
 use self::incompatibility::{CameraIncompatibility, IgnoredInputStats};
-use super::fetch::attached::{AttachedSource, random_session_id};
+use super::fetch::attached_source::{AttachedSource, random_session_id};
 use super::fetch::error::FetchError;
 use super::fetch::registry::RegisteredSource;
 use crate::config::RtspTransport;
@@ -25,9 +25,9 @@ use millstream_core::media::MediaKind;
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
 
 mod assembler;
+mod auth_challenge;
 mod by_pipeline;
 pub mod camera;
-mod challenge;
 mod client;
 mod connect;
 pub mod fallback;
@@ -41,7 +41,7 @@ mod sdp;
 mod tracks;
 
 /// Runs one session with the camera until it fails. `live` is called once the stream receives frames.
-pub async fn play_camera<P: FrameSink>(
+pub async fn run_camera_source<P: FrameSink>(
     camera: &Camera,
     entry: &RegisteredSource,
     plane: &P,
@@ -49,12 +49,14 @@ pub async fn play_camera<P: FrameSink>(
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
     let incompatibility = camera.fallback.as_ref().and_then(PipelineFallback::reason);
-    entry.update_status_silently(|status| status.fallback_reason = incompatibility.map(CameraIncompatibility::text));
+    entry.modify_status_without_notifying(|status| {
+        status.fallback_reason = incompatibility.map(CameraIncompatibility::text)
+    });
     let by_pipeline = incompatibility.filter(|reason| !reason.is_corrected_by_relay());
     if let (Some(fallback), Some(incompatibility)) = (&camera.fallback, by_pipeline) {
-        entry.update_status_silently(|status| status.unsupported_tracks.clear());
+        entry.modify_status_without_notifying(|status| status.unsupported_tracks.clear());
         let target = (&entry.stream, plane);
-        return by_pipeline::play_by_pipeline(camera, fallback, incompatibility, target, reservation, live).await;
+        return by_pipeline::run_camera_pipeline(camera, fallback, incompatibility, target, reservation, live).await;
     }
     reservation.release();
     let mut since = None;
@@ -62,7 +64,7 @@ pub async fn play_camera<P: FrameSink>(
         since = Some(Instant::now());
         live(tracks);
     };
-    let error = play_by_client(camera, entry, plane, &mut on_live).await;
+    let error = run_rtsp_client_session(camera, entry, plane, &mut on_live).await;
     let (Some(fallback), FetchError::Camera(camera_error)) = (&camera.fallback, &error) else {
         return error;
     };
@@ -80,7 +82,7 @@ pub async fn play_camera<P: FrameSink>(
     let Some(incompatibility) = incompatibility else {
         return error;
     };
-    fallback.require_pipeline_or_relay(incompatibility);
+    fallback.activate_fallback(incompatibility);
     let (stream, reason) = (&entry.stream, incompatibility.text());
     if incompatibility.is_corrected_by_relay() {
         warn!(%stream, reason, "RTSP camera is read through a relay that corrects its RTSP messages from now on");
@@ -91,7 +93,7 @@ pub async fn play_camera<P: FrameSink>(
     FetchError::SwitchedToPipeline
 }
 
-async fn play_by_client<P: FrameSink>(
+async fn run_rtsp_client_session<P: FrameSink>(
     camera: &Camera,
     entry: &RegisteredSource,
     plane: &P,
@@ -116,7 +118,7 @@ async fn play_by_client<P: FrameSink>(
             media_plane: plane,
         };
         let played = tokio::select! {
-            played = session.play(first.take(), renewed, live) => played,
+            played = session.forward_frames(first.take(), renewed, live) => played,
             () = audio_retry => Err(CameraError::Incompatible(CameraIncompatibility::Audio).into()),
         };
         (client, first) = match played {
@@ -148,7 +150,7 @@ fn report_unsupported_tracks_and_reset_ignored_input(entry: &RegisteredSource, c
             info!(stream = %entry.stream, track, "track of the RTSP camera not forwarded: its codec or its parameters are not supported");
         }
     }
-    entry.update_status_silently(|status| {
+    entry.modify_status_without_notifying(|status| {
         status.unsupported_tracks = client.unsupported_tracks().to_vec();
         status.ignored_input = IgnoredInputStats::default();
     });
@@ -186,7 +188,7 @@ struct CameraSession<'a, P: FrameSink> {
 
 impl<P: FrameSink> CameraSession<'_, P> {
     /// Feeds the stream until the session fails or is replaced. `first` is a frame that was read already.
-    async fn play(
+    async fn forward_frames(
         self,
         mut first: Option<CameraFrame>,
         renewed: impl Future<Output = (RtspClient, CameraFrame)>,
@@ -213,7 +215,7 @@ impl<P: FrameSink> CameraSession<'_, P> {
             if client.ignored_input().count != noted {
                 noted = client.ignored_input().count;
                 self.registered_source
-                    .update_status_silently(|status| status.ignored_input = client.ignored_input().clone());
+                    .modify_status_without_notifying(|status| status.ignored_input = client.ignored_input().clone());
             }
             let feed = &mut attached.frame_source;
             let frame = match event {

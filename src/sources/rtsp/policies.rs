@@ -10,7 +10,7 @@ use retina::client::{
 
 /// Policies of one camera.
 #[derive(Clone)]
-pub struct CameraPolicies {
+pub struct CameraQuirkPolicies {
     initial_timestamp: InitialTimestampPolicy,
     initial_seq: InitialSequenceNumberPolicy,
     unknown_rtcp_ssrc: UnknownRtcpSsrcPolicy,
@@ -52,7 +52,7 @@ pub const QUIRK_KEYS_AND_ALLOWED_VALUES: [(&str, &str); 7] = [
     ),
 ];
 
-impl Default for CameraPolicies {
+impl Default for CameraQuirkPolicies {
     fn default() -> Self {
         Self {
             // Many cameras omit the RTP timestamps that retina requires by default.
@@ -69,7 +69,7 @@ impl Default for CameraPolicies {
     }
 }
 
-impl CameraPolicies {
+impl CameraQuirkPolicies {
     /// Sets the policy of a key. Returns `None` for an unknown key or an invalid value.
     pub fn set(&mut self, key: &str, value: &toml::Value) -> Option<()> {
         fn parse_policy<T: FromStr>(value: &toml::Value) -> Option<T> {
@@ -98,7 +98,7 @@ impl CameraPolicies {
             .unassigned_channel_data(self.unassigned_data)
     }
 
-    pub(super) fn play_options(&self) -> PlayOptions {
+    pub(super) fn retina_play_options(&self) -> PlayOptions {
         let options = PlayOptions::default()
             .initial_timestamp(self.initial_timestamp)
             .initial_seq(self.initial_seq)
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn every_key_takes_each_of_its_values_and_nothing_else() {
         for (key, allowed) in QUIRK_KEYS_AND_ALLOWED_VALUES {
-            let mut policies = CameraPolicies::default();
+            let mut policies = CameraQuirkPolicies::default();
             let values: Vec<&str> = allowed.split('"').skip(1).step_by(2).collect();
             for value in &values {
                 assert_eq!(policies.set(key, &(*value).into()), Some(()), "{key} = {value}");
@@ -131,9 +131,9 @@ mod tests {
             }
         }
         assert_eq!(
-            CameraPolicies::default().set("max_timestamp_jump", &10.into()),
+            CameraQuirkPolicies::default().set("max_timestamp_jump", &10.into()),
             Some(())
         );
-        assert_eq!(CameraPolicies::default().set("nothing", &true.into()), None);
+        assert_eq!(CameraQuirkPolicies::default().set("nothing", &true.into()), None);
     }
 }

@@ -92,7 +92,7 @@ impl RtspMessageRelay {
     pub(super) fn forward_client_messages_and_frames(&mut self, buffer: &mut BytesMut) -> bool {
         loop {
             let (first, headers, body) = match take_next_frame_or_message(buffer) {
-                Err(NotRtsp) => return false,
+                Err(InvalidRtspData) => return false,
                 Ok(None) => return true,
                 Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
                     let known = self
@@ -146,7 +146,7 @@ impl RtspMessageRelay {
             uri,
             header: kept.map(|(name, value)| format!("{name}: {value}\r\n")).collect(),
             body,
-            channel: find_header_value(headers, "transport").and_then(interleaved_channel),
+            channel: find_header_value(headers, "transport").and_then(parse_interleaved_channel),
             attempts: 0,
             challenge_number: 0,
         };
@@ -189,7 +189,7 @@ impl RtspMessageRelay {
     pub(super) fn forward_camera_messages_and_frames(&mut self, buffer: &mut BytesMut) -> bool {
         loop {
             let (first, headers, body) = match take_next_frame_or_message(buffer) {
-                Err(NotRtsp) => return false,
+                Err(InvalidRtspData) => return false,
                 Ok(None) => return true,
                 Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
                     let known = self.channels.iter().find(|(camera, _)| *camera == channel);
@@ -230,7 +230,7 @@ impl RtspMessageRelay {
         headers: &[(String, String)],
         body: &[u8],
     ) -> bool {
-        if status == 401 && self.store_challenge_and_check_retry(&request, headers) {
+        if status == 401 && self.should_retry_with_new_challenge(&request, headers) {
             return self.send_request(request);
         }
         let is_setup = request.method == "SETUP" && (200..300).contains(&status);
@@ -267,7 +267,7 @@ impl RtspMessageRelay {
 
     /// Returns whether a refused request is to be sent again, with the challenge of the refusal: if it had none that was
     /// given for it, or one that the camera calls stale.
-    fn store_challenge_and_check_retry(&mut self, request: &RelayedRequest, headers: &[(String, String)]) -> bool {
+    fn should_retry_with_new_challenge(&mut self, request: &RelayedRequest, headers: &[(String, String)]) -> bool {
         if self.target.credentials.is_none() || request.attempts >= MAX_AUTHENTICATION_ATTEMPTS {
             return false;
         }
@@ -281,7 +281,7 @@ impl RtspMessageRelay {
                 .to_ascii_lowercase()
                 .replace([' ', '"'], "")
                 .contains("stale=true");
-            builder = builder.challenges(&without_auth_int(value));
+            builder = builder.challenges(&remove_auth_int_qop(value));
         }
         let is_old = request.challenge_number == 0 || request.attempts == 1;
         match builder.build() {
@@ -297,7 +297,7 @@ impl RtspMessageRelay {
     /// Returns the channel that the client uses: the one that it asked for. The camera uses that too, unless it named
     /// another (RFC 2326 §12.39).
     fn assign_interleaved_channel(&mut self, asked: u8, transport: Option<&str>) -> u8 {
-        let named = transport.and_then(interleaved_channel).unwrap_or(asked);
+        let named = transport.and_then(parse_interleaved_channel).unwrap_or(asked);
         self.channels
             .retain(|(_, client_channel)| *client_channel != asked && *client_channel != asked.saturating_add(1));
         self.channels.push((named, asked));
@@ -307,7 +307,7 @@ impl RtspMessageRelay {
 }
 
 /// Returns the first channel of a `Transport` header.
-fn interleaved_channel(transport: &str) -> Option<u8> {
+fn parse_interleaved_channel(transport: &str) -> Option<u8> {
     let parts = transport.split([';', ',']).map(str::trim);
     let channels = parts.filter_map(|part| part.split_once('='));
     let (_, channels) = channels
@@ -331,7 +331,7 @@ fn normalize_session_header(session: &str) -> String {
 }
 
 /// Offers `auth` alone where a challenge offers `auth-int` too.
-fn without_auth_int(challenge: &str) -> String {
+fn remove_auth_int_qop(challenge: &str) -> String {
     let lower = challenge.to_ascii_lowercase();
     let Some(list) = lower.find("qop=\"").map(|at| at + 5) else {
         return challenge.to_owned();
@@ -359,10 +359,10 @@ fn push_interleaved(out: &mut Vec<u8>, channel: u8, data: &[u8]) {
 }
 
 /// The bytes are no RTSP, or a message is too long.
-struct NotRtsp;
+struct InvalidRtspData;
 
 /// Removes the next item from the front of a buffer; `None` if it is not complete.
-fn take_next_frame_or_message(buffer: &mut BytesMut) -> Result<Option<InterleavedFrameOrMessage>, NotRtsp> {
+fn take_next_frame_or_message(buffer: &mut BytesMut) -> Result<Option<InterleavedFrameOrMessage>, InvalidRtspData> {
     // Some servers send line ends between messages.
     while matches!(buffer.first(), Some(b'\r' | b'\n' | b' ' | 0)) {
         buffer.advance(1);
@@ -382,7 +382,7 @@ fn take_next_frame_or_message(buffer: &mut BytesMut) -> Result<Option<Interleave
         }));
     }
     if buffer.first().is_some_and(|byte| !byte.is_ascii_alphabetic()) {
-        return Err(NotRtsp);
+        return Err(InvalidRtspData);
     }
     let crlf = buffer
         .windows(4)
@@ -396,7 +396,7 @@ fn take_next_frame_or_message(buffer: &mut BytesMut) -> Result<Option<Interleave
         .map(|at| at + 2);
     let Some(head_length) = crlf.into_iter().chain(lf).min() else {
         return if buffer.len() > MAX_HEADER_BYTES {
-            Err(NotRtsp)
+            Err(InvalidRtspData)
         } else {
             Ok(None)
         };
@@ -412,7 +412,7 @@ fn take_next_frame_or_message(buffer: &mut BytesMut) -> Result<Option<Interleave
         .and_then(|text| text.parse().ok())
         .unwrap_or(0);
     if body_length > MAX_BODY_BYTES {
-        return Err(NotRtsp);
+        return Err(InvalidRtspData);
     }
     if buffer.len() < head_length + body_length {
         return Ok(None);

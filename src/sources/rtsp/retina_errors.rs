@@ -49,7 +49,7 @@ pub(super) fn classify_retina_error(line: &str) -> RetinaErrorVerdict {
 }
 
 /// Parts of retina's errors about the `Transport` and the session in an answer to SETUP.
-const UNCLEAR_CHANNEL_ERROR_TEXTS: [&str; 5] = [
+const SETUP_TRANSPORT_ERROR_TEXTS: [&str; 5] = [
     "Transport header",
     "channel number",
     "adjacent channels",
@@ -58,11 +58,11 @@ const UNCLEAR_CHANNEL_ERROR_TEXTS: [&str; 5] = [
 ];
 
 /// Returns what an error before the first packet means.
-pub(super) fn incompatibility_at(step: RtspStep, error: &retina::Error) -> Option<CameraIncompatibility> {
+pub(super) fn incompatibility_from_setup_error(step: RtspStep, error: &retina::Error) -> Option<CameraIncompatibility> {
     let line = first_line_of_error(error);
     match error.status_code() {
         Some(200..=299)
-            if step == RtspStep::Setup && UNCLEAR_CHANNEL_ERROR_TEXTS.iter().any(|text| line.contains(text)) =>
+            if step == RtspStep::Setup && SETUP_TRANSPORT_ERROR_TEXTS.iter().any(|text| line.contains(text)) =>
         {
             Some(CameraIncompatibility::UnclearChannels)
         }

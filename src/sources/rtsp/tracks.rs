@@ -74,12 +74,12 @@ impl CameraTrack {
     }
 
     /// Makes a timestamp of retina positive.
-    pub(super) fn to_positive_time(time: i64) -> u64 {
+    pub(super) fn to_unsigned_timestamp(time: i64) -> u64 {
         time.saturating_add(RETINA_TIMESTAMP_OFFSET).unsigned_abs()
     }
 
     /// Converts a timestamp from the clock rate of the session description to that of the codec.
-    pub(super) fn to_codec_time(&self, time: u64) -> u64 {
+    pub(super) fn to_codec_clock_rate(&self, time: u64) -> u64 {
         let rate = self.announced_track.codec.clock_rate();
         if rate == self.clock_rate {
             return time;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use millstream_core::hub::data_settings::{DataSettings, ViewerMessages};
+use millstream_core::hub::data_settings::{DataSettings, ViewerMessageRecipients};
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::stream::ShardIndex;
 use millstream_core::media::data_message::{DataLabel, DataMessage, DataPayload};
@@ -83,7 +83,9 @@ impl World {
             label: DataLabel::parse(label).expect("a label"),
             payload: DataPayload::Text(text.into()),
         };
-        let published = self.shared.publish_data_message(ShardIndex::NONE, &stream, &message);
+        let published = self
+            .shared
+            .publish_data_message(ShardIndex::NO_SHARD, &stream, &message);
         assert_eq!(published, Ok(false));
     }
 }
@@ -182,7 +184,10 @@ fn viewers_are_not_heard_unless_that_is_configured() {
 
 #[test]
 fn viewers_are_heard_by_the_publisher_or_by_all_with_their_sender() {
-    for (viewer_messages, hears_viewers) in [(ViewerMessages::Publisher, false), (ViewerMessages::All, true)] {
+    for (viewer_messages, hears_viewers) in [
+        (ViewerMessageRecipients::Publisher, false),
+        (ViewerMessageRecipients::All, true),
+    ] {
         let settings = DataSettings {
             viewer_messages,
             ..DataSettings::default()

@@ -87,7 +87,9 @@ fn last_reason(world: &World) -> Option<SwitchReason> {
 
 fn choose(world: &World, source: Option<&str>) {
     let failover_group = world.shared.failover_groups.get(&live()).expect("a failover group");
-    failover_group.choose(source).expect("a source of the failover group");
+    failover_group
+        .choose_source(source)
+        .expect("a source of the failover group");
 }
 
 /// The encoder of a source: `number` distinguishes all of a test.
@@ -297,7 +299,7 @@ fn a_choice_by_hand_holds_until_the_source_fails_and_can_be_withdrawn() {
         .failover_groups
         .get(&live())
         .expect("a failover group")
-        .choose(Some("third"));
+        .choose_source(Some("third"));
     assert_eq!(
         unknown.map_err(|error| error.to_string()),
         Err("the stream has no source \"third\"".to_owned())

@@ -104,7 +104,7 @@ pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
             .hub
             .open_and_update_stream(name.lower_simulcast_layer_key(&Rid(rid.into())), |state| {
                 let source = SourceRef {
-                    shard: ShardIndex::NONE,
+                    shard: ShardIndex::NO_SHARD,
                     ..source
                 };
                 state.replace_source(source, &formats);

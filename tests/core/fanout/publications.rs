@@ -9,7 +9,7 @@ use millstream_core::hub::stream::{SessionId, ShardIndex, SourceRef};
 use millstream_core::hub::track::MissingPacketsOrKeyFrame;
 use millstream_core::media::rtcp::{self, RtcpMessage};
 use millstream_core::media::{CodecFormat, MediaKind, Mid, PayloadType, Rid, Ssrc};
-use millstream_core::sdp::negotiated::{
+use millstream_core::sdp::negotiation_result::{
     AudioVideoFormats, DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication,
     RemoteTransport, RtcpFeedback, RtpHeaderExtensionIds,
 };
@@ -235,7 +235,7 @@ fn each_layer_is_on_a_line_of_its_own_with_the_time_of_the_stream() {
         assert!(apart < 90, "{apart} ticks of 90 kHz");
     }
     // They go with the publisher.
-    source.publisher.detach(&source.hub);
+    source.publisher.detach_from_stream(&source.hub);
     assert!(source.hub.streams().is_empty(), "{:?}", source.hub.streams().len());
 }
 
@@ -420,14 +420,14 @@ fn only_a_publisher_that_knows_nothing_but_remb_gets_a_bitrate_by_it() {
 #[test]
 fn a_publisher_that_is_connected_and_sends_nothing_is_found_once() {
     let mut source = Source::new(&[]);
-    source.publisher.attach_on_connect_if_no_source(source.now, &source.hub);
+    source.publisher.attach_to_stream_if_no_source(source.now, &source.hub);
     let seconds = |count| source.now + std::time::Duration::from_secs(count);
     let (early, late, later) = (seconds(9), seconds(10), seconds(20));
     assert!(!source.publisher.take_no_media_warning(early));
     assert!(source.publisher.take_no_media_warning(late));
     assert!(!source.publisher.take_no_media_warning(later), "said once");
     let mut other = Source::new(&[]);
-    other.publisher.attach_on_connect_if_no_source(other.now, &other.hub);
+    other.publisher.attach_to_stream_if_no_source(other.now, &other.hub);
     other.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
     assert!(!other.publisher.take_no_media_warning(late));
 }
@@ -439,7 +439,7 @@ fn a_publisher_is_stalled_five_seconds_after_its_last_packet_until_the_next() {
     let connected_at = source.now;
     source
         .publisher
-        .attach_on_connect_if_no_source(connected_at, &source.hub);
+        .attach_to_stream_if_no_source(connected_at, &source.hub);
     let is_stalled_at = |source: &Source, milliseconds: u64| {
         let stream = source.hub.find_stream(source.publisher.stream_key());
         let at = connected_at + Duration::from_millis(milliseconds);
@@ -467,7 +467,7 @@ fn a_publisher_is_stalled_five_seconds_after_its_last_packet_until_the_next() {
 fn a_publisher_that_takes_over_from_a_silent_one_is_not_stalled() {
     let mut source = Source::new(&[]);
     let start = source.now;
-    source.publisher.attach_on_connect_if_no_source(start, &source.hub);
+    source.publisher.attach_to_stream_if_no_source(start, &source.hub);
     source.turn(&[media(1, 1, 1, (1, "0"), Some((320, 180)))]);
     let stream = source
         .hub
@@ -500,7 +500,7 @@ fn a_publisher_that_takes_over_from_a_silent_one_is_not_stalled() {
 #[test]
 fn video_that_was_negotiated_and_does_not_begin_is_noted_in_its_stream() {
     let mut source = Source::new(&[]);
-    source.publisher.attach_on_connect_if_no_source(source.now, &source.hub);
+    source.publisher.attach_to_stream_if_no_source(source.now, &source.hub);
     let start = source.now;
     let mut missing = |second: u64, packet: Option<Sent>| {
         source.now = start + Duration::from_secs(second);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use millstream_core::media::rtcp::{self, RtcpMessage};
 use millstream_core::media::rtp::{ParsedRtpHeader, extend_rtp_timestamp, extend_seq};
 use millstream_core::media::{CodecFormat, MediaKind, Ssrc};
-use millstream_core::sdp::negotiated::OutgoingTrack;
+use millstream_core::sdp::negotiation_result::OutgoingTrack;
 use millstream_core::session::feedback::TransportFeedbackGenerator;
 use millstream_test_support::media::vp8_counters;
 use millstream_test_support::{FrameCheck, Stamp, VideoCodec};

@@ -491,7 +491,7 @@ impl World {
         }
         self.failover_steps += 1;
         if self.failover_steps.is_multiple_of(FAILOVER_INTERVAL_STEPS) {
-            self.shared.handle_failover_timeout(now);
+            self.shared.run_due_failover_switches(now);
         }
         self.send_down();
         self.deliver_down();

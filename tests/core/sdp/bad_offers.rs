@@ -182,7 +182,7 @@ fn b17_b18_no_common_codec() {
     assert!(publish(&theora).unwrap_err().to_string().contains("VP8"));
     let viewer = recorded(CHROMIUM_VIEWER);
     let video = edit(&viewer, "H264/90000", "theora/90000");
-    let source = millstream_core::sdp::negotiated::AudioVideoFormats {
+    let source = millstream_core::sdp::negotiation_result::AudioVideoFormats {
         audio: None,
         ..high_and_opus()
     };

@@ -74,7 +74,7 @@ fn ffmpeg_finds_the_first_address_and_we_are_its_dtls_client() {
     let (plan, answer) = publish(&recorded(FFMPEG)).unwrap();
     assert_eq!(
         plan.transport.gateway_dtls_role,
-        millstream_core::sdp::negotiated::DtlsRole::Client
+        millstream_core::sdp::negotiation_result::DtlsRole::Client
     );
     assert_eq!(answer.matches("a=setup:active\r\n").count(), 2);
 }
@@ -129,7 +129,7 @@ fn chromium_takes_every_answer() {
         };
         assert_eq!(chromium_takes(&offer, &answer), Ok(()), "{name}");
     }
-    let silent = millstream_core::sdp::negotiated::AudioVideoFormats {
+    let silent = millstream_core::sdp::negotiation_result::AudioVideoFormats {
         audio: None,
         ..high_and_opus()
     };

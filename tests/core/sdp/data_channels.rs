@@ -1,6 +1,6 @@
 //! Data channel sections of offers, and what is answered (RFC 8841).
 
-use millstream_core::sdp::negotiated::{DataPeerRole, NegotiatedDataChannels};
+use millstream_core::sdp::negotiation_result::{DataPeerRole, NegotiatedDataChannels};
 use millstream_core::sdp::{LocalTransport, Offer, OfferError, answer_whip_offer, create_offer_to_viewer};
 
 use crate::sdp::invariants::{check_playback, check_publication};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use millstream_core::media::CodecFormat;
-use millstream_core::sdp::negotiated::AudioVideoFormats;
+use millstream_core::sdp::negotiation_result::AudioVideoFormats;
 
 use crate::sdp::invariants::{check_playback, check_publication};
 use crate::sdp::{

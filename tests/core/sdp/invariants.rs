@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use millstream_core::media::Ssrc;
-use millstream_core::sdp::negotiated::{
+use millstream_core::sdp::negotiation_result::{
     DtlsRole, NegotiatedCodec, NegotiatedPlayback, NegotiatedPublication, RtpHeaderExtensionIds,
 };
 

@@ -1,7 +1,7 @@
 //! What answers agree on against loss: requests for audio packets, in-band FEC, the playout delay.
 
 use millstream_core::media::{MediaKind, PayloadType};
-use millstream_core::sdp::negotiated::NegotiatedPlayback;
+use millstream_core::sdp::negotiation_result::NegotiatedPlayback;
 use millstream_core::sdp::{Offer, answer_whep_offer};
 
 use crate::sdp::invariants::{check_playback, check_publication};

@@ -18,7 +18,7 @@ mod tolerance;
 use std::path::{Path, PathBuf};
 
 use millstream_core::media::{CodecFormat, ProfileLevelId};
-use millstream_core::sdp::negotiated::{
+use millstream_core::sdp::negotiation_result::{
     AudioVideoFormats, Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedPlayback, NegotiatedPublication,
 };
 use millstream_core::sdp::{LocalDescription, LocalTransport, Offer, OfferError, answer_whep_offer, answer_whip_offer};

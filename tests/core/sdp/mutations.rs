@@ -1,7 +1,7 @@
 //! Mutated offers: real ones, damaged by a seeded generator. Every answer satisfies the invariants.
 
 use millstream_core::sdp::Offer;
-use millstream_core::sdp::negotiated::AudioVideoFormats;
+use millstream_core::sdp::negotiation_result::AudioVideoFormats;
 
 use crate::sdp::invariants::{check_playback, check_publication};
 use crate::sdp::{OPUS, Us, all_recorded, high_and_opus, play, publish, vp8_and_opus};

@@ -6,7 +6,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
 use millstream_core::media::CodecFormat;
-use millstream_core::sdp::negotiated::AudioVideoFormats;
+use millstream_core::sdp::negotiation_result::AudioVideoFormats;
 
 use crate::sdp::{OPUS, h264, play, publish};
 

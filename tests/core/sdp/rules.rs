@@ -3,7 +3,7 @@
 use millstream_core::media::{Codec, CodecFormat, MediaKind, PayloadType, Ssrc};
 use millstream_core::sdp::Offer;
 use millstream_core::sdp::answer_whep_offer;
-use millstream_core::sdp::negotiated::{AudioVideoFormats, DtlsRole, NegotiatedPlayback, OutgoingTrack};
+use millstream_core::sdp::negotiation_result::{AudioVideoFormats, DtlsRole, NegotiatedPlayback, OutgoingTrack};
 
 use crate::sdp::description::Description;
 use crate::sdp::invariants::{check_playback, check_publication};

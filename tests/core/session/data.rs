@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use millstream_core::media::data_message::{DataLabel, DataMessage, DataPayload};
-use millstream_core::sdp::negotiated::DataPeerRole;
+use millstream_core::sdp::negotiation_result::DataPeerRole;
 use millstream_core::session::CloseReason;
-use millstream_core::session::data::{DataEvent, DataNotSent, IgnoredMessageReason};
+use millstream_core::session::data::{DataEvent, DataSendError, IgnoredMessageReason};
 use millstream_test_support::{DtlsRole, LinkConfig, PeerEvent};
 
 use crate::session::heap;
@@ -121,7 +121,7 @@ fn a_message_of_each_kind_and_of_any_length_arrives_as_it_was_sent() {
     let empty = message("a", "");
     assert_eq!(world.session.send_data(world.now, &empty), Ok(()));
     let long = message("a", &"x".repeat(70_000));
-    assert_eq!(world.session.send_data(world.now, &long), Err(DataNotSent::TooLong));
+    assert_eq!(world.session.send_data(world.now, &long), Err(DataSendError::TooLong));
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn no_more_channels_are_opened_than_there_are_streams() {
         .map(|n| world.session.send_data(world.now, &message(&n.to_string(), "x")))
         .collect();
     assert_eq!(results[..8], [Ok(()); 8]);
-    assert_eq!(results[8], Err(DataNotSent::TooManyChannels));
+    assert_eq!(results[8], Err(DataSendError::TooManyChannels));
     world.run(SECOND);
     assert_eq!(world.texts_at_peer().len(), 8);
 }
@@ -189,7 +189,7 @@ fn a_peer_that_acknowledges_nothing_keeps_little_and_media_goes_on() {
         for _ in 0..1_000 {
             let result = world.session.send_data(world.now, &message("a", &text));
             accepted += usize::from(result.is_ok());
-            assert!(matches!(result, Ok(()) | Err(DataNotSent::TooSlow)));
+            assert!(matches!(result, Ok(()) | Err(DataSendError::TooSlow)));
             while world.session.poll_transmit().is_some() {}
         }
     });
@@ -209,7 +209,7 @@ fn the_association_is_aborted_before_the_session_says_goodbye() {
     assert!(world.peer.is_data_aborted());
     assert!(world.peer_events.contains(&PeerEvent::Closed));
     let result = world.session.send_data(world.now, &message("a", "x"));
-    assert_eq!(result, Err(DataNotSent::NotConnected));
+    assert_eq!(result, Err(DataSendError::NotConnected));
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn a_session_without_data_channels_ignores_application_data() {
     world.run(SECOND);
     assert!(world.data().is_empty());
     let result = world.session.send_data(world.now, &message("a", "x"));
-    assert_eq!((result, world.reason()), (Err(DataNotSent::NotConnected), None));
+    assert_eq!((result, world.reason()), (Err(DataSendError::NotConnected), None));
     world.peer.send_rtp(&rtp(1));
     world.run(SECOND);
     assert_eq!(world.rtp().len(), 1);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use millstream_core::sdp::negotiated::DataPeerRole;
+use millstream_core::sdp::negotiation_result::DataPeerRole;
 use millstream_test_support::PeerEvent;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millstream_core::sdp::negotiated::{
+use millstream_core::sdp::negotiation_result::{
     DataPeerRole, DtlsRole as OurRole, Fingerprint, FingerprintHashFunction, IceCredentials, NegotiatedDataChannels,
     RemoteTransport,
 };

@@ -144,8 +144,8 @@ impl World {
                 let ring = state.track(kind).ring();
                 if reader.is_none() {
                     *reader = match kind {
-                        MediaKind::Video => RingReader::at_newest_key_frame(ring),
-                        MediaKind::Audio => Some(RingReader::at_oldest_packet(ring)),
+                        MediaKind::Video => RingReader::starting_at_newest_key_frame(ring),
+                        MediaKind::Audio => Some(RingReader::starting_at_oldest_packet(ring)),
                     };
                 }
                 if let Some(reader) = reader {

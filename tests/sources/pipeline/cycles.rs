@@ -40,7 +40,7 @@ fn workers_leave_nothing_behind() {
 async fn cycles() {
     let asked = std::env::var_os("WORKER_CYCLES").and_then(|count| count.to_str()?.parse().ok());
     let rounds = asked.unwrap_or(SHORT);
-    let library = PipelineLibrary::shipped();
+    let library = PipelineLibrary::with_shipped_pipelines();
     let description = library.get("slate").expect("it is shipped");
     let (job, _) = description
         .build_job_and_target_urls(&toml::Table::new(), Vec::new())
@@ -56,7 +56,7 @@ async fn cycles() {
         )
         .expect("starts");
         while !matches!(
-            process.next_message_or_kill().await.expect("it runs"),
+            process.read_message_or_kill_worker().await.expect("it runs"),
             MessageFromWorker::Frame(_)
         ) {}
         // All other ways of ending: graceful stop, kill, drop.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use millstream::Gateway;
 use millstream::config::Config;
 use millstream::gateway::sources_and_credentials::SourcesAndCredentials;
-use millstream::pipeline::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
+use millstream::pipeline::worker_executables::{PIPELINE_WORKER_EXECUTABLE_NAME, WorkerExecutablesAndProcessSlots};
 use millstream::pipeline::worker_slots::WorkerSlots;
 use millstream_core::hub;
 use millstream_core::hub::name::StreamName;
@@ -35,10 +35,10 @@ mod worker_limit;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The worker programs, as cargo built them in one folder.
-pub(crate) fn programs() -> WorkerProgramsAndSlots {
+pub(crate) fn programs() -> WorkerExecutablesAndProcessSlots {
     let gateway = PathBuf::from(env!("CARGO_BIN_EXE_millstream"));
-    let programs = WorkerProgramsAndSlots {
-        pipeline_worker: gateway.with_file_name(PIPELINE_WORKER_PROGRAM),
+    let programs = WorkerExecutablesAndProcessSlots {
+        pipeline_worker: gateway.with_file_name(PIPELINE_WORKER_EXECUTABLE_NAME),
         demuxer: gateway,
         slots: WorkerSlots::default(),
     };

@@ -15,7 +15,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use millstream::Gateway;
-use millstream::pipeline::programs::WorkerProgramsAndSlots;
+use millstream::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::name::StreamName;
 use millstream_core::hub::tap::StreamTap;
@@ -309,7 +309,7 @@ async fn an_origin_is_not_asked_for_key_frames_and_is_not_restarted() {
     for _ in 0..8 {
         let asked = stream.with_state(|state| state.flag_key_frame_request_and_get_source());
         if let Some(source) = asked {
-            gateway.media_plane().request_key_frame_of_source(source);
+            gateway.media_plane().request_key_frame_from_source(source);
         }
         reader.times(MediaKind::Video, 25).await;
     }
@@ -367,7 +367,7 @@ async fn a_film_plays_at_its_own_speed_and_again() {
 async fn an_origin_plays_on_a_host_without_gstreamer() {
     let server = Server::start("without").await;
     film(&server.folder.0, 3, &["-hls_playlist_type", "vod"], "film.m3u8");
-    let programs = WorkerProgramsAndSlots {
+    let programs = WorkerExecutablesAndProcessSlots {
         pipeline_worker: PathBuf::from("/nonexistent"),
         ..programs()
     };

@@ -66,7 +66,11 @@ pub(super) fn film(folder: &Folder, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_them_can_be_built_here() {
-    let findings = worker_process::check_pipelines(&programs(), PipelineLibrary::shipped().trial_jobs()).await;
+    let findings = worker_process::check_pipelines(
+        &programs(),
+        PipelineLibrary::with_shipped_pipelines().pipeline_check_jobs(),
+    )
+    .await;
     for finding in findings.expect("it tells") {
         assert_eq!(finding.failure, None, "{}", finding.name);
     }
@@ -305,7 +309,7 @@ async fn a_camera_is_fetched_by_the_pipeline_too() {
 /// The output of one pipeline is the input of another: Opus of the slate becomes AAC.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opus_becomes_aac() {
-    let library = PipelineLibrary::shipped();
+    let library = PipelineLibrary::with_shipped_pipelines();
     let start = |name: &str, inputs: Vec<InputTrack>| {
         let description = library.get(name).expect("it is shipped");
         let (job, _) = description
@@ -327,14 +331,14 @@ async fn opus_becomes_aac() {
         let (mut config, mut frames) = (None, 0);
         while frames < 20 {
             tokio::select! {
-                message = slate.next_message_or_kill() => {
+                message = slate.read_message_or_kill_worker() => {
                     if let MessageFromWorker::Frame(frame) = message.expect("it runs")
                         && frame.kind == millstream_core::media::MediaKind::Audio
                     {
                         convert.send_frame(frame);
                     }
                 }
-                message = convert.next_message_or_kill() => match message.expect("it runs") {
+                message = convert.read_message_or_kill_worker() => match message.expect("it runs") {
                     MessageFromWorker::TrackFormat(media) => config = Some(media),
                     MessageFromWorker::Frame(WireFrame { bytes, .. }) => frames += usize::from(bytes != Bytes::new()),
                     _ => {}

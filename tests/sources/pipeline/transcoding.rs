@@ -96,10 +96,10 @@ async fn a_transcode_that_cannot_work_ends_with_its_viewers() {
         state.replace_source(
             millstream_core::hub::stream::SourceRef {
                 session_id: millstream_core::hub::stream::SessionId([9; 16]),
-                shard: ShardIndex::NONE,
+                shard: ShardIndex::NO_SHARD,
                 accepts_key_frame_requests: false,
             },
-            &millstream_core::sdp::negotiated::AudioVideoFormats {
+            &millstream_core::sdp::negotiation_result::AudioVideoFormats {
                 video: Some(CodecFormat::Vp8),
                 audio: None,
             },

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use millstream::Gateway;
 use millstream::pipeline::library::PipelineLibrary;
-use millstream::pipeline::programs::{PIPELINE_WORKER_PROGRAM, WorkerProgramsAndSlots};
+use millstream::pipeline::worker_executables::{PIPELINE_WORKER_EXECUTABLE_NAME, WorkerExecutablesAndProcessSlots};
 use millstream::pipeline::worker_process;
 
 use crate::pipeline::{Folder, config, programs, trouble};
@@ -29,13 +29,16 @@ fn only_the_worker_links_gstreamer() {
 }
 
 async fn check_error(pipeline: PathBuf) -> String {
-    let programs = WorkerProgramsAndSlots {
+    let programs = WorkerExecutablesAndProcessSlots {
         pipeline_worker: pipeline,
         ..programs()
     };
-    let error = worker_process::check_pipelines(&programs, PipelineLibrary::shipped().trial_jobs())
-        .await
-        .err();
+    let error = worker_process::check_pipelines(
+        &programs,
+        PipelineLibrary::with_shipped_pipelines().pipeline_check_jobs(),
+    )
+    .await
+    .err();
     error.map(|error| error.to_string()).unwrap_or_default()
 }
 
@@ -59,7 +62,7 @@ fn unloadable_worker(folder: &Folder) -> PathBuf {
     for at in at {
         bytes[at..at + absent.len()].copy_from_slice(absent);
     }
-    let path = folder.0.join(PIPELINE_WORKER_PROGRAM);
+    let path = folder.0.join(PIPELINE_WORKER_EXECUTABLE_NAME);
     std::fs::write(&path, bytes).expect("written");
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&path, executable).expect("executable");
@@ -74,7 +77,7 @@ async fn a_missing_library_is_named_with_the_package_that_has_it() {
     let error = check_error(pipeline.clone()).await;
     assert!(error.starts_with(wanted), "{error}");
 
-    let programs = WorkerProgramsAndSlots {
+    let programs = WorkerExecutablesAndProcessSlots {
         pipeline_worker: pipeline,
         ..programs()
     };

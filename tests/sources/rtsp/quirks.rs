@@ -11,7 +11,7 @@ use std::time::Duration;
 use millstream::Gateway;
 use millstream::config::Config;
 use millstream::http::api::streams;
-use millstream::pipeline::programs::WorkerProgramsAndSlots;
+use millstream::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use millstream_core::hub::name::StreamName;
 
 use crate::pipeline::programs;
@@ -141,18 +141,18 @@ async fn odd_packets_are_passed_over() {
     play(resets()).await;
 }
 
-pub(super) fn without_worker() -> WorkerProgramsAndSlots {
-    WorkerProgramsAndSlots {
+pub(super) fn without_worker() -> WorkerExecutablesAndProcessSlots {
+    WorkerExecutablesAndProcessSlots {
         pipeline_worker: PathBuf::from("/nonexistent/millstream-worker"),
         ..programs()
     }
 }
 
-pub(super) async fn start(camera: &Scripted, programs: WorkerProgramsAndSlots) -> Gateway {
+pub(super) async fn start(camera: &Scripted, programs: WorkerExecutablesAndProcessSlots) -> Gateway {
     start_with(camera, programs, "").await
 }
 
-async fn start_with(camera: &Scripted, programs: WorkerProgramsAndSlots, keys: &str) -> Gateway {
+async fn start_with(camera: &Scripted, programs: WorkerExecutablesAndProcessSlots, keys: &str) -> Gateway {
     let text = format!(
         "[http]\nlisten = \"127.0.0.1:0\"\n[webrtc]\nlisten = \"127.0.0.1:0\"\nshards = 1\n[streams.\"c0\"]\n\
          rtsp = \"rtsp://127.0.0.1:{}/cam\"\n{keys}\n",

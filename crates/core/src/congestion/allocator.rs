@@ -84,10 +84,10 @@ pub(super) enum StepUpAction {
 }
 
 /// A rung must cost at most this share of what arrives, in percent.
-const MAX_COST_PERCENT_OF_RECEIVED_BITRATE: u64 = 85;
+const MAX_RUNG_PERCENT_OF_RECEIVED_BITRATE: u64 = 85;
 
 /// A probe has this rate in relation to the cost of its goal, in percent.
-const PROBE_BITRATE_PERCENT_OF_COST: u64 = 115;
+const PROBE_PERCENT_OF_RUNG_BITRATE: u64 = 115;
 
 /// Excess with which the old layer is stopped at once.
 const MIN_EXCESS_DELAY_TO_STOP_OLD_LAYER_US: i32 = 80_000;
@@ -102,13 +102,13 @@ const MIN_PROBE_CREDIT_BYTES_FOR_NEXT_RUNG: i32 = -60_000;
 const MAX_EXCESS_DELAY_FOR_STEP_UP_US: i32 = 20_000;
 
 /// After a step down the next one waits, unless less arrives.
-const HOLD_AFTER_STEP_DOWN_US: u64 = 700_000;
+const STEP_DOWN_HOLD_TIME_US: u64 = 700_000;
 const HOLD_OVERRIDE_PERCENT_OF_BITRATE_AT_STEP_DOWN: u64 = 85;
 
 /// The first frame of a lower layer leaves at the rate received within this time after the switch; before it little
 /// does.
-const FIRST_FRAME_BEGIN_AFTER_SWITCH_US: u64 = 70_000;
-const FIRST_FRAME_END_AFTER_SWITCH_US: u64 = 170_000;
+const FIRST_FRAME_WINDOW_START_US: u64 = 70_000;
+const FIRST_FRAME_WINDOW_END_US: u64 = 170_000;
 const PACING_PERCENT_OF_RECEIVED_BITRATE_BEFORE_FIRST_FRAME: u64 = 30;
 
 /// After it this share of what was received at a step down is sent, while the step holds, in percent.
@@ -125,7 +125,7 @@ const PROBED_STEP_UP_TRIAL_US: u64 = 4_000_000;
 const UNPROBED_STEP_UP_TRIAL_US: u64 = 5_000_000;
 
 /// The next step up may be probed this long before the end of a trial.
-const STEP_UP_BEFORE_TRIAL_END_US: u64 = 2_500_000;
+const MAX_STEP_UP_LEAD_BEFORE_TRIAL_END_US: u64 = 2_500_000;
 
 /// A rung that was held for this long was right. One that is left before makes the pause longer, also if others who
 /// share the path are the reason: else they would take turns.
@@ -178,7 +178,7 @@ impl LayerAllocator {
         let fitting = hint.and_then(|hint| {
             ladder.highest_fitting_or_lowest_rung_below(
                 ladder.rungs().len(),
-                percent_of(hint, MAX_COST_PERCENT_OF_RECEIVED_BITRATE),
+                percent_of(hint, MAX_RUNG_PERCENT_OF_RECEIVED_BITRATE),
             )
         });
         let rung = fitting.filter(|fitting| *fitting > lowest).unwrap_or(lowest);
@@ -186,9 +186,9 @@ impl LayerAllocator {
     }
 
     /// Chooses again if the chosen rung is gone or not usable: the next one below, or else the lowest.
-    pub(super) fn leave_unusable_rung(&mut self, ladder: &QualityLadder) -> Option<LayerSwitchTarget> {
+    pub(super) fn replace_unusable_target_rung(&mut self, ladder: &QualityLadder) -> Option<LayerSwitchTarget> {
         let (layer, frames) = self.target_choice?;
-        let index = ladder.index_of(layer, frames);
+        let index = ladder.rung_index_of(layer, frames);
         if index.is_some_and(|index| ladder.is_rung_usable(index)) {
             return None;
         }
@@ -227,12 +227,12 @@ impl LayerAllocator {
             return None;
         }
         let (layer, frames) = self.current_or_target_choice()?;
-        let current = ladder.index_of(layer, frames)?;
+        let current = ladder.rung_index_of(layer, frames)?;
         // A choice that has not begun is taken back first; what is sent is the overload.
         let rung = match path.received_bitrate {
             Some(received) => ladder.highest_fitting_or_lowest_rung_below(
                 current,
-                percent_of(received, MAX_COST_PERCENT_OF_RECEIVED_BITRATE),
+                percent_of(received, MAX_RUNG_PERCENT_OF_RECEIVED_BITRATE),
             ),
             None => ladder.next_usable_index_below(current),
         };
@@ -249,14 +249,14 @@ impl LayerAllocator {
         };
         if self
             .target_choice
-            .and_then(|(layer, frames)| ladder.index_of(layer, frames))
+            .and_then(|(layer, frames)| ladder.rung_index_of(layer, frames))
             .is_some_and(|target| target <= rung)
         {
             return None;
         }
         self.last_step_down_at = now;
         self.bitrate_at_step_down = path.received_bitrate.unwrap_or(0);
-        self.step_down_hold_until = now + HOLD_AFTER_STEP_DOWN_US;
+        self.step_down_hold_until = now + STEP_DOWN_HOLD_TIME_US;
         let stop = path.excess_delay > MIN_EXCESS_DELAY_TO_STOP_OLD_LAYER_US || current >= rung + 2;
         let switch = self.set_target_rung(ladder, rung, stop);
         self.is_limited_by_overload = true;
@@ -278,7 +278,7 @@ impl LayerAllocator {
         let (layer, frames) = self.target_choice?;
         let pause = self.step_up_pauses_by_rung.get(top);
         let is_free = !self.is_limited_by_overload && pause.is_none_or(|pause| now >= pause.until);
-        (is_free && ladder.index_of(layer, frames)? < top).then(|| self.set_target_rung(ladder, top, false))?
+        (is_free && ladder.rung_index_of(layer, frames)? < top).then(|| self.set_target_rung(ladder, top, false))?
     }
 
     /// The rate to send at while a step down holds: what was received for the key frame that the viewer waits for, and
@@ -290,8 +290,8 @@ impl LayerAllocator {
         let began = self.current_choice_began_at.max(self.last_step_down_at);
         let percent = match now.saturating_sub(began) {
             // The queue may be full.
-            0..FIRST_FRAME_BEGIN_AFTER_SWITCH_US => PACING_PERCENT_OF_RECEIVED_BITRATE_BEFORE_FIRST_FRAME,
-            FIRST_FRAME_BEGIN_AFTER_SWITCH_US..FIRST_FRAME_END_AFTER_SWITCH_US => 100,
+            0..FIRST_FRAME_WINDOW_START_US => PACING_PERCENT_OF_RECEIVED_BITRATE_BEFORE_FIRST_FRAME,
+            FIRST_FRAME_WINDOW_START_US..FIRST_FRAME_WINDOW_END_US => 100,
             _ => PACING_PERCENT_OF_RECEIVED_BITRATE_WHILE_DRAINING,
         };
         Some(percent_of(self.bitrate_at_step_down, percent))
@@ -309,7 +309,8 @@ impl LayerAllocator {
 
     /// Whether the lowest rung is sent, since long enough that the queue before it is gone.
     pub(super) fn is_settled_on_lowest_rung(&self, now: u64, ladder: &QualityLadder) -> bool {
-        let index = |choice: Option<LayerChoice>| choice.and_then(|(layer, frames)| ladder.index_of(layer, frames));
+        let index =
+            |choice: Option<LayerChoice>| choice.and_then(|(layer, frames)| ladder.rung_index_of(layer, frames));
         let current = index(self.current_choice).filter(|_| self.current_choice == self.target_choice);
         let is_lowest = current.is_some_and(|current| ladder.next_usable_index_below(current).is_none());
         is_lowest && now >= self.last_step_down_at + MAX_DRAIN_TIME_AT_LOWEST_RUNG_US
@@ -326,7 +327,7 @@ impl LayerAllocator {
     }
 
     /// Returns what to do to go up, if it is time.
-    pub(super) fn try_step_up(
+    pub(super) fn choose_step_up_action(
         &mut self,
         now: u64,
         ladder: &QualityLadder,
@@ -341,7 +342,7 @@ impl LayerAllocator {
             return None;
         }
         let (layer, frames) = self.current_or_target_choice()?;
-        let current = ladder.index_of(layer, frames)?;
+        let current = ladder.rung_index_of(layer, frames)?;
         let is_held = now >= self.current_choice_began_at + MIN_STABLE_TIME_ON_RUNG_US;
         if self.step_up_trial_until > 0 && is_held {
             self.step_up_trial_until = 0;
@@ -391,7 +392,7 @@ impl LayerAllocator {
                 let rung = ladder.get(goal)?;
                 self.probe_goal = Some((rung.layer, rung.frames));
                 Some(StepUpAction::Probe(ProbeParameters {
-                    probe_bitrate: percent_of(ladder.wire_bitrate_with_audio(goal), PROBE_BITRATE_PERCENT_OF_COST),
+                    probe_bitrate: percent_of(ladder.wire_bitrate_with_audio(goal), PROBE_PERCENT_OF_RUNG_BITRATE),
                     is_for_top_rung: Some(goal) == ladder.top_usable_index(),
                     allows_sustained_probe: can_probe_sustained(&goal),
                     has_failed_before: !is_new(&goal),
@@ -428,9 +429,10 @@ impl LayerAllocator {
             0
         };
         // A wrong step up mostly shows soon; the next one waits for that.
-        after_down
-            .max(after_probe)
-            .max(self.step_up_trial_until.saturating_sub(STEP_UP_BEFORE_TRIAL_END_US))
+        after_down.max(after_probe).max(
+            self.step_up_trial_until
+                .saturating_sub(MAX_STEP_UP_LEAD_BEFORE_TRIAL_END_US),
+        )
     }
 
     /// Evaluates a probe.
@@ -442,7 +444,7 @@ impl LayerAllocator {
     ) -> Option<LayerSwitchTarget> {
         let goal = self.probe_goal.take()?;
         if result == ProbeResult::Passed {
-            return self.set_target_rung(ladder, ladder.index_of(goal.0, goal.1)?, false);
+            return self.set_target_rung(ladder, ladder.rung_index_of(goal.0, goal.1)?, false);
         }
         let (first, longest) = match result {
             ProbeResult::PacketTrainFailed => (
@@ -452,7 +454,7 @@ impl LayerAllocator {
             ProbeResult::SustainedProbeLost => (INITIAL_LOSSY_PROBE_PAUSE_US, MAX_LOSSY_PROBE_PAUSE_US),
             _ => (FIRST_PROBED_STEP_UP_PAUSE_US, MAX_PROBED_STEP_UP_PAUSE_US),
         };
-        self.begin_step_up_pause(now, ladder.index_of(goal.0, goal.1)?, first, longest);
+        self.begin_step_up_pause(now, ladder.rung_index_of(goal.0, goal.1)?, first, longest);
         None
     }
 
@@ -547,7 +549,7 @@ mod tests {
 
     fn goal(allocator: &mut LayerAllocator, now: u64, path: LayerChoiceInputs) -> Option<u8> {
         allocator.probe_goal = None;
-        allocator.try_step_up(now, &ladder(), path, StepUpMode::ProbeFirst)?;
+        allocator.choose_step_up_action(now, &ladder(), path, StepUpMode::ProbeFirst)?;
         Some(allocator.probe_goal?.0)
     }
 
@@ -698,7 +700,7 @@ mod tests {
             allocator.on_layer_switch_begun(now, 2, FrameSelection::All, StepUpMode::ProbeFirst);
             now += held * SECOND;
             // An attempt to go up notices that the rung is held.
-            allocator.try_step_up(now, &ladder(), path(0, 0), StepUpMode::ProbeFirst);
+            allocator.choose_step_up_action(now, &ladder(), path(0, 0), StepUpMode::ProbeFirst);
             allocator.step_down_on_overload(now, &ladder(), path(1_500_000, 0), true);
             lengths.push(allocator.step_up_pauses_by_rung[2].pause_micros / 1_000_000);
             allocator.on_layer_switch_begun(now, 1, FrameSelection::All, StepUpMode::ProbeFirst);
@@ -714,9 +716,9 @@ mod tests {
         allocator.on_layer_switch_begun(SECOND, 0, FrameSelection::All, StepUpMode::ProbeFirst);
         let rate = |after: u64| allocator.pacing_bitrate_limit_after_step_down(SECOND + after);
         assert_eq!(rate(0), Some(300_000));
-        assert_eq!(rate(FIRST_FRAME_BEGIN_AFTER_SWITCH_US), Some(1_000_000));
-        assert_eq!(rate(FIRST_FRAME_END_AFTER_SWITCH_US), Some(550_000));
-        assert_eq!(rate(HOLD_AFTER_STEP_DOWN_US), None);
+        assert_eq!(rate(FIRST_FRAME_WINDOW_START_US), Some(1_000_000));
+        assert_eq!(rate(FIRST_FRAME_WINDOW_END_US), Some(550_000));
+        assert_eq!(rate(STEP_DOWN_HOLD_TIME_US), None);
     }
 
     #[test]
@@ -740,11 +742,11 @@ mod tests {
                 ..*rung
             });
         }
-        assert_eq!(sending(2).leave_unusable_rung(&without), switch(1, false));
-        assert_eq!(sending(1).leave_unusable_rung(&without), None);
+        assert_eq!(sending(2).replace_unusable_target_rung(&without), switch(1, false));
+        assert_eq!(sending(1).replace_unusable_target_rung(&without), None);
         let mut top_alone = QualityLadder::new(50_000);
         top_alone.push(ladder().rungs()[2]);
-        assert_eq!(sending(0).leave_unusable_rung(&top_alone), switch(2, false));
+        assert_eq!(sending(0).replace_unusable_target_rung(&top_alone), switch(2, false));
     }
 
     #[test]
@@ -755,7 +757,7 @@ mod tests {
                 limit,
                 longer_pause: 0,
             };
-            sending(0).try_step_up(6 * SECOND, &ladder(), path(0, 0), tried)
+            sending(0).choose_step_up_action(6 * SECOND, &ladder(), path(0, 0), tried)
         };
         assert_eq!(ascend(None, None), None);
         assert_eq!(ascend(Some(2 * SECOND), None), None);

@@ -51,7 +51,7 @@ const RECENT_EXCESS_DELAY_INTERVAL_COUNT: usize = 3;
 /// A step of the delay that no network makes: the receiver's clock was set, or it slept.
 const MIN_RECEIVER_CLOCK_JUMP_US: i64 = 10_000_000;
 
-const UNKNOWN_EXCESS: i32 = i32::MAX;
+const UNKNOWN_EXCESS_DELAY: i32 = i32::MAX;
 
 impl DelayEstimator {
     pub(super) fn new() -> Self {
@@ -61,7 +61,7 @@ impl DelayEstimator {
             period_began: 0,
             min_delay_by_long_period: [i64::MAX; 2],
             long_period_began: 0,
-            min_excess_by_interval: [UNKNOWN_EXCESS; EXCESS_DELAY_INTERVAL_COUNT],
+            min_excess_by_interval: [UNKNOWN_EXCESS_DELAY; EXCESS_DELAY_INTERVAL_COUNT],
             newest_interval: i64::MIN,
             rising_burst_count: 0,
             last_sample_arrival: i64::MIN,
@@ -91,9 +91,9 @@ impl DelayEstimator {
             self.long_period_began = sent;
         }
         self.min_delay_by_long_period[0] = self.min_delay_by_long_period[0].min(delay);
-        self.newest_delay_over_base = i32::try_from(delay - self.base()).unwrap_or(i32::MAX);
+        self.newest_delay_over_base = i32::try_from(delay - self.base_delay()).unwrap_or(i32::MAX);
         let excess = self.newest_delay_over_base.saturating_sub(own);
-        self.rising_burst_count = if self.is_sample_rising(excess, tolerated, thresholds) {
+        self.rising_burst_count = if self.is_excess_delay_rising(excess, tolerated, thresholds) {
             self.rising_burst_count.saturating_add(1)
         } else {
             0
@@ -105,23 +105,23 @@ impl DelayEstimator {
 
     /// Records a later packet of a burst: it counts only if it is late.
     pub(super) fn record_delay_of_later_burst_packet(&mut self, packet: DelaySample, thresholds: OverloadThresholds) {
-        let is_base_known = self.base() != i64::MAX;
+        let is_base_known = self.base_delay() != i64::MAX;
         if !is_base_known || packet.arrival.saturating_sub(self.last_sample_arrival) < MIN_DELAY_SAMPLE_INTERVAL_US {
             return;
         }
         self.last_sample_arrival = packet.arrival;
         let delay = packet.arrival.saturating_sub_unsigned(packet.sent_at);
-        let excess = i32::try_from(delay.saturating_sub(self.base())).unwrap_or(i32::MAX);
+        let excess = i32::try_from(delay.saturating_sub(self.base_delay())).unwrap_or(i32::MAX);
         let excess = excess.saturating_sub(packet.self_inflicted_delay);
-        if self.is_sample_rising(excess, packet.cross_traffic_delay, thresholds) {
+        if self.is_excess_delay_rising(excess, packet.cross_traffic_delay, thresholds) {
             self.rising_burst_count = self.rising_burst_count.saturating_add(1);
         }
     }
 
-    fn is_sample_rising(&self, excess: i32, tolerated: i32, thresholds: OverloadThresholds) -> bool {
+    fn is_excess_delay_rising(&self, excess: i32, tolerated: i32, thresholds: OverloadThresholds) -> bool {
         let floor = self.min_excess_delay_or_unknown();
         excess > thresholds.burst_excess.saturating_add(tolerated)
-            && floor != UNKNOWN_EXCESS
+            && floor != UNKNOWN_EXCESS_DELAY
             && excess - floor.max(0) > thresholds.burst_excess_growth
     }
 
@@ -129,7 +129,7 @@ impl DelayEstimator {
         self.newest_delay_over_base
     }
 
-    fn base(&self) -> i64 {
+    fn base_delay(&self) -> i64 {
         self.min_delay_by_period[0].min(self.min_delay_by_period[1])
     }
 
@@ -141,7 +141,8 @@ impl DelayEstimator {
 
     /// Least delay of about the last 110 ms, without our own queue.
     pub(super) fn recent_min_delay_without_own_queue(&self) -> i64 {
-        self.base().saturating_add(i64::from(self.recent_min_excess_delay()))
+        self.base_delay()
+            .saturating_add(i64::from(self.recent_min_excess_delay()))
     }
 
     fn record_excess_delay(&mut self, arrival: i64, excess: i32) {
@@ -155,7 +156,7 @@ impl DelayEstimator {
             self.min_excess_by_interval
                 .iter_mut()
                 .take(shift)
-                .for_each(|minimum| *minimum = UNKNOWN_EXCESS);
+                .for_each(|minimum| *minimum = UNKNOWN_EXCESS_DELAY);
             self.newest_interval = interval;
         }
         // Packets are not reordered by more than an interval as a rule; older ones count for the newest.
@@ -170,7 +171,10 @@ impl DelayEstimator {
             .take(RECENT_EXCESS_DELAY_INTERVAL_COUNT)
             .copied()
             .min();
-        least.filter(|excess| *excess != UNKNOWN_EXCESS).unwrap_or(0).max(0)
+        least
+            .filter(|excess| *excess != UNKNOWN_EXCESS_DELAY)
+            .unwrap_or(0)
+            .max(0)
     }
 
     fn min_excess_delay_or_unknown(&self) -> i32 {
@@ -178,22 +182,22 @@ impl DelayEstimator {
             .iter()
             .copied()
             .min()
-            .unwrap_or(UNKNOWN_EXCESS)
+            .unwrap_or(UNKNOWN_EXCESS_DELAY)
     }
 
     /// Whether two bursts in a row had high and growing excess.
-    pub(super) fn has_consecutive_rising_bursts(&self) -> bool {
+    pub(super) fn has_consecutive_bursts_with_rising_delay(&self) -> bool {
         self.rising_burst_count >= 2
     }
 
     /// Forgets the excess: nothing of late shows it.
     pub(super) fn forget_excess_and_rising_bursts(&mut self) {
-        self.min_excess_by_interval = [UNKNOWN_EXCESS; EXCESS_DELAY_INTERVAL_COUNT];
+        self.min_excess_by_interval = [UNKNOWN_EXCESS_DELAY; EXCESS_DELAY_INTERVAL_COUNT];
         self.rising_burst_count = 0;
     }
 
     /// Begins to compare growth anew: what was sent has changed.
-    pub(super) fn reset_rising_bursts(&mut self) {
+    pub(super) fn reset_rising_delay_detection(&mut self) {
         self.rising_burst_count = 0;
     }
 }
@@ -251,7 +255,7 @@ mod tests {
             estimator.on_burst(burst, OverloadThresholds::TOP_RUNG_THRESHOLDS);
             (
                 estimator.recent_min_excess_delay() / 1_000,
-                estimator.has_consecutive_rising_bursts(),
+                estimator.has_consecutive_bursts_with_rising_delay(),
             )
         });
         bursts.collect()
@@ -303,11 +307,11 @@ mod tests {
             estimator.on_burst(packet(burst * 30 * MS, 20_000), thresholds);
         }
         let mut rises = |delays: &[i64]| {
-            estimator.reset_rising_bursts();
+            estimator.reset_rising_delay_detection();
             estimator.on_burst(packet(300 * MS, 20_000), thresholds);
             let burst = delays.iter().map(|delay| packet(300 * MS, delay * 1_000));
             burst.for_each(|packet| estimator.record_delay_of_later_burst_packet(packet, thresholds));
-            estimator.has_consecutive_rising_bursts()
+            estimator.has_consecutive_bursts_with_rising_delay()
         };
         assert!(rises(&[60, 80, 100, 120]));
         assert!(!rises(&[25, 30, 40, 50]));
@@ -324,7 +328,7 @@ mod tests {
             cross_traffic_delay: 0,
         };
         estimator.record_delay_of_later_burst_packet(packet, OverloadThresholds::TOP_RUNG_THRESHOLDS);
-        assert!(!estimator.has_consecutive_rising_bursts());
+        assert!(!estimator.has_consecutive_bursts_with_rising_delay());
     }
 
     #[test]

@@ -59,18 +59,18 @@ pub(super) struct AcknowledgedBurstPart {
 }
 
 /// Feedback that begins further before what is remembered is not read: skipping it costs time.
-const MAX_FORGOTTEN_PACKETS_SKIPPED: u16 = 1_024;
+const MAX_FEEDBACK_PACKETS_BEFORE_LOG: u16 = 1_024;
 
 const BASE_ACKNOWLEDGEMENT_AGE_PERIOD_US: u64 = 10_000_000;
 
 /// What feedback has shown counts for nothing if nothing was sent for this long.
-const IDLE_TIME_US: u64 = 1_000_000;
+const IDLE_RESET_TIMEOUT_US: u64 = 1_000_000;
 
 /// A queue that explains loss.
 const MIN_QUEUE_FOR_LOW_LOSS_THRESHOLD_US: i32 = 15_000;
 
 /// Our own queue drains if this share of what is sent arrives, in percent.
-const MIN_DRAINING_RECEIVED_PERCENT_OF_SENT: u64 = 140;
+const MIN_RECEIVED_PERCENT_OF_SENT_WHILE_DRAINING: u64 = 140;
 
 /// Bounds of the smoothed time between two feedbacks.
 const FEEDBACK_INTERVAL_BOUNDS_US: (u64, u64) = (20_000, 150_000);
@@ -153,7 +153,7 @@ impl TwccEstimator {
     /// What the path showed so far was the fault of a probe.
     pub(super) fn discard_overload_evidence(&mut self) {
         self.overload_detector.reset_standing_queue_detection();
-        self.delay.reset_rising_bursts();
+        self.delay.reset_rising_delay_detection();
         self.loss_window.clear();
     }
 
@@ -164,7 +164,7 @@ impl TwccEstimator {
 
     /// Forgets queue and loss if nothing was sent of late: no feedback will tell when they are gone.
     pub(super) fn forget_queue_and_loss_if_idle(&mut self, now: u64) {
-        if now >= self.log.newest_burst_began_at() + IDLE_TIME_US {
+        if now >= self.log.newest_burst_began_at() + IDLE_RESET_TIMEOUT_US {
             self.delay.forget_excess_and_rising_bursts();
             self.loss_window.clear();
         }
@@ -178,7 +178,7 @@ impl TwccEstimator {
     pub(super) fn on_step_down(&mut self, now: u64) {
         self.overload_detector
             .on_step_down(now, self.delay.recent_min_excess_delay());
-        self.delay.reset_rising_bursts();
+        self.delay.reset_rising_delay_detection();
         self.loss_window.clear();
     }
 
@@ -194,7 +194,7 @@ impl TwccEstimator {
     ) -> Option<OverloadReason> {
         let (first, len) = self.log.oldest_sequence_number_and_packet_count()?;
         let skipped = first.wrapping_sub(feedback.base_sequence_number);
-        if feedback.base_sequence_number.wrapping_sub(first) >= len && skipped > MAX_FORGOTTEN_PACKETS_SKIPPED {
+        if feedback.base_sequence_number.wrapping_sub(first) >= len && skipped > MAX_FEEDBACK_PACKETS_BEFORE_LOG {
             return None;
         }
         self.loss_window.advance(now);
@@ -202,7 +202,7 @@ impl TwccEstimator {
         let mut walk: Option<BurstFeedbackCollector> = None;
         let is_sent = |status: &PacketStatus| status.transport_sequence_number.wrapping_sub(first) < len;
         for status in feedback
-            .packets()
+            .packet_statuses()
             .skip_while(|status| !is_sent(status))
             .take_while(is_sent)
         {
@@ -210,10 +210,10 @@ impl TwccEstimator {
                 .as_ref()
                 .is_none_or(|walk| !walk.contains_sequence_number(status.transport_sequence_number))
             {
-                if let Some(fragment) = walk.take().and_then(BurstFeedbackCollector::finish) {
+                if let Some(fragment) = walk.take().and_then(BurstFeedbackCollector::into_acknowledged_part) {
                     covered(&fragment);
                 }
-                walk = self.open_burst_and_update_own_queue(
+                walk = self.start_burst_feedback_collector(
                     status.transport_sequence_number,
                     flushes,
                     assumed.capacity_bitrate,
@@ -222,11 +222,11 @@ impl TwccEstimator {
             let Some(walk) = &mut walk else { continue };
             self.record_packet_status(status, reference, walk, assumed.overload_thresholds);
         }
-        if let Some(fragment) = walk.and_then(BurstFeedbackCollector::finish) {
+        if let Some(fragment) = walk.and_then(BurstFeedbackCollector::into_acknowledged_part) {
             covered(&fragment);
         }
         self.received_bitrate = self.received_bitrate_meter.bits_per_second();
-        let overload = self.update_overload_detector(now, flushes, assumed);
+        let overload = self.detect_overload_after_feedback(now, flushes, assumed);
         let is_rising = overload == Some(OverloadReason::RisingDelay);
         self.queued_bitrate = is_rising
             .then(|| self.received_bitrate_meter.short_window_bits_per_second())
@@ -285,7 +285,7 @@ impl TwccEstimator {
     }
 
     /// Goes to the burst of a packet. Bursts in between, whose feedback was lost, join our own queue too.
-    fn open_burst_and_update_own_queue(
+    fn start_burst_feedback_collector(
         &mut self,
         number: u16,
         flushes: &FlushTimes,
@@ -330,7 +330,7 @@ impl TwccEstimator {
         })
     }
 
-    fn update_overload_detector(
+    fn detect_overload_after_feedback(
         &mut self,
         now: u64,
         flushes: &FlushTimes,
@@ -370,13 +370,13 @@ impl TwccEstimator {
         let signals = OverloadSignals {
             excess_delay: self.delay.recent_min_excess_delay(),
             feedback_overdue_by: overdue,
-            is_excess_rising: self.delay.has_consecutive_rising_bursts(),
+            is_excess_rising: self.delay.has_consecutive_bursts_with_rising_delay(),
             is_lossy: self.is_lossy(),
             loss_fraction: self.loss_window.loss_per_256(),
             recent_delay: self.delay.recent_min_delay_without_own_queue(),
             long_term_base_delay: self.delay.long_term_base_delay(),
             is_draining: u64::from(self.received_bitrate.unwrap_or(0)) * 100
-                > u64::from(assumed.sent_bitrate) * MIN_DRAINING_RECEIVED_PERCENT_OF_SENT,
+                > u64::from(assumed.sent_bitrate) * MIN_RECEIVED_PERCENT_OF_SENT_WHILE_DRAINING,
         };
         self.overload_detector
             .detect_overload(now, signals, assumed.overload_thresholds)
@@ -410,7 +410,7 @@ impl BurstFeedbackCollector {
         self.arrived_packet_count += 1;
     }
 
-    fn finish(self) -> Option<AcknowledgedBurstPart> {
+    fn into_acknowledged_part(self) -> Option<AcknowledgedBurstPart> {
         Some(AcknowledgedBurstPart {
             burst_first_number: self.burst.first_sequence_number,
             sent_at: self.sent_at?,

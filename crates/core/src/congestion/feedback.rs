@@ -1,7 +1,7 @@
 //! Reads transport-wide congestion feedback (draft-holmer-rmcat-transport-wide-cc-extensions-01) in place: no
 //! allocation, one pass over the chunks to check that all deltas are there, one over the packets.
 
-/// A feedback packet that was checked: [`Self::packets`] finds every delta that the chunks announce.
+/// A feedback packet that was checked: [`Self::packet_statuses`] finds every delta that the chunks announce.
 #[derive(Clone, Copy, Debug)]
 pub struct TransportFeedback<'a> {
     /// Number of the first packet.
@@ -60,12 +60,12 @@ impl<'a> TransportFeedback<'a> {
     }
 
     /// Returns the packets in the order of their numbers.
-    pub fn packets(&self) -> PacketStatuses<'a> {
+    pub fn packet_statuses(&self) -> PacketStatuses<'a> {
         PacketStatuses {
             next_sequence_number: self.base_sequence_number,
             left: self.packet_status_count,
             ticks: 0,
-            chunk: PacketStatusChunk::EMPTY,
+            chunk: PacketStatusChunk::EMPTY_CHUNK,
             chunks: self.chunks,
             deltas: self.deltas,
         }
@@ -102,7 +102,7 @@ impl Iterator for PacketStatuses<'_> {
                 self.deltas = rest;
                 Some(i64::from(*delta))
             }
-            LARGE_DELTA => {
+            LARGE_DELTA_SYMBOL => {
                 let (delta, rest) = self.deltas.split_first_chunk::<2>()?;
                 self.deltas = rest;
                 Some(i64::from(i16::from_be_bytes(*delta)))
@@ -112,7 +112,7 @@ impl Iterator for PacketStatuses<'_> {
         self.ticks += delta.unwrap_or(0);
         let status = PacketStatus {
             transport_sequence_number: self.next_sequence_number,
-            received: symbol != PACKET_STATUS_NOT_RECEIVED,
+            received: symbol != NOT_RECEIVED_SYMBOL,
             arrival_ticks: delta.map(|_| self.ticks),
         };
         self.next_sequence_number = self.next_sequence_number.wrapping_add(1);
@@ -121,9 +121,9 @@ impl Iterator for PacketStatuses<'_> {
     }
 }
 
-const PACKET_STATUS_NOT_RECEIVED: u16 = 0;
+const NOT_RECEIVED_SYMBOL: u16 = 0;
 const SMALL_DELTA_SYMBOL: u16 = 1;
-const LARGE_DELTA: u16 = 2;
+const LARGE_DELTA_SYMBOL: u16 = 2;
 
 /// The symbols of a packet chunk that were not taken yet (§3.1.2).
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +136,7 @@ struct PacketStatusChunk {
 }
 
 impl PacketStatusChunk {
-    const EMPTY: Self = Self {
+    const EMPTY_CHUNK: Self = Self {
         symbols_left: 0,
         symbol_bits: 0,
         bits_per_symbol: 0,
@@ -174,7 +174,7 @@ impl PacketStatusChunk {
     fn delta_bytes_of_first_symbols(mut self, len: u16) -> usize {
         let bytes = |symbol| match symbol {
             SMALL_DELTA_SYMBOL => 1,
-            LARGE_DELTA => 2,
+            LARGE_DELTA_SYMBOL => 2,
             _ => 0,
         };
         match self.bits_per_symbol {
@@ -202,7 +202,7 @@ mod tests {
         let body = body(count, rest);
         let feedback = TransportFeedback::parse(&body)?;
         assert_eq!((feedback.base_sequence_number, feedback.reference_time), (65_534, 3));
-        let packets = feedback.packets();
+        let packets = feedback.packet_statuses();
         Some(
             packets
                 .map(|status| (status.transport_sequence_number, status.received, status.arrival_ticks))
@@ -252,6 +252,6 @@ mod tests {
         let chunks: Vec<u8> = [0x1f, 0xff].repeat(9);
         let body = body(65_535, &chunks);
         let feedback = TransportFeedback::parse(&body).expect("valid");
-        assert_eq!(feedback.packets().count(), 65_535);
+        assert_eq!(feedback.packet_statuses().count(), 65_535);
     }
 }

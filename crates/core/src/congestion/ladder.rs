@@ -83,7 +83,7 @@ impl QualityLadder {
     }
 
     /// The rung of a layer and its frames.
-    pub(super) fn index_of(&self, layer: u8, frames: FrameSelection) -> Option<usize> {
+    pub(super) fn rung_index_of(&self, layer: u8, frames: FrameSelection) -> Option<usize> {
         self.rungs()
             .iter()
             .position(|rung| (rung.layer, rung.frames) == (layer, frames))

@@ -71,6 +71,8 @@ mod delay;
 mod estimator;
 pub mod feedback;
 pub mod ladder;
+mod layer_switch;
+mod non_twcc_evaluator;
 pub mod overload;
 pub mod pacer;
 mod pacing;
@@ -78,9 +80,7 @@ mod path_status;
 mod prober;
 mod quality;
 mod received_bitrate_and_loss;
-mod reports;
 pub mod sent;
-mod switch;
 
 use std::time::{Duration, Instant};
 
@@ -88,6 +88,9 @@ use allocator::{LayerAllocator, LayerChoiceInputs, LayerSwitchTarget, StepUpActi
 use estimator::{PathAssumptions, TwccEstimator};
 use feedback::TransportFeedback;
 use ladder::{FrameSelection, QualityLadder};
+pub use layer_switch::{NewLayerStartPoint, choose_new_layer_start_point};
+use non_twcc_evaluator::NonTwccEvaluator;
+pub use non_twcc_evaluator::ReceiverReportSummary;
 use overload::{
     OverloadReason, OverloadThresholds, SlightOverloadTimer, is_received_bitrate_sufficient, is_slight_overload,
 };
@@ -95,10 +98,7 @@ use pacer::{MIN_PACING_BITRATE, Pacer};
 pub use prober::ProbeResult;
 use prober::{ProbeInputs, Prober};
 pub use quality::{DeliveredQuality, LayerDecisionCause, QualityLimitationReason};
-use reports::NonTwccEvaluator;
-pub use reports::ReceiverReportSummary;
 use sent::{FlushTimes, micros_since_origin};
-pub use switch::{NewLayerStartPoint, choose_new_layer_start_point};
 
 /// Congestion control of one viewer.
 #[derive(Debug)]
@@ -165,7 +165,7 @@ pub enum PacketPurpose {
 
 /// As the hint of [`CongestionController::new`]: no feedback is expected, so the best rung is sent unless reports speak
 /// against it.
-pub const NO_FEEDBACK_BITRATE_HINT: u32 = u32::MAX;
+pub const UNLIMITED_START_BITRATE_HINT: u32 = u32::MAX;
 
 /// A path carries this multiple of what is sent, as long as nothing shows the contrary, in percent.
 const ASSUMED_CAPACITY_PERCENT_OF_SENT: u64 = 115;
@@ -232,7 +232,7 @@ impl CongestionController {
         self.next_transport_sequence_number = number.wrapping_add(1);
         self.packets_since_feedback = self.packets_since_feedback.saturating_add(1);
         self.prober.on_packet_sent(number, bytes, kind == PacketPurpose::Probe);
-        self.pacer.spend(bytes);
+        self.pacer.spend_credit(bytes);
         if let Some(estimator) = &mut self.estimator {
             estimator.on_packet_sent(now, batch, number, bytes);
         }
@@ -257,7 +257,7 @@ impl CongestionController {
             return false;
         };
         let thresholds = match self.is_top_rung_sent {
-            true if self.allocator.is_step_up_on_trial(now) => OverloadThresholds::FOR_RUNG_ON_TRIAL,
+            true if self.allocator.is_step_up_on_trial(now) => OverloadThresholds::TRIAL_RUNG_THRESHOLDS,
             true => OverloadThresholds::TOP_RUNG_THRESHOLDS,
             false => OverloadThresholds::LOWER_RUNG_THRESHOLDS,
         };
@@ -343,19 +343,19 @@ impl CongestionController {
         let now = micros_since_origin(self.origin, now);
         if self.allocator.target_choice().is_none() {
             let switch = self.allocator.choose_first_rung(ladder, self.start_bitrate_hint)?;
-            return self.prepare_layer_switch_action(now, ladder, switch);
+            return self.cancel_probe_and_switch_layer(now, ladder, switch);
         }
         if let Some(estimator) = &mut self.estimator {
             estimator.forget_queue_and_loss_if_idle(now);
         }
         self.update_wire_and_pacing_bitrates(now, ladder);
-        let switch = self.allocator.leave_unusable_rung(ladder);
+        let switch = self.allocator.replace_unusable_target_rung(ladder);
         let switch = switch
             .or_else(|| self.step_down_if_overloaded(now, ladder))
             .or_else(|| self.poll_probe_result(now, ladder))
             .or_else(|| self.return_to_top_rung(now, ladder));
         if let Some(switch) = switch {
-            return self.prepare_layer_switch_action(now, ladder, switch);
+            return self.cancel_probe_and_switch_layer(now, ladder, switch);
         }
         if self.last_probe_poll_at != now
             && let Some(bytes) = self.prober.due_probe_bytes(now)
@@ -363,8 +363,8 @@ impl CongestionController {
             self.last_probe_poll_at = now;
             return Some(ControllerAction::SendProbe { bytes });
         }
-        if let Some(switch) = self.try_step_up(now, ladder) {
-            return self.prepare_layer_switch_action(now, ladder, switch);
+        if let Some(switch) = self.start_probe_or_step_up(now, ladder) {
+            return self.cancel_probe_and_switch_layer(now, ladder, switch);
         }
         self.take_changed_delivered_quality(ladder)
     }
@@ -463,13 +463,13 @@ impl CongestionController {
             .then(|| self.allocator.return_to_top_rung_unless_overloaded(now, ladder))?
     }
 
-    fn try_step_up(&mut self, now: u64, ladder: &QualityLadder) -> Option<LayerSwitchTarget> {
+    fn start_probe_or_step_up(&mut self, now: u64, ladder: &QualityLadder) -> Option<LayerSwitchTarget> {
         if self.prober.is_active() {
             return None;
         }
         let ascent = self.step_up_mode(now);
         let conditions = self.layer_choice_inputs(now);
-        match self.allocator.try_step_up(now, ladder, conditions, ascent)? {
+        match self.allocator.choose_step_up_action(now, ladder, conditions, ascent)? {
             StepUpAction::Switch(switch) => Some(switch),
             StepUpAction::Probe(plan) => {
                 self.prober
@@ -480,12 +480,12 @@ impl CongestionController {
     }
 
     fn take_changed_delivered_quality(&mut self, ladder: &QualityLadder) -> Option<ControllerAction> {
-        let quality = DeliveredQuality::of(self.allocator.current_or_target_choice()?, ladder);
+        let quality = DeliveredQuality::from_layer_choice(self.allocator.current_or_target_choice()?, ladder);
         let is_new = self.last_reported_quality.replace(quality) != Some(quality);
         is_new.then_some(ControllerAction::ReportQuality(quality))
     }
 
-    fn prepare_layer_switch_action(
+    fn cancel_probe_and_switch_layer(
         &mut self,
         now: u64,
         ladder: &QualityLadder,
@@ -499,8 +499,9 @@ impl CongestionController {
     /// The cost of what is sent, or will be if that is more: a key frame of the next layer is not to look like
     /// overload.
     fn update_wire_and_pacing_bitrates(&mut self, now: u64, ladder: &QualityLadder) {
-        let index =
-            |choice: Option<(u8, FrameSelection)>| choice.and_then(|(layer, frames)| ladder.index_of(layer, frames));
+        let index = |choice: Option<(u8, FrameSelection)>| {
+            choice.and_then(|(layer, frames)| ladder.rung_index_of(layer, frames))
+        };
         let cost = |choice| index(choice).map_or(0, |index| ladder.wire_bitrate_with_audio(index));
         let (current, target) = (
             self.allocator.current_or_target_choice(),

@@ -21,7 +21,7 @@ pub enum OverloadReason {
 #[derive(Debug, Default)]
 pub(super) struct SlightOverloadTimer {
     /// When it is acted upon, if it is found then; 0 if there was none.
-    playout_due_at: u64,
+    step_down_due_at: u64,
 }
 
 /// Overload is slight if this share of what is sent arrives, in percent. Those who share the path do not all step
@@ -46,10 +46,10 @@ pub(super) fn is_slight_overload(received: u32, sent: u32) -> bool {
 impl SlightOverloadTimer {
     /// Slight overload was found. Returns whether it was there some time ago too; `random` is below 65,536.
     pub(super) fn is_due_or_start_wait(&mut self, now: u64, random: impl FnOnce() -> u64) -> bool {
-        if now > self.playout_due_at + SLIGHT_OVERLOAD_EXPIRY_US {
-            self.playout_due_at = now + MAX_SLIGHT_OVERLOAD_WAIT_US * random() / 65_536;
+        if now > self.step_down_due_at + SLIGHT_OVERLOAD_EXPIRY_US {
+            self.step_down_due_at = now + MAX_SLIGHT_OVERLOAD_WAIT_US * random() / 65_536;
         }
-        now >= self.playout_due_at
+        now >= self.step_down_due_at
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) struct OverloadDetector {
     smoothed_loss: u32,
     smoothed_loss_at: u64,
     competition: Option<CompetingTraffic>,
-    last_step_down: Option<StepDown>,
+    last_step_down: Option<StepDownEvaluation>,
 }
 
 /// Others keep a queue whatever we send: delay says nothing then, and only loss is overload.
@@ -77,7 +77,7 @@ struct CompetingTraffic {
 
 /// A step down whose effect is not known yet.
 #[derive(Clone, Copy, Debug)]
-struct StepDown {
+struct StepDownEvaluation {
     at: u64,
     /// Highest excess since.
     peak: i32,
@@ -116,7 +116,7 @@ pub(super) struct OverloadThresholds {
 
 impl OverloadThresholds {
     /// For a rung that was stepped up to of late: it is to show that it takes nothing from others.
-    pub(super) const FOR_RUNG_ON_TRIAL: Self = Self {
+    pub(super) const TRIAL_RUNG_THRESHOLDS: Self = Self {
         burst_excess: 35_000,
         burst_excess_growth: 30_000,
         max_feedback_overdue: 80_000,
@@ -162,7 +162,7 @@ const MAX_LOW_QUEUE_DELAY_US: i64 = 30_000;
 const MIN_LOW_QUEUE_TIME_US: u64 = 3_000_000;
 
 /// Clocks drift by 100 ppm at most: the base is taken for this much longer.
-const MAX_CLOCK_DRIFT_PPM: u64 = 10_000;
+const MAX_CLOCK_DRIFT_DIVISOR: u64 = 10_000;
 
 /// 2 % in 1/65536: a flow that takes no more than its share of a full queue loses less.
 const OVERLOAD_LOSS_IN_COMPETITION_PER_65536: u32 = 1_311;
@@ -187,7 +187,7 @@ impl OverloadDetector {
 
     /// A step down was made.
     pub(super) fn on_step_down(&mut self, now: u64, excess: i32) {
-        self.last_step_down = Some(StepDown {
+        self.last_step_down = Some(StepDownEvaluation {
             at: now,
             peak: excess,
             compared_at: now,
@@ -220,10 +220,10 @@ impl OverloadDetector {
 
     /// Less cannot be sent: what stands must be the queue of others.
     pub(super) fn assume_competition_at_lowest_rung(&mut self, now: u64, base: Option<i64>) {
-        self.begin_competition(now, base);
+        self.begin_cross_traffic_competition(now, base);
     }
 
-    fn begin_competition(&mut self, now: u64, base: Option<i64>) {
+    fn begin_cross_traffic_competition(&mut self, now: u64, base: Option<i64>) {
         if let (Some(base), None) = (base, self.competition) {
             self.competition = Some(CompetingTraffic {
                 since: now,
@@ -245,7 +245,7 @@ impl OverloadDetector {
             return;
         };
         competition.base = competition.base.min(recent_delay);
-        let drift = ((now - competition.since) / MAX_CLOCK_DRIFT_PPM).cast_signed();
+        let drift = ((now - competition.since) / MAX_CLOCK_DRIFT_DIVISOR).cast_signed();
         if recent_delay - competition.base - drift >= MAX_LOW_QUEUE_DELAY_US {
             competition.queue_low_since = None;
         } else if now >= *competition.queue_low_since.get_or_insert(now) + MIN_LOW_QUEUE_TIME_US {
@@ -310,7 +310,7 @@ impl OverloadDetector {
             self.last_step_down = None;
         } else if !drains {
             self.last_step_down = None;
-            self.begin_competition(now, signals.long_term_base_delay);
+            self.begin_cross_traffic_competition(now, signals.long_term_base_delay);
         }
     }
 }
@@ -385,7 +385,7 @@ mod tests {
             let mut rules = OverloadDetector::default();
             (0..3_000).find(|at| rules.detect_overload(at * MS, excess(100), thresholds).is_some())
         };
-        assert_eq!(first(OverloadThresholds::FOR_RUNG_ON_TRIAL), Some(400));
+        assert_eq!(first(OverloadThresholds::TRIAL_RUNG_THRESHOLDS), Some(400));
         assert_eq!(first(OverloadThresholds::TOP_RUNG_THRESHOLDS), Some(600));
         assert_eq!(first(OverloadThresholds::LOWER_RUNG_THRESHOLDS), Some(900));
     }

@@ -74,7 +74,7 @@ impl Pacer {
 
     /// Refills at this rate in bits per second; returns whether a packet may leave now.
     #[inline]
-    pub(super) fn refill_and_has_credit(&mut self, now: u64, rate: u32) -> bool {
+    pub(super) fn refill_credit_and_can_send(&mut self, now: u64, rate: u32) -> bool {
         let now = (now / REFILL_UNIT_US) as u32;
         let idle = now.wrapping_sub(self.last_refill);
         let elapsed = u64::from(idle).min(1_000_000 / REFILL_UNIT_US);
@@ -109,7 +109,7 @@ impl Pacer {
 
     /// A packet of this many bytes left.
     #[inline]
-    pub(super) fn spend(&mut self, bytes: u32) {
+    pub(super) fn spend_credit(&mut self, bytes: u32) {
         self.credit_bytes = self
             .credit_bytes
             .saturating_sub(bytes.cast_signed())
@@ -126,8 +126,8 @@ mod tests {
         let mut pacer = Pacer::new(0);
         let slice = |index: u64| {
             let mut packets = 0;
-            while pacer.refill_and_has_credit(index * PACING_INTERVAL_US, rate) {
-                pacer.spend(1_200);
+            while pacer.refill_credit_and_can_send(index * PACING_INTERVAL_US, rate) {
+                pacer.spend_credit(1_200);
                 packets += 1;
             }
             packets
@@ -152,8 +152,8 @@ mod tests {
         let sent: Vec<u32> = (1..=200_u64)
             .map(|slice| {
                 let mut packets = 0;
-                while pacer.refill_and_has_credit(slice * PACING_INTERVAL_US, 480_000) {
-                    pacer.spend(1_200);
+                while pacer.refill_credit_and_can_send(slice * PACING_INTERVAL_US, 480_000) {
+                    pacer.spend_credit(1_200);
                     packets += 1;
                 }
                 packets
@@ -181,8 +181,8 @@ mod tests {
         let mut pacer = Pacer::new(0);
         let leaves_at_once = |pacer: &mut Pacer, now: u64| {
             let mut packets = 0;
-            while pacer.refill_and_has_credit(now, rate) {
-                pacer.spend(1_200);
+            while pacer.refill_credit_and_can_send(now, rate) {
+                pacer.spend_credit(1_200);
                 packets += 1;
             }
             packets
@@ -206,20 +206,20 @@ mod tests {
     fn credit_and_debt_are_bounded_across_the_wrap_of_the_time() {
         let wrap = u64::from(u32::MAX) * REFILL_UNIT_US;
         let mut pacer = Pacer::new(wrap - 1_000);
-        (0..100).for_each(|_| pacer.spend(60_000));
-        assert!(!pacer.refill_and_has_credit(wrap, 1_500_000));
-        assert!(pacer.refill_and_has_credit(wrap + 1_000_000, 1_500_000));
+        (0..100).for_each(|_| pacer.spend_credit(60_000));
+        assert!(!pacer.refill_credit_and_can_send(wrap, 1_500_000));
+        assert!(pacer.refill_credit_and_can_send(wrap + 1_000_000, 1_500_000));
         assert!(pacer.credit_bytes <= BASE_CREDIT_CAP_BYTES);
     }
 
     #[test]
     fn what_an_idle_time_has_given_does_not_outlive_the_rate() {
         let mut pacer = Pacer::new(0);
-        assert!(pacer.refill_and_has_credit(3_000_000, 20_000_000));
+        assert!(pacer.refill_credit_and_can_send(3_000_000, 20_000_000));
         assert_eq!(pacer.available_credit_bytes(), 175_000);
-        assert!(pacer.refill_and_has_credit(3_005_000, 20_000_000));
+        assert!(pacer.refill_credit_and_can_send(3_005_000, 20_000_000));
         assert_eq!(pacer.available_credit_bytes(), 175_000, "until it is spent");
-        assert!(pacer.refill_and_has_credit(3_010_000, 1_500_000));
+        assert!(pacer.refill_credit_and_can_send(3_010_000, 1_500_000));
         assert_eq!(pacer.available_credit_bytes(), BASE_CREDIT_CAP_BYTES.cast_unsigned());
     }
 }

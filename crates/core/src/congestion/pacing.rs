@@ -17,7 +17,7 @@ impl CongestionController {
     pub fn may_send_video_now(&mut self, now: Instant) -> bool {
         let now = micros_since_origin(self.origin, now);
         self.pacer
-            .refill_and_has_credit(now, self.burst_bitrate.unwrap_or(self.pacing_bitrate))
+            .refill_credit_and_can_send(now, self.burst_bitrate.unwrap_or(self.pacing_bitrate))
     }
 
     /// Returns how many bytes of video the pacer lets leave now.
@@ -25,7 +25,7 @@ impl CongestionController {
     pub fn sendable_video_bytes(&mut self, now: Instant) -> u32 {
         let now = micros_since_origin(self.origin, now);
         self.pacer
-            .refill_and_has_credit(now, self.burst_bitrate.unwrap_or(self.pacing_bitrate));
+            .refill_credit_and_can_send(now, self.burst_bitrate.unwrap_or(self.pacing_bitrate));
         self.pacer.available_credit_bytes()
     }
 

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use super::estimator::TwccEstimator;
 use super::quality::LayerDecisionCause;
 use super::sent::micros_since_origin;
-use super::{CongestionController, NO_FEEDBACK_BITRATE_HINT};
+use super::{CongestionController, UNLIMITED_START_BITRATE_HINT};
 
 /// Without feedback for this long, and this many packets, a viewer is judged by its reports.
 const TWCC_SILENCE_BEFORE_REPORT_FALLBACK_US: u64 = 1_000_000;
 const MIN_PACKETS_WITHOUT_TWCC_FEEDBACK: u16 = 50;
 
 /// A viewer of whose TCP connection nothing was reported for this long is connected by UDP.
-const TCP_QUEUE_LIFETIME_US: u64 = 3_000_000;
+const MAX_TCP_QUEUE_REPORT_AGE_US: u64 = 3_000_000;
 
 /// Without overload for this long the path carries what is sent.
 const CALM_TIME_AFTER_OVERLOAD_US: u64 = 2_000_000;
@@ -27,7 +27,7 @@ impl CongestionController {
         // TCP hides the queue of the path: what waits in the connection shows it.
         let is_over_tcp = self
             .last_tcp_queue_at
-            .is_some_and(|at| now < at + TCP_QUEUE_LIFETIME_US);
+            .is_some_and(|at| now < at + MAX_TCP_QUEUE_REPORT_AGE_US);
         let is_silent = now.saturating_sub(self.last_covering_feedback_at) > TWCC_SILENCE_BEFORE_REPORT_FALLBACK_US;
         self.estimator.is_some()
             && !is_over_tcp
@@ -100,6 +100,6 @@ impl CongestionController {
     }
 
     pub(super) fn expects_no_feedback(&self) -> bool {
-        self.start_bitrate_hint == Some(NO_FEEDBACK_BITRATE_HINT)
+        self.start_bitrate_hint == Some(UNLIMITED_START_BITRATE_HINT)
     }
 }

@@ -32,9 +32,9 @@ pub enum LayerDecisionCause {
 
 impl DeliveredQuality {
     /// What a choice on a ladder is for the viewer.
-    pub(super) fn of((layer, frames): (u8, FrameSelection), ladder: &QualityLadder) -> Self {
+    pub(super) fn from_layer_choice((layer, frames): (u8, FrameSelection), ladder: &QualityLadder) -> Self {
         // What the selection no longer allows is left soon, whatever the path carries.
-        let index = ladder.index_of(layer, frames);
+        let index = ladder.rung_index_of(layer, frames);
         let is_top = index.is_none() || index >= ladder.top_usable_index();
         let limitation_reason = match is_top {
             true => QualityLimitationReason::None,
@@ -64,7 +64,8 @@ mod tests {
                 usable: true,
             });
         }
-        let reason = |layer| DeliveredQuality::of((layer, FrameSelection::All), &ladder).limitation_reason;
+        let reason =
+            |layer| DeliveredQuality::from_layer_choice((layer, FrameSelection::All), &ladder).limitation_reason;
         assert_eq!(reason(1), QualityLimitationReason::Bandwidth);
         assert_eq!(reason(2), QualityLimitationReason::None);
         assert_eq!(reason(0), QualityLimitationReason::None, "no longer selected");

@@ -34,41 +34,41 @@ impl ReceivedBitrateMeter {
         let interval = arrival.div_euclid(RECEIVED_INTERVAL_US);
         if interval > self.newest_interval {
             let first = (self.newest_interval + 1).max(interval - RECEIVED_INTERVAL_COUNT as i64 + 1);
-            (first..=interval).for_each(|passed| *self.slot(passed) = 0);
+            (first..=interval).for_each(|passed| *self.interval_bytes_mut(passed) = 0);
             self.newest_interval = interval;
         } else if interval.saturating_add(RECEIVED_INTERVAL_COUNT as i64) <= self.newest_interval {
             return;
         }
         let bytes = u16::try_from(bytes).unwrap_or(u16::MAX);
-        let slot = self.slot(interval);
+        let slot = self.interval_bytes_mut(interval);
         *slot = slot.saturating_add(bytes);
     }
 
     /// Bits per second of the last 150 ms; `None` if too little arrived. What arrived first in the window is not
     /// counted: the time before it is unknown.
     pub(super) fn bits_per_second(&mut self) -> Option<u32> {
-        self.bits_per_second_of(BITRATE_WINDOW_INTERVALS)
+        self.bits_per_second_over(BITRATE_WINDOW_INTERVALS)
     }
 
     /// Bits per second of the last 75 ms: enough on a path that has a queue, where packets arrive without a pause.
     pub(super) fn short_window_bits_per_second(&mut self) -> Option<u32> {
-        self.bits_per_second_of(SHORT_BITRATE_WINDOW_INTERVALS)
+        self.bits_per_second_over(SHORT_BITRATE_WINDOW_INTERVALS)
     }
 
-    fn bits_per_second_of(&mut self, intervals: i64) -> Option<u32> {
+    fn bits_per_second_over(&mut self, intervals: i64) -> Option<u32> {
         let (first, newest) = (self.newest_interval.saturating_sub(intervals - 1), self.newest_interval);
-        let oldest = (first..=newest).find(|interval| *self.slot(*interval) > 0)?;
+        let oldest = (first..=newest).find(|interval| *self.interval_bytes_mut(*interval) > 0)?;
         if newest - oldest < MIN_BITRATE_SPAN_INTERVALS {
             return None;
         }
         let bytes: u64 = (oldest + 1..=newest)
-            .map(|interval| u64::from(*self.slot(interval)))
+            .map(|interval| u64::from(*self.interval_bytes_mut(interval)))
             .sum();
         let micros = u64::try_from((newest - oldest) * RECEIVED_INTERVAL_US).unwrap_or(1);
         u32::try_from(bytes * 8_000_000 / micros).ok()
     }
 
-    fn slot(&mut self, interval: i64) -> &mut u16 {
+    fn interval_bytes_mut(&mut self, interval: i64) -> &mut u16 {
         &mut self.bytes_by_interval[interval.rem_euclid(RECEIVED_INTERVAL_COUNT as i64) as usize]
     }
 }

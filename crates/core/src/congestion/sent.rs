@@ -84,7 +84,7 @@ impl Burst {
 }
 
 /// Bursts that are remembered: at least 0.64 s.
-const REMEMBERED_BURSTS: usize = 128;
+const MAX_REMEMBERED_BURSTS: usize = 128;
 
 /// Packets that leave within this time are one burst, in microseconds.
 const BURST_MERGE_WINDOW_US: u64 = 5_000;
@@ -92,7 +92,7 @@ const BURST_MERGE_WINDOW_US: u64 = 5_000;
 /// The latest bursts.
 #[derive(Debug)]
 pub(super) struct SentBurstLog {
-    bursts: [Burst; REMEMBERED_BURSTS],
+    bursts: [Burst; MAX_REMEMBERED_BURSTS],
     /// Index of the newest burst.
     newest: usize,
     len: usize,
@@ -103,7 +103,7 @@ pub(super) struct SentBurstLog {
 impl SentBurstLog {
     pub(super) fn new() -> Self {
         Self {
-            bursts: [Burst::default(); REMEMBERED_BURSTS],
+            bursts: [Burst::default(); MAX_REMEMBERED_BURSTS],
             newest: 0,
             len: 0,
             newest_burst_began_at: 0,
@@ -123,8 +123,8 @@ impl SentBurstLog {
             burst.size_in_units = burst.size_in_units.saturating_add(rounded);
             return;
         }
-        self.newest = (self.newest + 1) % REMEMBERED_BURSTS;
-        self.len = (self.len + 1).min(REMEMBERED_BURSTS);
+        self.newest = (self.newest + 1) % MAX_REMEMBERED_BURSTS;
+        self.len = (self.len + 1).min(MAX_REMEMBERED_BURSTS);
         self.newest_burst_began_at = now;
         if let Some(burst) = self.bursts.get_mut(self.newest) {
             *burst = Burst {
@@ -147,7 +147,7 @@ impl SentBurstLog {
             return None;
         }
         self.bursts
-            .get((self.newest + REMEMBERED_BURSTS - age) % REMEMBERED_BURSTS)
+            .get((self.newest + MAX_REMEMBERED_BURSTS - age) % MAX_REMEMBERED_BURSTS)
             .copied()
     }
 
@@ -201,7 +201,7 @@ pub(super) struct FeedbackCoverage {
 const BITMAP_WORD_COUNT: usize = 4;
 
 /// Numbers below the highest covered one whose state is kept.
-const TRACKED_NUMBERS: u16 = 64 * BITMAP_WORD_COUNT as u16;
+const TRACKED_SEQUENCE_NUMBER_COUNT: u16 = 64 * BITMAP_WORD_COUNT as u16;
 
 /// What a feedback tells of a number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,7 +238,7 @@ impl FeedbackCoverage {
         if ahead < u16::MAX / 2 {
             self.clear_overwritten_sequence_numbers(ahead.saturating_add(1));
             self.first_sequence_number_beyond_feedback = number.wrapping_add(1);
-        } else if self.first_sequence_number_beyond_feedback.wrapping_sub(number) > TRACKED_NUMBERS {
+        } else if self.first_sequence_number_beyond_feedback.wrapping_sub(number) > TRACKED_SEQUENCE_NUMBER_COUNT {
             return PacketFeedbackChange::NothingNew;
         }
         let (Some(covered), Some(acknowledged)) = (self.covered.get_mut(word), self.acknowledged.get_mut(word)) else {
@@ -260,7 +260,7 @@ impl FeedbackCoverage {
 
     /// Forgets the numbers that the next `packet_count` ones replace.
     fn clear_overwritten_sequence_numbers(&mut self, count: u16) {
-        for ahead in 0..count.min(TRACKED_NUMBERS) {
+        for ahead in 0..count.min(TRACKED_SEQUENCE_NUMBER_COUNT) {
             let (word, bit) = bitmap_position(
                 self.first_sequence_number_beyond_feedback
                     .wrapping_add(count - 1 - ahead),
@@ -275,7 +275,7 @@ impl FeedbackCoverage {
 
 #[inline]
 fn bitmap_position(number: u16) -> (usize, u64) {
-    let index = number % TRACKED_NUMBERS;
+    let index = number % TRACKED_SEQUENCE_NUMBER_COUNT;
     (usize::from(index / 64), 1 << (index % 64))
 }
 

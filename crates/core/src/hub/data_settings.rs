@@ -7,12 +7,12 @@ pub struct DataSettings {
     pub is_enabled: bool,
     /// Number of messages of each label that viewers get who join.
     pub retained_messages: usize,
-    pub viewer_messages: ViewerMessages,
+    pub viewer_messages: ViewerMessageRecipients,
 }
 
 /// Who gets the messages of viewers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ViewerMessages {
+pub enum ViewerMessageRecipients {
     /// Nobody: they are dropped.
     #[default]
     Off,
@@ -27,7 +27,7 @@ impl Default for DataSettings {
         Self {
             is_enabled: true,
             retained_messages: 1,
-            viewer_messages: ViewerMessages::Off,
+            viewer_messages: ViewerMessageRecipients::Off,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use thiserror::Error;
 
-use super::rate_limit::RateLimit;
+use super::rate_limit::TokenBucket;
 use crate::media::data_message::{DataLabel, DataMessage};
 
 /// The data tracks of one stream.
@@ -13,7 +13,7 @@ use crate::media::data_message::{DataLabel, DataMessage};
 pub struct DataTracks {
     tracks: Vec<DataTrack>,
     /// Limit of the messages that come by the API.
-    api_limit: Option<RateLimit>,
+    api_limit: Option<TokenBucket>,
 }
 
 /// One data track.
@@ -52,11 +52,11 @@ impl DataTracks {
     /// # Errors
     ///
     /// [`DataPublishError::TooManyMessages`].
-    pub fn take_api_message(&mut self, now: Instant) -> Result<(), DataPublishError> {
+    pub fn admit_api_message(&mut self, now: Instant) -> Result<(), DataPublishError> {
         let limit = self
             .api_limit
-            .get_or_insert_with(|| RateLimit::new(MAX_API_MESSAGES_PER_SECOND));
-        match limit.take(now, 1) {
+            .get_or_insert_with(|| TokenBucket::new(MAX_API_MESSAGES_PER_SECOND));
+        match limit.try_take_tokens(now, 1) {
             true => Ok(()),
             false => Err(DataPublishError::TooManyMessages),
         }
@@ -67,7 +67,7 @@ impl DataTracks {
     /// # Errors
     ///
     /// [`DataPublishError::TooManyTracks`].
-    pub fn record(&mut self, message: &DataMessage, retained_count: usize) -> Result<(), DataPublishError> {
+    pub fn record_message(&mut self, message: &DataMessage, retained_count: usize) -> Result<(), DataPublishError> {
         let known = self.tracks.iter().position(|track| track.label == message.label);
         if known.is_none() && self.tracks.len() == MAX_DATA_TRACKS {
             return Err(DataPublishError::TooManyTracks);
@@ -77,7 +77,7 @@ impl DataTracks {
             self.tracks.push(DataTrack::new(message.label.clone()));
         }
         if let Some(track) = self.tracks.get_mut(index) {
-            track.record(message, retained_count);
+            track.record_message(message, retained_count);
         }
         Ok(())
     }
@@ -105,7 +105,7 @@ impl DataTrack {
         }
     }
 
-    fn record(&mut self, message: &DataMessage, retained_count: usize) {
+    fn record_message(&mut self, message: &DataMessage, retained_count: usize) {
         let length = message.payload.len();
         self.message_count += 1;
         self.byte_count += length as u64;
@@ -146,9 +146,9 @@ mod tests {
     fn the_last_messages_of_each_label_are_retained() {
         let mut tracks = DataTracks::default();
         for text in ["1", "22", "333"] {
-            assert_eq!(tracks.record(&message("a", text), 2), Ok(()));
+            assert_eq!(tracks.record_message(&message("a", text), 2), Ok(()));
         }
-        assert_eq!(tracks.record(&message("b", "4444"), 2), Ok(()));
+        assert_eq!(tracks.record_message(&message("b", "4444"), 2), Ok(()));
         let expected = [("a", 2), ("a", 3), ("b", 4)].map(|(label, length)| (label.to_owned(), length));
         assert_eq!(retained(&tracks), expected);
         let counts = tracks
@@ -163,14 +163,14 @@ mod tests {
         let mut tracks = DataTracks::default();
         let long = "x".repeat(40 << 10);
         for _ in 0..5 {
-            assert_eq!(tracks.record(&message("a", &long), 100), Ok(()));
+            assert_eq!(tracks.record_message(&message("a", &long), 100), Ok(()));
         }
         assert_eq!(retained(&tracks).len(), 1);
-        assert_eq!(tracks.record(&message("a", "y"), 100), Ok(()));
+        assert_eq!(tracks.record_message(&message("a", "y"), 100), Ok(()));
         assert_eq!(retained(&tracks).len(), 2);
-        assert_eq!(tracks.record(&message("a", &"z".repeat(65 << 10)), 100), Ok(()));
+        assert_eq!(tracks.record_message(&message("a", &"z".repeat(65 << 10)), 100), Ok(()));
         assert_eq!(retained(&tracks).len(), 2, "too long to be retained");
-        assert_eq!(tracks.record(&message("b", "y"), 0), Ok(()));
+        assert_eq!(tracks.record_message(&message("b", "y"), 0), Ok(()));
         assert_eq!(retained(&tracks).len(), 2, "nothing is retained if so configured");
     }
 
@@ -178,13 +178,13 @@ mod tests {
     fn a_stream_has_few_labels() {
         let mut tracks = DataTracks::default();
         for n in 0..MAX_DATA_TRACKS {
-            assert_eq!(tracks.record(&message(&n.to_string(), ""), 1), Ok(()));
+            assert_eq!(tracks.record_message(&message(&n.to_string(), ""), 1), Ok(()));
         }
         assert_eq!(
-            tracks.record(&message("more", ""), 1),
+            tracks.record_message(&message("more", ""), 1),
             Err(DataPublishError::TooManyTracks)
         );
-        assert_eq!(tracks.record(&message("0", ""), 1), Ok(()));
+        assert_eq!(tracks.record_message(&message("0", ""), 1), Ok(()));
     }
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
         let now = Instant::now();
         let mut tracks = DataTracks::default();
-        let taken = (0..1_000).filter(|_| tracks.take_api_message(now).is_ok());
+        let taken = (0..1_000).filter(|_| tracks.admit_api_message(now).is_ok());
         assert_eq!(taken.count(), MAX_API_MESSAGES_PER_SECOND as usize);
     }
 }

@@ -48,7 +48,7 @@ pub enum ReachedLimit {
 
 impl ReachedLimit {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 3] = [Self::Sessions, Self::HalfOpen, Self::HalfOpenPerAddress];
+    pub const ALL_LIMITS: [Self; 3] = [Self::Sessions, Self::HalfOpen, Self::HalfOpenPerAddress];
 
     /// Label of the metrics.
     pub fn label(self) -> &'static str {
@@ -62,7 +62,7 @@ impl ReachedLimit {
 
 /// Place of a half-open session in the order of their offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct HalfOpenId(u64);
+pub(crate) struct HalfOpenOfferOrder(u64);
 
 /// A half-open session.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,7 @@ pub(crate) struct HalfOpenSession {
 pub(crate) struct HalfOpenSessions {
     limits: SessionLimits,
     /// The oldest first.
-    sessions_by_id: BTreeMap<HalfOpenId, HalfOpenSession>,
+    sessions_by_id: BTreeMap<HalfOpenOfferOrder, HalfOpenSession>,
     /// Those whose requests had no token.
     session_count_without_token: usize,
     last_half_open_id: u64,
@@ -110,7 +110,7 @@ impl HalfOpenSessions {
         &self,
         requester: SessionRequester,
         sessions: usize,
-    ) -> Result<Option<(HalfOpenId, ReachedLimit)>, ReachedLimit> {
+    ) -> Result<Option<(HalfOpenOfferOrder, ReachedLimit)>, ReachedLimit> {
         let Some((full, host)) = self.reached_limit(requester, sessions) else {
             return Ok(None);
         };
@@ -154,7 +154,7 @@ impl HalfOpenSessions {
         (sessions >= self.limits.max_sessions).then_some((ReachedLimit::Sessions, None))
     }
 
-    fn oldest_evictable(&self, may_be_evicted: impl Fn(&HalfOpenSession) -> bool) -> Option<HalfOpenId> {
+    fn oldest_evictable(&self, may_be_evicted: impl Fn(&HalfOpenSession) -> bool) -> Option<HalfOpenOfferOrder> {
         let mut oldest = self
             .sessions_by_id
             .iter()
@@ -165,13 +165,18 @@ impl HalfOpenSessions {
     }
 
     /// Notes a new session.
-    pub(crate) fn insert(&mut self, id: SessionId, shard: ShardIndex, requester: SessionRequester) -> HalfOpenId {
+    pub(crate) fn insert(
+        &mut self,
+        id: SessionId,
+        shard: ShardIndex,
+        requester: SessionRequester,
+    ) -> HalfOpenOfferOrder {
         self.last_half_open_id += 1;
-        let ticket = HalfOpenId(self.last_half_open_id);
+        let ticket = HalfOpenOfferOrder(self.last_half_open_id);
         self.session_count_without_token += usize::from(!requester.has_token);
         if let Some(address) = requester.address {
             // That there is room was asked before.
-            let _ = self.budget_for(requester).try_acquire(address);
+            let _ = self.per_address_budget_for(requester).try_acquire(address);
         }
         let waiting = HalfOpenSession {
             id,
@@ -184,18 +189,18 @@ impl HalfOpenSessions {
     }
 
     /// It no longer gives way.
-    pub(crate) fn mark_connectivity_check_passed(&mut self, ticket: HalfOpenId) {
+    pub(crate) fn mark_connectivity_check_passed(&mut self, ticket: HalfOpenOfferOrder) {
         if let Some(waiting) = self.sessions_by_id.get_mut(&ticket) {
             waiting.passed_connectivity_check = true;
         }
     }
 
     /// It is connected, or has ended.
-    pub(crate) fn remove(&mut self, ticket: HalfOpenId) -> Option<HalfOpenSession> {
+    pub(crate) fn remove(&mut self, ticket: HalfOpenOfferOrder) -> Option<HalfOpenSession> {
         let waiting = self.sessions_by_id.remove(&ticket)?;
         self.session_count_without_token -= usize::from(!waiting.requester.has_token);
         if let Some(address) = waiting.requester.address {
-            self.budget_for(waiting.requester).release(address);
+            self.per_address_budget_for(waiting.requester).release(address);
         }
         Some(waiting)
     }
@@ -205,7 +210,7 @@ impl HalfOpenSessions {
         self.sessions_by_id.len()
     }
 
-    fn budget_for(&mut self, requester: SessionRequester) -> &mut PerAddressBudget {
+    fn per_address_budget_for(&mut self, requester: SessionRequester) -> &mut PerAddressBudget {
         if requester.has_token {
             &mut self.budget_with_token
         } else {
@@ -248,7 +253,7 @@ mod tests {
     }
 
     fn check_all(pool: &mut HalfOpenSessions) {
-        let tickets: Vec<HalfOpenId> = pool.sessions_by_id.keys().copied().collect();
+        let tickets: Vec<HalfOpenOfferOrder> = pool.sessions_by_id.keys().copied().collect();
         tickets
             .into_iter()
             .for_each(|ticket| pool.mark_connectivity_check_passed(ticket));

@@ -10,7 +10,7 @@ pub struct ShardIndex(pub u16);
 
 impl ShardIndex {
     /// Shard index of a source that is not a peer. No such shard exists; messages to it are dropped.
-    pub const NONE: Self = Self(u16::MAX);
+    pub const NO_SHARD: Self = Self(u16::MAX);
 }
 
 /// Unguessable identifier of a session (RFC 9725 §5): 128 random bits.

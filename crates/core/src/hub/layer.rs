@@ -45,7 +45,7 @@ impl SimulcastLayer {
     }
 
     /// Returns the format of a layer that has one of its own.
-    pub fn own_track(&self) -> Option<SourceTrack> {
+    pub fn pulled_source_track(&self) -> Option<SourceTrack> {
         match self.origin {
             LayerOrigin::Pushed => None,
             LayerOrigin::Pulled { track, .. } => track,

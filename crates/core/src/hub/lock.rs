@@ -60,7 +60,7 @@ impl<T> RankedMutex<T> {
     ///
     /// With debug assertions, if this thread holds a lock of the same or a higher rank.
     pub fn lock(&self) -> RankedGuard<'_, T> {
-        let held = lock_order::acquire_rank(self.rank);
+        let held = lock_order::record_held_lock_rank(self.rank);
         RankedGuard {
             inner: self.inner.lock().unwrap_or_else(PoisonError::into_inner),
             _held_rank: held,
@@ -113,7 +113,7 @@ mod lock_order {
     /// Entry of one held lock.
     pub(crate) struct HeldRank(LockRank);
 
-    pub(crate) fn acquire_rank(rank: LockRank) -> HeldRank {
+    pub(crate) fn record_held_lock_rank(rank: LockRank) -> HeldRank {
         let highest = HELD_LOCK_RANKS.with_borrow(|held| held.iter().max().copied());
         if let Some(highest) = highest.filter(|highest| *highest >= rank) {
             panic!("lock order violated: {rank:?} is taken while {highest:?} is held");
@@ -139,7 +139,7 @@ mod lock_order {
 
     pub(crate) struct HeldRank;
 
-    pub(crate) fn acquire_rank(_: LockRank) -> HeldRank {
+    pub(crate) fn record_held_lock_rank(_: LockRank) -> HeldRank {
         HeldRank
     }
 }

@@ -15,7 +15,7 @@ pub(crate) const MIN_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 impl LogRateLimiter {
     /// Whether a line may be logged now: returns how many were suppressed since the last one.
-    pub fn allow(&mut self, now: Instant) -> Option<u64> {
+    pub fn allow_log_line(&mut self, now: Instant) -> Option<u64> {
         if self.next_allowed_at.is_some_and(|next| now < next) {
             self.suppressed_line_count += 1;
             return None;
@@ -33,13 +33,13 @@ mod tests {
     #[test]
     fn one_log_line_per_interval_counts_suppressed() {
         let (mut limit, t) = (LogRateLimiter::default(), Instant::now());
-        assert_eq!(limit.allow(t), Some(0));
+        assert_eq!(limit.allow_log_line(t), Some(0));
         for n in 0..1_000 {
-            assert_eq!(limit.allow(t + Duration::from_millis(n)), None);
+            assert_eq!(limit.allow_log_line(t + Duration::from_millis(n)), None);
         }
-        assert_eq!(limit.allow(t + MIN_LOG_INTERVAL), Some(1_000));
-        assert_eq!(limit.allow(t + MIN_LOG_INTERVAL), None);
-        assert_eq!(limit.allow(t + 3 * MIN_LOG_INTERVAL), Some(1));
-        assert_eq!(limit.allow(t + 4 * MIN_LOG_INTERVAL), Some(0));
+        assert_eq!(limit.allow_log_line(t + MIN_LOG_INTERVAL), Some(1_000));
+        assert_eq!(limit.allow_log_line(t + MIN_LOG_INTERVAL), None);
+        assert_eq!(limit.allow_log_line(t + 3 * MIN_LOG_INTERVAL), Some(1));
+        assert_eq!(limit.allow_log_line(t + 4 * MIN_LOG_INTERVAL), Some(0));
     }
 }

@@ -63,7 +63,7 @@ impl<T> Mailbox<T> {
 
     fn push_if_below_limit(&self, limit: usize, message: T) -> Result<(), T> {
         let was_empty = {
-            let mut queue = self.lock();
+            let mut queue = self.lock_queue();
             if queue.len() >= limit {
                 return Err(message);
             }
@@ -78,7 +78,7 @@ impl<T> Mailbox<T> {
 
     /// Number of queued messages.
     pub fn queued_count(&self) -> usize {
-        self.lock().len()
+        self.lock_queue().len()
     }
 
     /// Number of queued messages; `None` while another thread holds the lock.
@@ -89,10 +89,10 @@ impl<T> Mailbox<T> {
     /// Takes all messages, swapping in an empty queue so that its memory is reused.
     pub fn take_all_messages(&self, into: &mut VecDeque<T>) {
         debug_assert!(into.is_empty());
-        std::mem::swap(&mut *self.lock(), into);
+        std::mem::swap(&mut *self.lock_queue(), into);
     }
 
-    fn lock(&self) -> RankedGuard<'_, VecDeque<T>> {
+    fn lock_queue(&self) -> RankedGuard<'_, VecDeque<T>> {
         // Ignoring a poisoned lock is safe: no operation on the queue can be left half done.
         self.queue.lock()
     }

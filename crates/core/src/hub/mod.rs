@@ -1,4 +1,4 @@
-//! Streams by name, their tracks, and the packet rings shared by all viewers.
+//! StreamTable by name, their tracks, and the packet rings shared by all viewers.
 //!
 //! Shards share state only through the hub. Its locks are held briefly and never across a blocking operation.
 
@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 pub mod address;
-pub mod batch;
 pub mod changes;
 pub mod data_settings;
 pub mod data_tracks;
@@ -19,6 +18,7 @@ pub mod log_limit;
 pub mod mailbox;
 pub mod meter;
 pub mod name;
+pub mod packet_batch;
 pub(crate) mod rate_limit;
 pub mod reader;
 pub mod ring;
@@ -49,14 +49,14 @@ struct TranscodeStarter {
 
 /// All streams of the gateway.
 pub struct Hub {
-    streams: RankedMutex<Streams>,
+    streams: RankedMutex<StreamTable>,
     /// Called for every transcoded stream that is opened, so that a transcode is started for it.
     transcoder: OnceLock<TranscodeStarter>,
     change_notifier: Arc<ChangeNotifier>,
 }
 
 #[derive(Debug, Default)]
-struct Streams {
+struct StreamTable {
     by_key: HashMap<StreamKey, Arc<Stream>>,
     last_stream_id: u64,
 }
@@ -64,7 +64,7 @@ struct Streams {
 impl Default for Hub {
     fn default() -> Self {
         Self {
-            streams: RankedMutex::new(LockRank::StreamMap, Streams::default()),
+            streams: RankedMutex::new(LockRank::StreamMap, StreamTable::default()),
             transcoder: OnceLock::new(),
             change_notifier: Arc::default(),
         }
@@ -74,13 +74,13 @@ impl Default for Hub {
 impl Hub {
     /// Returns a stream that has a source or a viewer.
     pub fn find_stream(&self, key: impl Into<StreamKey>) -> Option<Arc<Stream>> {
-        self.lock().by_key.get(&key.into()).cloned()
+        self.lock_streams().by_key.get(&key.into()).cloned()
     }
 
     /// Applies a change to a stream and removes the stream if it then has neither source nor viewers. Holders of the
     /// old `Arc` keep sharing it; a later open of the name creates a new stream.
     pub fn update_stream_and_remove_if_unused(&self, stream: &Stream, change: impl FnOnce(&mut stream::StreamState)) {
-        let mut streams = self.lock();
+        let mut streams = self.lock_streams();
         let unused = stream.with_state(|state| {
             change(state);
             state.is_unused()
@@ -98,7 +98,7 @@ impl Hub {
     ) -> Arc<Stream> {
         let key = key.into();
         let changes = &self.change_notifier;
-        let mut streams = self.lock();
+        let mut streams = self.lock_streams();
         let last_id = &mut streams.last_stream_id;
         let id = *last_id + 1;
         *last_id = id;
@@ -154,10 +154,10 @@ impl Hub {
 
     /// Returns a snapshot of all streams.
     pub fn streams(&self) -> Vec<Arc<Stream>> {
-        self.lock().by_key.values().cloned().collect()
+        self.lock_streams().by_key.values().cloned().collect()
     }
 
-    fn lock(&self) -> RankedGuard<'_, Streams> {
+    fn lock_streams(&self) -> RankedGuard<'_, StreamTable> {
         self.streams.lock()
     }
 }

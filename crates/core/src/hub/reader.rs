@@ -20,17 +20,17 @@ const MISSING_PACKET_TIMEOUT: Duration = Duration::from_millis(250);
 
 impl RingReader {
     /// Starts at the newest key frame; `None` without one.
-    pub fn at_newest_key_frame(ring: &PacketRing) -> Option<Self> {
+    pub fn starting_at_newest_key_frame(ring: &PacketRing) -> Option<Self> {
         ring.newest_key_frame_seq().map(Self::at_seq)
     }
 
     /// Starts at the oldest key frame in the ring; `None` without one.
-    pub fn at_oldest_key_frame(ring: &PacketRing) -> Option<Self> {
+    pub fn starting_at_oldest_key_frame(ring: &PacketRing) -> Option<Self> {
         ring.oldest_key_frame_seq().map(Self::at_seq)
     }
 
     /// Starts at the oldest packet in the ring.
-    pub fn at_oldest_packet(ring: &PacketRing) -> Self {
+    pub fn starting_at_oldest_packet(ring: &PacketRing) -> Self {
         Self::at_seq(ring.first_seq())
     }
 
@@ -101,11 +101,11 @@ mod tests {
     #[test]
     fn a_gap_is_waited_for_and_then_skipped() {
         let (mut ring, t) = (PacketRing::default(), Instant::now());
-        assert!(RingReader::at_newest_key_frame(&ring).is_none());
+        assert!(RingReader::starting_at_newest_key_frame(&ring).is_none());
         for seq in [10, 11, 13, 15] {
             insert_packet(&mut ring, t, seq);
         }
-        let mut reader = RingReader::at_newest_key_frame(&ring).expect("a key frame");
+        let mut reader = RingReader::starting_at_newest_key_frame(&ring).expect("a key frame");
         assert_eq!(read_seqs(&mut reader, t, &ring), [10, 11]);
         insert_packet(&mut ring, t, 12);
         assert_eq!(

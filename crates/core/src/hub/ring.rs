@@ -129,7 +129,7 @@ impl PacketRing {
             self.byte_count_since_key_frame += packet.payload.len();
         }
         self.record_frame(packet);
-        self.evict(packet.arrival);
+        self.evict_old_packets(packet.arrival);
         Some(entry)
     }
 
@@ -165,7 +165,7 @@ impl PacketRing {
             .unwrap_or(packet.seq)
     }
 
-    fn evict(&mut self, now: Instant) {
+    fn evict_old_packets(&mut self, now: Instant) {
         loop {
             let exceeds_limit = self.payload_byte_count > MAX_RING_BYTES || self.slots.len() > MAX_RING_PACKETS;
             let needed_from = self.key_frame_starts.back().copied().unwrap_or(self.end_seq());

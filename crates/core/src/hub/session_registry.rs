@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::changes::{ChangeNotifier, ChangeTopic};
-use super::half_open::{HalfOpenId, HalfOpenSessions};
+use super::half_open::{HalfOpenOfferOrder, HalfOpenSessions};
 pub use super::half_open::{ReachedLimit, SessionLimits, SessionRequester};
 use super::lock::{LockRank, RankedGuard, RankedMutex};
 use super::shrink_sparse::{shrink_sparse_map, shrink_sparse_queue};
@@ -60,7 +60,7 @@ struct SessionEntry {
     shard: ShardIndex,
     state: SessionState,
     /// Of a half-open one.
-    half_open_id: Option<HalfOpenId>,
+    half_open_id: Option<HalfOpenOfferOrder>,
 }
 
 /// A session that gave way to another one: its shard has to end it.
@@ -110,7 +110,7 @@ impl SessionRegistry {
         shard: ShardIndex,
         requester: SessionRequester,
     ) -> Result<Option<EvictedSession>, ReachedLimit> {
-        let mut guard = self.lock();
+        let mut guard = self.lock_entries();
         let entries = &mut *guard;
         let to_evict = entries.half_open.session_to_evict(requester, entries.live_count)?;
         let evicted = to_evict.and_then(|(ticket, full)| {
@@ -142,7 +142,7 @@ impl SessionRegistry {
 
     /// Notes that a connectivity check of a session's peer was authentic: it no longer gives way to another session.
     pub(crate) fn on_connectivity_check_passed(&self, id: SessionId) {
-        let mut entries = self.lock();
+        let mut entries = self.lock_entries();
         if let Some(ticket) = entries.by_id.get(&id).and_then(|entry| entry.half_open_id) {
             entries.half_open.mark_connectivity_check_passed(ticket);
         }
@@ -150,7 +150,7 @@ impl SessionRegistry {
 
     /// Notes that a session is connected.
     pub(crate) fn on_connected(&self, id: SessionId) {
-        let mut guard = self.lock();
+        let mut guard = self.lock_entries();
         let entries = &mut *guard;
         let entry = entries.by_id.get_mut(&id);
         let Some(entry) = entry.filter(|entry| entry.state == SessionState::Connecting) else {
@@ -166,19 +166,19 @@ impl SessionRegistry {
 
     /// Notes the end of a session.
     pub fn on_session_ended(&self, now: Instant, id: SessionId, reason: CloseReason) {
-        self.lock().end_session(now, id, reason);
+        self.lock_entries().end_session(now, id, reason);
         self.notify_session_change(id);
     }
 
     /// Forgets the sessions that ended more than a minute ago. To be called every few seconds: nothing else does while no
     /// session opens or ends.
     pub fn forget_expired_ended_sessions(&self, now: Instant) {
-        self.lock().forget_expired_and_excess(now);
+        self.lock_entries().forget_expired_and_excess(now);
     }
 
     /// State of a session and the shard that it lives on.
     pub fn session_state_and_shard(&self, id: SessionId) -> (SessionState, Option<ShardIndex>) {
-        let entries = self.lock();
+        let entries = self.lock_entries();
         entries
             .by_id
             .get(&id)
@@ -187,7 +187,7 @@ impl SessionRegistry {
 
     /// Notes what a viewer is sent.
     pub(crate) fn on_viewer_quality(&self, id: SessionId, quality: ViewerQuality) {
-        let mut entries = self.lock();
+        let mut entries = self.lock_entries();
         let is_live = |entry: &SessionEntry| matches!(entry.state, SessionState::Connecting | SessionState::Connected);
         if !entries.by_id.get(&id).is_some_and(is_live) {
             return;
@@ -201,12 +201,12 @@ impl SessionRegistry {
 
     /// What a viewer is sent; `None` for publishers, and before anything is.
     pub fn viewer_quality(&self, id: SessionId) -> Option<ViewerQuality> {
-        self.lock().viewer_quality.get(&id).cloned()
+        self.lock_entries().viewer_quality.get(&id).cloned()
     }
 
     /// Viewers whose path is too small for more than they are sent, by what is sent of the video.
     pub fn bandwidth_limited_viewer_counts_by_frames(&self) -> [(FrameSelection, usize); 3] {
-        let entries = self.lock();
+        let entries = self.lock_entries();
         let is_limited = |quality: &&ViewerQuality| quality.limitation_reason == QualityLimitationReason::Bandwidth;
         [
             FrameSelection::All,
@@ -221,19 +221,19 @@ impl SessionRegistry {
 
     /// Sessions that have not ended.
     pub fn open_session_count(&self) -> usize {
-        self.lock().live_count
+        self.lock_entries().live_count
     }
 
     /// Sessions that have not ended and are not connected.
     pub fn half_open_count(&self) -> usize {
-        self.lock().half_open.len()
+        self.lock_entries().half_open.len()
     }
 
     fn notify_session_change(&self, id: SessionId) {
         self.change_notifier.notify(&ChangeTopic::Session(id));
     }
 
-    fn lock(&self) -> RankedGuard<'_, SessionEntries> {
+    fn lock_entries(&self) -> RankedGuard<'_, SessionEntries> {
         self.entries.lock()
     }
 }
@@ -392,7 +392,7 @@ mod tests {
                     .is_ok()
             );
         }
-        assert!(registry.lock().by_id.len() <= MAX_REMEMBERED_EVICTED_SESSIONS + 1);
+        assert!(registry.lock_entries().by_id.len() <= MAX_REMEMBERED_EVICTED_SESSIONS + 1);
         assert_eq!(
             registry.session_state_and_shard(session_id(49_998)).0,
             SessionState::Ended(CloseReason::Evicted)
@@ -410,9 +410,9 @@ mod tests {
         }
         ids().for_each(|id| registry.on_session_ended(t, id, CloseReason::NoConnectivityChecks));
         registry.forget_expired_ended_sessions(t + ENDED_SESSION_RETENTION / 2);
-        assert_eq!(registry.lock().by_id.len(), 10_000);
+        assert_eq!(registry.lock_entries().by_id.len(), 10_000);
         registry.forget_expired_ended_sessions(t + ENDED_SESSION_RETENTION);
-        let entries = registry.lock();
+        let entries = registry.lock_entries();
         assert_eq!((entries.by_id.len(), entries.ended.sessions.len()), (0, 0));
         assert!(entries.by_id.capacity() < 200, "{}", entries.by_id.capacity());
         assert!(entries.ended.sessions.capacity() < 200);

@@ -15,9 +15,9 @@ use super::track::Track;
 use super::traffic::StreamTransportStats;
 use crate::media::track_delivery::SourceTrack;
 use crate::media::{Codec, CodecFormat, MediaKind};
-use crate::sdp::negotiated::{AudioVideoFormats, AvailableTrack, AvailableTracks, MAX_LAYERS_WITH_OWN_FORMATS};
+use crate::sdp::negotiation_result::{AudioVideoFormats, AvailableTrack, AvailableTracks, MAX_LAYERS_WITH_OWN_FORMATS};
 
-/// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NONE`]: it detects a
+/// The session that feeds a stream, and its shard. A source that is not a peer has [`ShardIndex::NO_SHARD`]: it detects a
 /// takeover by itself and polls for key frame requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceRef {
@@ -210,7 +210,7 @@ impl StreamState {
 
     /// Whether more layers of the source may be about to appear: what is there so far may be too much for a viewer. Before
     /// the first key frame of a peer's video nothing is known of them.
-    pub fn are_layers_appearing(&self, now: Instant) -> bool {
+    pub fn may_more_layers_appear(&self, now: Instant) -> bool {
         let Some(expected_since) = self.source.and(self.media_expected_since) else {
             return false;
         };
@@ -279,7 +279,7 @@ impl StreamState {
         let mut video_layers = [None; MAX_LAYERS_WITH_OWN_FORMATS];
         for (slot, track) in video_layers
             .iter_mut()
-            .zip(available.filter_map(SimulcastLayer::own_track))
+            .zip(available.filter_map(SimulcastLayer::pulled_source_track))
         {
             *slot = Some(track);
         }

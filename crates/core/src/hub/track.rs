@@ -6,8 +6,8 @@ use super::meter::{CaptureDelayStats, RateMeter};
 use super::ring::PacketRing;
 use super::vp8_rewriter::Vp8CounterTracker;
 use crate::media::clock::{TrackClock, duration_to_ticks, ticks_to_duration};
-use crate::media::discard::PayloadDiscardCounts;
 use crate::media::packet::{TrackSeq, TrackTime};
+use crate::media::payload_discard::PayloadDiscardCounts;
 use crate::media::{Codec, CodecFormat, MediaKind};
 
 /// A track of a stream. It outlives its sources: a [`IngestSeqAndTimestampRewriter`](super::source_rewriter::IngestSeqAndTimestampRewriter) per source rewrites their

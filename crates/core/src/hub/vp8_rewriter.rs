@@ -50,7 +50,11 @@ impl Vp8CounterOffset {
         };
         let mut moved = payload.to_vec();
         let picture_id = own.picture_id.wrapping_add(self.0.picture_id);
-        descriptor.overwrite_counters(&mut moved, picture_id, own.tl0_pic_idx.wrapping_add(self.0.tl0_pic_idx));
+        descriptor.overwrite_picture_id_and_tl0picidx(
+            &mut moved,
+            picture_id,
+            own.tl0_pic_idx.wrapping_add(self.0.tl0_pic_idx),
+        );
         moved.into()
     }
 }

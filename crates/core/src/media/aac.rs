@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::codec::bits::BitReader;
+use super::codec::bit_reader::BitReader;
 
 /// A parsed AudioSpecificConfig.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,7 +19,7 @@ pub struct AacConfig {
 const MAX_AAC_CONFIG_BYTES: usize = 16;
 
 /// ISO/IEC 14496-3 table 1.18.
-const SAMPLE_RATES: [u32; 13] = [
+const AAC_SAMPLE_RATE_TABLE: [u32; 13] = [
     96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350,
 ];
 
@@ -43,7 +43,7 @@ impl AacConfig {
         };
         let rate = match bits.read_bits(4)? {
             15 => bits.read_bits(24)?,
-            index => *SAMPLE_RATES.get(index as usize)?,
+            index => *AAC_SAMPLE_RATE_TABLE.get(index as usize)?,
         };
         let channels = bits.read_bits_u8(4)?;
         (object_type != 0 && rate != 0).then_some(Self {
@@ -55,8 +55,8 @@ impl AacConfig {
     }
 
     /// Returns the configuration of AAC-LC; `None` for a rate without an index, or more than seven channels.
-    pub(crate) fn new_low_complexity(rate: u32, channels: u8) -> Option<Self> {
-        let index = u8::try_from(SAMPLE_RATES.iter().position(|known| *known == rate)?).ok()?;
+    pub(crate) fn new_aac_lc(rate: u32, channels: u8) -> Option<Self> {
+        let index = u8::try_from(AAC_SAMPLE_RATE_TABLE.iter().position(|known| *known == rate)?).ok()?;
         let channels = (1..=7).contains(&channels).then_some(channels)?;
         Self::parse(&[2 << 3 | index >> 1, (index & 1) << 7 | channels << 3])
     }

@@ -4,7 +4,7 @@
 use bytes::{Bytes, BytesMut};
 
 use super::aac::AacConfig;
-use super::codec::bits::BitReader;
+use super::codec::bit_reader::BitReader;
 
 /// How the frames of a track are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl AacDepacketizer {
         let is_low_rate = fmtp_parameter(fmtp, "mode").is_some_and(|mode| mode.eq_ignore_ascii_case("AAC-lbr"));
         let (size, index) = if is_low_rate { (6, 2) } else { (13, 3) };
         Some(Self {
-            config: aac_config_from_fmtp(fmtp).or_else(|| AacConfig::new_low_complexity(rate, channels))?,
+            config: aac_config_from_fmtp(fmtp).or_else(|| AacConfig::new_aac_lc(rate, channels))?,
             packing: AacPayloadFormat::AuHeaders {
                 size: number("sizelength", size),
                 index: number("indexlength", index),

@@ -52,7 +52,7 @@ impl TimestampCompression {
 }
 
 /// Fraction of a later arrival that moves the reference: 1/256 follows clock drift, but not jitter.
-const DRIFT_DIVISOR: u32 = 256;
+const CLOCK_DRIFT_SMOOTHING_DIVISOR: u32 = 256;
 
 impl TrackClock {
     /// Creates a clock; `clock_rate` is the RTP clock rate in Hz.
@@ -164,7 +164,7 @@ fn update_arrival_anchor(anchor: Option<ClockAnchor>, rate: u32, newest: ClockAn
     };
     let expected = anchor.instant + ticks_to_duration(ahead, rate);
     let at = match newest.instant.checked_duration_since(expected) {
-        Some(late) => expected + late / DRIFT_DIVISOR,
+        Some(late) => expected + late / CLOCK_DRIFT_SMOOTHING_DIVISOR,
         None => newest.instant,
     };
     ClockAnchor {

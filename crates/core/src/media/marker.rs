@@ -43,7 +43,7 @@ pub struct RtpPacketMetadata {
     pub time: u64,
     pub marker: bool,
     /// `None` for a packet without payload, which is no part of a frame.
-    pub payload_info: Option<PayloadFraming>,
+    pub payload_framing: Option<PayloadFraming>,
     pub arrival: Instant,
 }
 
@@ -107,8 +107,8 @@ impl<T> RtpMarkerCorrector<T> {
 
     /// Processes a packet; appends the packets whose marker is known now, with their marker.
     pub(crate) fn push(&mut self, mark: RtpPacketMetadata, item: T, out: &mut Vec<(T, bool)>) {
-        let Some(part) = mark.payload_info else {
-            return self.push_without_payload(mark, item, out);
+        let Some(part) = mark.payload_framing else {
+            return self.push_packet_without_payload(mark, item, out);
         };
         if let Some(newest) = self.newest_packet.filter(|newest| newest.seq >= mark.seq) {
             let marker = self.marker_of_late_packet(mark, newest);
@@ -135,7 +135,7 @@ impl<T> RtpMarkerCorrector<T> {
             marked_packet_count_in_frame: marked,
         });
         self.record_last_seq_of_frame(mark);
-        if self.must_hold(mark, part) {
+        if self.must_hold_packet(mark, part) {
             self.held_packets.push_back((mark, item));
         } else {
             out.push((item, mark.marker));
@@ -152,7 +152,7 @@ impl<T> RtpMarkerCorrector<T> {
                     .is_some_and(|n| n.has_slice && !n.continues_in_next_packet);
             let marker = |mark: &RtpPacketMetadata| mark.marker || ends;
             out.extend(self.held_packets.drain(..).map(|(mark, item)| {
-                let marker = mark.payload_info.is_some() && marker(&mark);
+                let marker = mark.payload_framing.is_some() && marker(&mark);
                 (item, marker)
             }));
         }
@@ -183,13 +183,13 @@ impl<T> RtpMarkerCorrector<T> {
     }
 
     /// What follows has other sequence numbers and timestamps, but comes from the same sender. Releases what is held.
-    pub(crate) fn flush_and_restart_numbering(&mut self, out: &mut Vec<(T, bool)>) {
+    pub(crate) fn flush_on_seq_and_timestamp_discontinuity(&mut self, out: &mut Vec<(T, bool)>) {
         out.extend(self.held_packets.drain(..).map(|(mark, item)| (item, mark.marker)));
         self.newest_packet = None;
         self.frame_ends.clear();
     }
 
-    fn push_without_payload(&mut self, mark: RtpPacketMetadata, item: T, out: &mut Vec<(T, bool)>) {
+    fn push_packet_without_payload(&mut self, mark: RtpPacketMetadata, item: T, out: &mut Vec<(T, bool)>) {
         if let Some(newest) = &mut self.newest_packet
             && mark.seq == newest.seq + 1
         {
@@ -200,7 +200,7 @@ impl<T> RtpMarkerCorrector<T> {
             out.extend(
                 self.held_packets
                     .drain(..)
-                    .map(|(mark, item)| (item, mark.payload_info.is_some() && mark.marker)),
+                    .map(|(mark, item)| (item, mark.payload_framing.is_some() && mark.marker)),
             );
         }
         if self.held_packets.is_empty() {
@@ -218,7 +218,7 @@ impl<T> RtpMarkerCorrector<T> {
         self.unmarked_frames_in_row >= FRAMES_TO_INFER_NO_MARKERS
     }
 
-    fn must_hold(&self, mark: RtpPacketMetadata, part: PayloadFraming) -> bool {
+    fn must_hold_packet(&self, mark: RtpPacketMetadata, part: PayloadFraming) -> bool {
         let may_end = mark.marker || !part.continues_in_next_packet;
         may_end
             && (!self.is_sender_trusted()
@@ -267,7 +267,7 @@ impl<T> RtpMarkerCorrector<T> {
         let is_same = previous.time == next.time;
         for (mark, item) in self.held_packets.drain(..) {
             let marker = match (is_next, is_same) {
-                _ if mark.payload_info.is_none() => false,
+                _ if mark.payload_framing.is_none() => false,
                 (true, true) => mark.marker && previous.is_last_of_picture(part),
                 (true, false) => mark.marker || (previous.has_slice && !previous.continues_in_next_packet),
                 // What is missing in between may be the end of this frame or the start of the next.
@@ -341,7 +341,7 @@ mod tests {
                 seq: self.seq,
                 time,
                 marker,
-                payload_info: part,
+                payload_framing: part,
                 arrival,
             };
             self.filter.push(mark, self.seq, &mut self.out);

@@ -56,7 +56,7 @@ impl<'a> ParsedRtpHeader<'a> {
         let mut header = Self::parse_srtp_header(packet)?;
         let padded = packet.first().is_some_and(|first| first & 0x20 != 0);
         if let (true, Some(body)) = (padded, packet.get(header.payload_range())) {
-            header.payload_range.end -= padding_len(body)?;
+            header.payload_range.end -= parse_padding_len(body)?;
         }
         Ok(header)
     }
@@ -74,7 +74,7 @@ impl<'a> ParsedRtpHeader<'a> {
             return Err(RtpError::UnsupportedVersion(first >> 6));
         }
         let mut start = FIXED_HEADER_LEN + 4 * usize::from(first & 0x0f);
-        let mut extensions = HeaderExtensionElements::NONE;
+        let mut extensions = HeaderExtensionElements::NO_HEADER_EXTENSIONS;
         if first & 0x10 != 0 {
             let rest = packet.get(start..).ok_or(too_short)?;
             let (&[p0, p1, l0, l1], rest) = rest.split_first_chunk::<4>().ok_or(too_short)?;
@@ -114,7 +114,7 @@ impl<'a> ParsedRtpHeader<'a> {
 }
 
 /// Length of the padding, at least 1 and at most the body length.
-fn padding_len(body: &[u8]) -> Result<usize, RtpError> {
+fn parse_padding_len(body: &[u8]) -> Result<usize, RtpError> {
     let padding = body.last().copied().unwrap_or(0);
     if padding == 0 || usize::from(padding) > body.len() {
         return Err(RtpError::InvalidPadding {
@@ -141,7 +141,7 @@ enum HeaderExtensionForm {
 }
 
 impl<'a> HeaderExtensionElements<'a> {
-    const NONE: HeaderExtensionElements<'static> = HeaderExtensionElements {
+    const NO_HEADER_EXTENSIONS: HeaderExtensionElements<'static> = HeaderExtensionElements {
         form: HeaderExtensionForm::OneByte,
         remaining: &[],
     };
@@ -157,7 +157,7 @@ impl<'a> HeaderExtensionElements<'a> {
                 form: HeaderExtensionForm::TwoByte,
                 remaining: elements,
             },
-            _ => Self::NONE,
+            _ => Self::NO_HEADER_EXTENSIONS,
         }
     }
 
@@ -167,7 +167,7 @@ impl<'a> HeaderExtensionElements<'a> {
         Some(data)
     }
 
-    fn next_obu_element(&mut self) -> Option<(u8, &'a [u8])> {
+    fn next_header_extension_element(&mut self) -> Option<(u8, &'a [u8])> {
         loop {
             let (&first, rest) = self.remaining.split_first()?;
             self.remaining = rest;
@@ -193,7 +193,7 @@ impl<'a> Iterator for HeaderExtensionElements<'a> {
     type Item = (u8, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let element = self.next_obu_element();
+        let element = self.next_header_extension_element();
         if element.is_none() {
             self.remaining = &[];
         }

@@ -148,15 +148,15 @@ impl RtpTimestampCorrector {
     }
 
     /// Returns the timestamp of a packet. One without payload gets that of the newest packet.
-    pub fn correct(&mut self, packet: &RtpPacketMetadata) -> u64 {
-        let Some(framing) = packet.payload_info else {
+    pub fn correct_packet_timestamp(&mut self, packet: &RtpPacketMetadata) -> u64 {
+        let Some(framing) = packet.payload_framing else {
             return self.newest_time;
         };
         if self.newest_packet.is_some_and(|newest| packet.seq <= newest.seq) {
             return self.time_of_late_packet(packet, framing);
         }
         let packet = &RtpPacketMetadata {
-            time: self.jump_corrector.join(packet.time, packet.arrival),
+            time: self.jump_corrector.join_next_timestamp(packet.time, packet.arrival),
             ..*packet
         };
         let Some(newest) = self.newest_packet else {
@@ -188,11 +188,13 @@ impl RtpTimestampCorrector {
 
     /// Returns the corrected time of a source timestamp, such as that of a sender report; `None` while timestamps stand
     /// still.
-    pub fn corrected_time_of(&self, source_time: u64) -> Option<u64> {
+    pub fn correct_source_timestamp(&self, source_time: u64) -> Option<u64> {
         match self.mode {
-            TimestampMode::Source { offset } => {
-                Some(self.jump_corrector.joined_time_of(source_time).wrapping_add(offset))
-            }
+            TimestampMode::Source { offset } => Some(
+                self.jump_corrector
+                    .map_timestamp_to_joined_timeline(source_time)
+                    .wrapping_add(offset),
+            ),
             TimestampMode::Arrival { .. } => None,
         }
     }
@@ -253,7 +255,7 @@ impl RtpTimestampCorrector {
             self.first_frame_with_timestamp = None;
         }
         self.frames_with_timestamp = self.frames_with_timestamp.saturating_add(1);
-        self.update_mode(packet, has_new_timestamp);
+        self.switch_timestamp_mode_if_needed(packet, has_new_timestamp);
         self.newest_time = match self.mode {
             TimestampMode::Source { offset } => packet.time.wrapping_add(offset),
             TimestampMode::Arrival { anchor, .. } => {
@@ -268,7 +270,9 @@ impl RtpTimestampCorrector {
         self.first_frame_with_timestamp.get_or_insert(frame);
         self.recent_frames.push_back(RecentFrame {
             first_seq,
-            has_start: packet.payload_info.is_some_and(PayloadFraming::is_start_of_access_unit),
+            has_start: packet
+                .payload_framing
+                .is_some_and(PayloadFraming::is_start_of_access_unit),
             time: self.newest_time,
         });
         if self.recent_frames.len() > MAX_TRACKED_FRAMES {
@@ -276,7 +280,7 @@ impl RtpTimestampCorrector {
         }
     }
 
-    fn update_mode(&mut self, packet: &RtpPacketMetadata, has_new_timestamp: bool) {
+    fn switch_timestamp_mode_if_needed(&mut self, packet: &RtpPacketMetadata, has_new_timestamp: bool) {
         let source = FrameTimestampAndArrival {
             time: packet.time,
             arrival: packet.arrival,
@@ -344,7 +348,7 @@ impl RtpTimestampCorrector {
 
     /// A late packet belongs to the frame around its sequence number, or starts the frame after it.
     fn time_of_late_packet(&self, packet: &RtpPacketMetadata, framing: PayloadFraming) -> u64 {
-        if let Some(time) = self.corrected_time_of(packet.time) {
+        if let Some(time) = self.correct_source_timestamp(packet.time) {
             return time;
         }
         let next = self
@@ -372,7 +376,7 @@ mod tests {
         continues_in_next_packet: false,
         continues_previous_packet: false,
     };
-    const SLICE: PayloadFraming = PayloadFraming {
+    const SLICE_FRAMING: PayloadFraming = PayloadFraming {
         starts_picture: false,
         ..FIRST_SLICE_FRAMING
     };
@@ -406,11 +410,11 @@ mod tests {
         }
 
         fn send_at(&mut self, seq: u64, time: u64, marker: bool, framing: PayloadFraming) -> u64 {
-            self.corrector.correct(&RtpPacketMetadata {
+            self.corrector.correct_packet_timestamp(&RtpPacketMetadata {
                 seq,
                 time,
                 marker,
-                payload_info: Some(framing),
+                payload_framing: Some(framing),
                 arrival: self.now,
             })
         }
@@ -418,7 +422,7 @@ mod tests {
         /// A frame of three slices. Returns their timestamps.
         fn send_three_slice_frame(&mut self, time: u64, marker: fn(usize) -> bool) -> [u64; 3] {
             self.now += 40 * MS;
-            [FIRST_SLICE_FRAMING, SLICE, SLICE]
+            [FIRST_SLICE_FRAMING, SLICE_FRAMING, SLICE_FRAMING]
                 .into_iter()
                 .enumerate()
                 .map(|(index, framing)| self.send(time, marker(index), framing))
@@ -438,7 +442,7 @@ mod tests {
                 assert_eq!(frame, [wanted; 3], "{index}");
             }
             assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 48);
-            assert_eq!(sender.corrector.corrected_time_of(0), None);
+            assert_eq!(sender.corrector.correct_source_timestamp(0), None);
         }
     }
 
@@ -457,26 +461,26 @@ mod tests {
     /// Each slice, or each fragment of one, has a timestamp of its own.
     #[test]
     fn slices_get_the_timestamp_of_their_picture() {
-        const FRAGMENT: PayloadFraming = PayloadFraming {
+        const FRAGMENT_FRAMING: PayloadFraming = PayloadFraming {
             continues_in_next_packet: true,
             ..FIRST_SLICE_FRAMING
         };
-        const LAST_FRAGMENT: PayloadFraming = PayloadFraming {
+        const LAST_FRAGMENT_FRAMING: PayloadFraming = PayloadFraming {
             continues_previous_packet: true,
-            ..SLICE
+            ..SLICE_FRAMING
         };
         for codec in [Codec::H264, Codec::H265] {
             let mut sender = SimulatedRtpSender::new(codec);
             for frame in 0..10 {
                 sender.now += 40 * MS;
                 let time = frame * 3_600;
-                let slices = [(FRAGMENT, 0), (LAST_FRAGMENT, 10), (SLICE, 20)];
+                let slices = [(FRAGMENT_FRAMING, 0), (LAST_FRAGMENT_FRAMING, 10), (SLICE_FRAMING, 20)];
                 let times = slices.map(|(framing, step)| sender.send(time + step, true, framing));
                 assert_eq!(times, [time; 3], "{frame}");
             }
             // The first slice of this one was lost.
             sender.seq += 1;
-            assert_eq!(sender.send(36_010, true, SLICE), 36_010);
+            assert_eq!(sender.send(36_010, true, SLICE_FRAMING), 36_010);
             assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 0);
         }
     }
@@ -489,7 +493,10 @@ mod tests {
             let stamped = if frame % 10 == 5 { 900_000 } else { time };
             assert_eq!(sender.send_three_slice_frame(stamped, |slice| slice == 2), [time; 3]);
         }
-        assert_eq!(sender.corrector.corrected_time_of(1_000_000_000), Some(1_000_000_000));
+        assert_eq!(
+            sender.corrector.correct_source_timestamp(1_000_000_000),
+            Some(1_000_000_000)
+        );
     }
 
     #[test]
@@ -516,7 +523,10 @@ mod tests {
         let counted = sender.corrector.arrival_timestamped_frame_count();
         assert!((10..60).contains(&counted), "{counted}");
         let last = frames[99];
-        assert_eq!(sender.corrector.corrected_time_of(1_000_000 + 99 * 3_600), Some(last));
+        assert_eq!(
+            sender.corrector.correct_source_timestamp(1_000_000 + 99 * 3_600),
+            Some(last)
+        );
     }
 
     #[test]
@@ -528,7 +538,7 @@ mod tests {
         sender.now += 40 * MS;
         // The sets and the first slice come late.
         sender.seq += 3;
-        let slice = sender.send(0, true, SLICE);
+        let slice = sender.send(0, true, SLICE_FRAMING);
         assert_eq!(slice, before[3] + 3_600);
         let next = sender.send_three_slice_frame(0, |slice| slice == 2)[0];
         assert_eq!(next, slice + 3_600);
@@ -539,7 +549,7 @@ mod tests {
         ] {
             assert_eq!(sender.send_at(seq, 0, false, framing), slice);
         }
-        assert_eq!(sender.send_at(11, 0, false, SLICE), before[3]);
+        assert_eq!(sender.send_at(11, 0, false, SLICE_FRAMING), before[3]);
         sender.now += 40 * MS;
         let sets = sender.send(0, false, PARAMETER_SET_FRAMING);
         assert_eq!(sets, next + 3_600);
@@ -564,8 +574,8 @@ mod tests {
         let (mut packets, mut frames) = (Vec::new(), Vec::new());
         for _ in 0..20 {
             (audio.now, av1.now) = (audio.now + 20 * MS, av1.now + 40 * MS);
-            packets.push(audio.send(5, false, SLICE));
-            frames.push([av1.send(5, false, SLICE), av1.send(5, true, SLICE)]);
+            packets.push(audio.send(5, false, SLICE_FRAMING));
+            frames.push([av1.send(5, false, SLICE_FRAMING), av1.send(5, true, SLICE_FRAMING)]);
         }
         assert!(
             packets[2..].windows(2).all(|pair| pair[1] - pair[0] == 960),

@@ -62,9 +62,12 @@ impl TimestampJumpCorrector {
     }
 
     /// Returns the timestamp of the next packet in sequence order on the joined timeline.
-    pub(super) fn join(&mut self, time: u64, arrival: Instant) -> u64 {
+    pub(super) fn join_next_timestamp(&mut self, time: u64, arrival: Instant) -> u64 {
         let packet = TimestampAndArrival { time, arrival };
-        let Some(newest) = self.newest.filter(|newest| !self.follows(*newest, packet)) else {
+        let Some(newest) = self
+            .newest
+            .filter(|newest| !self.is_step_consistent_with_arrival(*newest, packet))
+        else {
             self.stray = None;
             // B-frames have earlier timestamps.
             if self.newest.is_none_or(|newest| newest.time <= time) {
@@ -72,7 +75,10 @@ impl TimestampJumpCorrector {
             }
             return time.wrapping_add(self.offset);
         };
-        let continued = self.stray.take().filter(|stray| self.follows(stray.newest, packet));
+        let continued = self
+            .stray
+            .take()
+            .filter(|stray| self.is_step_consistent_with_arrival(stray.newest, packet));
         let mut stray = continued.unwrap_or_else(|| {
             let elapsed = arrival.saturating_duration_since(newest.arrival);
             let step = duration_to_ticks(elapsed.max(MIN_STRAY_FRAME_STEP), self.clock_rate).max(1);
@@ -97,7 +103,7 @@ impl TimestampJumpCorrector {
     }
 
     /// Returns the joined timestamp of a late packet or of a sender report, of whichever timeline it is.
-    pub(super) fn joined_time_of(&self, time: u64) -> u64 {
+    pub(super) fn map_timestamp_to_joined_timeline(&self, time: u64) -> u64 {
         let Some(newest) = self.newest else {
             return time.wrapping_add(self.offset);
         };
@@ -111,7 +117,7 @@ impl TimestampJumpCorrector {
 
     /// Whether the step from one packet to another is about that of their arrivals. One without a step always follows:
     /// timestamps may stand still.
-    fn follows(&self, before: TimestampAndArrival, next: TimestampAndArrival) -> bool {
+    fn is_step_consistent_with_arrival(&self, before: TimestampAndArrival, next: TimestampAndArrival) -> bool {
         let elapsed = next.arrival.saturating_duration_since(before.arrival);
         let deviation = match next.time.checked_sub(before.time) {
             Some(0) => Duration::ZERO,
@@ -127,8 +133,8 @@ impl TimestampJumpCorrector {
 mod tests {
     use super::*;
 
-    const HOUR: u64 = 3_600 * 90_000;
-    const FRAME: u64 = 3_600;
+    const HOUR_TICKS: u64 = 3_600 * 90_000;
+    const FRAME_TICKS: u64 = 3_600;
     const MS: Duration = Duration::from_millis(1);
 
     /// Joins frames that arrive each 40 ms.
@@ -139,8 +145,8 @@ mod tests {
             .map(|time| {
                 arrival += 40 * MS;
                 // Two packets each.
-                let first = corrector.join(*time, arrival);
-                assert_eq!(corrector.join(*time, arrival), first);
+                let first = corrector.join_next_timestamp(*time, arrival);
+                assert_eq!(corrector.join_next_timestamp(*time, arrival), first);
                 first
             })
             .collect()
@@ -148,12 +154,12 @@ mod tests {
 
     #[test]
     fn a_stray_frame_is_timed_by_its_arrival_and_costs_no_other() {
-        for stray in [10 * HOUR, 90 * HOUR] {
-            let start = 50 * HOUR;
-            let mut times: Vec<u64> = (0..20).map(|frame| start + frame * FRAME).collect();
+        for stray in [10 * HOUR_TICKS, 90 * HOUR_TICKS] {
+            let start = 50 * HOUR_TICKS;
+            let mut times: Vec<u64> = (0..20).map(|frame| start + frame * FRAME_TICKS).collect();
             (times[5], times[11]) = (stray, stray);
             let joined = join_frames(&mut TimestampJumpCorrector::new(90_000), &times);
-            let wanted: Vec<u64> = (0..20).map(|frame| start + frame * FRAME).collect();
+            let wanted: Vec<u64> = (0..20).map(|frame| start + frame * FRAME_TICKS).collect();
             assert_eq!(joined, wanted);
         }
     }
@@ -161,16 +167,16 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_and_jumps_back_goes_on() {
         let at = |frame: u64| match frame {
-            20..40 => 51 * HOUR + frame * FRAME,
-            _ => 50 * HOUR + frame * FRAME,
+            20..40 => 51 * HOUR_TICKS + frame * FRAME_TICKS,
+            _ => 50 * HOUR_TICKS + frame * FRAME_TICKS,
         };
         let mut corrector = TimestampJumpCorrector::new(90_000);
         let joined = join_frames(&mut corrector, &(0..60).map(at).collect::<Vec<_>>());
-        let wanted: Vec<u64> = (0..60).map(|frame| 50 * HOUR + frame * FRAME).collect();
+        let wanted: Vec<u64> = (0..60).map(|frame| 50 * HOUR_TICKS + frame * FRAME_TICKS).collect();
         assert_eq!(joined, wanted);
         // Reports and late packets of both timelines.
-        for time in [at(59), at(39) + 20 * FRAME] {
-            assert_eq!(corrector.joined_time_of(time), wanted[59]);
+        for time in [at(59), at(39) + 20 * FRAME_TICKS] {
+            assert_eq!(corrector.map_timestamp_to_joined_timeline(time), wanted[59]);
         }
     }
 
@@ -188,7 +194,7 @@ mod tests {
             (9_000, 60 * 48_000 + 1_920, 69 * 48_000 + 960),
         ] {
             arrival += pause_ms * MS;
-            assert_eq!(corrector.join(time, arrival), wanted, "{time}");
+            assert_eq!(corrector.join_next_timestamp(time, arrival), wanted, "{time}");
         }
     }
 }

@@ -18,7 +18,7 @@ pub enum TranscodeTarget {
 
 impl TranscodeTarget {
     /// All targets.
-    pub const ALL: [Self; 4] = [Self::H264, Self::Opus, Self::Aac, Self::Jpeg];
+    pub const ALL_TARGETS: [Self; 4] = [Self::H264, Self::Opus, Self::Aac, Self::Jpeg];
 
     /// The default target of a kind for WebRTC viewers.
     pub fn webrtc_target_for_kind(kind: MediaKind) -> Self {

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::adapt_limits::{FeedbackLimiter, LadderCache};
+use super::adaptation_limits::{FeedbackLimiter, QualityLadderCache};
 use crate::congestion::allocator::LayerSwitchTarget;
 use crate::congestion::ladder::{FrameSelection, QualityLadder, QualityRung};
-use crate::congestion::{CongestionController, NO_FEEDBACK_BITRATE_HINT, QualityLimitationReason};
+use crate::congestion::{CongestionController, QualityLimitationReason, UNLIMITED_START_BITRATE_HINT};
 use crate::hub::stream::{LayerSelection, SimulcastLayer, Stream, StreamState};
 use crate::media::{MediaKind, Rid};
-use crate::sdp::negotiated::{NegotiatedPlayback, OutgoingTrack};
+use crate::sdp::negotiation_result::{NegotiatedPlayback, OutgoingTrack};
 
 /// Congestion control of a viewer, and the numbers by which it knows the layers.
 pub(super) struct ViewerAdaptation {
@@ -21,7 +21,7 @@ pub(super) struct ViewerAdaptation {
     accepts_remb: bool,
     /// Which feedback is evaluated, and the ladder that was made last.
     pub(super) feedback_limiter: FeedbackLimiter,
-    pub(super) ladder_cache: LadderCache,
+    pub(super) ladder_cache: QualityLadderCache,
     /// Layers by their number: the lowest first. Empty without simulcast: number 0 is the stream itself then.
     layers: Vec<Rid>,
     /// Highest bitrates of the last seconds, by the number of the layer.
@@ -107,7 +107,7 @@ impl BurstRate {
 }
 
 /// What a ladder is built from.
-pub(super) struct LadderInputs {
+pub(super) struct QualityLadderInputs {
     /// Best first.
     pub(super) layers: Vec<SimulcastLayer>,
     pub(super) selection: LayerSelection,
@@ -126,16 +126,16 @@ const MAX_LAYERS: usize = 5;
 /// Assumed bitrate of a stream that has not been measured yet: it must not be paced too slowly.
 const ASSUMED_BITRATE_OF_UNMEASURED_STREAM: u32 = 8_000_000;
 
-/// With less than this share of what the lowest layer needs, in percent, for [`STARVATION_TIME`], parts of it are left out.
-const STARVED_BELOW_PERCENT: u64 = 80;
-const STARVATION_TIME: Duration = Duration::from_millis(600);
+/// With less than this share of what the lowest layer needs, in percent, for [`MIN_STARVATION_DURATION`], parts of it are left out.
+const STARVATION_THRESHOLD_PERCENT: u64 = 80;
+const MIN_STARVATION_DURATION: Duration = Duration::from_millis(600);
 
 impl ViewerAdaptation {
     /// `random` is for the controller.
     pub(super) fn new(playback: &NegotiatedPlayback, origin: Instant, now: Instant, random: u32) -> Self {
         let uses_transport_cc = uses_transport_cc(playback);
         // Without feedback nothing shows what the path carries: the best layer is sent until reports speak against it.
-        let assumed_capacity = (!uses_transport_cc).then_some(NO_FEEDBACK_BITRATE_HINT);
+        let assumed_capacity = (!uses_transport_cc).then_some(UNLIMITED_START_BITRATE_HINT);
         let accepts_remb = |track: &OutgoingTrack| track.codecs.iter().any(|codec| codec.rtcp_feedback.remb);
         Self {
             controller: CongestionController::new(origin, now, assumed_capacity, random),
@@ -143,7 +143,7 @@ impl ViewerAdaptation {
             is_enabled: playback.uses_congestion_control,
             accepts_remb: playback.tracks.iter().any(accepts_remb),
             feedback_limiter: FeedbackLimiter::new(now),
-            ladder_cache: LadderCache::default(),
+            ladder_cache: QualityLadderCache::default(),
             layers: Vec::new(),
             peaks: [PeakBitrate::default(); MAX_LAYERS],
             choice: None,
@@ -213,19 +213,19 @@ impl ViewerAdaptation {
         stream: &StreamState,
     ) -> bool {
         let is_chosen = self.uses_transport_cc && !matches!(selection, LayerSelection::Named(_));
-        is_chosen && (stream.source().is_none() || stream.are_layers_appearing(now))
+        is_chosen && (stream.source().is_none() || stream.may_more_layers_appear(now))
     }
 
     /// A key frame of the stream itself has come: it carries the best layer that is there. Returns whether the viewer waits
     /// until one is chosen.
-    pub(super) fn must_hold_key_frame_for_choice(
+    pub(super) fn must_hold_key_frame_until_layer_chosen(
         &self,
         now: Instant,
         selection: &LayerSelection,
         stream: &Stream,
     ) -> bool {
         let is_chosen = !matches!(selection, LayerSelection::Named(_));
-        is_chosen && (self.choice.is_none() || stream.with_state(move |state| state.are_layers_appearing(now)))
+        is_chosen && (self.choice.is_none() || stream.with_state(move |state| state.may_more_layers_appear(now)))
     }
 
     /// Records a choice of the controller.
@@ -250,7 +250,11 @@ impl ViewerAdaptation {
     }
 
     /// Returns what the viewer can be sent now.
-    pub(super) fn update_layers_and_build_ladder(&mut self, now: Instant, inputs: &LadderInputs) -> QualityLadder {
+    pub(super) fn update_layers_and_build_quality_ladder(
+        &mut self,
+        now: Instant,
+        inputs: &QualityLadderInputs,
+    ) -> QualityLadder {
         self.renumber_layers_and_reset_choice(now, &inputs.layers);
         let audio = if inputs.has_audio {
             saturate_bitrate_to_u32(inputs.audio_bitrate)
@@ -263,7 +267,7 @@ impl ViewerAdaptation {
             return ladder;
         };
         if self.uses_transport_cc {
-            let is_starved = self.update_starvation(now, lowest, self.measured_bitrate_of_rung(lowest, inputs) + audio);
+            let is_starved = self.detect_starvation(now, lowest, self.measured_bitrate_of_rung(lowest, inputs) + audio);
             let key_frames = inputs.key_frame_bitrate;
             ladder.push(QualityRung {
                 frames: FrameSelection::AudioOnly,
@@ -283,7 +287,7 @@ impl ViewerAdaptation {
     }
 
     /// The layers that the selection allows, whole, the lowest first.
-    fn record_peaks_and_build_layer_rungs(&mut self, now: Instant, inputs: &LadderInputs) -> Vec<QualityRung> {
+    fn record_peaks_and_build_layer_rungs(&mut self, now: Instant, inputs: &QualityLadderInputs) -> Vec<QualityRung> {
         let rung = |layer: usize, bitrate: u32, usable: bool| QualityRung {
             layer: layer as u8,
             frames: FrameSelection::All,
@@ -349,7 +353,7 @@ impl ViewerAdaptation {
     }
 
     /// Returns the present rate of a whole layer: it may be much less than the highest of the last seconds.
-    fn measured_bitrate_of_rung(&self, lowest: QualityRung, inputs: &LadderInputs) -> u32 {
+    fn measured_bitrate_of_rung(&self, lowest: QualityRung, inputs: &QualityLadderInputs) -> u32 {
         let rid = self.rid_of_layer(lowest.layer);
         let layer = inputs.layers.iter().find(|layer| Some(&layer.rid) == rid);
         let measured = layer.map_or(inputs.video_bitrate, |layer| layer.measured_bitrate);
@@ -366,7 +370,7 @@ impl ViewerAdaptation {
     }
 
     /// Returns the last ladder if it is new enough: what a viewer lacks whose path is too small is looked at each time.
-    pub(super) fn recent_ladder(&self, now: Instant) -> Option<QualityLadder> {
+    pub(super) fn cached_quality_ladder(&self, now: Instant) -> Option<QualityLadder> {
         let sends_less = self.choice.is_some_and(|choice| choice.frames != FrameSelection::All);
         self.ladder_cache
             .get(now)
@@ -375,24 +379,24 @@ impl ViewerAdaptation {
 
     /// Whether much less arrives than the lowest layer needs, so that parts of it have to be left out; as long as they are,
     /// too.
-    fn update_starvation(&mut self, now: Instant, lowest: QualityRung, needed: u32) -> bool {
+    fn detect_starvation(&mut self, now: Instant, lowest: QualityRung, needed: u32) -> bool {
         let sends_less = self.choice.is_some_and(|choice| choice.frames != FrameSelection::All);
         let needed = u64::from(needed);
         let is_lowest = self.choice.is_some_and(|choice| choice.layer == lowest.layer) && self.has_begun;
         let is_short = match self.controller.received_bitrate() {
-            Some(arrives) => u64::from(arrives) * 100 < needed * STARVED_BELOW_PERCENT,
+            Some(arrives) => u64::from(arrives) * 100 < needed * STARVATION_THRESHOLD_PERCENT,
             // So little arrives that no rate can be measured.
             None => self
                 .controller
                 .loss_per_256()
-                .is_some_and(|loss| loss > MIN_FRACTION_LOST_WITHOUT_RATE),
+                .is_some_and(|loss| loss > MIN_STARVED_FRACTION_LOST_IF_UNMEASURED),
         };
         self.starved_since =
             (is_lowest && is_short && self.is_path_congested()).then(|| self.starved_since.unwrap_or(now));
         sends_less
             || self
                 .starved_since
-                .is_some_and(|since| now.saturating_duration_since(since) >= STARVATION_TIME)
+                .is_some_and(|since| now.saturating_duration_since(since) >= MIN_STARVATION_DURATION)
     }
 }
 
@@ -401,7 +405,7 @@ const MIN_STARVED_EXCESS_DELAY: Duration = Duration::from_millis(60);
 const MIN_STARVED_FRACTION_LOST: u8 = 25;
 
 /// Loss in 1/256 with which a rate that cannot be measured is less than what is needed.
-const MIN_FRACTION_LOST_WITHOUT_RATE: u8 = 128;
+const MIN_STARVED_FRACTION_LOST_IF_UNMEASURED: u8 = 128;
 
 /// Whether the packets of a viewer are numbered: it gives feedback for its video, and has an RTX stream on which its path
 /// can be probed.

@@ -1,10 +1,10 @@
 //! Outputs of a stream: WHEP viewers.
-mod adapt_limits;
 mod adaptation;
+mod adaptation_limits;
 mod playout_delay;
 mod retransmission_limiter;
-pub mod rewriter;
-mod sent_transport_numbers;
+mod sent_transport_sequence_numbers;
+pub mod seq_and_timestamp_rewriter;
 pub mod track;
 pub mod transport_cc_egress;
 mod viewer_track;

@@ -92,7 +92,7 @@ impl PlayoutDelayControl {
     }
 
     /// Returns the values for a packet of a frame that is sent for the first time; `None` if it carries none.
-    pub(crate) fn next_delay_for_packet(&mut self, now: Instant, frame: TrackTime) -> Option<PlayoutDelay> {
+    pub(crate) fn playout_delay_for_new_packet(&mut self, now: Instant, frame: TrackTime) -> Option<PlayoutDelay> {
         self.reset_playout_delay_if_no_loss(now);
         let is_marked = match self.current_frame {
             Some((time, is_marked)) if time == frame => is_marked,
@@ -165,7 +165,9 @@ mod tests {
 
         /// The delay that the packets of a frame carry, in milliseconds.
         fn sent(&mut self, at: u32) -> Option<u16> {
-            let values = self.control.next_delay_for_packet(self.start + at * MS, u64::from(at));
+            let values = self
+                .control
+                .playout_delay_for_new_packet(self.start + at * MS, u64::from(at));
             values.map(|values| values.min_delay * 10)
         }
     }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::playout_delay::PlayoutDelayControl;
 use super::retransmission_limiter::{RetransmissionLimiter, SenderReportCounts};
-use super::rewriter::RtpSeqAndTimestampRewriter;
-use super::sent_transport_numbers::TransportNumbersByOutSeq;
+use super::sent_transport_sequence_numbers::TransportSeqByOutgoingSeq;
+use super::seq_and_timestamp_rewriter::RtpSeqAndTimestampRewriter;
 use super::transport_cc_egress::{OutgoingPayload, TransportCcEgress, wire_len};
 use crate::congestion::PacketPurpose;
 use crate::congestion::ladder::FrameSelection;
@@ -18,7 +18,7 @@ use crate::hub::vp8_rewriter::{Vp8CounterOffset, Vp8CounterTracker};
 use crate::media::clock::{TimestampCompression, duration_to_ticks, ticks_to_duration};
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 use crate::media::{Codec, MediaKind, PayloadType, Ssrc};
-use crate::sdp::negotiated::OutgoingTrack;
+use crate::sdp::negotiation_result::OutgoingTrack;
 use crate::session::outbox::RtpHeader;
 use crate::session::srtp::SrtpError;
 
@@ -30,7 +30,7 @@ pub struct TrackSender {
     /// Id of the header extension for transport-wide numbers, if the viewer's packets are numbered.
     transport_cc_id: Option<u8>,
     /// Numbers of what may be retransmitted byte for byte as before; made with the first packet.
-    sent_numbers: Option<Box<TransportNumbersByOutSeq>>,
+    sent_numbers: Option<Box<TransportSeqByOutgoingSeq>>,
     /// Payload type and that of its retransmissions, by [`Codec`].
     payload_types_by_codec: [Option<(PayloadType, Option<PayloadType>)>; CODEC_COUNT],
     rtp_sequence_rewriter: RtpSeqAndTimestampRewriter,
@@ -538,7 +538,7 @@ impl TrackSender {
                 .playout_delay
                 .as_mut()
                 .filter(|_| rtx_pt.is_some() && self.rtx_ssrc.is_some())
-                .and_then(|control| control.next_delay_for_packet(egress.now(), packet.time)),
+                .and_then(|control| control.playout_delay_for_new_packet(egress.now(), packet.time)),
         };
         let rewritten = self.rewrite_vp8_payload(packet);
         let payload = OutgoingPayload {
@@ -550,7 +550,7 @@ impl TrackSender {
         if let Some(number) = number.filter(|_| self.rtx_ssrc.is_none() || rtx_pt.is_none()) {
             let sent = self
                 .sent_numbers
-                .get_or_insert_with(|| Box::new(TransportNumbersByOutSeq::new()));
+                .get_or_insert_with(|| Box::new(TransportSeqByOutgoingSeq::new()));
             sent.insert(seq, number);
         }
         Ok(())
@@ -591,7 +591,7 @@ impl BurstSchedule {
     }
 }
 
-mod arrival;
+mod arrived_packets;
 mod burst;
 mod frame_selection;
 mod retransmission;

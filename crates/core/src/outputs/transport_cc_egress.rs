@@ -34,7 +34,7 @@ const IPV4_AND_UDP_HEADERS_LEN: usize = 28;
 const MAX_DATAGRAM_LEN: usize = 1_452;
 
 /// Original sequence number of a retransmission (RFC 4588 §4), in bytes.
-const RTX_PREFIX_LEN: usize = 2;
+const RTX_ORIGINAL_SEQ_LEN: usize = 2;
 
 /// Whether a packet with so many bytes of payload and padding carries a transport-wide number: not if it fits into a
 /// datagram only without. Depends on nothing else, so that a retransmission has the header of its original.
@@ -43,7 +43,7 @@ pub fn has_room_for_transport_sequence_number(payload_and_padding: usize) -> boo
 }
 
 fn has_room_for_extension(extension_len: usize, payload_and_padding: usize) -> bool {
-    RTP_HEADER_LEN + extension_len + RTX_PREFIX_LEN + payload_and_padding + MAX_AUTH_TAG_LEN <= MAX_DATAGRAM_LEN
+    RTP_HEADER_LEN + extension_len + RTX_ORIGINAL_SEQ_LEN + payload_and_padding + MAX_AUTH_TAG_LEN <= MAX_DATAGRAM_LEN
 }
 
 impl<'a> TransportCcEgress<'a> {

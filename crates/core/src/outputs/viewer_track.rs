@@ -95,13 +95,13 @@ impl ViewerTrack {
     }
 
     /// Says how the next switch begins. What is to begin as at the start does so, whatever is chosen then.
-    pub(super) fn prepare_switch(&mut self, switch: AdaptiveSwitchOptions) {
+    pub(super) fn set_next_switch_options(&mut self, switch: AdaptiveSwitchOptions) {
         let is_start = self.next_switch.is_some_and(|prepared| prepared.is_start);
         self.next_switch = self.next_switch.filter(|_| is_start).or(Some(switch));
     }
 
     /// The switch that was prepared is not needed.
-    pub(super) fn forget_prepared_switch(&mut self) {
+    pub(super) fn clear_next_switch_options(&mut self) {
         self.next_switch = None;
     }
 
@@ -130,7 +130,7 @@ impl ViewerTrack {
 
     /// Whether the viewer can decode a layer.
     pub(super) fn can_play_layer(&self, layer: &SimulcastLayer) -> bool {
-        layer.own_track().is_none_or(|track| {
+        layer.pulled_source_track().is_none_or(|track| {
             track.is_webrtc_playable() && self.track_sender.has_negotiated_codec(track.format.codec())
         })
     }
@@ -194,7 +194,7 @@ impl ViewerTrack {
 
     /// Completes a pending switch whose stream has media to start with; video is sent with these `frames` from there on.
     /// Returns the stream that the track has left.
-    pub(super) fn try_complete_stream_switch(
+    pub(super) fn complete_stream_switch_if_ready(
         &mut self,
         now: Instant,
         frames: Option<FrameSelection>,
@@ -265,7 +265,7 @@ const MAX_FRESH_KEY_FRAME_AGE: Duration = Duration::from_secs(1);
 const LATE_KEY_FRAME_TOLERANCE: Duration = Duration::from_millis(300);
 
 /// Longest wait of a step down for a key frame: every moment of it makes the queue longer.
-const MAX_STEP_DOWN_WAIT: Duration = Duration::from_secs(2);
+const MAX_STEP_DOWN_KEY_FRAME_WAIT: Duration = Duration::from_secs(2);
 
 /// The key frame that is in the ring, and until when a newer one is waited for; `None` begins with the one in the ring.
 type KeyFrameWait = Option<(Option<TrackSeq>, Instant)>;
@@ -307,8 +307,8 @@ fn key_frame_wait_for_step_down(now: Instant, state: &StreamState, received: u32
     match congestion::choose_new_layer_start_point(next, cached, received) {
         NewLayerStartPoint::CachedInterval => None,
         NewLayerStartPoint::NextKeyFrame => {
-            let wait = next.unwrap_or(MAX_STEP_DOWN_WAIT) + LATE_KEY_FRAME_TOLERANCE;
-            Some((newest, now + wait.min(MAX_STEP_DOWN_WAIT)))
+            let wait = next.unwrap_or(MAX_STEP_DOWN_KEY_FRAME_WAIT) + LATE_KEY_FRAME_TOLERANCE;
+            Some((newest, now + wait.min(MAX_STEP_DOWN_KEY_FRAME_WAIT)))
         }
     }
 }

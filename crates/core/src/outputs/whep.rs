@@ -1,7 +1,7 @@
 //! Playback of one WHEP viewer: forwards packets of the hub with rewritten headers.
 //!
 //! A viewer is a state machine like [`crate::session::Session`]: `handle_*` calls go in, sealed packets go to the outbox,
-//! and [`Viewer::run_pending_work_until_output`] returns what the shard must do. After each `handle_*` call the shard drains it.
+//! and [`Viewer::run_pending_work_until_shard_action`] returns what the shard must do. After each `handle_*` call the shard drains it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use crate::hub::viewer_quality::ViewerQuality;
 use crate::media::rtcp::RtcpMessage;
 use crate::media::track_delivery::TrackDelivery;
 use crate::media::{Codec, MediaKind, Rid};
-use crate::sdp::negotiated::NegotiatedPlayback;
+use crate::sdp::negotiation_result::NegotiatedPlayback;
 use crate::session::egress::Egress;
 
 /// A viewer of a stream. A track whose format it cannot play is taken from a transcoded stream
@@ -62,7 +62,7 @@ struct ViewerDeliveryStats {
     probe_packet_count: u64,
 }
 
-/// What [`Viewer::run_pending_work_until_output`] has to do.
+/// What [`Viewer::run_pending_work_until_shard_action`] has to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct PendingWork {
     /// Close the session: SRTP protection of a packet failed.
@@ -153,11 +153,11 @@ impl Viewer {
     /// Starts playback when the session is connected: video from the cached key frame if there is one, audio at the live
     /// edge. Without a source, video waits for the next source, because the frames of the previous one are not live.
     /// `path_bitrate` is what a session before this one has shown the path to carry, in bits per second.
-    pub fn handle_connected(&mut self, now: Instant, path_bitrate: Option<u32>) {
+    pub fn start_playback(&mut self, now: Instant, path_bitrate: Option<u32>) {
         self.playback_started = true;
         self.adaptation.set_path_bitrate_hint(path_bitrate);
         self.next_sender_report_at = Some(now + SENDER_REPORT_INTERVAL / 4);
-        let starts_with_layer = self.choose_first_layer(now);
+        let starts_with_layer = self.choose_initial_layer(now);
         let (video, audio) = (&mut self.video, &mut self.audio);
         let needs_key_frame = self.stream.with_state(|state| {
             if let Some(audio) = audio {
@@ -184,7 +184,7 @@ impl Viewer {
     }
 
     /// Handles a change of the layer selection.
-    pub fn handle_layer_selection(&mut self, selection: LayerSelection) {
+    pub fn set_layer_selection(&mut self, selection: LayerSelection) {
         self.layer_selection = selection;
         self.adaptation.ladder_cache.clear();
         self.pending_work.adapt = true;
@@ -194,7 +194,7 @@ impl Viewer {
     /// Handles a stream that [`ViewerShardAction::Subscribe`] requested.
     pub fn begin_switch_to_subscribed_stream(&mut self, now: Instant, kind: MediaKind, stream: Arc<Stream>) {
         let is_playing = self.playback_started;
-        if let Some(played) = self.track_mut(kind) {
+        if let Some(played) = self.viewer_track_mut(kind) {
             played.begin_stream_switch(now, stream, is_playing);
         }
     }
@@ -218,7 +218,7 @@ impl Viewer {
     }
 
     /// Forwards the packets of a stream that arrived in one tick.
-    pub fn handle_packets(
+    pub fn forward_stream_packets(
         &mut self,
         now: Instant,
         stream: StreamId,
@@ -252,8 +252,8 @@ impl Viewer {
             if holds_video && track.kind() == MediaKind::Video {
                 continue;
             }
-            let is_left_out = track.leave_out_if_unselected(entry);
-            if track.take_probe_reserve_refresh() {
+            let is_left_out = track.skip_packet_if_frame_unselected(entry);
+            if track.take_probe_reserve_refresh_request() {
                 played
                     .current_stream
                     .with_state(|state| track.refresh_probe_reserve(state.video.ring()));
@@ -279,7 +279,7 @@ impl Viewer {
     /// Handles RTCP of the viewer.
     pub fn handle_rtcp(&mut self, now: Instant, ntp_now: u64, messages: &[RtcpMessage], egress: &mut Egress<'_>) {
         self.stream.transport_stats.viewer_report_totals.record_rtcp(messages);
-        for rtt in reports::round_trip_times(ntp_now, messages) {
+        for rtt in rtcp_reports::round_trip_times(ntp_now, messages) {
             self.rtt = rtt;
             self.reported.rtt = Some(rtt);
             self.stream.transport_stats.record_viewer_rtt(rtt);
@@ -289,7 +289,7 @@ impl Viewer {
                 RtcpMessage::Nack {
                     media_ssrc: media,
                     seqs,
-                } => self.handle_nack(now, *media, seqs, egress),
+                } => self.retransmit_nacked_packets(now, *media, seqs, egress),
                 RtcpMessage::ReceiverEstimate { bitrate } => {
                     self.pending_work.adapt |= self.adaptation.on_remb(now, *bitrate);
                 }
@@ -353,14 +353,14 @@ impl Viewer {
         .min()
     }
 
-    /// Whether [`Self::run_pending_work_until_output`] has something to do.
+    /// Whether [`Self::run_pending_work_until_shard_action`] has something to do.
     pub fn has_pending_work(&self) -> bool {
         self.pending_work != PendingWork::default()
     }
 
     /// Returns the next thing that the shard must do, and sends what is due from the rings. `can_transcode_codec_for_browsers` tells whether
     /// a codec can be transcoded.
-    pub fn run_pending_work_until_output(
+    pub fn run_pending_work_until_shard_action(
         &mut self,
         now: Instant,
         egress: &mut Egress<'_>,
@@ -371,18 +371,18 @@ impl Viewer {
                 return Some(ViewerShardAction::Close);
             }
             if std::mem::take(&mut self.pending_work.request_key_frame)
-                && let Some((source, layer)) = self.flag_key_frame_request_on_target_stream()
+                && let Some((source, layer)) = self.record_key_frame_request_and_get_source()
             {
                 return Some(ViewerShardAction::RequestKeyFrame { source, layer });
             }
             if self.pending_work.reselect_streams {
                 let output = self.select_streams(now, &can_transcode);
-                let output = output.or_else(|| self.try_complete_stream_switches(now));
+                let output = output.or_else(|| self.complete_ready_stream_switches(now));
                 if output.is_some() {
                     return output;
                 }
                 self.pending_work.reselect_streams = false;
-                self.video.iter_mut().for_each(ViewerTrack::forget_prepared_switch);
+                self.video.iter_mut().for_each(ViewerTrack::clear_next_switch_options);
                 // A switch between layers waits for a key frame, which a request brings sooner.
                 let mut switching = self.video.iter_mut();
                 self.pending_work.request_key_frame |= switching.any(ViewerTrack::take_key_frame_request);
@@ -390,7 +390,7 @@ impl Viewer {
             } else if std::mem::take(&mut self.pending_work.send_due_packets) {
                 self.send_due_packets(now, egress);
             } else if std::mem::take(&mut self.pending_work.adapt) {
-                self.adapt(now, egress);
+                self.run_congestion_controller(now, egress);
             } else if std::mem::take(&mut self.pending_work.report_quality) {
                 return Some(ViewerShardAction::ReportQuality(Box::new(self.quality_report(now))));
             } else {
@@ -414,9 +414,12 @@ impl Viewer {
     /// Selects the stream of each track. Returns a subscription to be changed first, `None` when all are as they should be.
     fn select_streams(&mut self, now: Instant, can_transcode: impl Fn(Codec) -> bool) -> Option<ViewerShardAction> {
         let (home, is_playing) = (self.stream.clone(), self.playback_started);
-        let wanted = home.with_state(|state| self.wanted_streams(now, state, can_transcode));
+        let wanted = home.with_state(|state| self.wanted_streams_by_kind(now, state, can_transcode));
         for (kind, key) in wanted {
-            let Some(played) = self.track_mut(kind).filter(|played| played.target_stream().key != key) else {
+            let Some(played) = self
+                .viewer_track_mut(kind)
+                .filter(|played| played.target_stream().key != key)
+            else {
                 continue;
             };
             let (was_suspended, is_current) = (played.is_suspended_until_switch(), played.current_stream.key == key);
@@ -428,7 +431,9 @@ impl Viewer {
             if is_current {
                 continue;
             }
-            let Some(played) = self.track_mut(kind) else { continue };
+            let Some(played) = self.viewer_track_mut(kind) else {
+                continue;
+            };
             if key != home.key {
                 return Some(ViewerShardAction::Subscribe { kind, stream: key });
             }
@@ -438,7 +443,7 @@ impl Viewer {
     }
 
     /// Returns for each kind the stream that the viewer should take it from. `own_state` is the state of the stream itself.
-    fn wanted_streams(
+    fn wanted_streams_by_kind(
         &self,
         now: Instant,
         own_state: &StreamState,
@@ -473,7 +478,7 @@ impl Viewer {
     }
 
     /// Completes pending switches whose stream has media to start with.
-    fn try_complete_stream_switches(&mut self, now: Instant) -> Option<ViewerShardAction> {
+    fn complete_ready_stream_switches(&mut self, now: Instant) -> Option<ViewerShardAction> {
         if !self.playback_started {
             return None;
         }
@@ -482,7 +487,7 @@ impl Viewer {
         let mut played = [&mut self.video, &mut self.audio].into_iter().flatten();
         let left = played.find_map(|played| {
             played
-                .try_complete_stream_switch(now, frames)
+                .complete_stream_switch_if_ready(now, frames)
                 .filter(|left| left.id != home)
         });
         left.map(ViewerShardAction::Unsubscribe)
@@ -494,13 +499,13 @@ impl Viewer {
     }
 
     /// Records a key frame request of the viewer. Returns the source to send it to, if any, and the layer.
-    fn flag_key_frame_request_on_target_stream(&self) -> Option<(SourceRef, Option<Rid>)> {
+    fn record_key_frame_request_and_get_source(&self) -> Option<(SourceRef, Option<Rid>)> {
         let stream = self.video.as_ref()?.target_stream();
         let source = stream.with_state(StreamState::flag_key_frame_request_and_get_source)?;
         Some((source, stream.key.lower_simulcast_rid().cloned()))
     }
 
-    fn track_mut(&mut self, kind: MediaKind) -> Option<&mut ViewerTrack> {
+    fn viewer_track_mut(&mut self, kind: MediaKind) -> Option<&mut ViewerTrack> {
         match kind {
             MediaKind::Video => self.video.as_mut(),
             MediaKind::Audio => self.audio.as_mut(),
@@ -548,7 +553,7 @@ impl Viewer {
                         let credit =
                             credit.map(|credit| out.sendable_bytes_given_backlog(now, credit, of_backlog, ring));
                         out.collect_due_packets(now, ring, credit, due);
-                        if out.take_probe_reserve_refresh() {
+                        if out.take_probe_reserve_refresh_request() {
                             out.refresh_probe_reserve(ring);
                         }
                     }
@@ -583,6 +588,6 @@ fn is_source_silent(ring: &PacketRing, now: Instant) -> bool {
         .is_none_or(|(_, arrival)| now.saturating_duration_since(arrival) >= MAX_SOURCE_SILENCE_FOR_REPLAY)
 }
 
-mod adapt;
-mod repetition;
-pub(crate) mod reports;
+mod layer_adaptation;
+mod retransmission_and_replay;
+pub(crate) mod rtcp_reports;

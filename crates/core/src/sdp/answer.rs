@@ -6,10 +6,12 @@ use rtc_sdp::description::session::{Origin, SessionDescription, TimeDescription}
 
 use super::codec::OfferedCodec;
 use super::data_channel::SCTP_PORT;
-use super::description::{LocalDescription, VideoSectionId};
 use super::ice_restart::IceFragmentTemplate;
+use super::local_description::{LocalDescription, VideoSectionId};
 use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
-use super::negotiated::{DtlsRole, NegotiatedCodec, NegotiatedDataChannels, RtcpFeedback, RtpHeaderExtensionIds};
+use super::negotiation_result::{
+    DtlsRole, NegotiatedCodec, NegotiatedDataChannels, RtcpFeedback, RtpHeaderExtensionIds,
+};
 use super::offer::{MediaSection, Offer, Section};
 use super::{extension::Extmap, extension::RtpHeaderExtension};
 use crate::media::CodecFormat;
@@ -35,10 +37,10 @@ pub(super) struct AcceptedSections<'a> {
 
 impl AcceptedSections<'_> {
     fn is_accepted(&self, index: usize) -> bool {
-        self.data_channels.is_some_and(|(data, _)| data == index) || self.media_reply(index).is_some()
+        self.data_channels.is_some_and(|(data, _)| data == index) || self.accepted_media_section(index).is_some()
     }
 
-    fn media_reply(&self, index: usize) -> Option<&AcceptedSection> {
+    fn accepted_media_section(&self, index: usize) -> Option<&AcceptedSection> {
         self.media.iter().find(|reply| reply.section_index == index)
     }
 }
@@ -103,7 +105,7 @@ pub(super) fn write_answer(
             .attributes
             .push(value_attribute("group", format!("BUNDLE {mids}")));
     }
-    description.attributes.push(flag_attribute("ice-lite"));
+    description.attributes.push(property_attribute("ice-lite"));
     description
         .attributes
         .push(value_attribute("ice-options", "trickle ice2".to_owned()));
@@ -112,7 +114,7 @@ pub(super) fn write_answer(
         let data = accepted.data_channels.filter(|(data, _)| *data == index);
         description
             .media_descriptions
-            .push(match (accepted.media_reply(index), data) {
+            .push(match (accepted.accepted_media_section(index), data) {
                 (Some(reply), _) => accept_section(section, reply, local, role, is_tagged),
                 (None, Some((_, data))) => accept_data_channel_section(section, &data, local, role, is_tagged),
                 (None, None) => reject_section(section, local, role),
@@ -121,7 +123,7 @@ pub(super) fn write_answer(
     LocalDescription {
         sdp: description.marshal(),
         video_section: find_accepted_video_section_of_offer(offer, accepted.media),
-        ice_fragment_template: ice_fragment_template(offer, group, bundled.first().copied(), accepted),
+        ice_fragment_template: build_ice_fragment_template(offer, group, bundled.first().copied(), accepted),
         section_kinds_and_mids: offer.section_kinds_and_mids(),
     }
 }
@@ -138,7 +140,7 @@ fn find_accepted_video_section_of_offer(offer: &Offer, accepted: &[AcceptedSecti
 }
 
 /// The tagged section, which has the candidates.
-fn ice_fragment_template(
+fn build_ice_fragment_template(
     offer: &Offer,
     group: Option<String>,
     tagged: Option<usize>,
@@ -147,7 +149,7 @@ fn ice_fragment_template(
     let Some(section) = tagged.and_then(|index| offer.sections.get(index)) else {
         return IceFragmentTemplate::default();
     };
-    let reply = tagged.and_then(|index| accepted.media_reply(index));
+    let reply = tagged.and_then(|index| accepted.accepted_media_section(index));
     let format = match reply {
         Some(reply) => reply.codecs.first().map(|answered| answered.codec.pt.0.to_string()),
         None => Some(section.first_format.clone()),
@@ -167,9 +169,9 @@ fn ice_fragment_template(
 fn reject_section(section: &Section, local: &LocalTransport<'_>, role: DtlsRole) -> MediaDescription {
     let mut media = media_description(section, 0, vec![section.first_format.clone()]);
     push_mid(&mut media, section);
-    media.attributes.push(flag_attribute("inactive"));
+    media.attributes.push(property_attribute("inactive"));
     push_transport_attributes(&mut media.attributes, local, role);
-    media.attributes.push(flag_attribute("rtcp-mux"));
+    media.attributes.push(property_attribute("rtcp-mux"));
     media
 }
 
@@ -188,14 +190,14 @@ fn accept_section(
     let mut media = media_description(section, 9, formats.map(|pt| pt.0.to_string()).collect());
     push_mid(&mut media, section);
     let attributes = &mut media.attributes;
-    attributes.push(flag_attribute(reply.direction));
+    attributes.push(property_attribute(reply.direction));
     push_transport_attributes(attributes, local, role);
-    attributes.push(flag_attribute("rtcp-mux"));
-    attributes.push(flag_attribute("rtcp-mux-only"));
+    attributes.push(property_attribute("rtcp-mux"));
+    attributes.push(property_attribute("rtcp-mux-only"));
     if let super::offer::SdpSectionContent::Media(media) = &section.content
         && media.reduced_size_rtcp
     {
-        attributes.push(flag_attribute("rtcp-rsize"));
+        attributes.push(property_attribute("rtcp-rsize"));
     }
     for answered in &reply.codecs {
         push_codec_attributes(attributes, answered);
@@ -313,7 +315,7 @@ fn push_codec_attributes(attributes: &mut Vec<Attribute>, answered: &AnsweredCod
 /// Writes all candidates and `end-of-candidates`: the gateway does not trickle (RFC 9725 §4.3.2).
 fn push_candidate_attributes(attributes: &mut Vec<Attribute>, local: &LocalTransport<'_>) {
     attributes.extend(candidate_lines(local).map(|candidate| value_attribute("candidate", candidate)));
-    attributes.push(flag_attribute("end-of-candidates"));
+    attributes.push(property_attribute("end-of-candidates"));
 }
 
 /// Answers the offered header extensions that `is_used` selects. Returns their ids and their `a=extmap` attributes.
@@ -344,6 +346,6 @@ pub(super) fn value_attribute(key: &str, value: String) -> Attribute {
 }
 
 /// `a=key`.
-fn flag_attribute(key: &str) -> Attribute {
+fn property_attribute(key: &str) -> Attribute {
     Attribute::new(key.to_owned(), None)
 }

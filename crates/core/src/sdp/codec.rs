@@ -8,9 +8,9 @@ use std::collections::HashMap;
 use bytes::Bytes;
 
 use super::error::OfferError;
-use super::negotiated::RtcpFeedback;
+use super::negotiation_result::RtcpFeedback;
+use super::sdp_lines::{RawSection, attributes_named};
 use super::sprop;
-use super::text::{RawSection, attributes_named};
 use crate::media::{Codec, CodecFormat, H264Profile, MediaKind, PayloadType, ProfileLevelId};
 
 /// A payload type of a supported codec, as offered.
@@ -70,7 +70,7 @@ impl OfferedPayloadTypes {
                     format,
                     channels: map.channels,
                     lacks_packetization_mode: is_h264 && parameters.get("packetization-mode").is_none(),
-                    answer_fmtp: parameters.answer_fmtp(format),
+                    answer_fmtp: parameters.build_answer_fmtp(format),
                     rtcp_feedback: read_rtcp_feedback_of_pt(section, *pt),
                     parameter_sets: sprop::parse_parameter_sets(format, |key| parameters.get(key)),
                 })
@@ -177,7 +177,7 @@ pub(super) fn supported_codec_names(kind: MediaKind) -> &'static str {
 }
 
 /// Ranks how well a receiver of `offered` can decode a source's format: lower is better, `None` means not at all.
-/// The packetization mode of H.264 is handled by [`without_h264_packetization_mode_0`].
+/// The packetization mode of H.264 is handled by [`select_sendable_codecs`].
 pub(super) fn format_mismatch_rank(source: CodecFormat, offered: CodecFormat) -> Option<u8> {
     match (source, offered) {
         (CodecFormat::H264 { profile: source, .. }, CodecFormat::H264 { profile, .. }) => {
@@ -218,7 +218,7 @@ pub(super) fn format_mismatch_rank(source: CodecFormat, offered: CodecFormat) ->
 /// from receivers that accept every mode, such as GStreamer's whepclientsrc 0.15.4
 /// (`tests/data/offers/gst-1.28.8-rswebrtc-0.15.4-whepclientsrc.sdp`). A payload type with an explicit
 /// `packetization-mode=0` is never answered.
-pub(super) fn without_h264_packetization_mode_0(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
+pub(super) fn select_sendable_codecs(offered: &[OfferedCodec]) -> Vec<OfferedCodec> {
     let takes_fragments = |codec: &&OfferedCodec| {
         let CodecFormat::H264 { packetization_mode, .. } = codec.format else {
             return true;
@@ -352,7 +352,7 @@ impl FmtpParameters {
         self.get(key).and_then(parse_canonical_number).unwrap_or(default)
     }
 
-    fn valid_profile_level_id(&self) -> Option<ProfileLevelId> {
+    fn parse_profile_level_id(&self) -> Option<ProfileLevelId> {
         let text = self.get("profile-level-id")?;
         if text.len() != 6 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
@@ -363,7 +363,7 @@ impl FmtpParameters {
 
     /// Returns the parameters that must be the same in offer and answer. The level is repeated as offered, because any
     /// level is accepted.
-    fn answer_fmtp(&self, format: CodecFormat) -> String {
+    fn build_answer_fmtp(&self, format: CodecFormat) -> String {
         let keys: &[&str] = match format {
             CodecFormat::H264 { .. } => &["level-asymmetry-allowed", "packetization-mode", "profile-level-id"],
             CodecFormat::H265 { .. } => &["profile-id", "tier-flag", "level-id", "tx-mode"],
@@ -378,7 +378,7 @@ impl FmtpParameters {
             | CodecFormat::Jpeg => &[],
         };
         let is_valid = |key: &str, value: &str| match key {
-            "profile-level-id" => self.valid_profile_level_id().is_some(),
+            "profile-level-id" => self.parse_profile_level_id().is_some(),
             "tx-mode" => true,
             _ => parse_canonical_number::<u8>(value).is_some(),
         };
@@ -397,7 +397,7 @@ fn format_from_rtpmap_and_fmtp(map: &Rtpmap, parameters: &FmtpParameters) -> Opt
         "h264" => CodecFormat::H264 {
             // Without it RFC 6184 §8.1 assumes Baseline, level 1. Clients mean libwebrtc's default, which is this one.
             profile: parameters
-                .valid_profile_level_id()
+                .parse_profile_level_id()
                 .unwrap_or(ProfileLevelId::CONSTRAINED_BASELINE_3_1),
             // Mode 2 is interleaved and not supported.
             packetization_mode: Some(parameters.numeric_parameter_or("packetization-mode", 0))
@@ -548,7 +548,7 @@ mod tests {
         let (mode_1, mode_0, unstated) = (offered(1, 1, false), offered(2, 0, false), offered(3, 0, true));
         let sent = |offered: &[&OfferedCodec]| {
             let offered: Vec<OfferedCodec> = offered.iter().copied().cloned().collect();
-            without_h264_packetization_mode_0(&offered)
+            select_sendable_codecs(&offered)
                 .iter()
                 .map(|codec| codec.pt.0)
                 .collect::<Vec<_>>()

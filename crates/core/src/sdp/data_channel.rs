@@ -1,7 +1,7 @@
 //! The m-section of data channels: SCTP over DTLS (RFC 8841), in offers and in what the gateway answers.
 
-use super::negotiated::{DataPeerRole, NegotiatedDataChannels};
-use super::text::{RawSection, first_attribute_named};
+use super::negotiation_result::{DataPeerRole, NegotiatedDataChannels};
+use super::sdp_lines::{RawSection, first_attribute_named};
 
 /// An offered data channel section.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::error::OfferError;
-use super::text::{AttributeWithLineNumber, attributes_named};
+use super::sdp_lines::{AttributeWithLineNumber, attributes_named};
 
 /// Supported header extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +31,7 @@ impl RtpHeaderExtension {
     }
 
     fn from_uri(uri: &str) -> Option<Self> {
-        const ALL: [RtpHeaderExtension; 6] = [
+        const ALL_EXTENSIONS: [RtpHeaderExtension; 6] = [
             RtpHeaderExtension::Mid,
             RtpHeaderExtension::Rid,
             RtpHeaderExtension::RepairedRid,
@@ -39,7 +39,7 @@ impl RtpHeaderExtension {
             RtpHeaderExtension::AbsSendTime,
             RtpHeaderExtension::PlayoutDelay,
         ];
-        ALL.into_iter().find(|known| known.uri() == uri)
+        ALL_EXTENSIONS.into_iter().find(|known| known.uri() == uri)
     }
 }
 

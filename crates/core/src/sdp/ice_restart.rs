@@ -1,7 +1,7 @@
 //! The answer to an ICE restart: an SDP fragment with new local credentials (RFC 9725 §4.3.3, RFC 8840 §9).
 
 use super::local_transport::{LocalTransport, candidate_lines};
-use super::negotiated::IceCredentials;
+use super::negotiation_result::IceCredentials;
 
 /// The lines of the answer that a fragment repeats: the BUNDLE group and the tagged m-section.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::negotiated::{Fingerprint, FingerprintHashFunction, IceCredentials};
+use super::negotiation_result::{Fingerprint, FingerprintHashFunction, IceCredentials};
 
 /// The gateway's side of the transport.
 #[derive(Clone, Copy)]

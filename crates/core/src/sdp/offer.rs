@@ -8,8 +8,10 @@ use super::codec::{OfferedCodec, OfferedPayloadTypes, Rtpmap};
 use super::data_channel::DataChannelSection;
 use super::error::OfferError;
 use super::extension::{self, Extmap, RtpHeaderExtension};
-use super::negotiated::{DataPeerRole, DeclaredSsrc, NegotiatedDataChannels, RemoteTransport};
-use super::text::{self, AttributeWithLineNumber, RawSection, SdpDocument, attributes_named, first_attribute_named};
+use super::negotiation_result::{DataPeerRole, DeclaredSsrc, NegotiatedDataChannels, RemoteTransport};
+use super::sdp_lines::{
+    self, AttributeWithLineNumber, RawSection, SdpDocument, attributes_named, first_attribute_named,
+};
 use super::transport::{self, SectionTransportAttributes};
 use super::{quirks, simulcast, ssrc};
 use crate::media::{MediaKind, Mid, Rid, Ssrc};
@@ -73,7 +75,7 @@ pub(super) struct MediaSection {
 }
 
 /// Maximum number of codec names in an error text.
-const MAX_SHOWN_CODEC_NAMES: usize = 12;
+const MAX_CODEC_NAMES_IN_ERROR: usize = 12;
 
 /// Direction of an m-section, as seen by the peer (RFC 8866 §6.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,19 +94,19 @@ impl Offer {
     /// An [`OfferError`] for an offer that neither a WHIP nor a WHEP answer could accept. Rules of WHIP or WHEP alone
     /// are checked when the answer is made.
     pub fn parse(body: &[u8]) -> Result<Self, OfferError> {
-        let document = text::parse_document(body)?;
+        let document = sdp_lines::parse_document(body)?;
         refuse_ice_lite(&document)?;
         let is_single = document.sections.len() == 1;
         let mut sections = Vec::with_capacity(document.sections.len());
         for raw in &document.sections {
             sections.push(Section::parse(raw, &document, is_single)?);
         }
-        check_mids_unique(&document, &sections)?;
+        refuse_duplicate_mids(&document, &sections)?;
         let offer = Self {
             bundle_group: read_bundled_section_indexes(&document.session_attributes, &sections)?,
             sections,
         };
-        offer.check_demux_ids_unique()?;
+        offer.refuse_duplicate_demux_ids()?;
         let media: Vec<usize> = offer.media_sections().map(|(index, ..)| index).collect();
         if media.is_empty() {
             return Err(offer.no_media_error());
@@ -175,7 +177,7 @@ impl Offer {
     }
 
     /// Returns the section whose transport all sections use (RFC 9143 §7.2: the offerer-tagged one).
-    pub(super) fn tagged_section_index(&self) -> Option<usize> {
+    pub(super) fn offerer_tagged_section_index(&self) -> Option<usize> {
         self.bundle_group
             .as_ref()
             .map_or(Some(0), |bundle| bundle.first().copied())
@@ -209,7 +211,7 @@ impl Offer {
 
     /// Checks that within the transport each SSRC belongs to one section, each payload type to one codec and each
     /// extension id to one extension, as demultiplexing requires (RFC 9143 §9.1, §9.2).
-    fn check_demux_ids_unique(&self) -> Result<(), OfferError> {
+    fn refuse_duplicate_demux_ids(&self) -> Result<(), OfferError> {
         let mut payload_types: HashMap<u8, &Rtpmap> = HashMap::new();
         let mut extensions: HashMap<u8, RtpHeaderExtension> = HashMap::new();
         let mut ssrcs: Vec<Ssrc> = Vec::new();
@@ -305,7 +307,7 @@ impl MediaSection {
     pub(crate) fn offered_codecs_text(&self) -> String {
         match self.offered_codec_names.as_slice() {
             [] => "no codec".to_owned(),
-            names => names.get(..MAX_SHOWN_CODEC_NAMES).unwrap_or(names).join(", "),
+            names => names.get(..MAX_CODEC_NAMES_IN_ERROR).unwrap_or(names).join(", "),
         }
     }
 
@@ -362,7 +364,7 @@ fn refuse_ice_lite(document: &SdpDocument) -> Result<(), OfferError> {
 
 fn read_mid(attribute: &AttributeWithLineNumber) -> Result<Mid, OfferError> {
     let mid = attribute.value.as_str();
-    if mid.len() > MAX_MID_LEN || !text::is_sdp_token(mid) {
+    if mid.len() > MAX_MID_LEN || !sdp_lines::is_sdp_token(mid) {
         return Err(OfferError::BadMid {
             line: attribute.line_number,
             limit: MAX_MID_LEN,
@@ -371,7 +373,7 @@ fn read_mid(attribute: &AttributeWithLineNumber) -> Result<Mid, OfferError> {
     Ok(Mid(mid.into()))
 }
 
-fn check_mids_unique(document: &SdpDocument, sections: &[Section]) -> Result<(), OfferError> {
+fn refuse_duplicate_mids(document: &SdpDocument, sections: &[Section]) -> Result<(), OfferError> {
     for (index, section) in sections.iter().enumerate() {
         let earlier = sections.get(..index).unwrap_or_default();
         let is_same = |other: &Section| other.has_mid && section.has_mid && other.mid == section.mid;

@@ -5,19 +5,19 @@
 use std::fmt::Write as _;
 
 use super::data_channel::SCTP_PORT;
-use super::description::{LocalDescription, VideoSectionId};
 use super::ice_restart::IceFragmentTemplate;
+use super::local_description::{LocalDescription, VideoSectionId};
 use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
-use super::negotiated::{AudioVideoFormats, DataPeerRole};
+use super::negotiation_result::{AudioVideoFormats, DataPeerRole};
 use crate::media::{CodecFormat, ProfileLevelId};
 
 /// Returns the offer, with a `sendonly` section for each kind, and one for data channels if they are accepted. SSRCs are not declared: the viewer learns them from
 /// packets.
 pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport<'_>) -> LocalDescription {
     let mut sections: Vec<(&str, Vec<(u8, CodecFormat)>)> = Vec::new();
-    sections.push(("audio", audio_formats_to_offer(source.audio)));
+    sections.push(("audio", offered_audio_formats(source.audio)));
     if let Some(format) = source.video {
-        sections.push(("video", video_formats_to_offer(format)));
+        sections.push(("video", offered_video_formats(format)));
     }
     let data_mid = local.accepts_data_channels.then_some(sections.len());
     let mids: Vec<String> = (0..sections.len()).chain(data_mid).map(|mid| mid.to_string()).collect();
@@ -41,7 +41,7 @@ pub fn create_offer_to_viewer(source: &AudioVideoFormats, local: &LocalTransport
         lines.extend(["a=rtcp-mux", "a=rtcp-mux-only", "a=rtcp-rsize"].map(str::to_owned));
         lines.push(format!("a=msid:millstream {kind}"));
         for (pt, format) in codecs {
-            write_format_lines(&mut lines, *pt, *format);
+            push_codec_attribute_lines(&mut lines, *pt, *format);
         }
         if mid == "0" {
             lines.extend(candidate_lines(local).map(|line| format!("a=candidate:{line}")));
@@ -94,7 +94,7 @@ fn push_data_channel_section(lines: &mut Vec<String>, mid: usize, local: &LocalT
 }
 
 /// Returns the stream's format first, then the formats that another source may have.
-fn video_formats_to_offer(source: CodecFormat) -> Vec<(u8, CodecFormat)> {
+fn offered_video_formats(source: CodecFormat) -> Vec<(u8, CodecFormat)> {
     let baseline = CodecFormat::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
@@ -125,7 +125,7 @@ fn video_formats_to_offer(source: CodecFormat) -> Vec<(u8, CodecFormat)> {
     codecs
 }
 
-fn audio_formats_to_offer(source: Option<CodecFormat>) -> Vec<(u8, CodecFormat)> {
+fn offered_audio_formats(source: Option<CodecFormat>) -> Vec<(u8, CodecFormat)> {
     let mut codecs = vec![
         (111, CodecFormat::Opus { stereo: true }),
         (0, CodecFormat::Pcmu),
@@ -135,7 +135,7 @@ fn audio_formats_to_offer(source: Option<CodecFormat>) -> Vec<(u8, CodecFormat)>
     codecs
 }
 
-fn write_format_lines(lines: &mut Vec<String>, pt: u8, format: CodecFormat) {
+fn push_codec_attribute_lines(lines: &mut Vec<String>, pt: u8, format: CodecFormat) {
     let codec = format.codec();
     let channels = if matches!(format, CodecFormat::Opus { .. }) {
         "/2"

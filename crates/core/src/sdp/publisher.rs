@@ -5,11 +5,13 @@ use rtc_sdp::description::common::Attribute;
 
 use super::answer::{self, AcceptedSection, AcceptedSections, AnsweredCodec, value_attribute};
 use super::codec::{MAX_ANSWERED_CODECS, supported_codec_names};
-use super::description::LocalDescription;
 use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
+use super::local_description::LocalDescription;
 use super::local_transport::LocalTransport;
-use super::negotiated::{DataPeerRole, IncomingTrack, NegotiatedPublication, RtcpFeedback, RtpHeaderExtensionIds};
+use super::negotiation_result::{
+    DataPeerRole, IncomingTrack, NegotiatedPublication, RtcpFeedback, RtpHeaderExtensionIds,
+};
 use super::offer::{MediaSection, Offer, OfferedDirection, SdpSectionContent, Section};
 use crate::media::{Codec, MediaKind};
 
@@ -23,11 +25,11 @@ pub fn answer_whip_offer(
     offer: &Offer,
     local: &LocalTransport<'_>,
 ) -> Result<(NegotiatedPublication, LocalDescription), OfferError> {
-    check_sections_acceptable(offer)?;
+    refuse_unacceptable_sections(offer)?;
     let mut tracks = Vec::new();
     let mut replies = Vec::new();
     for (index, section, media) in offer.media_sections() {
-        let (track, reply) = accept_track(index, section, media)?;
+        let (track, reply) = negotiate_incoming_track(index, section, media)?;
         tracks.push(track);
         replies.push(reply);
     }
@@ -46,7 +48,7 @@ pub fn answer_whip_offer(
     Ok((NegotiatedPublication { transport, tracks }, answer))
 }
 
-fn check_sections_acceptable(offer: &Offer) -> Result<(), OfferError> {
+fn refuse_unacceptable_sections(offer: &Offer) -> Result<(), OfferError> {
     let unsupported = |section: &&Section| matches!(section.content, SdpSectionContent::Unsupported);
     if let Some(section) = offer.sections.iter().find(unsupported) {
         return Err(OfferError::UnsupportedSection {
@@ -73,7 +75,7 @@ fn check_sections_acceptable(offer: &Offer) -> Result<(), OfferError> {
     Ok(())
 }
 
-fn accept_track(
+fn negotiate_incoming_track(
     index: usize,
     section: &Section,
     media: &MediaSection,

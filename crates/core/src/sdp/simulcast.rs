@@ -2,7 +2,7 @@
 //! Chromium writes low to high, OBS high to low.
 
 use super::error::OfferError;
-use super::text::{RawSection, attributes_named, first_attribute_named};
+use super::sdp_lines::{RawSection, attributes_named, first_attribute_named};
 use crate::media::Rid;
 
 /// Returns the layers in the order of `a=simulcast:send`; empty without simulcast.

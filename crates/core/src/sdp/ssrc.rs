@@ -1,8 +1,8 @@
 //! SSRCs declared by an m-section (RFC 5576).
 
 use super::error::OfferError;
-use super::negotiated::DeclaredSsrc;
-use super::text::{AttributeWithLineNumber, RawSection, attributes_named};
+use super::negotiation_result::DeclaredSsrc;
+use super::sdp_lines::{AttributeWithLineNumber, RawSection, attributes_named};
 use crate::media::Ssrc;
 
 /// Declared SSRCs of an m-section.

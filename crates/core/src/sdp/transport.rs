@@ -5,8 +5,8 @@
 //! fingerprint, OBS 30 with all of them.
 
 use super::error::OfferError;
-use super::negotiated::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials};
-use super::text::{AttributeWithLineNumber, attributes_named, first_attribute_named};
+use super::negotiation_result::{DtlsRole, Fingerprint, FingerprintHashFunction, IceCredentials};
+use super::sdp_lines::{AttributeWithLineNumber, attributes_named, first_attribute_named};
 
 /// The transport attributes of one m-section, including those of the session level. They may be incomplete: in a BUNDLE
 /// group only one section must have them (RFC 9143 §7.1.3).

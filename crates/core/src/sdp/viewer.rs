@@ -5,14 +5,13 @@ use rtc_sdp::description::common::Attribute;
 
 use super::answer::{self, AcceptedSection, AcceptedSections, AnsweredCodec, value_attribute};
 use super::codec::{
-    MAX_ANSWERED_CODECS, MIN_DOUBTFUL_MISMATCH_RANK, OfferedCodec, format_mismatch_rank,
-    without_h264_packetization_mode_0,
+    MAX_ANSWERED_CODECS, MIN_DOUBTFUL_MISMATCH_RANK, OfferedCodec, format_mismatch_rank, select_sendable_codecs,
 };
-use super::description::LocalDescription;
 use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
+use super::local_description::LocalDescription;
 use super::local_transport::LocalTransport;
-use super::negotiated::{
+use super::negotiation_result::{
     AudioVideoFormats, AvailableTracks, DataPeerRole, NegotiatedPlayback, OutgoingTrack, RtcpFeedback,
     RtpHeaderExtensionIds,
 };
@@ -40,7 +39,7 @@ pub fn answer_whep_offer(
     local: &LocalTransport<'_>,
     random: &mut dyn FnMut() -> u32,
 ) -> Result<(NegotiatedPlayback, LocalDescription), OfferError> {
-    check_directions(offer)?;
+    refuse_non_receiving_sections(offer)?;
     let mut ssrcs = SsrcAllocator::new(offer);
     let cname: String = (0..3).map(|_| format!("{:08x}", random())).collect();
     let mut tracks: Vec<OutgoingTrack> = Vec::new();
@@ -52,19 +51,20 @@ pub fn answer_whep_offer(
             _ if tracks.iter().any(|track| track.kind == media.kind) => None,
             Some(format) => codecs_with_best_match_first(format, media),
             None if media.kind == MediaKind::Audio => {
-                Some(without_h264_packetization_mode_0(&media.codecs)).filter(|codecs| !codecs.is_empty())
+                Some(select_sendable_codecs(&media.codecs)).filter(|codecs| !codecs.is_empty())
             }
             None => None,
         };
         let Some(codecs) = chosen else {
-            if offer.tagged_section_index() == Some(index) {
+            if offer.offerer_tagged_section_index() == Some(index) {
                 replies.extend(answer_section_as_inactive(index, media));
             }
             continue;
         };
         serves |= format.is_some();
         let accepted = AcceptedCodecsAndExtensions::limit_codecs_and_choose_extensions(media, codecs, local);
-        let (track, reply) = accept_section(index, section, media, accepted, &cname, &mut || ssrcs.next(random));
+        let (track, reply) =
+            negotiate_outgoing_track(index, section, media, accepted, &cname, &mut || ssrcs.next(random));
         tracks.push(track);
         replies.push(reply);
     }
@@ -105,7 +105,7 @@ pub fn formats_sent_to_offerer(offer: &Offer, available: &AvailableTracks) -> Au
 }
 
 /// WHEP §4.3.5.
-fn check_directions(offer: &Offer) -> Result<(), OfferError> {
+fn refuse_non_receiving_sections(offer: &Offer) -> Result<(), OfferError> {
     let mut wrong = offer
         .media_sections()
         .filter(|(_, _, media)| matches!(media.direction, OfferedDirection::SendOnly | OfferedDirection::Inactive));
@@ -120,7 +120,7 @@ fn check_directions(offer: &Offer) -> Result<(), OfferError> {
 
 /// Returns the codecs to answer, the best match for the source first and the others as offered; `None` if none matches.
 fn codecs_with_best_match_first(source: CodecFormat, media: &MediaSection) -> Option<Vec<OfferedCodec>> {
-    let mut codecs = without_h264_packetization_mode_0(&media.codecs);
+    let mut codecs = select_sendable_codecs(&media.codecs);
     let ranked = codecs
         .iter()
         .enumerate()
@@ -139,7 +139,7 @@ fn codecs_with_best_match_first(source: CodecFormat, media: &MediaSection) -> Op
 
 /// Answers a section as inactive, for its transport alone; `None` if it has no supported codec.
 fn answer_section_as_inactive(index: usize, media: &MediaSection) -> Option<AcceptedSection> {
-    let codecs: Vec<AnsweredCodec> = without_h264_packetization_mode_0(&media.codecs)
+    let codecs: Vec<AnsweredCodec> = select_sendable_codecs(&media.codecs)
         .iter()
         .take(MAX_ANSWERED_CODECS)
         .map(|codec| {
@@ -199,7 +199,7 @@ impl AcceptedCodecsAndExtensions {
     }
 }
 
-fn accept_section(
+fn negotiate_outgoing_track(
     index: usize,
     section: &Section,
     media: &MediaSection,

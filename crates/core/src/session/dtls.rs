@@ -15,9 +15,9 @@ use super::dtls_filter::{
     self, DtlsRecordFilter, MAX_HANDSHAKE_MESSAGE_LEN, PacketDropCounts, PacketDropReason, handshake_fragments,
     has_only_plain_handshake_records,
 };
-use super::identity::{DtlsIdentity, fingerprint_with_hash_function};
+use super::identity::{DtlsIdentity, compute_certificate_fingerprint};
 use super::srtp::SrtpProfile;
-use crate::sdp::negotiated::{DtlsRole, Fingerprint};
+use crate::sdp::negotiation_result::{DtlsRole, Fingerprint};
 
 /// State of one DTLS handshake and of the association that it establishes.
 pub struct DtlsAssociation {
@@ -260,7 +260,7 @@ impl DtlsAssociation {
             return Ok(DtlsProgress::Nothing);
         }
         let mut datagram = BytesMut::new();
-        if self.check_and_record_missed_change_cipher_spec(records) {
+        if self.detect_missed_change_cipher_spec(records) {
             datagram.extend_from_slice(&SYNTHETIC_CHANGE_CIPHER_SPEC);
         }
         datagram.extend_from_slice(records);
@@ -313,7 +313,7 @@ impl DtlsAssociation {
     ///
     /// FFmpeg 9.0.2 sends ChangeCipherSpec in a datagram of its own and never retransmits its last flight. The record is
     /// not authenticated and carries no information beyond the epoch of the records that follow it, so it can be supplied.
-    fn check_and_record_missed_change_cipher_spec(&mut self, records: &[u8]) -> bool {
+    fn detect_missed_change_cipher_spec(&mut self, records: &[u8]) -> bool {
         if self.role != DtlsRole::Client || !matches!(self.state, DtlsState::Handshake) {
             return false;
         }
@@ -335,7 +335,7 @@ impl DtlsAssociation {
         let certificate = state.peer_certificates.first().ok_or(DtlsError::WrongCertificate)?;
         if !fingerprints
             .iter()
-            .any(|f| fingerprint_with_hash_function(certificate, f.hash_function) == *f)
+            .any(|f| compute_certificate_fingerprint(certificate, f.hash_function) == *f)
         {
             return Err(DtlsError::WrongCertificate);
         }

@@ -146,7 +146,7 @@ impl DtlsRecordFilter {
                 break;
             };
             let epoch = u16::from_be_bytes([header[3], header[4]]);
-            if self.check_and_count_record(header[0], epoch, body)? {
+            if self.admit_record_within_limits(header[0], epoch, body)? {
                 admitted.extend_from_slice(header);
                 admitted.extend_from_slice(body);
             }
@@ -155,7 +155,7 @@ impl DtlsRecordFilter {
         Ok(admitted)
     }
 
-    fn check_and_count_record(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
+    fn admit_record_within_limits(&mut self, content: u8, epoch: u16, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
         match (epoch, content) {
             // A peer that repeats its last flight also repeats its encrypted Finished, to which the stack answers.
             // Records in clear text could come from anyone.
@@ -164,12 +164,12 @@ impl DtlsRecordFilter {
                 Ok(false)
             }
             (0, CONTENT_TYPE_HANDSHAKE) => {
-                self.check_and_count_fragments(body)?;
+                self.count_fragments_within_limits(body)?;
                 Ok(true)
             }
             (0, CONTENT_TYPE_CHANGE_CIPHER_SPEC) => {
                 self.handshake_record_count += 1;
-                check_dtls_limit(
+                ensure_within_limit(
                     self.handshake_record_count,
                     MAX_HANDSHAKE_RECORDS,
                     DtlsLimitExceeded::HandshakeRecords,
@@ -181,20 +181,20 @@ impl DtlsRecordFilter {
                 self.count_drop(PacketDropReason::PlaintextDtlsRecord);
                 Ok(false)
             }
-            (1, CONTENT_TYPE_HANDSHAKE) => self.check_and_count_finished_record(body),
+            (1, CONTENT_TYPE_HANDSHAKE) => self.admit_finished_record(body),
             // WebRTC has no renegotiation, so there is no further epoch.
             (1, CONTENT_TYPE_CHANGE_CIPHER_SPEC) | (2.., _) => {
                 self.count_drop(PacketDropReason::Malformed);
                 Ok(false)
             }
             (1, _) if self.established => Ok(true),
-            (1, _) => self.check_and_count_early_record(),
+            (1, _) => self.admit_record_before_keys(),
         }
     }
 
     /// Finished is the only encrypted handshake message. Its fragments cannot be read here, so the length limit bounds
     /// how many the stack may find in it.
-    fn check_and_count_finished_record(&mut self, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
+    fn admit_finished_record(&mut self, body: &[u8]) -> Result<bool, DtlsLimitExceeded> {
         if body.len() > MAX_FINISHED_RECORD_LEN {
             self.count_drop(PacketDropReason::Malformed);
             return Ok(false);
@@ -205,12 +205,12 @@ impl DtlsRecordFilter {
             // The record is not authenticated, so it must not end the session.
             self.count_drop(PacketDropReason::Malformed);
         }
-        Ok(admitted && (self.established || self.check_and_count_early_record()?))
+        Ok(admitted && (self.established || self.admit_record_before_keys()?))
     }
 
-    fn check_and_count_early_record(&mut self) -> Result<bool, DtlsLimitExceeded> {
+    fn admit_record_before_keys(&mut self) -> Result<bool, DtlsLimitExceeded> {
         self.early_record_count += 1;
-        check_dtls_limit(
+        ensure_within_limit(
             self.early_record_count,
             MAX_ENCRYPTED_RECORDS_BEFORE_KEYS,
             DtlsLimitExceeded::EarlyRecords,
@@ -218,15 +218,15 @@ impl DtlsRecordFilter {
         Ok(true)
     }
 
-    fn check_and_count_fragments(&mut self, body: &[u8]) -> Result<(), DtlsLimitExceeded> {
+    fn count_fragments_within_limits(&mut self, body: &[u8]) -> Result<(), DtlsLimitExceeded> {
         self.handshake_record_count += 1;
         self.handshake_byte_count += body.len();
-        check_dtls_limit(
+        ensure_within_limit(
             self.handshake_record_count,
             MAX_HANDSHAKE_RECORDS,
             DtlsLimitExceeded::HandshakeRecords,
         )?;
-        check_dtls_limit(
+        ensure_within_limit(
             self.handshake_byte_count,
             MAX_HANDSHAKE_BYTES,
             DtlsLimitExceeded::HandshakeBytes,
@@ -234,7 +234,7 @@ impl DtlsRecordFilter {
         let mut rest = body;
         while !rest.is_empty() {
             let fragment = HandshakeFragment::read(rest).ok_or(DtlsLimitExceeded::InvalidFragment)?;
-            check_dtls_limit(
+            ensure_within_limit(
                 fragment.message_len,
                 MAX_HANDSHAKE_MESSAGE_LEN,
                 DtlsLimitExceeded::MessageLength,
@@ -249,7 +249,7 @@ impl DtlsRecordFilter {
                 .get_mut(usize::from(fragment.message_seq))
                 .ok_or(DtlsLimitExceeded::FragmentCount)?;
             *count += 1;
-            check_dtls_limit(
+            ensure_within_limit(
                 usize::from(*count),
                 usize::from(MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE),
                 DtlsLimitExceeded::FragmentCount,
@@ -260,7 +260,7 @@ impl DtlsRecordFilter {
     }
 }
 
-fn check_dtls_limit(value: usize, limit: usize, otherwise: DtlsLimitExceeded) -> Result<(), DtlsLimitExceeded> {
+fn ensure_within_limit(value: usize, limit: usize, otherwise: DtlsLimitExceeded) -> Result<(), DtlsLimitExceeded> {
     if value <= limit { Ok(()) } else { Err(otherwise) }
 }
 

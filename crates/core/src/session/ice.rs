@@ -35,7 +35,7 @@ use rtc_stun::integrity::MessageIntegrity;
 use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter as _, TransactionId};
 use rtc_stun::xoraddr::XorMappedAddress;
 
-use crate::sdp::negotiated::IceCredentials;
+use crate::sdp::negotiation_result::IceCredentials;
 
 /// Length of the HMAC-SHA1 in MESSAGE-INTEGRITY (RFC 8489 §14.5).
 const MESSAGE_INTEGRITY_HMAC_LEN: u16 = 20;
@@ -333,7 +333,7 @@ impl IceLite {
                 self.path_validation = Some(NominatedAddressValidation {
                     address,
                     transaction_id: transaction,
-                    binding_request: self.build_path_check(transaction, ours, theirs)?,
+                    binding_request: self.build_connectivity_check(transaction, ours, theirs)?,
                     remote_pwd: theirs.pwd.clone(),
                     next_check_at: Some(now),
                     checks_sent: 0,
@@ -446,7 +446,7 @@ impl IceLite {
     }
 
     /// A check of ours (RFC 8445 §7.1, §7.2.2).
-    fn build_path_check(
+    fn build_connectivity_check(
         &self,
         transaction: TransactionId,
         own_ufrag: &str,

@@ -10,7 +10,7 @@ use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
 use sha2::Digest as _;
 
 use super::error::CryptoSetupError;
-use crate::sdp::negotiated::{Fingerprint, FingerprintHashFunction};
+use crate::sdp::negotiation_result::{Fingerprint, FingerprintHashFunction};
 
 /// Certificate fingerprint and the handshake configurations that all sessions share.
 pub struct DtlsIdentity {
@@ -61,7 +61,7 @@ impl DtlsIdentity {
                 .map_err(CryptoSetupError::DtlsIdentity)
         };
         Ok(Self {
-            fingerprint: fingerprint_with_hash_function(&der, FingerprintHashFunction::Sha256),
+            fingerprint: compute_certificate_fingerprint(&der, FingerprintHashFunction::Sha256),
             server_gcm_config: config(vec![gcm], false)?,
             server_cm_config: config(vec![cm], false)?,
             client_config: config(vec![gcm, cm], true)?,
@@ -71,7 +71,7 @@ impl DtlsIdentity {
 }
 
 /// Computes the fingerprint of a certificate in DER form.
-pub(crate) fn fingerprint_with_hash_function(der: &[u8], hash: FingerprintHashFunction) -> Fingerprint {
+pub(crate) fn compute_certificate_fingerprint(der: &[u8], hash: FingerprintHashFunction) -> Fingerprint {
     let digest = match hash {
         FingerprintHashFunction::Sha256 => sha2::Sha256::digest(der).to_vec(),
         FingerprintHashFunction::Sha384 => sha2::Sha384::digest(der).to_vec(),

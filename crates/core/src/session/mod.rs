@@ -31,7 +31,7 @@ pub mod srtp_decryptor;
 pub mod stun;
 
 pub use close_reason::CloseReason;
-use data::{DataEvent, DataNotSent, DataTransport};
+use data::{DataEvent, DataSendError, DataTransport};
 use dtls::{DtlsAssociation, DtlsError, DtlsProgress, SrtpKeys};
 use dtls_filter::{PacketDropCounts, PacketDropReason};
 pub use error::CryptoSetupError;
@@ -44,7 +44,7 @@ use srtp_decryptor::{SrtpDecryptor, SrtpRejection};
 use crate::media::Ssrc;
 use crate::media::data_message::DataMessage;
 
-use crate::sdp::negotiated::{Fingerprint, IceCredentials, RemoteTransport};
+use crate::sdp::negotiation_result::{Fingerprint, IceCredentials, RemoteTransport};
 
 /// One peer.
 pub struct Session {
@@ -177,7 +177,7 @@ impl Session {
         }
         self.queue_due_check(now);
         if let Err(error) = self.dtls.start_client_handshake(now) {
-            return self.fail_handshake(now, &error);
+            return self.close_after_handshake_failure(now, &error);
         }
         self.queue_dtls_datagrams();
     }
@@ -220,7 +220,7 @@ impl Session {
                 }
             },
             Ok(DtlsProgress::PeerClosed) => self.close(now, CloseReason::PeerClosed),
-            Err(error) => self.fail_handshake(now, &error),
+            Err(error) => self.close_after_handshake_failure(now, &error),
         }
         self.handle_application_data(now, from, application_data);
     }
@@ -255,15 +255,15 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// A [`DataNotSent`]; nothing is sent.
-    pub fn send_data(&mut self, now: Instant, message: &DataMessage) -> Result<(), DataNotSent> {
+    /// A [`DataSendError`]; nothing is sent.
+    pub fn send_data(&mut self, now: Instant, message: &DataMessage) -> Result<(), DataSendError> {
         let data = self.data.as_mut().filter(|_| !self.closed);
-        data.ok_or(DataNotSent::NotConnected)?.send(now, message)?;
+        data.ok_or(DataSendError::NotConnected)?.send(now, message)?;
         self.drain_data_transport(now);
         Ok(())
     }
 
-    fn fail_handshake(&mut self, now: Instant, error: &DtlsError) {
+    fn close_after_handshake_failure(&mut self, now: Instant, error: &DtlsError) {
         debug!(%error, "DTLS handshake failed: the session is being closed");
         let reason = match error {
             DtlsError::WrongCertificate => CloseReason::WrongCertificate,
@@ -336,7 +336,7 @@ impl Session {
         }
         self.queue_due_check(now);
         if let Err(error) = self.dtls.handle_timeout(now) {
-            return self.fail_handshake(now, &error);
+            return self.close_after_handshake_failure(now, &error);
         }
         self.queue_dtls_datagrams();
         if let Some(data) = &mut self.data {

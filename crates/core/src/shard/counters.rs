@@ -20,8 +20,8 @@ pub struct SharedMediaCounters {
     closed_session_counts: [AtomicU64; CloseReason::ALL.len()],
     session_drops: [AtomicU64; dtls_filter::PacketDropReason::ALL.len()],
     closed_tcp_connection_counts: [AtomicU64; TcpCloseReason::ALL.len()],
-    refused_sessions: [AtomicU64; ReachedLimit::ALL.len()],
-    evicted_sessions: [AtomicU64; ReachedLimit::ALL.len()],
+    refused_sessions: [AtomicU64; ReachedLimit::ALL_LIMITS.len()],
+    evicted_sessions: [AtomicU64; ReachedLimit::ALL_LIMITS.len()],
     /// Time from the offer to the end of the handshake.
     pub connect_time: Histogram<{ CONNECT_TIME_BOUNDS_US.len() }>,
     /// Time from the arrival of a packet until it was sent to the viewers of a shard: the maximum of each tick.
@@ -186,7 +186,7 @@ impl SharedMediaCounters {
     /// Returns the number of refused sessions by limit.
     pub fn refused_session_counts_by_limit(&self) -> impl Iterator<Item = (ReachedLimit, u64)> + '_ {
         let counts = self.refused_sessions.iter().map(|n| n.load(Ordering::Relaxed));
-        ReachedLimit::ALL.into_iter().zip(counts)
+        ReachedLimit::ALL_LIMITS.into_iter().zip(counts)
     }
 
     /// Counts a half-open session that was evicted because this limit was reached.
@@ -197,9 +197,9 @@ impl SharedMediaCounters {
     }
 
     /// Returns the number of evicted half-open sessions by limit.
-    pub fn sessions_evicted_by_limit(&self) -> impl Iterator<Item = (ReachedLimit, u64)> + '_ {
+    pub fn evicted_session_counts_by_limit(&self) -> impl Iterator<Item = (ReachedLimit, u64)> + '_ {
         let counts = self.evicted_sessions.iter().map(|n| n.load(Ordering::Relaxed));
-        ReachedLimit::ALL.into_iter().zip(counts)
+        ReachedLimit::ALL_LIMITS.into_iter().zip(counts)
     }
 
     /// Counts a closed connection to the TCP port.

@@ -8,7 +8,7 @@ use super::ShardCore;
 use super::data_counters::{DataDropReason, DataOrigin};
 use super::message::ShardMessage;
 use super::peers::{PeerRole, PeerSlotIndex};
-use crate::hub::data_settings::ViewerMessages;
+use crate::hub::data_settings::ViewerMessageRecipients;
 use crate::hub::name::StreamName;
 use crate::hub::stream::{SessionId, Stream, StreamId};
 use crate::media::data_message::{DataMessage, DataPayload};
@@ -37,13 +37,13 @@ impl ShardCore {
             }
             (_, DataEvent::Message(message)) => {
                 counters.count_received(origin);
-                self.publish_message_of_source(now, session, &name, &message);
+                self.publish_message_if_from_source(now, session, &name, &message);
             }
         }
     }
 
     /// The messages of a stream are those of its source: of several sources, the selected one.
-    fn publish_message_of_source(
+    fn publish_message_if_from_source(
         &mut self,
         now: Instant,
         session: SessionId,
@@ -72,7 +72,7 @@ impl ShardCore {
         let (Some(stream), DataPayload::Text(text)) = (stream, &message.payload) else {
             return self.shared.counters.data.count_dropped(DataDropReason::Invalid);
         };
-        if recipients == ViewerMessages::Off {
+        if recipients == ViewerMessageRecipients::Off {
             return self.shared.counters.data.count_dropped(DataDropReason::NotAllowed);
         }
         let wrapped = DataMessage {
@@ -92,7 +92,7 @@ impl ShardCore {
                 self.shared.counters.data.count_dropped(DataDropReason::MailboxFull);
             }
         }
-        if recipients == ViewerMessages::All {
+        if recipients == ViewerMessageRecipients::All {
             self.publish_data_message(now, &stream, &wrapped);
         }
     }

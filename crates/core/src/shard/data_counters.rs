@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::session::data::{DataNotSent, IgnoredMessageReason, SctpDropReason};
+use crate::session::data::{DataSendError, IgnoredMessageReason, SctpDropReason};
 
 /// Counters of messages. They never decrease.
 #[derive(Debug, Default)]
@@ -102,36 +102,36 @@ impl From<IgnoredMessageReason> for DataDropReason {
 impl DataCounters {
     /// Counts a message that was received.
     pub fn count_received(&self, origin: DataOrigin) {
-        add(self.received.get(origin as usize), 1);
+        add_to_counter(self.received.get(origin as usize), 1);
     }
 
     /// Counts a message that was dropped.
     pub(crate) fn count_dropped(&self, reason: DataDropReason) {
-        add(self.dropped.get(reason as usize), 1);
+        add_to_counter(self.dropped.get(reason as usize), 1);
     }
 
     /// Counts an SCTP packet that was dropped.
     pub(crate) fn count_dropped_packet(&self, reason: SctpDropReason) {
-        add(self.dropped_packets.get(reason as usize), 1);
+        add_to_counter(self.dropped_packets.get(reason as usize), 1);
     }
 
     /// Counts a message of so many bytes that was sent to one receiver, or not. A receiver without data channels misses
     /// nothing.
-    pub(crate) fn count_send_result(&self, length: usize, result: Result<(), DataNotSent>) {
+    pub(crate) fn count_send_result(&self, length: usize, result: Result<(), DataSendError>) {
         match result {
             Ok(()) => {
-                add(Some(&self.sent_messages), 1);
-                add(Some(&self.sent_bytes), length as u64);
+                add_to_counter(Some(&self.sent_messages), 1);
+                add_to_counter(Some(&self.sent_bytes), length as u64);
             }
-            Err(DataNotSent::NotConnected) => {}
-            Err(DataNotSent::TooLong) => self.count_dropped(DataDropReason::TooLong),
-            Err(DataNotSent::TooManyChannels) => self.count_dropped(DataDropReason::TooManyChannels),
-            Err(DataNotSent::TooSlow) => self.count_dropped(DataDropReason::SlowReceiver),
+            Err(DataSendError::NotConnected) => {}
+            Err(DataSendError::TooLong) => self.count_dropped(DataDropReason::TooLong),
+            Err(DataSendError::TooManyChannels) => self.count_dropped(DataDropReason::TooManyChannels),
+            Err(DataSendError::TooSlow) => self.count_dropped(DataDropReason::SlowReceiver),
         }
     }
 
     /// Returns the number of received messages by origin.
-    pub fn received(&self) -> impl Iterator<Item = (DataOrigin, u64)> + '_ {
+    pub fn received_message_counts(&self) -> impl Iterator<Item = (DataOrigin, u64)> + '_ {
         let counts = self.received.iter().map(|n| n.load(Ordering::Relaxed));
         DataOrigin::ALL.into_iter().zip(counts)
     }
@@ -149,7 +149,7 @@ impl DataCounters {
     }
 }
 
-fn add(counter: Option<&AtomicU64>, amount: u64) {
+fn add_to_counter(counter: Option<&AtomicU64>, amount: u64) {
     if let Some(counter) = counter {
         counter.fetch_add(amount, Ordering::Relaxed);
     }

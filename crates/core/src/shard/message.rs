@@ -10,7 +10,7 @@ use crate::hub::ring::RingEntries;
 use crate::hub::stream::{LayerSelection, SessionId, ShardIndex, StreamId};
 use crate::media::Rid;
 use crate::media::data_message::DataMessage;
-use crate::sdp::negotiated::{IceCredentials, NegotiatedPlayback, NegotiatedPublication};
+use crate::sdp::negotiation_result::{IceCredentials, NegotiatedPlayback, NegotiatedPublication};
 use crate::session::CloseReason;
 
 /// A message to a shard, from another shard or from the control plane.

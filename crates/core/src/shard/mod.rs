@@ -23,7 +23,7 @@ use crate::hub::log_limit::LogRateLimiter;
 use crate::hub::session_registry::SessionState;
 use crate::hub::stream::{ShardIndex, SourceRef, StreamId};
 use crate::media::rtcp;
-use crate::outputs::whep::reports::round_trip_times;
+use crate::outputs::whep::rtcp_reports::round_trip_times;
 use crate::outputs::whep::{ShardTimeOriginAndNow, Viewer};
 use crate::session::egress::Egress;
 use crate::session::outbox::{Destination, Outbox};
@@ -307,7 +307,7 @@ impl ShardCore {
         while let Some(peer) = self.peers.get(key) {
             while let Some(transmit) = peer.session.poll_transmit() {
                 let to = transmit.to;
-                let learned = peer.path_to(to).map(|address| address.local);
+                let learned = peer.path_by_remote_address(to).map(|address| address.local);
                 let from = learned
                     .or(path.filter(|(from, _)| *from == to).map(|(_, local)| local))
                     .flatten();
@@ -346,7 +346,7 @@ impl ShardCore {
             }
             TransportEvent::DestinationMoved(to) => {
                 let Some(peer) = self.peers.get(key) else { return };
-                let from = peer.path_to(to).and_then(|address| address.local);
+                let from = peer.path_by_remote_address(to).and_then(|address| address.local);
                 if peer.destination.is_some() {
                     debug!(session = ?peer.session_id, %to, "ICE path changed: the session now sends to the new address");
                 }
@@ -378,13 +378,13 @@ impl ShardCore {
         match &mut peer.role {
             PeerRole::Publisher(publisher) => {
                 info!(session = ?peer.session_id, stream = %publisher.stream_key(), remote, ?took, "publisher connected");
-                publisher.attach_on_connect_if_no_source(now, &self.shared.hub);
+                publisher.attach_to_stream_if_no_source(now, &self.shared.hub);
             }
             PeerRole::Viewer(viewer) => {
                 info!(session = ?peer.session_id, stream = %viewer.stream.key, remote, ?took, "viewer connected");
                 let host = peer.destination.map(|destination| destination.to.ip());
                 let capacity = host.and_then(|host| self.shared.path_capacities.recent_bitrate(now, host));
-                viewer.handle_connected(now, capacity);
+                viewer.start_playback(now, capacity);
                 self.viewers_by_stream.entry(viewer.stream.id).or_default().push(key);
             }
         }
@@ -545,7 +545,7 @@ impl ShardCore {
         }
         let (role, stream) = match peer.role {
             PeerRole::Publisher(publisher) => {
-                publisher.detach(&self.shared.hub);
+                publisher.detach_from_stream(&self.shared.hub);
                 ("publisher", publisher.stream_key().clone())
             }
             PeerRole::Viewer(viewer) => {
@@ -572,7 +572,7 @@ impl ShardCore {
         let why = reason.explanation();
         let limit = self.failure_log_limiters.entry((role, reason)).or_default();
         let reason = reason.label();
-        match limit.allow(now) {
+        match limit.allow_log_line(now) {
             Some(suppressed) => {
                 warn!(?session, %stream, reason, ?lasted, why, candidates, suppressed, "{role} session failed (see `why`)");
             }

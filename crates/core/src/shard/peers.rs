@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::hub::shrink_sparse::shrink_sparse_map;
 use crate::hub::stream::{SessionId, ShardIndex};
 use crate::outputs::whep::Viewer;
-use crate::sdp::negotiated::IceCredentials;
+use crate::sdp::negotiation_result::IceCredentials;
 use crate::session::Session;
 use crate::session::outbox::Destination;
 use crate::sources::whip::Publisher;
@@ -58,7 +58,7 @@ pub enum PeerRole {
 
 impl Peer {
     /// Returns one of its addresses.
-    pub(crate) fn path_to(&mut self, remote: SocketAddr) -> Option<&mut PeerPath> {
+    pub(crate) fn path_by_remote_address(&mut self, remote: SocketAddr) -> Option<&mut PeerPath> {
         self.paths.iter_mut().find(|address| address.remote == remote)
     }
 }
@@ -69,7 +69,7 @@ pub struct Peers {
     slots: Vec<Option<Box<Peer>>>,
     free_keys: Vec<PeerSlotIndex>,
     slot_index_by_session_id: HashMap<SessionId, PeerSlotIndex>,
-    by_ufrag: HashMap<String, PeerSlotIndex>,
+    slot_index_by_ufrag: HashMap<String, PeerSlotIndex>,
     peer_by_address: HashMap<SocketAddr, PeerSlotIndex>,
 }
 
@@ -80,7 +80,7 @@ impl Peers {
             PeerSlotIndex(self.slots.len() as u32 - 1)
         });
         self.slot_index_by_session_id.insert(peer.session_id, key);
-        self.by_ufrag
+        self.slot_index_by_ufrag
             .extend(peer.ufrags.iter().map(|ufrag| (ufrag.clone(), key)));
         if let Some(slot) = self.slots.get_mut(key.0 as usize) {
             *slot = Some(Box::new(peer));
@@ -93,7 +93,7 @@ impl Peers {
         self.free_keys.push(key);
         self.slot_index_by_session_id.remove(&peer.session_id);
         for ufrag in &peer.ufrags {
-            self.by_ufrag.remove(ufrag);
+            self.slot_index_by_ufrag.remove(ufrag);
         }
         for address in &peer.paths {
             if self.peer_by_address.get(&address.remote) == Some(&key) {
@@ -101,7 +101,7 @@ impl Peers {
             }
         }
         shrink_sparse_map(&mut self.slot_index_by_session_id);
-        shrink_sparse_map(&mut self.by_ufrag);
+        shrink_sparse_map(&mut self.slot_index_by_ufrag);
         shrink_sparse_map(&mut self.peer_by_address);
         Some(peer)
     }
@@ -114,8 +114,8 @@ impl Peers {
         self.slot_index_by_session_id.get(&id).copied()
     }
 
-    pub(crate) fn by_ufrag(&self, ufrag: &str) -> Option<PeerSlotIndex> {
-        self.by_ufrag.get(ufrag).copied()
+    pub(crate) fn slot_index_by_ufrag(&self, ufrag: &str) -> Option<PeerSlotIndex> {
+        self.slot_index_by_ufrag.get(ufrag).copied()
     }
 
     pub fn peer_by_address(&self, address: SocketAddr) -> Option<PeerSlotIndex> {
@@ -134,7 +134,7 @@ impl Peers {
         let Some(peer) = self.slots.get_mut(key.0 as usize).and_then(Option::as_deref_mut) else {
             return;
         };
-        match peer.path_to(address) {
+        match peer.path_by_remote_address(address) {
             Some(path) => path.local = local,
             None => peer.paths.push(PeerPath {
                 remote: address,
@@ -151,15 +151,15 @@ impl Peers {
             return;
         };
         peer.ufrags.push(local.ufrag.clone());
-        self.by_ufrag.insert(local.ufrag.clone(), key);
+        self.slot_index_by_ufrag.insert(local.ufrag.clone(), key);
         if let Some(gone) = peer.session.restart_ice(local, remote) {
             peer.ufrags.retain(|ufrag| *ufrag != gone);
-            self.by_ufrag.remove(&gone);
+            self.slot_index_by_ufrag.remove(&gone);
         }
         // An ICE session that ended before it was replaced is not reported.
         if peer.ufrags.len() > MAX_UFRAGS_PER_PEER {
             let oldest = peer.ufrags.remove(0);
-            self.by_ufrag.remove(&oldest);
+            self.slot_index_by_ufrag.remove(&oldest);
         }
     }
 

@@ -50,7 +50,7 @@ impl ShardCore {
         self.run_peer_timer(now, key);
     }
 
-    pub(super) fn request_key_frame_of_source(&mut self, now: Instant, source: SourceRef, layer: Option<Rid>) {
+    pub(super) fn request_key_frame_from_source(&mut self, now: Instant, source: SourceRef, layer: Option<Rid>) {
         if source.shard == self.index {
             self.request_key_frame(now, source.session_id, layer.as_ref());
         } else if let Some(mailbox) = self.shared.mailbox(source.shard) {

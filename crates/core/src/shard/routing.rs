@@ -48,7 +48,7 @@ impl ShardCore {
             return recipient.ok_or(RoutingDropReason::UnknownSender);
         }
         let named = ice::read_local_ufrag(datagram).and_then(|ufrag| {
-            let peer = self.peers.by_ufrag(&ufrag).map(DatagramRecipient::Peer);
+            let peer = self.peers.slot_index_by_ufrag(&ufrag).map(DatagramRecipient::Peer);
             peer.or_else(|| ufrag::shard_of_ufrag(&ufrag).map(DatagramRecipient::Shard))
         });
         let claimant = named.ok_or(RoutingDropReason::UnknownSender)?;
@@ -120,7 +120,7 @@ impl ShardCore {
         else {
             return;
         };
-        let Some(address) = self.peers.get(key).and_then(|peer| peer.path_to(from)) else {
+        let Some(address) = self.peers.get(key).and_then(|peer| peer.path_by_remote_address(from)) else {
             return;
         };
         let is_due = address

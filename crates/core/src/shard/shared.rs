@@ -10,9 +10,9 @@ use super::message::{ShardMailbox, ShardMessage};
 use super::path_capacities::PathCapacities;
 use super::tcp::TcpConnectionControl;
 use crate::hub::Hub;
-use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::data_settings::DataSettings;
 use crate::hub::data_tracks::DataPublishError;
+use crate::hub::packet_batch::PacketBatchToDeliver;
 use crate::hub::session_registry::SessionRegistry;
 use crate::hub::stream::{ShardIndex, Stream};
 use crate::media::clock;
@@ -56,7 +56,7 @@ impl SharedState {
     /// a reader whose queue is full learns of the loss and reads the missed packets from the rings.
     ///
     /// Returns the batch if shard `local`, the caller's own, has viewers too; sources without a shard pass
-    /// [`ShardIndex::NONE`].
+    /// [`ShardIndex::NO_SHARD`].
     pub(crate) fn deliver_to_taps_and_other_shards(
         &self,
         local: ShardIndex,
@@ -83,7 +83,7 @@ impl SharedState {
         for index in 0..batches.len() {
             let Some(batch) = batches.get_mut(index) else { return };
             if let Some(feed) = batch.failover_feed.take() {
-                let output = self.failover_groups.feed(now, &self.hub, batch, &feed);
+                let output = self.failover_groups.feed_batch_to_groups(now, &self.hub, batch, &feed);
                 batches.extend(self.send_key_frame_requests_and_take_batches(output));
             }
         }
@@ -108,17 +108,17 @@ impl SharedState {
         let mut published = source.publish_to_hub(&self.hub);
         self.append_batches_of_failover_groups(now, &mut published.batches);
         for batch in published.batches {
-            self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);
+            self.deliver_to_taps_and_other_shards(ShardIndex::NO_SHARD, batch);
         }
         !published.displaced
     }
 
     /// Lets the failover groups select another source if it is time: see
     /// [`FailoverGroup::handle_timeout`](crate::sources::failover_group::switcher::FailoverGroup::handle_timeout).
-    pub fn handle_failover_timeout(&self, now: Instant) {
+    pub fn run_due_failover_switches(&self, now: Instant) {
         let output = self.failover_groups.handle_timeout(now, &self.hub);
         for batch in self.send_key_frame_requests_and_take_batches(output) {
-            self.deliver_to_taps_and_other_shards(ShardIndex::NONE, batch);
+            self.deliver_to_taps_and_other_shards(ShardIndex::NO_SHARD, batch);
         }
     }
 
@@ -136,7 +136,7 @@ impl SharedState {
     ) -> Result<bool, DataPublishError> {
         let retained_messages = self.data_settings.retained_messages;
         let recorded = stream.with_state(|state| {
-            state.data_tracks.record(message, retained_messages)?;
+            state.data_tracks.record_message(message, retained_messages)?;
             Ok::<_, DataPublishError>(state.shards_with_viewers().collect::<Vec<_>>())
         });
         let shards = recorded.inspect_err(|_| self.counters.data.count_dropped(DataDropReason::TooManyLabels))?;
@@ -155,7 +155,7 @@ impl SharedState {
         Ok(shards.contains(&local))
     }
 
-    /// The mailbox of a shard; `None` for [`ShardIndex::NONE`].
+    /// The mailbox of a shard; `None` for [`ShardIndex::NO_SHARD`].
     pub fn mailbox(&self, shard: ShardIndex) -> Option<&ShardMailbox> {
         self.mailboxes.get(usize::from(shard.0))
     }

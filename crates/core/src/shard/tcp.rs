@@ -40,7 +40,7 @@ pub fn to_tcp_marked_address(peer: SocketAddr) -> SocketAddr {
 }
 
 /// Whether an address is marked as TCP.
-pub fn is_tcp(address: SocketAddr) -> bool {
+pub fn is_tcp_address(address: SocketAddr) -> bool {
     matches!(address, SocketAddr::V6(address) if address.scope_id() == TCP_SCOPE_ID)
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct AddressDisplay(pub SocketAddr);
 impl fmt::Display for AddressDisplay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plain = SocketAddr::new(self.0.ip().to_canonical(), self.0.port());
-        let protocol = if is_tcp(self.0) { "tcp " } else { "" };
+        let protocol = if is_tcp_address(self.0) { "tcp " } else { "" };
         write!(f, "{protocol}{plain}")
     }
 }
@@ -108,7 +108,7 @@ mod tests {
     fn an_address_of_tcp_is_no_address_of_udp() {
         let udp: SocketAddr = "192.0.2.1:9".parse().expect("an address");
         let tcp = to_tcp_marked_address(udp);
-        assert!(is_tcp(tcp) && !is_tcp(udp));
+        assert!(is_tcp_address(tcp) && !is_tcp_address(udp));
         let mapped: SocketAddr = "[::ffff:192.0.2.1]:9".parse().expect("an address");
         assert_ne!(tcp, mapped);
         assert_eq!(AddressDisplay(tcp).to_string(), "tcp 192.0.2.1:9");

@@ -2,7 +2,7 @@
 //! on to its session from any shard.
 
 use crate::hub::stream::ShardIndex;
-use crate::sdp::negotiated::IceCredentials;
+use crate::sdp::negotiation_result::IceCredentials;
 
 /// ice-chars (RFC 8839 §5.4) without `+` and `/`, which a client could take for separators.
 const ALPHANUMERIC_ICE_CHARS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";

@@ -14,7 +14,7 @@ use crate::session::egress::Egress;
 use crate::session::outbox::Destination;
 use crate::shard::path_capacities::PathCapacities;
 use crate::shard::peers::{Peer, PeerRole, PeerSlotIndex};
-use crate::shard::tcp::{TcpConnectionControl, is_tcp};
+use crate::shard::tcp::{TcpConnectionControl, is_tcp_address};
 
 impl ShardCore {
     /// Forwards packets of a stream to its viewers on this shard.
@@ -35,7 +35,7 @@ impl ShardCore {
                 continue;
             };
             let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
-            viewer.handle_packets(now, stream, packets, &mut egress);
+            viewer.forward_stream_packets(now, stream, packets, &mut egress);
             if viewer.has_pending_work() {
                 with_output.push(key);
             }
@@ -58,7 +58,7 @@ impl ShardCore {
             ..
         }) = self.peers.get(key)
         {
-            viewer.handle_layer_selection(selection);
+            viewer.set_layer_selection(selection);
         }
         self.drain_peer_outputs_and_reschedule(now, key, None);
     }
@@ -82,7 +82,7 @@ impl ShardCore {
         while let Some(output) = self.run_viewer_until_action(now, key) {
             match output {
                 ViewerShardAction::RequestKeyFrame { source, layer } => {
-                    self.request_key_frame_of_source(now, source, layer);
+                    self.request_key_frame_from_source(now, source, layer);
                 }
                 ViewerShardAction::Subscribe { kind, stream } => {
                     self.subscribe_and_switch_to_stream(now, key, kind, &stream)
@@ -111,7 +111,8 @@ impl ShardCore {
         }
         let mut egress = Egress::new(&mut peer.session, peer.destination, &mut self.outbox);
         let hub = &self.shared.hub;
-        viewer.run_pending_work_until_output(now, &mut egress, |codec| hub.can_transcode_codec_for_browsers(codec))
+        viewer
+            .run_pending_work_until_shard_action(now, &mut egress, |codec| hub.can_transcode_codec_for_browsers(codec))
     }
 
     /// Subscribes a viewer to a stream other than its own.
@@ -162,7 +163,9 @@ pub(super) fn report_tcp_delay_to_viewer(
     destination: Option<Destination>,
     connections: &dyn TcpConnectionControl,
 ) {
-    let by_tcp = destination.map(|destination| destination.to).filter(|to| is_tcp(*to));
+    let by_tcp = destination
+        .map(|destination| destination.to)
+        .filter(|to| is_tcp_address(*to));
     if let Some(to) = by_tcp.filter(|_| viewer.start_tcp_queue_check_if_due(now)) {
         viewer.handle_tcp_queue_delay(now, connections.queue_delay(now, to));
     }

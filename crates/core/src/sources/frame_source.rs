@@ -11,14 +11,14 @@ use bytes::Bytes;
 
 use super::whip::PublishedBatchesAndTakeover;
 use crate::hub::Hub;
-use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
+use crate::hub::packet_batch::PacketBatchToDeliver;
 use crate::hub::ring::RingEntry;
 use crate::hub::source_rewriter::{CaptureTimeReport, IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
-use crate::media::packetizer::{Packetizer, PacketizerError, RtpPayload, split_annex_b, split_length_prefixed};
+use crate::media::packetizer::{Packetizer, PacketizerError, RtpPayload, split_annex_b, split_length_prefixed_nals};
 use crate::media::{Codec, CodecFormat, MediaKind};
-use crate::sdp::negotiated::AudioVideoFormats;
+use crate::sdp::negotiation_result::AudioVideoFormats;
 
 /// The parts of the media plane that a frame source uses.
 pub trait FrameSink: Send + Sync {
@@ -30,7 +30,7 @@ pub trait FrameSink: Send + Sync {
     fn publish_frames_unless_displaced(&self, feed: &mut FrameSource) -> bool;
 
     /// Requests a key frame from the source of a stream, if it accepts requests.
-    fn request_key_frame_of_source(&self, source: SourceRef);
+    fn request_key_frame_from_source(&self, source: SourceRef);
 }
 
 /// A source of whole frames.
@@ -138,7 +138,7 @@ impl FrameSource {
             .collect::<Result<_, _>>()?;
         let source = SourceRef {
             session_id: id,
-            shard: ShardIndex::NONE,
+            shard: ShardIndex::NO_SHARD,
             accepts_key_frame_requests: false,
         };
         Ok(Self {
@@ -152,7 +152,7 @@ impl FrameSource {
     /// Sets the parameter sets of the video that were received out of band, such as in an SDP.
     pub fn set_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
         if let Some(track) = self.track_mut(MediaKind::Video) {
-            track.packetizer.seed_parameter_sets(parameter_sets);
+            track.packetizer.store_out_of_band_parameter_sets(parameter_sets);
         }
     }
 
@@ -173,7 +173,7 @@ impl FrameSource {
         };
         let payloads = match (track.packetizer.codec(), framing) {
             (Codec::Jpeg, _) => track.packetizer.packetize_jpeg(unit)?,
-            (_, NalFraming::LengthPrefixed) => track.packetizer.packetize_video(&split_length_prefixed(unit)?)?,
+            (_, NalFraming::LengthPrefixed) => track.packetizer.packetize_video(&split_length_prefixed_nals(unit)?)?,
             (_, NalFraming::AnnexB) => track.packetizer.packetize_video(&split_annex_b(unit)?)?,
         };
         track.push_payloads(now, time, payloads);
@@ -497,7 +497,7 @@ mod tests {
         let formats = camera.formats();
         let stream = hub.open_and_update_stream(test_stream_name(), |state| {
             let replaced = state.replace_source(publisher, &formats);
-            assert_eq!(replaced.map(|source| source.shard), Some(ShardIndex::NONE));
+            assert_eq!(replaced.map(|source| source.shard), Some(ShardIndex::NO_SHARD));
         });
         for mut camera in [camera, new_unattached_source(2)] {
             camera

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use crate::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::media::clock::duration_to_ticks;
 use crate::media::codec::{PayloadFraming, PayloadInspector, classify_payload};
-use crate::media::discard::{PayloadDiscardCounts, PayloadDiscardReason};
 use crate::media::marker::{RtpMarkerCorrector, RtpPacketMetadata};
+use crate::media::payload_discard::{PayloadDiscardCounts, PayloadDiscardReason};
 use crate::media::rtcp;
 use crate::media::rtp::{ParsedRtpHeader, RtpTimestampUnwrapper};
 use crate::media::timestamp_corrector::RtpTimestampCorrector;
@@ -31,9 +31,9 @@ pub struct IncomingEncoding {
     inspector: Option<(Codec, PayloadInspector)>,
     /// Parameter sets in the offer, by the codec of their payload type.
     parameter_sets: Vec<(Codec, Vec<Bytes>)>,
-    marker_filter: RtpMarkerCorrector<(ReceivedPacket, FormatChange)>,
+    marker_filter: RtpMarkerCorrector<(ReceivedPacket, FormatOrResolutionChange)>,
     /// Packets whose marker is known, to be published.
-    released_packets: Vec<((ReceivedPacket, FormatChange), bool)>,
+    released_packets: Vec<((ReceivedPacket, FormatOrResolutionChange), bool)>,
     discard_counts: PayloadDiscardCounts,
     /// NTP timestamp of the last sender report.
     last_sender_report_ntp: Option<u64>,
@@ -83,7 +83,7 @@ const MAX_CONTINUED_FRAME_GAP: u64 = 12;
 const MIN_BITRATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A gap of this many intervals is a pause: it does not count for the bitrate.
-const MIN_PAUSE_INTERVALS: u32 = 3;
+const BITRATE_PAUSE_INTERVAL_COUNT: u32 = 3;
 
 /// The negotiated properties of a payload type.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +94,7 @@ pub struct PayloadTypeProperties {
 
 /// A change of format or resolution, found in the bitstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FormatChange {
+pub struct FormatOrResolutionChange {
     pub format: Option<CodecFormat>,
     pub resolution: Option<(u16, u16)>,
 }
@@ -138,7 +138,7 @@ impl IncomingEncoding {
     }
 
     /// Sets the parameter sets of the offer.
-    pub fn with_parameter_sets(mut self, sets: Vec<(Codec, Vec<Bytes>)>) -> Self {
+    pub fn with_offered_parameter_sets(mut self, sets: Vec<(Codec, Vec<Bytes>)>) -> Self {
         self.parameter_sets = sets;
         self
     }
@@ -147,24 +147,24 @@ impl IncomingEncoding {
     /// anew between two frames: then the frames go on without a key frame.
     pub fn switch_to_ssrc_of_packet(&mut self, header: &ParsedRtpHeader<'_>, payload: &[u8]) {
         self.continuation.awaits_picture = self.reception_stats.is_some();
-        if self.continues_numbering(header)
+        if self.continues_seq_and_timestamp(header)
             && let Some(reception) = &mut self.reception_stats
         {
-            reception.continue_with_ssrc(header.ssrc);
+            reception.continue_numbering_with_ssrc(header.ssrc);
             self.last_sender_report_ntp = None;
             self.ssrc = Some(header.ssrc);
-        } else if self.continues_pictures(header, payload) {
+        } else if self.starts_next_frame_without_loss(header, payload) {
             self.continuation.next_seq = self.continuation.highest_seq.map(|highest| highest + 1);
             (self.reception_stats, self.nack_generator, self.last_sender_report_ntp) = (None, None, None);
             self.ssrc = Some(header.ssrc);
         } else {
-            self.start_ssrc(header.ssrc);
+            self.set_ssrc_and_reset_reception(header.ssrc);
         }
     }
 
     /// Whether a packet of another SSRC, whose sequence numbers say nothing, starts the picture after the last one:
     /// timestamps go on, and nothing was lost as far as both can tell.
-    fn continues_pictures(&self, header: &ParsedRtpHeader<'_>, payload: &[u8]) -> bool {
+    fn starts_next_frame_without_loss(&self, header: &ParsedRtpHeader<'_>, payload: &[u8]) -> bool {
         let (Some(newest_time), Some((codec, inspector))) = (self.timestamp_unwrapper.highest(), &self.inspector)
         else {
             return false;
@@ -192,7 +192,7 @@ impl IncomingEncoding {
     }
 
     /// Whether the present SSRC was found to begin within a group of pictures, since the last call.
-    pub fn take_began_within_gop(&mut self) -> bool {
+    pub fn take_ssrc_started_mid_gop_flag(&mut self) -> bool {
         std::mem::take(&mut self.continuation.began_within_gop)
     }
 
@@ -204,7 +204,7 @@ impl IncomingEncoding {
 
     /// Whether sequence number and timestamp of a packet follow those of the last one. Unrelated ones do so by chance once
     /// in 10⁸ times.
-    fn continues_numbering(&self, header: &ParsedRtpHeader<'_>) -> bool {
+    fn continues_seq_and_timestamp(&self, header: &ParsedRtpHeader<'_>) -> bool {
         let ahead = self
             .reception_stats
             .as_ref()
@@ -222,7 +222,7 @@ impl IncomingEncoding {
     /// Sets the SSRC of the media. If packets of another SSRC were received before, sequence numbers and timestamps start
     /// again: those of different SSRCs are unrelated (RFC 3550 §8.2). Parameter sets are kept, because encoders that change
     /// their SSRC with each key frame send them only once.
-    pub fn start_ssrc(&mut self, ssrc: Ssrc) {
+    pub fn set_ssrc_and_reset_reception(&mut self, ssrc: Ssrc) {
         let awaits_picture = self.reception_stats.is_some();
         self.continuation = SsrcContinuation {
             awaits_picture,
@@ -233,7 +233,7 @@ impl IncomingEncoding {
             self.timestamp_unwrapper = RtpTimestampUnwrapper::with_first_value_at_or_above(0);
             self.timestamp_corrector.on_seq_and_timestamp_discontinuity();
             self.marker_filter
-                .flush_and_restart_numbering(&mut self.released_packets);
+                .flush_on_seq_and_timestamp_discontinuity(&mut self.released_packets);
             self.numbering_epoch += 1;
             self.last_sender_report_ntp = None;
             if let Some((_, inspector)) = &mut self.inspector {
@@ -274,11 +274,11 @@ impl IncomingEncoding {
                 .get_or_insert_with(|| NackGenerator::new(format.codec.kind()))
                 .on_packet(now, arrival);
         }
-        self.byte_rate.add(now, payload.len());
+        self.byte_rate.add_payload_bytes(now, payload.len());
         self.last_packet_at = Some(now);
         let part = classify_payload(format.codec, &payload);
         if let Err(odd) = part
-            && self.discard_counts.add(odd)
+            && self.discard_counts.count_discard(odd)
             && odd != PayloadDiscardReason::EmptyPayload
         {
             tracing::warn!(
@@ -298,10 +298,10 @@ impl IncomingEncoding {
                 Err(_) => 0,
             },
             marker: header.marker,
-            payload_info: part.ok(),
+            payload_framing: part.ok(),
             arrival: now,
         };
-        mark.time = self.correct_timestamp(format.codec, &mark);
+        mark.time = self.corrected_timestamp(format.codec, &mark);
         let mut packet = ReceivedPacket {
             numbering_epoch: self.numbering_epoch,
             seq: mark.seq,
@@ -325,27 +325,27 @@ impl IncomingEncoding {
     }
 
     /// Returns the timestamp of a packet, by its arrival if the sender's timestamps stand still.
-    fn correct_timestamp(&mut self, codec: Codec, packet: &RtpPacketMetadata) -> u64 {
-        if self.timestamp_corrector.codec() != codec && packet.payload_info.is_some() {
+    fn corrected_timestamp(&mut self, codec: Codec, packet: &RtpPacketMetadata) -> u64 {
+        if self.timestamp_corrector.codec() != codec && packet.payload_framing.is_some() {
             self.timestamp_corrector = RtpTimestampCorrector::new(codec);
         }
-        self.timestamp_corrector.correct(packet)
+        self.timestamp_corrector.correct_packet_timestamp(packet)
     }
 
     /// Finds key frames and changes of the format; a packet that was emptied has none.
-    fn inspect_payload_and_annotate_packet(&mut self, packet: &mut ReceivedPacket) -> FormatChange {
+    fn inspect_payload_and_annotate_packet(&mut self, packet: &mut ReceivedPacket) -> FormatOrResolutionChange {
         if packet.payload.is_empty() {
-            return FormatChange::default();
+            return FormatOrResolutionChange::default();
         }
         let codec = packet.codec;
         if self.inspector.as_ref().is_none_or(|(other, _)| *other != codec) {
             // RFC 3264 lets a publisher switch between negotiated payload types at any time.
             let mut inspector = PayloadInspector::new(codec);
             let sets = self.parameter_sets.iter().filter(|(other, _)| *other == codec);
-            sets.for_each(|(_, sets)| inspector.seed_parameter_sets(sets));
+            sets.for_each(|(_, sets)| inspector.store_out_of_band_parameter_sets(sets));
             if self.inspector.replace((codec, inspector)).is_some() {
                 self.marker_filter
-                    .flush_and_restart_numbering(&mut self.released_packets);
+                    .flush_on_seq_and_timestamp_discontinuity(&mut self.released_packets);
                 self.numbering_epoch += 1;
             }
             self.marker_filter = RtpMarkerCorrector::new(codec);
@@ -359,7 +359,7 @@ impl IncomingEncoding {
         let inspection = inspection.unwrap_or_default();
         packet.identifies_key_frame = inspection.identifies_key_frame;
         packet.parameter_sets_to_insert = inspection.parameter_sets_to_insert;
-        FormatChange {
+        FormatOrResolutionChange {
             format: inspection.new_format,
             resolution: inspection.new_resolution,
         }
@@ -371,7 +371,7 @@ impl IncomingEncoding {
     }
 
     /// Returns the packets to be published, and what changed with each of them.
-    pub fn take_released_packets(&mut self) -> impl Iterator<Item = (ReceivedPacket, FormatChange)> + '_ {
+    pub fn take_released_packets(&mut self) -> impl Iterator<Item = (ReceivedPacket, FormatOrResolutionChange)> + '_ {
         self.released_packets
             .drain(..)
             .map(|((packet, change), marker)| (ReceivedPacket { marker, ..packet }, change))
@@ -394,7 +394,7 @@ impl IncomingEncoding {
     }
 
     /// Returns what was passed over so far.
-    pub fn unusable_payload_counts(&self) -> &PayloadDiscardCounts {
+    pub fn discarded_payload_counts(&self) -> &PayloadDiscardCounts {
         &self.discard_counts
     }
 
@@ -407,7 +407,7 @@ impl IncomingEncoding {
         }
         let highest = self.timestamp_unwrapper.highest()?;
         let time = crate::media::rtp::extend_rtp_timestamp(highest, rtp_time);
-        self.timestamp_corrector.corrected_time_of(time)
+        self.timestamp_corrector.correct_source_timestamp(time)
     }
 
     /// Returns the report block for a receiver report.
@@ -493,7 +493,7 @@ impl SsrcContinuation {
     }
 
     fn on_packet(&mut self, packet: &RtpPacketMetadata, identifies_key_frame: bool) {
-        let Some(framing) = packet.payload_info else { return };
+        let Some(framing) = packet.payload_framing else { return };
         if let Some(step) = self.newest_time.and_then(|newest| packet.time.checked_sub(newest))
             && step > 0
         {
@@ -507,9 +507,9 @@ impl SsrcContinuation {
 }
 
 impl ByteRate {
-    fn add(&mut self, now: Instant, bytes: usize) {
+    fn add_payload_bytes(&mut self, now: Instant, bytes: usize) {
         let gap = self.last_packet_at.replace(now).map(|at| now.duration_since(at));
-        if gap.is_some_and(|gap| gap >= self.last_interval.max(MIN_BITRATE_INTERVAL) * MIN_PAUSE_INTERVALS) {
+        if gap.is_some_and(|gap| gap >= self.last_interval.max(MIN_BITRATE_INTERVAL) * BITRATE_PAUSE_INTERVAL_COUNT) {
             (self.interval_start, self.interval_bytes) = (None, 0);
         }
         let since = *self.interval_start.get_or_insert(now);
@@ -537,7 +537,7 @@ mod tests {
         let mut send = |packets: u32, interval: Duration| {
             for _ in 0..packets {
                 now += interval;
-                rate.add(now, 1_000);
+                rate.add_payload_bytes(now, 1_000);
             }
             rate.bytes_per_second
         };

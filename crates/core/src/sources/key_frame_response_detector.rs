@@ -23,7 +23,7 @@ impl KeyFrameResponseDetector {
     const MIN_CONSECUTIVE_RESPONSES: u8 = 3;
 
     /// Key frames so close to each other are those of the layers of one simulcast, or packets of one.
-    const SAME_KEY_FRAME_WINDOW: Duration = Duration::from_millis(100);
+    const KEY_FRAME_DEDUPLICATION_WINDOW: Duration = Duration::from_millis(100);
 
     pub(crate) fn on_key_frame_request(&mut self, now: Instant) {
         if self.unanswered_request_at.is_some() {
@@ -38,7 +38,7 @@ impl KeyFrameResponseDetector {
     pub(crate) fn on_key_frame(&mut self, now: Instant) {
         let since = self.last_key_frame_at.map(|last| now.saturating_duration_since(last));
         let asked = self.unanswered_request_at.take();
-        if since.is_some_and(|since| since < Self::SAME_KEY_FRAME_WINDOW) {
+        if since.is_some_and(|since| since < Self::KEY_FRAME_DEDUPLICATION_WINDOW) {
             return;
         }
         if let Some(asked) = asked {
@@ -48,7 +48,7 @@ impl KeyFrameResponseDetector {
             });
             if now.duration_since(asked) > soon {
                 self.consecutive_response_count = 0;
-            } else if !self.is_regular_key_frame(since) {
+            } else if !self.is_periodic_key_frame(since) {
                 self.consecutive_response_count = self.consecutive_response_count.saturating_add(1);
             }
         }
@@ -57,10 +57,11 @@ impl KeyFrameResponseDetector {
     }
 
     /// Whether a key frame would have come about now by itself.
-    fn is_regular_key_frame(&self, since: Option<Duration>) -> bool {
+    fn is_periodic_key_frame(&self, since: Option<Duration>) -> bool {
         // Packets wait on their way, and encoders count frames.
-        let is_near =
-            |usual: Duration, since: Duration| usual.abs_diff(since) <= (usual / 10).max(Self::SAME_KEY_FRAME_WINDOW);
+        let is_near = |usual: Duration, since: Duration| {
+            usual.abs_diff(since) <= (usual / 10).max(Self::KEY_FRAME_DEDUPLICATION_WINDOW)
+        };
         match (self.key_frame_interval, since) {
             (Some(usual), Some(since)) => is_near(usual, since),
             // The first one begins the stream.

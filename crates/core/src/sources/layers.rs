@@ -7,16 +7,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::incoming_encoding::{FormatChange, IncomingEncoding};
+use super::incoming_encoding::{FormatOrResolutionChange, IncomingEncoding};
 use super::publisher_track::{PublisherTrack, is_clearly_better_layer};
 use crate::hub::Hub;
-use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
+use crate::hub::packet_batch::PacketBatchToDeliver;
 use crate::hub::source_rewriter::{CaptureTimeReport, IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::stream::{LayerOrigin, SessionId, SimulcastLayer, SourceRef, Stream, StreamState};
 use crate::media::MediaKind;
 use crate::media::packet::TrackTime;
-use crate::sdp::negotiated::AudioVideoFormats;
+use crate::sdp::negotiation_result::AudioVideoFormats;
 
 /// The layer streams of a publisher; empty without simulcast.
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub struct LayerStreams {
     tracks: Vec<LayerTrack>,
     /// When the list of layers was last updated, and what it was made from.
     last_layer_list_update: Option<Instant>,
-    listed: LayerListInputs,
+    listed: ActiveLayersAndMainEncoding,
     /// Encodings with packets, the best first.
     order: Vec<usize>,
     /// A timestamp of the main stream, and its arrival time.
@@ -33,7 +33,7 @@ pub struct LayerStreams {
 
 /// What a list of layers was made from: it is made anew at once when this changes.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct LayerListInputs {
+struct ActiveLayersAndMainEncoding {
     active_layers: usize,
     main_stream_encoding: usize,
 }
@@ -44,7 +44,7 @@ struct LayerTrack {
     stream: Option<Arc<Stream>>,
     numbering_rewriter: IngestSeqAndTimestampRewriter,
     pending_packets: Vec<ReceivedPacket>,
-    format_change: FormatChange,
+    format_change: FormatOrResolutionChange,
     formats: AudioVideoFormats,
     resolution: Option<(u16, u16)>,
     has_b_frames: bool,
@@ -59,7 +59,7 @@ impl LayerStreams {
     pub fn collect_packets(
         &mut self,
         tracks: &[PublisherTrack],
-        arrived: &[(usize, usize, ReceivedPacket, FormatChange)],
+        arrived: &[(usize, usize, ReceivedPacket, FormatOrResolutionChange)],
     ) {
         let Some(video) = find_simulcast_track(tracks) else {
             return;
@@ -69,7 +69,7 @@ impl LayerStreams {
                 continue;
             }
             let layer = self.get_or_insert_layer(*encoding);
-            layer.format_change = FormatChange {
+            layer.format_change = FormatOrResolutionChange {
                 format: change.format.or(layer.format_change.format),
                 resolution: change.resolution.or(layer.format_change.resolution),
             };
@@ -89,7 +89,7 @@ impl LayerStreams {
                 stream: None,
                 numbering_rewriter: IngestSeqAndTimestampRewriter::new(),
                 pending_packets: Vec::new(),
-                format_change: FormatChange::default(),
+                format_change: FormatOrResolutionChange::default(),
                 formats: AudioVideoFormats::default(),
                 resolution: None,
                 has_b_frames: false,
@@ -102,7 +102,7 @@ impl LayerStreams {
 
     /// Updates the list of layers in the main stream and reads its current timestamp. Called after the packets of the
     /// main stream were published. One of several sources of a stream has no layers: its stream shows the best one.
-    pub fn update_layer_list_and_timestamp_anchor(
+    pub fn publish_layer_list_and_read_timestamp(
         &mut self,
         tracks: &[PublisherTrack],
         key: &StreamKey,
@@ -119,7 +119,7 @@ impl LayerStreams {
             .track_time_for_arrival_at(now)
             .map(|time| (time, now));
         let is_active = |encoding: &&IncomingEncoding| encoding.ssrc.is_some() && !encoding.has_no_recent_packets(now);
-        let listed = LayerListInputs {
+        let listed = ActiveLayersAndMainEncoding {
             active_layers: video.encodings.iter().filter(is_active).count(),
             main_stream_encoding: video.active_encoding_index,
         };
@@ -132,7 +132,7 @@ impl LayerStreams {
         }
         self.last_layer_list_update = Some(now);
         self.listed = listed;
-        update_layer_order(&mut self.order, &video.encodings);
+        reorder_layers_by_rank(&mut self.order, &video.encodings);
         let layer = |index: &usize| {
             let encoding = video.encodings.get(*index)?;
             Some(SimulcastLayer {
@@ -239,7 +239,7 @@ impl LayerTrack {
 
 /// Orders the encodings that have packets, the best first. Nearly equal ones stay in the order that they have: viewers start
 /// anew when it changes.
-fn update_layer_order(order: &mut Vec<usize>, encodings: &[IncomingEncoding]) {
+fn reorder_layers_by_rank(order: &mut Vec<usize>, encodings: &[IncomingEncoding]) {
     let has_packets = |index: &usize| encodings.get(*index).is_some_and(|encoding| encoding.ssrc.is_some());
     let rank = |index: usize| {
         encodings

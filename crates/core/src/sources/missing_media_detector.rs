@@ -11,14 +11,14 @@ use crate::media::MediaKind;
 pub(super) struct MissingMediaDetector {
     /// When its transport came up.
     connected_at: Option<Instant>,
-    tracks: Vec<TrackArrivals>,
+    tracks: Vec<TrackPacketAndKeyFrameTimes>,
     accepts_key_frame_requests: bool,
     /// The first key frame request that no key frame came after.
     unanswered_request_at: Option<Instant>,
 }
 
 #[derive(Debug)]
-struct TrackArrivals {
+struct TrackPacketAndKeyFrameTimes {
     kind: MediaKind,
     first_packet_at: Option<Instant>,
     last_key_frame_at: Option<Instant>,
@@ -35,7 +35,7 @@ const KEY_FRAME_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 impl MissingMediaDetector {
     /// `accepts_key_frame_requests`: the publisher negotiated key frame requests.
     pub(crate) fn new(kinds: impl Iterator<Item = MediaKind>, accepts_key_frame_requests: bool) -> Self {
-        let track = |kind| TrackArrivals {
+        let track = |kind| TrackPacketAndKeyFrameTimes {
             kind,
             first_packet_at: None,
             last_key_frame_at: None,
@@ -68,15 +68,19 @@ impl MissingMediaDetector {
     }
 
     /// Notes in the stream what is missing.
-    pub(crate) fn set_missing_media_of_stream(&self, now: Instant, state: &mut StreamState) {
+    pub(crate) fn record_missing_media_in_stream(&self, now: Instant, state: &mut StreamState) {
         for track in &self.tracks {
             state
                 .track(track.kind)
-                .set_missing_media(self.missing_media(now, track));
+                .set_missing_media(self.missing_media_of_track(now, track));
         }
     }
 
-    fn missing_media(&self, now: Instant, track: &TrackArrivals) -> Option<MissingPacketsOrKeyFrame> {
+    fn missing_media_of_track(
+        &self,
+        now: Instant,
+        track: &TrackPacketAndKeyFrameTimes,
+    ) -> Option<MissingPacketsOrKeyFrame> {
         let is_over = |since: Instant, time| now.saturating_duration_since(since) > time;
         let Some(first) = track.first_packet_at else {
             let is_late = self
@@ -110,7 +114,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn missing_by_track(arrivals: &MissingMediaDetector, now: Instant) -> [Option<MissingPacketsOrKeyFrame>; 2] {
-        [0, 1].map(|track| arrivals.missing_media(now, &arrivals.tracks[track]))
+        [0, 1].map(|track| arrivals.missing_media_of_track(now, &arrivals.tracks[track]))
     }
 
     #[test]

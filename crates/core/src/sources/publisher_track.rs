@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::incoming_encoding::{FormatChange, IncomingEncoding, PayloadTypeProperties};
+use super::incoming_encoding::{FormatOrResolutionChange, IncomingEncoding, PayloadTypeProperties};
 use crate::hub::ring::RingEntry;
 use crate::hub::source_rewriter::{IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::track::Track;
 use crate::media::rtp::ParsedRtpHeader;
 use crate::media::{PayloadType, Rid};
-use crate::sdp::negotiated::{DeclaredSsrc, IncomingTrack, RtpHeaderExtensionIds};
+use crate::sdp::negotiation_result::{DeclaredSsrc, IncomingTrack, RtpHeaderExtensionIds};
 
 /// One negotiated track.
 pub struct PublisherTrack {
@@ -28,7 +28,7 @@ pub struct EncodingPacketBatch {
     pub encoding_index: usize,
     pub packets: Vec<ReceivedPacket>,
     /// What changed with them.
-    pub format_change: FormatChange,
+    pub format_change: FormatOrResolutionChange,
 }
 
 impl PublisherTrack {
@@ -52,7 +52,7 @@ impl PublisherTrack {
         }
         let encodings = encodings
             .into_iter()
-            .map(|encoding| encoding.with_parameter_sets(plan.parameter_sets.clone()))
+            .map(|encoding| encoding.with_offered_parameter_sets(plan.parameter_sets.clone()))
             .collect();
         Self {
             negotiated_track: plan,
@@ -72,7 +72,7 @@ impl PublisherTrack {
             })
             .unwrap_or(self.active_encoding_index);
         if let Some(encoding) = self.encodings.get_mut(index) {
-            encoding.key_frame_request_scheduler.request();
+            encoding.key_frame_request_scheduler.request_key_frame();
         }
     }
 
@@ -92,7 +92,7 @@ impl PublisherTrack {
             }
             for index in next {
                 if let Some(encoding) = self.encodings.get_mut(index) {
-                    encoding.key_frame_request_scheduler.request();
+                    encoding.key_frame_request_scheduler.request_key_frame();
                 }
             }
         }
@@ -193,7 +193,7 @@ impl PublisherTrack {
             .rewrite_packets_into_ring(track, packets.into_iter(), out);
         track.set_has_b_frames_if_found(encoding.has_b_frames());
         track.set_lacks_idr_frames_if_found(encoding.lacks_idr_frames());
-        track.set_discard_counts(*encoding.unusable_payload_counts());
+        track.set_discard_counts(*encoding.discarded_payload_counts());
         track.set_arrival_timed_frame_count(encoding.arrival_timestamped_frame_count());
         if index == self.active_encoding_index {
             track.set_format_if_known(change.format);

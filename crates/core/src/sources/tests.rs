@@ -11,7 +11,7 @@ use crate::hub::stream::{SessionId, ShardIndex, SourceRef};
 use crate::media::packet::Packet;
 use crate::media::rtcp::RtcpMessage;
 use crate::media::{Codec, CodecFormat, MediaKind, Mid, PayloadType, ProfileLevelId, Ssrc};
-use crate::sdp::negotiated::{
+use crate::sdp::negotiation_result::{
     DeclaredSsrc, DtlsRole, IceCredentials, IncomingTrack, NegotiatedCodec, NegotiatedPublication, RemoteTransport,
     RtcpFeedback, RtpHeaderExtensionIds,
 };

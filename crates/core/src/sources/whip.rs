@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::feedback::{PublisherFeedback, RECEIVER_REPORT_INTERVAL};
-use super::incoming_encoding::{FormatChange, IncomingEncoding};
+use super::incoming_encoding::{FormatOrResolutionChange, IncomingEncoding};
 use super::key_frame_response_detector::KeyFrameResponseDetector;
 use super::layers::LayerStreams;
 use super::missing_media_detector::MissingMediaDetector;
 use super::publisher_track::{EncodingPacketBatch, PublisherTrack};
 use crate::hub::Hub;
-use crate::hub::batch::PacketBatchToDeliver;
 use crate::hub::name::StreamKey;
+use crate::hub::packet_batch::PacketBatchToDeliver;
 use crate::hub::ring::RingEntry;
 use crate::hub::source_rewriter::{CaptureTimeReport, ReceivedPacket};
 use crate::hub::stream::{SourceRef, Stream, StreamState};
@@ -25,7 +25,7 @@ use crate::media::clock::SenderNtpMapper;
 use crate::media::rtcp::{self, RtcpMessage};
 use crate::media::rtp::ParsedRtpHeader;
 use crate::media::{MediaKind, Rid, Ssrc};
-use crate::sdp::negotiated::{AudioVideoFormats, NegotiatedPublication};
+use crate::sdp::negotiation_result::{AudioVideoFormats, NegotiatedPublication};
 
 /// What a publisher's session feeds to its stream.
 pub struct Publisher {
@@ -36,7 +36,7 @@ pub struct Publisher {
     tracks: Vec<PublisherTrack>,
     ssrc_roles: HashMap<Ssrc, SsrcRole>,
     /// In order of arrival, since the last turn.
-    pending_packets: Vec<(usize, usize, ReceivedPacket, FormatChange)>,
+    pending_packets: Vec<(usize, usize, ReceivedPacket, FormatOrResolutionChange)>,
     feedback: PublisherFeedback,
     ntp_clock: SenderNtpMapper,
     key_frame_responses: KeyFrameResponseDetector,
@@ -97,7 +97,7 @@ impl Publisher {
                 }
             }
         }
-        let offers = |wanted: fn(&crate::sdp::negotiated::RtcpFeedback) -> bool| {
+        let offers = |wanted: fn(&crate::sdp::negotiation_result::RtcpFeedback) -> bool| {
             tracks
                 .iter()
                 .flat_map(|t| &t.negotiated_track.codecs)
@@ -135,7 +135,7 @@ impl Publisher {
 
     /// The transport is up. A stream without a source takes this one now, so that viewers may come; one with a source
     /// keeps it until the first packet.
-    pub fn attach_on_connect_if_no_source(&mut self, now: Instant, hub: &Hub) {
+    pub fn attach_to_stream_if_no_source(&mut self, now: Instant, hub: &Hub) {
         self.awaiting_media_since = Some(now);
         self.missing_media.on_connected(now);
         let formats = self.received_or_negotiated_formats();
@@ -188,7 +188,7 @@ impl Publisher {
             return;
         };
         let payload = packet.get(header.payload_range()).unwrap_or_default();
-        let Some(role) = self.resolve_or_learn_ssrc(now, &header, payload) else {
+        let Some(role) = self.resolve_or_learn_ssrc_role(now, &header, payload) else {
             return;
         };
         let Some(track) = self.tracks.get(role.track_index) else {
@@ -201,8 +201,8 @@ impl Publisher {
             .and_then(|id| header.extension(id)?.first_chunk::<2>().copied());
         self.feedback
             .on_packet(now, header.ssrc, wide_seq.map(u16::from_be_bytes), packet.len());
-        if !role.is_rtx && self.is_ssrc_replaced_else_drop_held_packet(header.ssrc, role) {
-            let Some(held) = self.try_resume_replaced_ssrc(now, header.ssrc, role, &packet) else {
+        if !role.is_rtx && self.drop_held_packet_unless_ssrc_replaced(header.ssrc, role) {
+            let Some(held) = self.resume_replaced_ssrc_after_silence(now, header.ssrc, role, &packet) else {
                 return;
             };
             if let Some(held) = held {
@@ -243,7 +243,7 @@ impl Publisher {
             return;
         }
         encoding.handle_packet(now, &header, seq, payload, format);
-        if encoding.take_began_within_gop() && track.negotiated_track.accepts_key_frame_requests() {
+        if encoding.take_ssrc_started_mid_gop_flag() && track.negotiated_track.accepts_key_frame_requests() {
             encoding.key_frame_request_scheduler.request_key_frame_at_once(now);
         }
         self.collect_released_packets(now, role.track_index, role.encoding_index);
@@ -348,7 +348,7 @@ impl Publisher {
         if self.pending_packets.is_empty() {
             return published;
         }
-        let stream = self.ensure_attached_replacing_source(hub, &mut published);
+        let stream = self.ensure_attached_as_stream_source(hub, &mut published);
         stream.with_state(|state| {
             if !state.is_source_session(self.source_ref.session_id) {
                 published.displaced = true;
@@ -359,7 +359,7 @@ impl Publisher {
             let mut packets = Vec::new();
             self.write_arrived_packets_to_stream(state, &mut packets);
             self.layer_streams
-                .update_layer_list_and_timestamp_anchor(&self.tracks, &self.stream_key, state);
+                .publish_layer_list_and_read_timestamp(&self.tracks, &self.stream_key, state);
             published
                 .batches
                 .extend(PacketBatchToDeliver::new(&stream, state, packets));
@@ -376,7 +376,7 @@ impl Publisher {
         published
     }
 
-    fn ensure_attached_replacing_source(
+    fn ensure_attached_as_stream_source(
         &mut self,
         hub: &Hub,
         published: &mut PublishedBatchesAndTakeover,
@@ -425,7 +425,7 @@ impl Publisher {
             let (mut packets, mut change) = (vec![first], change);
             while let Some((.., next, more)) = rest.next_if(|(t, e, ..)| (*t, *e) == (track, encoding)) {
                 packets.push(next);
-                change = FormatChange {
+                change = FormatOrResolutionChange {
                     format: more.format.or(change.format),
                     resolution: more.resolution.or(change.resolution),
                 };
@@ -454,7 +454,7 @@ impl Publisher {
     }
 
     /// The session is over.
-    pub fn detach(&self, hub: &Hub) {
+    pub fn detach_from_stream(&self, hub: &Hub) {
         if let Some(stream) = &self.stream {
             hub.update_stream_and_remove_if_unused(stream, |state| {
                 state.detach_source_if_current(self.source_ref.session_id);
@@ -552,7 +552,7 @@ impl Publisher {
             let (session, arrivals) = (self.source_ref.session_id, &self.missing_media);
             stream.with_state(|state| {
                 if state.is_source_session(session) {
-                    arrivals.set_missing_media_of_stream(now, state);
+                    arrivals.record_missing_media_in_stream(now, state);
                 }
             });
         }

@@ -30,7 +30,7 @@ impl IoctlPattern {
         }
     }
 
-    const fn exactly(request: u64) -> Self {
+    const fn for_exact_request(request: u64) -> Self {
         Self {
             mask: 0xffff_ffff,
             value: request,
@@ -50,7 +50,7 @@ pub(super) struct DeviceClass {
 }
 
 /// Cameras and media controllers. Their buffers are shared with encoders (`b`).
-const VIDEO4LINUX: DeviceClass = DeviceClass {
+const VIDEO4LINUX_DEVICE_CLASS: DeviceClass = DeviceClass {
     prefixes: &["/dev/video", "/dev/media", "/dev/v4l"],
     ioctl_patterns: &[
         IoctlPattern::for_ioctl_type(b'V'),
@@ -67,7 +67,7 @@ const VIDEO4LINUX: DeviceClass = DeviceClass {
 };
 
 /// Graphics cards, for VA-API.
-const GRAPHICS: DeviceClass = DeviceClass {
+const GRAPHICS_DEVICE_CLASS: DeviceClass = DeviceClass {
     prefixes: &["/dev/dri/"],
     ioctl_patterns: &[IoctlPattern::for_ioctl_type(b'd'), IoctlPattern::for_ioctl_type(b'b')],
     companions: &[],
@@ -86,7 +86,7 @@ const GRAPHICS: DeviceClass = DeviceClass {
 
 /// Sound cards. A card is opened by its control device first. Requests of timers share their type with those of terminals,
 /// which carry no direction.
-const SOUND: DeviceClass = DeviceClass {
+const SOUND_DEVICE_CLASS: DeviceClass = DeviceClass {
     prefixes: &["/dev/snd"],
     ioctl_patterns: &[
         IoctlPattern::for_ioctl_type(b'A'),
@@ -113,8 +113,8 @@ const SOUND: DeviceClass = DeviceClass {
     ],
 };
 
-/// Cards with the driver of NVIDIA, for CUDA, NVENC and NVDEC. The driver of its unified memory uses numbers without a type.
-const NVIDIA: DeviceClass = DeviceClass {
+/// Cards with the driver of NVIDIA_DEVICE_CLASS, for CUDA, NVENC and NVDEC. The driver of its unified memory uses numbers without a type.
+const NVIDIA_DEVICE_CLASS: DeviceClass = DeviceClass {
     prefixes: &["/dev/nvidia"],
     ioctl_patterns: &[
         IoctlPattern::for_ioctl_type(b'F'),
@@ -123,8 +123,8 @@ const NVIDIA: DeviceClass = DeviceClass {
             value: 0,
         },
         // UVM_INITIALIZE and UVM_DEINITIALIZE.
-        IoctlPattern::exactly(0x3000_0001),
-        IoctlPattern::exactly(0x3000_0002),
+        IoctlPattern::for_exact_request(0x3000_0001),
+        IoctlPattern::for_exact_request(0x3000_0002),
     ],
     companions: &[
         "/dev/nvidiactl",
@@ -146,19 +146,29 @@ const NVIDIA: DeviceClass = DeviceClass {
 };
 
 /// Digital television.
-const DVB: DeviceClass = DeviceClass {
+const DVB_DEVICE_CLASS: DeviceClass = DeviceClass {
     prefixes: &["/dev/dvb/"],
     ioctl_patterns: &[IoctlPattern::for_ioctl_type(b'o')],
     companions: &[],
     read_paths: &["/sys/class/dvb", "/sys/dev/char", "/sys/devices", "/run/udev/data"],
 };
 
-const ALL_DEVICE_CLASSES: [&DeviceClass; 5] = [&VIDEO4LINUX, &GRAPHICS, &SOUND, &NVIDIA, &DVB];
+const ALL_DEVICE_CLASSES: [&DeviceClass; 5] = [
+    &VIDEO4LINUX_DEVICE_CLASS,
+    &GRAPHICS_DEVICE_CLASS,
+    &SOUND_DEVICE_CLASS,
+    &NVIDIA_DEVICE_CLASS,
+    &DVB_DEVICE_CLASS,
+];
 
 /// Returns the classes of the devices that a job declares. A device of no known class can be read and written, and nothing
 /// else.
 pub(super) fn device_classes(job: &PipelineJob) -> Vec<&'static DeviceClass> {
-    let declared: Vec<_> = job.files.iter().filter(|path| is_device(path)).collect();
+    let declared: Vec<_> = job
+        .files
+        .iter()
+        .filter(|path| is_device_or_device_folder(path))
+        .collect();
     // A link such as /dev/v4l/by-id/... is followed.
     let is_of = |class: &DeviceClass, path: &Path| {
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
@@ -173,7 +183,7 @@ pub(super) fn device_classes(job: &PipelineJob) -> Vec<&'static DeviceClass> {
 }
 
 /// Returns whether a path is a device, or a folder of devices below `/dev`.
-pub fn is_device(path: &Path) -> bool {
+pub fn is_device_or_device_folder(path: &Path) -> bool {
     let is_device_folder = |path: &Path| path.starts_with("/dev") && path != Path::new("/dev");
     std::fs::metadata(path)
         .is_ok_and(|metadata| metadata.file_type().is_char_device() || (metadata.is_dir() && is_device_folder(path)))
@@ -192,17 +202,25 @@ mod tests {
     fn each_class_allows_the_requests_that_its_libraries_make() {
         for (class, name, requests) in [
             // VIDIOC_QUERYCAP, MEDIA_IOC_DEVICE_INFO, DMA_BUF_IOCTL_SYNC
-            (&VIDEO4LINUX, "video", [0x8068_5600, 0xc100_7c00, 0x4008_6200]),
+            (
+                &VIDEO4LINUX_DEVICE_CLASS,
+                "video",
+                [0x8068_5600, 0xc100_7c00, 0x4008_6200],
+            ),
             // DRM_IOCTL_VERSION, DRM_IOCTL_GEM_CLOSE, DRM_IOCTL_PRIME_HANDLE_TO_FD
-            (&GRAPHICS, "graphics", [0xc040_6400, 0x4008_6409, 0xc00c_642d]),
+            (
+                &GRAPHICS_DEVICE_CLASS,
+                "graphics",
+                [0xc040_6400, 0x4008_6409, 0xc00c_642d],
+            ),
             // SNDRV_CTL_IOCTL_CARD_INFO, SNDRV_PCM_IOCTL_HW_PARAMS, SNDRV_TIMER_IOCTL_PARAMS
-            (&SOUND, "sound", [0x8178_5501, 0xc260_4111, 0x4050_5412]),
+            (&SOUND_DEVICE_CLASS, "sound", [0x8178_5501, 0xc260_4111, 0x4050_5412]),
             // SNDRV_PCM_IOCTL_START, SNDRV_TIMER_IOCTL_START, SNDRV_TIMER_IOCTL_PVERSION
-            (&SOUND, "sound", [0x4142, 0x54a0, 0x8004_5400]),
+            (&SOUND_DEVICE_CLASS, "sound", [0x4142, 0x54a0, 0x8004_5400]),
             // NV_ESC_CARD_INFO, UVM_INITIALIZE, UVM_MAP_EXTERNAL_ALLOCATION
-            (&NVIDIA, "nvidia", [0xc900_46c8, 0x3000_0001, 33]),
+            (&NVIDIA_DEVICE_CLASS, "nvidia", [0xc900_46c8, 0x3000_0001, 33]),
             // FE_GET_INFO, FE_SET_PROPERTY, DMX_START
-            (&DVB, "dvb", [0x80a8_6f3d, 0x4010_6f52, 0x6f29]),
+            (&DVB_DEVICE_CLASS, "dvb", [0x80a8_6f3d, 0x4010_6f52, 0x6f29]),
         ] {
             for request in requests {
                 assert!(allows(class, request), "{name}: {request:#x}");
@@ -229,7 +247,7 @@ mod tests {
             ("/etc", false),
             ("/dev/nothing-like-it", false),
         ] {
-            assert_eq!(is_device(Path::new(path)), expected, "{path}");
+            assert_eq!(is_device_or_device_folder(Path::new(path)), expected, "{path}");
         }
     }
 }

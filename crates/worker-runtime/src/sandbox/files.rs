@@ -9,7 +9,7 @@ use landlock::{
     RulesetCreated, RulesetCreatedAttr as _, RulesetStatus, Scope, make_bitflags,
 };
 
-use super::devices::{device_classes, is_device};
+use super::devices::{device_classes, is_device_or_device_folder};
 use crate::wire::PipelineJob;
 
 /// Version of Landlock that the rules are written for; older kernels apply what they know. Version 6 has scopes.
@@ -51,7 +51,7 @@ const ALWAYS_READABLE_PATHS: [&str; 30] = [
 ];
 
 /// What resolving host names needs.
-const NETWORK_READ_PATHS: [&str; 7] = [
+const NAME_RESOLUTION_READ_PATHS: [&str; 7] = [
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/host.conf",
@@ -96,7 +96,11 @@ pub(super) fn restrict_file_access(job: &PipelineJob) -> io::Result<FileRestrict
     let device = make_bitflags!(AccessFs::{ReadFile | WriteFile | ReadDir | IoctlDev});
     let readable = readable_paths(job).into_iter().map(|path| (path, reads));
     let declared = job.files.iter().map(|path| {
-        let access = if is_device(path) { device } else { reads };
+        let access = if is_device_or_device_folder(path) {
+            device
+        } else {
+            reads
+        };
         (path.clone(), access)
     });
     let companions = device_classes(job).into_iter().flat_map(|class| class.companions);
@@ -138,7 +142,7 @@ fn readable_paths(job: &PipelineJob) -> Vec<PathBuf> {
         .map(PathBuf::from)
         .collect();
     if job.network {
-        paths.extend(NETWORK_READ_PATHS.iter().map(PathBuf::from));
+        paths.extend(NAME_RESOLUTION_READ_PATHS.iter().map(PathBuf::from));
     }
     let classes = device_classes(job).into_iter();
     paths.extend(classes.flat_map(|class| class.read_paths).map(PathBuf::from));

@@ -19,7 +19,7 @@ mod devices;
 mod files;
 mod system_calls;
 
-pub use devices::is_device;
+pub use devices::is_device_or_device_folder;
 pub use files::{FileRestriction, is_landlock_supported};
 
 /// Maximum number of open files and sockets of one worker.

@@ -110,7 +110,7 @@ impl Playout {
 
     /// Returns the renditions for which a segment must be requested now.
     pub(super) fn take_due_segment_requests(&mut self, now: Instant) -> Vec<u8> {
-        let at = self.pacer.position(now);
+        let at = self.pacer.current_playout_time(now);
         let mut due = Vec::new();
         for (index, rendition) in (0u8..).zip(&mut self.renditions) {
             let last = rendition.frame_queue.back().map(|frame| frame.decode_time);

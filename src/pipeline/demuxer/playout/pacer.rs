@@ -138,7 +138,7 @@ impl PlayoutPacer {
     }
 
     /// Returns the playout time that is due now.
-    pub(super) fn position(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn current_playout_time(&self, now: Instant) -> Option<Duration> {
         Some(now.saturating_duration_since(self.playout_zero_due_at?))
     }
 }

@@ -103,7 +103,7 @@ pub(super) fn split_at_timestamp_jumps(samples: Vec<DemuxedSample>) -> Vec<Vec<D
     let mut known = counts.into_iter().flatten();
     let count = known.next().unwrap_or_default();
     // A track that jumps alone would lose its position relative to the other.
-    if count == 0 || count > MAX_JUMPS_PER_SEGMENT || known.any(|other| other != count) {
+    if count == 0 || count > MAX_TIMESTAMP_JUMPS_PER_SEGMENT || known.any(|other| other != count) {
         return vec![samples];
     }
     let mut runs: Vec<Vec<DemuxedSample>> = (0..=count).map(|_| Vec::new()).collect();
@@ -127,7 +127,7 @@ fn is_timestamp_jump(before: Duration, next: Duration) -> bool {
 }
 
 /// Maximum number of jumps in a segment that are followed.
-const MAX_JUMPS_PER_SEGMENT: usize = 8;
+const MAX_TIMESTAMP_JUMPS_PER_SEGMENT: usize = 8;
 
 /// Returns the duration of a video frame, or of an audio frame if there is no video.
 fn frame_duration(samples: &[DemuxedSample]) -> Duration {

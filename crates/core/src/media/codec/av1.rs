@@ -1,9 +1,9 @@
 //! AV1 over RTP (AOM's "RTP Payload Format For AV1", v1.0.0): detects the start of coded video sequences.
 
-use super::bits::BitReader;
-use super::finding::KeyFrameAndFormatFindings;
+use super::bit_reader::BitReader;
+use super::inspection_findings::KeyFrameAndFormatFindings;
 use crate::media::CodecFormat;
-use crate::media::discard::PayloadDiscardReason;
+use crate::media::payload_discard::PayloadDiscardReason;
 
 const OBU_SEQUENCE_HEADER: u8 = 1;
 
@@ -59,7 +59,7 @@ impl<'a> ObuElements<'a> {
                 return Some(std::mem::take(&mut self.remaining_bytes));
             }
         }
-        let (length, rest) = split_leb128(self.remaining_bytes)?;
+        let (length, rest) = parse_leb128(self.remaining_bytes)?;
         let (element, rest) = rest.split_at_checked(length)?;
         self.remaining_bytes = rest;
         Some(element)
@@ -81,7 +81,7 @@ impl<'a> Iterator for ObuElements<'a> {
 
 /// Decodes a leb128 number, little-endian groups of seven bits (AV1 §4.10.5); `None` from 2^28 on, which no packet
 /// reaches.
-fn split_leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
+fn parse_leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let mut value = 0;
     for (index, byte) in bytes.iter().enumerate().take(4) {
         value |= usize::from(byte & 0x7f) << (7 * index);
@@ -181,7 +181,7 @@ fn append_obu_with_size(obu: &[u8], out: &mut Vec<u8>) -> Option<()> {
         rest = body;
     }
     if header & 0x02 != 0 {
-        let (length, body) = split_leb128(rest)?;
+        let (length, body) = parse_leb128(rest)?;
         rest = body.get(..length)?;
     }
     let mut length = rest.len();
@@ -209,7 +209,7 @@ impl Av1Config {
     pub fn find_in_temporal_unit(mut unit: &[u8]) -> Option<Self> {
         while let Some((&header, rest)) = unit.split_first() {
             let rest = if header & 0x04 != 0 { rest.get(1..)? } else { rest };
-            let (length, body) = split_leb128(rest)?;
+            let (length, body) = parse_leb128(rest)?;
             let (content, next) = body.split_at_checked(length)?;
             if header >> 3 & 0x0f == OBU_SEQUENCE_HEADER {
                 let mut bits = BitReader::new(content);
@@ -262,7 +262,7 @@ fn parse_sequence_header(element: &[u8]) -> Option<Av1ProfileAndResolution> {
         rest = rest.get(1..)?; // obu_extension_header
     }
     if header & 0x02 != 0 {
-        let (length, body) = split_leb128(rest)?;
+        let (length, body) = parse_leb128(rest)?;
         rest = body.get(..length)?;
     }
     let mut bits = BitReader::new(rest);
@@ -423,8 +423,8 @@ mod tests {
 
     #[test]
     fn overlong_lengths_are_rejected() {
-        assert_eq!(split_leb128(&[0x80, 0x80, 0x80, 0x80, 0]), None);
-        assert_eq!(split_leb128(&[0x80]), None);
-        assert_eq!(split_leb128(&[0xe5, 0x8e, 0x26, 7]), Some((624_485, &[7][..])));
+        assert_eq!(parse_leb128(&[0x80, 0x80, 0x80, 0x80, 0]), None);
+        assert_eq!(parse_leb128(&[0x80]), None);
+        assert_eq!(parse_leb128(&[0xe5, 0x8e, 0x26, 7]), Some((624_485, &[7][..])));
     }
 }

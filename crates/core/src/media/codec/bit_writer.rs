@@ -50,7 +50,7 @@ impl BitWriter {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bits::BitReader;
+    use super::super::bit_reader::BitReader;
     use super::*;
 
     #[test]

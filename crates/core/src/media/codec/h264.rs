@@ -1,21 +1,21 @@
 //! H.264 over RTP (RFC 6184) in packetization modes 0 and 1: single NAL units, STAP-A and FU-A.
 //!
 //! A key frame is an IDR picture with its SPS and PPS, or a recovery point where a stream has no IDR pictures (see
-//! [`super::h264_recovery`]). Fragmented parameter sets are not supported; at 10 to 100 bytes they do not occur.
+//! [`super::h264_recovery_point`]). Fragmented parameter sets are not supported; at 10 to 100 bytes they do not occur.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::bits::{BitReader, cropped_dimension, remove_emulation_prevention};
-use super::finding::KeyFrameAndFormatFindings;
-use super::h264_recovery::RecoveryPointTracker;
+use super::bit_reader::{BitReader, cropped_dimension, remove_emulation_prevention};
+use super::h264_recovery_point::RecoveryPointTracker;
 use super::h264_slice::{self, H264PictureOrderParams, H264SliceHeaderParser};
+use super::inspection_findings::KeyFrameAndFormatFindings;
 use super::parameter_sets::{
     PacketNalSummary, ParameterSetId, ParameterSetKind, ParameterSetKinds, ParameterSetStore, iter_aggregated_nals,
-    pack_nals,
+    pack_nals_into_payloads,
 };
-use super::picture_order::PocBFrameDetector;
+use super::poc_b_frame_detector::PocBFrameDetector;
 use crate::media::{CodecFormat, ProfileLevelId};
 
 const NAL_NON_IDR: u8 = 1;
@@ -155,7 +155,7 @@ impl H264Inspector {
         self.parameter_sets.increase_insertion_budget(payload.len());
         let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
         finding.identifies_key_frame = verdict.is_key_frame;
-        finding.parameter_sets_to_insert = pack_nals(
+        finding.parameter_sets_to_insert = pack_nals_into_payloads(
             &[stap_a_header(&verdict.missing_parameter_sets)],
             &verdict.missing_parameter_sets,
         );
@@ -163,7 +163,7 @@ impl H264Inspector {
     }
 
     /// Stores a parameter set that was signalled separately.
-    pub(super) fn seed_parameter_set(&mut self, nal: &[u8], finding: &mut KeyFrameAndFormatFindings) {
+    pub(super) fn store_out_of_band_parameter_set(&mut self, nal: &[u8], finding: &mut KeyFrameAndFormatFindings) {
         self.inspect_nal(None, nal, &mut PacketNalSummary::default(), finding);
     }
 
@@ -233,7 +233,8 @@ impl H264Inspector {
                     let start = H264SliceHeaderParser::new(body, false).parse_slice_header_start();
                     start.is_some_and(|start| start.is_first_slice && start.is_i_slice)
                 };
-                self.recovery_points.observe_slice_and_check_start(time, starts_i_frame)
+                self.recovery_points
+                    .observe_slice_and_check_random_access(time, starts_i_frame)
             }
             NAL_SEI => {
                 self.recovery_points.observe_sei(time, body);
@@ -314,7 +315,7 @@ impl H264Sps {
         let (profile, rest) = rbsp.split_first_chunk::<3>()?;
         let mut bits = BitReader::new(rest);
         let id = bits.read_ue().filter(|id| *id <= MAX_SPS_ID)?;
-        let (resolution, order) = parse_size_and_picture_order(&mut bits, profile[0]).unzip();
+        let (resolution, order) = parse_resolution_and_poc_params(&mut bits, profile[0]).unzip();
         Some(Self {
             id: u8::try_from(id).ok()?,
             profile_level_id: ProfileLevelId(*profile),
@@ -325,7 +326,7 @@ impl H264Sps {
 }
 
 /// Width and height in pixels, if they are valid, and the rules of the picture order.
-fn parse_size_and_picture_order(
+fn parse_resolution_and_poc_params(
     bits: &mut BitReader<'_>,
     profile_idc: u8,
 ) -> Option<(Option<(u16, u16)>, H264PictureOrderParams)> {

@@ -16,11 +16,11 @@ struct CabacEncoder<'a> {
 
 /// Initialization of `mb_skip_flag` in P slices with `cabac_init_idc` 0, where both neighbours are skipped or absent (context
 /// 11, table 9-13).
-const SKIP_FLAG_INITIALIZATION: (i64, i64) = (23, 33);
+const MB_SKIP_FLAG_CONTEXT_INIT: (i64, i64) = (23, 33);
 
 /// Range of the least probable value, by state and range (table 9-44).
 #[rustfmt::skip]
-const LEAST_PROBABLE_RANGE: [[u8; 4]; 64] = [
+const RANGE_TAB_LPS: [[u8; 4]; 64] = [
     [128, 176, 208, 240], [128, 167, 197, 227], [128, 158, 187, 216], [123, 150, 178, 205],
     [116, 142, 169, 195], [111, 135, 160, 185], [105, 128, 152, 175], [100, 122, 144, 166],
     [95, 116, 137, 158], [90, 110, 130, 150], [85, 104, 123, 142], [81, 99, 117, 135],
@@ -41,18 +41,18 @@ const LEAST_PROBABLE_RANGE: [[u8; 4]; 64] = [
 
 /// State after the least probable value (table 9-45).
 #[rustfmt::skip]
-const STATE_AFTER_LEAST_PROBABLE: [u8; 64] = [
+const TRANS_IDX_LPS: [u8; 64] = [
     0, 0, 1, 2, 2, 4, 4, 5, 6, 7, 8, 9, 9, 11, 11, 12, 13, 13, 15, 15, 16, 16, 18, 18, 19, 19, 21, 21, 22, 22, 23, 24,
     24, 25, 26, 26, 27, 27, 28, 29, 29, 30, 30, 30, 31, 32, 32, 33, 33, 33, 34, 34, 35, 35, 35, 36, 36, 36, 37, 37, 37,
     38, 38, 63,
 ];
 
 /// The last state but one of the most probable value.
-const MAX_STATE: usize = 62;
+const MAX_PROBABILITY_STATE_INDEX: usize = 62;
 
 /// Writes `count` skipped macroblocks and the end of the slice. `qp` is that of the slice.
 pub(super) fn write_skipped_macroblocks(bits: &mut BitWriter, count: u32, qp: i64) {
-    let (slope, offset) = SKIP_FLAG_INITIALIZATION;
+    let (slope, offset) = MB_SKIP_FLAG_CONTEXT_INIT;
     let initial = (((slope * qp.clamp(0, 51)) >> 4) + offset).clamp(1, 126);
     let most_probable = initial > 63;
     let state = if most_probable { initial - 64 } else { 63 - initial };
@@ -66,25 +66,25 @@ pub(super) fn write_skipped_macroblocks(bits: &mut BitWriter, count: u32, qp: i6
         most_probable,
     };
     for macroblock in 1..=count {
-        encoder.encode_skip_flag();
+        encoder.encode_mb_skip_flag();
         encoder.encode_end_of_slice(macroblock == count);
     }
 }
 
 impl CabacEncoder<'_> {
     /// Encodes `mb_skip_flag` 1 (§9.3.4.2).
-    fn encode_skip_flag(&mut self) {
+    fn encode_mb_skip_flag(&mut self) {
         let column = (self.range >> 6 & 3) as usize;
-        let row = LEAST_PROBABLE_RANGE.get(self.state).copied().unwrap_or_default();
+        let row = RANGE_TAB_LPS.get(self.state).copied().unwrap_or_default();
         let least_probable = u32::from(row.get(column).copied().unwrap_or_default());
         self.range -= least_probable;
         if self.most_probable {
-            self.state = (self.state + 1).min(MAX_STATE);
+            self.state = (self.state + 1).min(MAX_PROBABILITY_STATE_INDEX);
         } else {
             self.low += self.range;
             self.range = least_probable;
             self.most_probable = self.state == 0;
-            self.state = usize::from(STATE_AFTER_LEAST_PROBABLE.get(self.state).copied().unwrap_or_default());
+            self.state = usize::from(TRANS_IDX_LPS.get(self.state).copied().unwrap_or_default());
         }
         self.renormalize();
     }

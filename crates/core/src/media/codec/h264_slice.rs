@@ -1,7 +1,7 @@
 //! Slice headers of H.264, as far as the picture order needs them (ITU-T H.264 §7.3.3), and what of it is in the sequence
 //! parameter set.
 
-use super::bits::{BitReader, remove_emulation_prevention};
+use super::bit_reader::{BitReader, remove_emulation_prevention};
 
 /// What a sequence parameter set says of the order of pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,11 +120,11 @@ pub(super) fn read_max_num_reorder_frames(bits: &mut BitReader<'_>) -> Option<u3
     }
     let nal_hrd = bits.read_flag()?;
     if nal_hrd {
-        skip_hrd(bits)?;
+        skip_hrd_parameters(bits)?;
     }
     let vcl_hrd = bits.read_flag()?;
     if vcl_hrd {
-        skip_hrd(bits)?;
+        skip_hrd_parameters(bits)?;
     }
     if nal_hrd || vcl_hrd {
         bits.skip(1); // low_delay_hrd_flag
@@ -140,7 +140,7 @@ pub(super) fn read_max_num_reorder_frames(bits: &mut BitReader<'_>) -> Option<u3
     bits.read_ue()
 }
 
-fn skip_hrd(bits: &mut BitReader<'_>) -> Option<()> {
+fn skip_hrd_parameters(bits: &mut BitReader<'_>) -> Option<()> {
     let count = bits.read_ue().filter(|count| *count < 32)?;
     bits.skip(8); // bit_rate_scale, cpb_size_scale
     for _ in 0..=count {

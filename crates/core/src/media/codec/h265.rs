@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use super::bits::{BitReader, cropped_dimension, remove_emulation_prevention};
-use super::finding::KeyFrameAndFormatFindings;
-use super::h265_slice::{H265PictureOrderParams, H265SliceHeaderParser, PpsSliceParams};
+use super::bit_reader::{BitReader, cropped_dimension, remove_emulation_prevention};
+use super::h265_slice::{H265PictureOrderParams, H265SliceHeaderParser, PpsSliceHeaderFields};
+use super::inspection_findings::KeyFrameAndFormatFindings;
 use super::parameter_sets::{
     PacketNalSummary, ParameterSetId, ParameterSetKind, ParameterSetKinds, ParameterSetStore, iter_aggregated_nals,
-    pack_nals,
+    pack_nals_into_payloads,
 };
-use super::picture_order::PocBFrameDetector;
+use super::poc_b_frame_detector::PocBFrameDetector;
 use crate::media::CodecFormat;
 
 const NAL_VPS: u8 = 32;
@@ -33,7 +33,7 @@ pub(super) struct H265Inspector {
     parameter_sets: ParameterSetStore,
     /// What the sequence and picture parameter sets say of the order of pictures.
     order_params_by_sps: BTreeMap<u8, H265PictureOrderParams>,
-    slice_params_by_pps: BTreeMap<u8, PpsSliceParams>,
+    slice_params_by_pps: BTreeMap<u8, PpsSliceHeaderFields>,
     b_frame_detector: PocBFrameDetector,
 }
 
@@ -77,12 +77,12 @@ impl H265Inspector {
         self.parameter_sets.increase_insertion_budget(payload.len());
         let verdict = self.parameter_sets.record_packet_and_check_key_frame(time, &contents);
         finding.identifies_key_frame = verdict.is_key_frame;
-        finding.parameter_sets_to_insert = pack_nals(&AP_PAYLOAD_HEADER, &verdict.missing_parameter_sets);
+        finding.parameter_sets_to_insert = pack_nals_into_payloads(&AP_PAYLOAD_HEADER, &verdict.missing_parameter_sets);
         finding
     }
 
     /// Stores a parameter set that was signalled separately.
-    pub(super) fn seed_parameter_set(&mut self, nal: &[u8], finding: &mut KeyFrameAndFormatFindings) {
+    pub(super) fn store_out_of_band_parameter_set(&mut self, nal: &[u8], finding: &mut KeyFrameAndFormatFindings) {
         self.inspect_nal(None, nal, &mut PacketNalSummary::default(), finding);
     }
 
@@ -171,12 +171,12 @@ impl H265Inspector {
 
 /// ID of a picture parameter set, the one of the sequence parameter set that it refers to, and what it says of slices
 /// (ITU-T H.265 §7.3.2.3.1).
-fn parse_pps(body: &[u8]) -> Option<(ParameterSetId, Option<ParameterSetId>, Option<PpsSliceParams>)> {
+fn parse_pps(body: &[u8]) -> Option<(ParameterSetId, Option<ParameterSetId>, Option<PpsSliceHeaderFields>)> {
     let mut bits = BitReader::new(body);
     let id = bits.read_ue().filter(|id| *id <= MAX_PPS_ID)?;
     let sps = bits.read_ue().filter(|id| *id <= MAX_SPS_ID)?;
     let set = |kind, id| u8::try_from(id).ok().map(|id| (kind, id));
-    let rules = PpsSliceParams::read(&mut bits, u8::try_from(sps).ok()?);
+    let rules = PpsSliceHeaderFields::read(&mut bits, u8::try_from(sps).ok()?);
     Some((set(ParameterSetKind::Pps, id)?, set(ParameterSetKind::Sps, sps), rules))
 }
 
@@ -214,9 +214,9 @@ impl H265Sps {
         let profile_id = bits.read_bits_u8(5)?;
         bits.skip(32 + 48); // compatibility and constraint flags
         bits.skip(8); // general_level_idc
-        skip_sub_layers(&mut bits, sub_layers)?;
+        skip_sub_layer_profile_tier_level(&mut bits, sub_layers)?;
         let id = bits.read_ue().filter(|id| *id <= MAX_SPS_ID)?;
-        let (resolution, order) = parse_size_and_picture_order(&mut bits, sub_layers).unzip();
+        let (resolution, order) = parse_resolution_and_poc_params(&mut bits, sub_layers).unzip();
         Some(Self {
             id: u8::try_from(id).ok()?,
             vps_id: vps,
@@ -229,7 +229,7 @@ impl H265Sps {
 }
 
 /// Skips profiles and levels of the lower temporal layers (ITU-T H.265 §7.3.3).
-fn skip_sub_layers(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
+fn skip_sub_layer_profile_tier_level(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
     let mut length = 0;
     for _ in 0..count {
         if bits.read_flag()? {
@@ -248,7 +248,7 @@ fn skip_sub_layers(bits: &mut BitReader<'_>, count: u8) -> Option<()> {
 
 /// Width and height in pixels, if they are valid, and the rules of the picture order.
 #[expect(clippy::type_complexity, reason = "both are read in one pass")]
-fn parse_size_and_picture_order(
+fn parse_resolution_and_poc_params(
     bits: &mut BitReader<'_>,
     sub_layers: u8,
 ) -> Option<(Option<(u16, u16)>, Option<H265PictureOrderParams>)> {

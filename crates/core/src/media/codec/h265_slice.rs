@@ -1,7 +1,7 @@
 //! Slice headers of H.265, as far as the picture order needs them (ITU-T H.265 §7.3.6.1), and what of it is in the parameter
 //! sets.
 
-use super::bits::{BitReader, remove_emulation_prevention};
+use super::bit_reader::{BitReader, remove_emulation_prevention};
 
 /// What a sequence parameter set says of the order of pictures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +36,13 @@ impl H265PictureOrderParams {
 
 /// The needed fields of a picture parameter set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PpsSliceParams {
+pub(super) struct PpsSliceHeaderFields {
     pub(super) sps_id: u8,
     has_output_flag: bool,
     num_extra_slice_header_bits: u8,
 }
 
-impl PpsSliceParams {
+impl PpsSliceHeaderFields {
     /// Reads the fields behind the IDs.
     pub(super) fn read(bits: &mut BitReader<'_>, sps: u8) -> Option<Self> {
         bits.skip(1); // dependent_slice_segments_enabled_flag
@@ -94,7 +94,7 @@ impl H265SliceHeaderParser {
     /// Returns `slice_pic_order_cnt_lsb` and the modulus of the counter.
     pub(super) fn parse_pic_order_cnt_lsb(
         &self,
-        slice: &PpsSliceParams,
+        slice: &PpsSliceHeaderFields,
         order: &H265PictureOrderParams,
     ) -> Option<(u32, u32)> {
         let modulus = 1 << order.poc_lsb_bits;

@@ -7,30 +7,30 @@
 
 use bytes::Bytes;
 
-use self::finding::KeyFrameAndFormatFindings;
+use self::inspection_findings::KeyFrameAndFormatFindings;
 use super::{Codec, CodecFormat};
 
 pub mod av1;
+pub mod bit_reader;
 mod bit_writer;
-pub mod bits;
-mod finding;
 mod h264;
 mod h264_cabac;
-mod h264_recovery;
-pub mod h264_repeat;
+pub mod h264_frame_repeater;
+mod h264_recovery_point;
 mod h264_slice;
 mod h265;
 mod h265_slice;
+mod inspection_findings;
 mod parameter_sets;
-mod payload_info;
-mod picture_order;
+mod payload_framing;
+mod poc_b_frame_detector;
 pub mod vp8;
 pub mod vp9;
 
 pub use parameter_sets::MAX_RTP_PAYLOAD_BYTES;
-pub use payload_info::PayloadFraming;
-pub(crate) use payload_info::classify_payload;
-pub(in crate::media) use payload_info::{classify_h264_nal, classify_h265_nal};
+pub use payload_framing::PayloadFraming;
+pub(crate) use payload_framing::classify_payload;
+pub(in crate::media) use payload_framing::{classify_h264_nal, classify_h265_nal};
 
 /// Result of inspecting one packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub struct PayloadInspector {
     format: Option<CodecFormat>,
     resolution: Option<(u16, u16)>,
     /// Format and resolution of parameter sets that were signalled separately, until the first packet.
-    seeded_properties: (Option<CodecFormat>, Option<(u16, u16)>),
+    out_of_band_properties: (Option<CodecFormat>, Option<(u16, u16)>),
 }
 
 enum CodecInspector {
@@ -92,18 +92,18 @@ impl PayloadInspector {
             codec_inspector: stream,
             format,
             resolution: None,
-            seeded_properties: (None, None),
+            out_of_band_properties: (None, None),
         }
     }
 
     /// Stores parameter sets of H.264 or H.265 that were signalled separately, such as in an SDP: NAL units without start
     /// code. Later ones with the same ID replace them. Format and resolution are known from then on.
-    pub fn seed_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
+    pub fn store_out_of_band_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
         let mut finding = KeyFrameAndFormatFindings::default();
         for nal in parameter_sets {
             match &mut self.codec_inspector {
-                CodecInspector::H264(stream) => stream.seed_parameter_set(nal, &mut finding),
-                CodecInspector::H265(stream) => stream.seed_parameter_set(nal, &mut finding),
+                CodecInspector::H264(stream) => stream.store_out_of_band_parameter_set(nal, &mut finding),
+                CodecInspector::H265(stream) => stream.store_out_of_band_parameter_set(nal, &mut finding),
                 CodecInspector::Vp8
                 | CodecInspector::Vp9
                 | CodecInspector::Av1
@@ -111,9 +111,9 @@ impl PayloadInspector {
                 | CodecInspector::Audio => {}
             }
         }
-        self.seeded_properties = (
-            finding.format.or(self.seeded_properties.0),
-            finding.resolution.or(self.seeded_properties.1),
+        self.out_of_band_properties = (
+            finding.format.or(self.out_of_band_properties.0),
+            finding.resolution.or(self.out_of_band_properties.1),
         );
     }
 
@@ -146,7 +146,7 @@ impl PayloadInspector {
             },
             CodecInspector::Audio => KeyFrameAndFormatFindings::default(),
         };
-        let (format, resolution) = std::mem::take(&mut self.seeded_properties);
+        let (format, resolution) = std::mem::take(&mut self.out_of_band_properties);
         PayloadInspection {
             identifies_key_frame: finding.identifies_key_frame,
             parameter_sets_to_insert: finding.parameter_sets_to_insert,
@@ -185,12 +185,12 @@ impl PayloadInspector {
 
     /// Format of the stream; `None` until it is found in the bitstream.
     pub fn format(&self) -> Option<CodecFormat> {
-        self.seeded_properties.0.or(self.format)
+        self.out_of_band_properties.0.or(self.format)
     }
 
     /// Width and height in pixels; `None` until they are found in the bitstream.
     pub fn resolution(&self) -> Option<(u16, u16)> {
-        self.seeded_properties.1.or(self.resolution)
+        self.out_of_band_properties.1.or(self.resolution)
     }
 }
 

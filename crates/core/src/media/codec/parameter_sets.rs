@@ -36,7 +36,7 @@ pub(super) enum ParameterSetKind {
 }
 
 impl ParameterSetKind {
-    const ALL: [Self; 3] = [Self::Vps, Self::Sps, Self::Pps];
+    const ALL_KINDS: [Self; 3] = [Self::Vps, Self::Sps, Self::Pps];
 }
 
 /// A set of [`ParameterSetKind`]s.
@@ -76,7 +76,7 @@ pub(super) struct PacketNalSummary {
 
 /// Result for one packet.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct KeyFrameVerdict {
+pub(super) struct KeyFrameAndMissingParameterSets {
     pub(super) is_key_frame: bool,
     /// NAL units that the publisher did not send, in the order in which a decoder needs them.
     pub(super) missing_parameter_sets: Vec<Bytes>,
@@ -180,9 +180,9 @@ impl ParameterSetStore {
         &mut self,
         time: u32,
         contents: &PacketNalSummary,
-    ) -> KeyFrameVerdict {
+    ) -> KeyFrameAndMissingParameterSets {
         if contents.parameter_sets.is_empty() && !contents.starts_random_access_slice {
-            return KeyFrameVerdict::default();
+            return KeyFrameAndMissingParameterSets::default();
         }
         let required = self.required_kinds;
         let can_supply = parameter_set_kinds_of(self.stored_sets.keys()).contains_all(required);
@@ -190,11 +190,11 @@ impl ParameterSetStore {
         unit.parameter_sets.extend(contents.parameter_sets.iter().copied());
         unit.has_random_access_slice |= contents.starts_random_access_slice;
         if !unit.has_random_access_slice {
-            return KeyFrameVerdict::default();
+            return KeyFrameAndMissingParameterSets::default();
         }
         let is_complete = parameter_set_kinds_of(unit.parameter_sets.iter()).contains_all(required);
         if unit.missing_sets_supplied || !contents.starts_random_access_slice || !can_supply {
-            return KeyFrameVerdict {
+            return KeyFrameAndMissingParameterSets {
                 is_key_frame: is_complete || unit.missing_sets_supplied,
                 missing_parameter_sets: Vec::new(),
             };
@@ -210,7 +210,7 @@ impl ParameterSetStore {
         let unit = self.get_or_create_access_unit(time);
         unit.parameter_sets = sets;
         unit.missing_sets_supplied = !missing.is_empty();
-        KeyFrameVerdict {
+        KeyFrameAndMissingParameterSets {
             is_key_frame: is_complete || !is_refused,
             missing_parameter_sets: missing,
         }
@@ -220,7 +220,7 @@ impl ParameterSetStore {
     /// all are returned: a set must not precede the one it refers to.
     fn missing_parameter_sets(&self, sets: &BTreeSet<ParameterSetId>) -> Vec<Bytes> {
         let present = parameter_set_kinds_of(sets.iter());
-        let required = ParameterSetKind::ALL
+        let required = ParameterSetKind::ALL_KINDS
             .iter()
             .filter(|kind| self.required_kinds.contains_kind(**kind));
         let first = required.copied().find(|kind| !present.contains_kind(*kind));
@@ -258,7 +258,7 @@ fn parameter_set_kinds_of<'a>(sets: impl Iterator<Item = &'a ParameterSetId>) ->
 
 /// Packs NAL units into as few payloads as possible. A single NAL unit stays as it is; several are aggregated behind
 /// `header`, each with a length prefix (STAP-A of RFC 6184 §5.7.1, AP of RFC 7798 §4.4.2).
-pub(super) fn pack_nals(header: &[u8], nals: &[Bytes]) -> Vec<Bytes> {
+pub(super) fn pack_nals_into_payloads(header: &[u8], nals: &[Bytes]) -> Vec<Bytes> {
     let mut payloads = Vec::new();
     let mut rest = nals;
     while let Some(first) = rest.first() {
@@ -421,7 +421,7 @@ mod tests {
         let mut sets = h264_sets();
         assert_eq!(
             sets.record_packet_and_check_key_frame(1, &SLICE),
-            KeyFrameVerdict::default()
+            KeyFrameAndMissingParameterSets::default()
         );
         assert!(
             !sets
@@ -486,7 +486,7 @@ mod tests {
     #[test]
     fn packing_fills_payloads_and_never_exceeds_one() {
         let nal = |length| Bytes::from(vec![7; length]);
-        let payloads = pack_nals(&[24], &[nal(600), nal(500), nal(200), nal(1184), nal(3)]);
+        let payloads = pack_nals_into_payloads(&[24], &[nal(600), nal(500), nal(200), nal(1184), nal(3)]);
         let lengths: Vec<_> = payloads.iter().map(Bytes::len).collect();
         assert_eq!(lengths, [1 + 602 + 502, 200, 1184, 3]);
         let first: Vec<_> = iter_aggregated_nals(&payloads[0][1..]).map(<[u8]>::len).collect();

@@ -270,7 +270,7 @@ fn hostile_packets_never_panic_and_ask_for_no_long_payloads() {
             );
             if let Some(mut descriptor) = vp8::Vp8Descriptor::parse(&payload).filter(|_| codec == Codec::Vp8) {
                 let mut copy = payload.to_vec();
-                descriptor.overwrite_counters(&mut copy, 0x7f, 1);
+                descriptor.overwrite_picture_id_and_tl0picidx(&mut copy, 0x7f, 1);
                 descriptor = vp8::Vp8Descriptor::parse(&copy).expect("patched");
                 assert!(descriptor.picture_id.is_none_or(|id| id.value() == 0x7f));
             }

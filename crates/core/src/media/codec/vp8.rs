@@ -1,7 +1,7 @@
 //! VP8 over RTP (RFC 7741): detects key frames, and reads and writes the two counters of the payload descriptor. The
 //! counters must stay continuous when a viewer switches layers.
 
-use super::finding::KeyFrameAndFormatFindings;
+use super::inspection_findings::KeyFrameAndFormatFindings;
 use crate::media::CodecFormat;
 
 /// Picture ID with the width chosen by the sender.
@@ -88,7 +88,7 @@ impl Vp8Descriptor {
 
     /// Overwrites the counters, truncated to their existing width; absent ones stay absent. `payload` is the parsed
     /// payload or a copy of it.
-    pub(crate) fn overwrite_counters(&self, payload: &mut [u8], picture_id: u16, tl0_pic_idx: u8) {
+    pub(crate) fn overwrite_picture_id_and_tl0picidx(&self, payload: &mut [u8], picture_id: u16, tl0_pic_idx: u8) {
         let at = self.picture_id_offset;
         match self.picture_id {
             Some(PictureId::Short(_)) => {
@@ -170,19 +170,19 @@ mod tests {
     fn patching_keeps_the_width_and_everything_else() {
         let mut payload = LONG;
         let descriptor = Vp8Descriptor::parse(&LONG).expect("valid");
-        descriptor.overwrite_counters(&mut payload, 0xffff, 200);
+        descriptor.overwrite_picture_id_and_tl0picidx(&mut payload, 0xffff, 200);
         assert_eq!(payload, [0x90, 0xe0, 0xff, 0xff, 200, 0x40, 0xaa, 0xbb]);
-        descriptor.overwrite_counters(&mut payload, 5, 0);
+        descriptor.overwrite_picture_id_and_tl0picidx(&mut payload, 5, 0);
         assert_eq!(payload, [0x90, 0xe0, 0x80, 0x05, 0, 0x40, 0xaa, 0xbb]);
         let mut short = [0x80, 0x80, 0x7f, 1];
         Vp8Descriptor::parse(&short)
             .expect("valid")
-            .overwrite_counters(&mut short, 0x1ff, 7);
+            .overwrite_picture_id_and_tl0picidx(&mut short, 0x1ff, 7);
         assert_eq!(short, [0x80, 0x80, 0x7f, 1]);
         let mut bare = [0x10, 0xff];
         Vp8Descriptor::parse(&bare)
             .expect("valid")
-            .overwrite_counters(&mut bare, 1, 2);
+            .overwrite_picture_id_and_tl0picidx(&mut bare, 1, 2);
         assert_eq!(bare, [0x10, 0xff]);
     }
 

@@ -5,8 +5,8 @@
 
 use bytes::{BufMut as _, BytesMut};
 
-use super::bits::BitReader;
-use super::finding::KeyFrameAndFormatFindings;
+use super::bit_reader::BitReader;
+use super::inspection_findings::KeyFrameAndFormatFindings;
 use crate::media::CodecFormat;
 
 /// The needed fields of the payload descriptor (RFC 9628 §4.2).
@@ -125,7 +125,7 @@ const MAX_SUPERFRAME_FRAMES: usize = 8;
 
 /// Appends a superframe index to the frames of one picture, which start at these positions: decoders take the first frame
 /// alone otherwise (VP9 bitstream specification, annex B). A single frame needs none.
-pub(crate) fn put_superframe_index_for_frame_starts(frame_starts: &[usize], picture: &mut BytesMut) {
+pub(crate) fn append_superframe_index(frame_starts: &[usize], picture: &mut BytesMut) {
     let ends = frame_starts.iter().copied().skip(1).chain([picture.len()]);
     let sizes: Vec<u32> = frame_starts
         .iter()

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-use super::clock::{MPEG_TIMESTAMP_MASK, MpegTimestampUnwrapper};
+use super::mpeg_ts_clock::{MPEG_TIMESTAMP_MASK, MpegTimestampUnwrapper};
 use super::sample::{ContainerError, DemuxedSample, SampleCodec, ticks_to_duration};
 use crate::media::aac::AacConfig;
 
@@ -141,13 +141,15 @@ pub(super) struct PackedAudioDemuxer {
 }
 
 /// Time of the first segment if it states none.
-const UNSTATED_START_TIME: Duration = Duration::from_secs(10);
+const DEFAULT_FIRST_SEGMENT_START_TIME: Duration = Duration::from_secs(10);
 
 impl PackedAudioDemuxer {
     pub(super) fn demux_segment(&mut self, segment: &Bytes) -> Result<Vec<DemuxedSample>, ContainerError> {
-        let (start, rest) = split_id3_timestamp(segment)?;
+        let (start, rest) = parse_and_strip_id3_timestamp(segment)?;
         let stated = start.map(|ticks| self.timestamp_unwrapper.unwrap_to_duration(ticks));
-        let at = stated.or(self.adts.next_timestamp).unwrap_or(UNSTATED_START_TIME);
+        let at = stated
+            .or(self.adts.next_timestamp)
+            .unwrap_or(DEFAULT_FIRST_SEGMENT_START_TIME);
         self.adts.reset();
         let mut out = Vec::new();
         self.adts.push_and_parse_frames(Some(at), rest, &mut out);
@@ -159,7 +161,7 @@ impl PackedAudioDemuxer {
 const ID3_TIMESTAMP_OWNER: &[u8] = b"com.apple.streaming.transportStreamTimestamp\0";
 
 /// Returns the timestamp in the ID3 tag, in units of 1/90000 s, and the data after the tag.
-fn split_id3_timestamp(segment: &[u8]) -> Result<(Option<u64>, &[u8]), ContainerError> {
+fn parse_and_strip_id3_timestamp(segment: &[u8]) -> Result<(Option<u64>, &[u8]), ContainerError> {
     let broken = || ContainerError::Malformed("the ID3 tag is longer than the packed audio segment".to_owned());
     let mut rest = segment;
     let mut start = None;

@@ -11,8 +11,8 @@ pub use self::sample::{ContainerError, DemuxedSample, SampleCodec};
 use self::ts::TransportStreamDemuxer;
 
 mod adts;
-mod clock;
 mod mp4;
+mod mpeg_ts_clock;
 mod sample;
 mod ts;
 

@@ -166,7 +166,7 @@ fn packed_audio_starts_at_the_time_of_its_tag() {
         .demux_segment(&segment.into())
         .expect("frames");
     assert_eq!(samples.len(), 3);
-    let begin = clock::MpegTimestampUnwrapper::default().unwrap_to_duration(900_000);
+    let begin = mpeg_ts_clock::MpegTimestampUnwrapper::default().unwrap_to_duration(900_000);
     assert_eq!(samples[0].decode_time, begin);
     assert!((samples[2].decode_time - begin).abs_diff(Duration::from_micros(42_666)) < Duration::from_micros(2));
     let SampleCodec::Aac(config) = samples[0].codec else {
@@ -199,12 +199,12 @@ fn packed_audio_without_tags_is_continuous() {
 
 #[test]
 fn times_continue_across_the_33_bit_wrap() {
-    let mut clock = clock::MpegTimestampUnwrapper::default();
-    let last = clock.unwrap_to_duration(clock::MPEG_TIMESTAMP_MASK - 45_000);
+    let mut clock = mpeg_ts_clock::MpegTimestampUnwrapper::default();
+    let last = clock.unwrap_to_duration(mpeg_ts_clock::MPEG_TIMESTAMP_MASK - 45_000);
     let next = clock.unwrap_to_duration(45_000 - 1);
     assert_eq!(next - last, Duration::from_secs(1));
     assert_eq!(
-        next - clock.unwrap_to_duration(clock::MPEG_TIMESTAMP_MASK - 45_000),
+        next - clock.unwrap_to_duration(mpeg_ts_clock::MPEG_TIMESTAMP_MASK - 45_000),
         Duration::from_secs(1),
         "and back"
     );

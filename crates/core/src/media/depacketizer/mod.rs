@@ -2,7 +2,7 @@
 //! AV1, and codecs with one packet per frame.
 //!
 //! A [`Depacketizer`] reads a track in sequence order, as stored in the ring, where markers are right: see
-//! [`super::marker`]. Packets that come from elsewhere go through a [`FrameAssembler`](super::assembler::FrameAssembler).
+//! [`super::marker`]. Packets that come from elsewhere go through a [`FrameAssembler`](super::frame_assembler::FrameAssembler).
 //! A frame with a gap is dropped together with all frames that depend on it: the next output is a key frame. Payloads
 //! from which no decoder makes anything are passed over and counted, and break no frame. NAL units are output with start
 //! codes (Annex B), as decoders and parsers expect.
@@ -10,12 +10,12 @@
 use bytes::{Bytes, BytesMut};
 
 use super::codec::classify_payload;
-use super::discard::{PayloadDiscardCounts, PayloadDiscardReason};
 use super::packet::{Packet, TrackSeq, TrackTime};
+use super::payload_discard::{PayloadDiscardCounts, PayloadDiscardReason};
 use super::{Codec, MediaKind};
-use access_unit::FrameBuilder;
+use frame_builder::FrameBuilder;
 
-mod access_unit;
+mod frame_builder;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests;
@@ -52,7 +52,7 @@ pub struct Depacketizer {
 }
 
 /// Maximum length of the NAL units before a frame in bytes.
-const MAX_FRAME_PREFIX_BYTES: usize = 64 << 10;
+const MAX_PRE_FRAME_NAL_BYTES: usize = 64 << 10;
 
 impl Depacketizer {
     /// Creates an empty depacketizer.
@@ -105,11 +105,11 @@ impl Depacketizer {
             }
         }
         if packet.payload.is_empty() {
-            self.discard_counts.add(PayloadDiscardReason::EmptyPayload);
+            self.discard_counts.count_discard(PayloadDiscardReason::EmptyPayload);
             return;
         }
         if self.access_unit.is_none() && self.is_rest_of_ended_frame(packet) {
-            self.discard_counts.add(PayloadDiscardReason::AfterFrameEnd);
+            self.discard_counts.count_discard(PayloadDiscardReason::AfterFrameEnd);
             return;
         }
         let unit = self
@@ -171,7 +171,7 @@ impl Depacketizer {
             bytes = std::mem::take(&mut self.next_frame_prefix);
         }
         if !has_picture {
-            if bytes.len() <= MAX_FRAME_PREFIX_BYTES {
+            if bytes.len() <= MAX_PRE_FRAME_NAL_BYTES {
                 self.next_frame_prefix = bytes;
             }
         } else if !self.awaits_key_frame || key_frame {

@@ -19,7 +19,7 @@ mod nal;
 mod tests;
 
 pub use nal::split_annex_b;
-pub(crate) use nal::split_length_prefixed;
+pub(crate) use nal::split_length_prefixed_nals;
 
 /// Maximum length of a NAL unit in bytes. An uncompressed 1080p frame in 4:2:0 has 3 MB.
 pub const MAX_NAL_BYTES: usize = 4 << 20;
@@ -141,7 +141,7 @@ impl Packetizer {
     }
 
     /// Stores parameter sets that were signalled separately, e.g. in the SDP. Later ones with the same ID replace them.
-    pub fn seed_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
+    pub fn store_out_of_band_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
         self.access_unit_number = self.access_unit_number.wrapping_add(1);
         for nal in parameter_sets {
             if self.nal_packetization(nal) == NalPacketization::Aggregated {

@@ -45,7 +45,7 @@ pub fn split_annex_b(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
 /// # Errors
 ///
 /// A [`PacketizerError`] if a NAL unit is truncated or the access unit is too long.
-pub(crate) fn split_length_prefixed(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
+pub(crate) fn split_length_prefixed_nals(unit: &Bytes) -> Result<Vec<Bytes>, PacketizerError> {
     if unit.len() > MAX_ACCESS_UNIT_BYTES {
         return Err(PacketizerError::AccessUnitTooLong(unit.len()));
     }

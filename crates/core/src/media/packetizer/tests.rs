@@ -146,7 +146,7 @@ fn a_key_frame_without_parameter_sets_gets_the_latest_in_front() {
             without_sets.iter().all(|p| !p.identifies_key_frame),
             "no parameter sets are stored yet"
         );
-        packetizer.seed_parameter_sets(&sets);
+        packetizer.store_out_of_band_parameter_sets(&sets);
         for _ in 0..2 {
             let payloads = packetizer.packetize_video(&rest).expect("a small access unit");
             let expected: Vec<Bytes> = sets.iter().chain(&rest).cloned().collect();
@@ -200,7 +200,7 @@ fn both_framings_have_the_same_nal_units() {
         prefixed.extend_from_slice(nal);
     }
     assert_eq!(split_annex_b(&stream.into()), Ok(units.clone()));
-    assert_eq!(split_length_prefixed(&prefixed.into()), Ok(units));
+    assert_eq!(split_length_prefixed_nals(&prefixed.into()), Ok(units));
     assert_eq!(split_annex_b(&Bytes::new()), Ok(Vec::new()));
 }
 
@@ -222,7 +222,7 @@ fn too_long_or_truncated_input_has_a_typed_error() {
     assert_eq!(refused(&mut video, &many), PacketizerError::TooManyNals);
     let cut = Bytes::from_static(&[0, 0, 0, 9, 0x65]);
     assert_eq!(
-        split_length_prefixed(&cut),
+        split_length_prefixed_nals(&cut),
         Err(PacketizerError::TruncatedNal { length: 9, left: 1 })
     );
     assert_eq!(split_annex_b(&cut), Err(PacketizerError::NoStartCode(5)));
@@ -263,7 +263,7 @@ fn hostile_access_units_never_panic_and_come_out_within_bounds() {
                 }
             }
             let stream = Bytes::from(stream);
-            let _ = split_length_prefixed(&stream);
+            let _ = split_length_prefixed_nals(&stream);
             let Ok(unit) = split_annex_b(&stream) else { continue };
             let payloads = packetizer.packetize_video(&unit).expect("a small unit");
             assert!(

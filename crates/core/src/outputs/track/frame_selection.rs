@@ -58,7 +58,7 @@ impl TrackSender {
     }
 
     /// Whether a packet belongs to a frame that is left out. If it follows a key frame, that is complete.
-    pub fn leave_out_if_unselected(&mut self, entry: &RingEntry) -> bool {
+    pub fn skip_packet_if_frame_unselected(&mut self, entry: &RingEntry) -> bool {
         if !self.is_excluded_by_key_frames_only(entry) {
             return self.frame_selection == FrameSelection::AudioOnly;
         }

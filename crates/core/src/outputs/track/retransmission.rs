@@ -143,7 +143,7 @@ impl TrackSender {
     }
 
     /// Whether [`Self::refresh_probe_reserve`] should be called; once.
-    pub fn take_probe_reserve_refresh(&mut self) -> bool {
+    pub fn take_probe_reserve_refresh_request(&mut self) -> bool {
         std::mem::take(&mut self.is_probe_reserve_old)
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::media::{CodecFormat, Mid, ProfileLevelId};
-use crate::sdp::negotiated::{NegotiatedCodec, RtcpFeedback, RtpHeaderExtensionIds};
+use crate::sdp::negotiation_result::{NegotiatedCodec, RtcpFeedback, RtpHeaderExtensionIds};
 use crate::session::egress::RtpEgress;
 use crate::session::outbox::{DatagramSink, Destination, GsoRun, Outbox};
 use crate::session::srtp::{RtpCipher, SrtpProfile};
@@ -309,7 +309,7 @@ fn packets_that_are_kept_for_probes_are_not_used_once_their_numbers_are_too_far_
     track.highest_sent_seq += 5;
     assert!(track.select_probe_packets(2_000, &ring).is_empty());
     track.mark_probe_reserve_outdated();
-    assert!(track.take_probe_reserve_refresh() && !track.take_probe_reserve_refresh());
+    assert!(track.take_probe_reserve_refresh_request() && !track.take_probe_reserve_refresh_request());
 }
 
 /// Switches between streams that congestion control chooses.
@@ -322,7 +322,7 @@ mod switches {
     use crate::hub::stream::{SessionId, SourceRef, Stream};
     use crate::media::Rid;
     use crate::outputs::viewer_track::{AdaptiveSwitchOptions, ViewerTrack};
-    use crate::sdp::negotiated::AudioVideoFormats;
+    use crate::sdp::negotiation_result::AudioVideoFormats;
 
     /// A layer with a key frame and four frames after it; without frames it has a source alone.
     fn layer(hub: &Hub, rid: &str, t: Instant, frames: u64) -> Arc<Stream> {
@@ -369,7 +369,7 @@ mod switches {
     }
 
     fn begin_switch(t: Instant, video: &mut ViewerTrack, to: &Arc<Stream>) {
-        video.prepare_switch(AdaptiveSwitchOptions {
+        video.set_next_switch_options(AdaptiveSwitchOptions {
             is_start: false,
             is_step_down: true,
             received_bitrate: 500_000,
@@ -413,7 +413,7 @@ mod switches {
             let out = &mut video.track_sender;
             out.set_frame_selection_before_start(frames);
             begin_switch(t, &mut video, &low);
-            let left = video.try_complete_stream_switch(t + Duration::from_secs(3), Some(FrameSelection::All));
+            let left = video.complete_stream_switch_if_ready(t + Duration::from_secs(3), Some(FrameSelection::All));
             assert_eq!(left.map(|left| left.id), Some(high.id));
             assert_eq!(video.track_sender.frame_selection(), FrameSelection::All);
             assert_eq!(due(t + Duration::from_secs(6), &mut video), 5, "{frames:?}");

@@ -12,10 +12,10 @@ use sctp_proto::{
 };
 
 use super::crc32c::crc32c;
-use super::dcep::{ChannelOpen, ChannelReliability};
+use super::dcep::{ChannelReliability, DataChannelOpen};
 use super::sctp_guard::MAX_STREAMS;
 use crate::media::data_message::DataPayload;
-use crate::sdp::negotiated::NegotiatedDataChannels;
+use crate::sdp::negotiation_result::NegotiatedDataChannels;
 
 /// One association.
 pub(super) struct SctpAssociation {
@@ -159,7 +159,7 @@ impl SctpAssociation {
     }
 
     /// Returns the packet that tells the peer that the association has ended; `None` if the peer knows of none.
-    pub(super) fn abort_packet(&self) -> Option<Bytes> {
+    pub(super) fn build_abort_packet(&self) -> Option<Bytes> {
         let header = self.sent_header?;
         let mut packet = [header.as_slice(), &[0; 4], &ABORT_CHUNK].concat();
         // RFC 9260 §6.8: computed with zeros in its place, and written with its lowest byte first.
@@ -178,7 +178,7 @@ impl SctpAssociation {
     }
 
     /// Applies to what is sent what the peer chose for its channel (RFC 8832 §5.1).
-    pub(super) fn set_reliability(&mut self, stream_id: u16, open: &ChannelOpen) {
+    pub(super) fn set_reliability(&mut self, stream_id: u16, open: &DataChannelOpen) {
         let (kind, value) = match open.reliability {
             ChannelReliability::Reliable => (ReliabilityType::Reliable, 0),
             ChannelReliability::MaxRetransmits(count) => (ReliabilityType::Rexmit, count),
@@ -234,7 +234,7 @@ impl SctpAssociation {
                     self.is_connected = true;
                     self.events.push_back(AssociationEvent::Connected);
                 }
-                Event::Stream(StreamEvent::Readable { id }) => self.read_stream(id),
+                Event::Stream(StreamEvent::Readable { id }) => self.read_stream_messages(id),
                 Event::Stream(StreamEvent::Finished { id }) => {
                     self.events.push_back(AssociationEvent::StreamClosed(id));
                 }
@@ -247,7 +247,7 @@ impl SctpAssociation {
     }
 
     /// Reads all messages of a stream: the stack reports each time that it becomes readable, and not each message.
-    fn read_stream(&mut self, stream_id: u16) {
+    fn read_stream_messages(&mut self, stream_id: u16) {
         let Some((_, association)) = &mut self.association else {
             return;
         };

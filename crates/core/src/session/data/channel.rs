@@ -45,7 +45,7 @@ impl DataChannel {
     }
 
     /// Messages of one channel are acknowledged in their order, but for losses.
-    fn forget_acknowledged(&mut self, buffered_amount: usize) {
+    fn forget_acknowledged_messages(&mut self, buffered_amount: usize) {
         while let Some(length) = self.unacknowledged.front().map(|length| *length as usize)
             && self.unacknowledged_bytes - length >= buffered_amount
         {
@@ -68,24 +68,24 @@ impl DataChannels {
     }
 
     /// Whether the gateway opens the stream with this id.
-    pub(super) fn is_own_id(&self, stream_id: u16) -> bool {
+    pub(super) fn is_gateway_stream_id(&self, stream_id: u16) -> bool {
         stream_id % 2 == self.own_stream_id_parity
     }
 
-    pub(super) fn by_stream_id(&self, stream_id: u16) -> Option<&DataChannel> {
+    pub(super) fn find_by_stream_id(&self, stream_id: u16) -> Option<&DataChannel> {
         self.channels.iter().find(|channel| channel.stream_id == stream_id)
     }
 
     /// Returns the stream of the oldest channel with this label.
-    pub(super) fn stream_id_of(&self, label: &DataLabel) -> Option<u16> {
+    pub(super) fn stream_id_by_label(&self, label: &DataLabel) -> Option<u16> {
         let mut channels = self.channels.iter();
         let found = channels.find(|channel| channel.label.as_ref() == Some(label));
         found.map(|channel| channel.stream_id)
     }
 
     /// Returns the lowest id that the gateway can open a stream with.
-    pub(super) fn free_own_id(&self) -> Option<u16> {
-        (0..MAX_STREAMS).find(|id| self.is_own_id(*id) && self.by_stream_id(*id).is_none())
+    pub(super) fn lowest_unused_gateway_stream_id(&self) -> Option<u16> {
+        (0..MAX_STREAMS).find(|id| self.is_gateway_stream_id(*id) && self.find_by_stream_id(*id).is_none())
     }
 
     pub(super) fn insert(&mut self, channel: DataChannel) {
@@ -93,7 +93,7 @@ impl DataChannels {
     }
 
     /// Sends and takes nothing on a channel any more. Its id stays in use until it is removed.
-    pub(super) fn close(&mut self, stream_id: u16) {
+    pub(super) fn close_channel(&mut self, stream_id: u16) {
         let mut channels = self.channels.iter_mut();
         if let Some(channel) = channels.find(|channel| channel.stream_id == stream_id) {
             *channel = DataChannel::new(stream_id, None);
@@ -105,14 +105,14 @@ impl DataChannels {
     }
 
     /// Forgets what the peer has acknowledged. `buffered_amount` returns the bytes of a stream that it has not.
-    pub(super) fn forget_acknowledged(&mut self, mut buffered_amount: impl FnMut(u16) -> usize) {
+    pub(super) fn forget_acknowledged_messages(&mut self, mut buffered_amount: impl FnMut(u16) -> usize) {
         for channel in &mut self.channels {
-            channel.forget_acknowledged(buffered_amount(channel.stream_id));
+            channel.forget_acknowledged_messages(buffered_amount(channel.stream_id));
         }
     }
 
     /// Whether a message of this length may be written.
-    pub(super) fn has_room_for(&self, length: usize) -> bool {
+    pub(super) fn can_queue_message(&self, length: usize) -> bool {
         let bytes: usize = self.channels.iter().map(|channel| channel.unacknowledged_bytes).sum();
         let messages: usize = self.channels.iter().map(|channel| channel.unacknowledged.len()).sum();
         bytes + length <= MAX_UNACKNOWLEDGED_BYTES && messages < MAX_UNACKNOWLEDGED_MESSAGES
@@ -142,21 +142,21 @@ mod tests {
         for id in [1, 3] {
             channels.on_message_written(id, 100 << 10);
         }
-        assert!(channels.has_room_for(56 << 10) && !channels.has_room_for((56 << 10) + 1));
+        assert!(channels.can_queue_message(56 << 10) && !channels.can_queue_message((56 << 10) + 1));
         // The first message of one channel is acknowledged, the other is on its way.
-        channels.forget_acknowledged(|id| if id == 1 { 0 } else { 60 << 10 });
-        assert!(channels.has_room_for(156 << 10) && !channels.has_room_for((156 << 10) + 1));
+        channels.forget_acknowledged_messages(|id| if id == 1 { 0 } else { 60 << 10 });
+        assert!(channels.can_queue_message(156 << 10) && !channels.can_queue_message((156 << 10) + 1));
     }
 
     #[test]
     fn many_small_messages_are_too_many() {
         let mut channels = DataChannels::new(1);
         channels.insert(DataChannel::new(1, label("a")));
-        while channels.has_room_for(0) {
+        while channels.can_queue_message(0) {
             channels.on_message_written(1, 0);
         }
         assert_eq!(channels.channels[0].unacknowledged.len(), MAX_UNACKNOWLEDGED_MESSAGES);
-        channels.forget_acknowledged(|_| 10);
+        channels.forget_acknowledged_messages(|_| 10);
         assert_eq!(channels.channels[0].unacknowledged.len(), 10);
     }
 
@@ -165,12 +165,12 @@ mod tests {
         let mut channels = DataChannels::new(0);
         channels.insert(DataChannel::new(0, label("a")));
         channels.insert(DataChannel::new(1, None));
-        assert_eq!(channels.free_own_id(), Some(2));
+        assert_eq!(channels.lowest_unused_gateway_stream_id(), Some(2));
         channels.remove(0);
-        assert_eq!(channels.free_own_id(), Some(0));
+        assert_eq!(channels.lowest_unused_gateway_stream_id(), Some(0));
         for id in (0..MAX_STREAMS).step_by(2) {
             channels.insert(DataChannel::new(id, None));
         }
-        assert_eq!(channels.free_own_id(), None);
+        assert_eq!(channels.lowest_unused_gateway_stream_id(), None);
     }
 }

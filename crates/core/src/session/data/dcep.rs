@@ -15,7 +15,7 @@
 // |                            Protocol                           |
 // +-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+-+
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ChannelOpen {
+pub(super) struct DataChannelOpen {
     pub is_unordered: bool,
     pub reliability: ChannelReliability,
     pub label: String,
@@ -32,18 +32,18 @@ pub(super) enum ChannelReliability {
 /// A message of the protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum DcepMessage {
-    Open(ChannelOpen),
+    Open(DataChannelOpen),
     Ack,
 }
 
 /// DATA_CHANNEL_ACK (RFC 8832 §5.2).
-pub(super) const CHANNEL_ACK: [u8; 1] = [MESSAGE_TYPE_ACK];
+pub(super) const DATA_CHANNEL_ACK: [u8; 1] = [MESSAGE_TYPE_ACK];
 
 const MESSAGE_TYPE_ACK: u8 = 2;
 const MESSAGE_TYPE_OPEN: u8 = 3;
-const OPEN_HEADER_LEN: usize = 12;
+const DATA_CHANNEL_OPEN_HEADER_LEN: usize = 12;
 /// The bit of the channel type that stands for unordered delivery.
-const UNORDERED: u8 = 0x80;
+const UNORDERED_CHANNEL_TYPE_BIT: u8 = 0x80;
 /// Priority "normal" (RFC 8831 §6.4).
 const NORMAL_PRIORITY: u16 = 256;
 
@@ -52,36 +52,36 @@ impl DcepMessage {
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         match *bytes.first()? {
             MESSAGE_TYPE_ACK => Some(Self::Ack),
-            MESSAGE_TYPE_OPEN => ChannelOpen::parse(bytes).map(Self::Open),
+            MESSAGE_TYPE_OPEN => DataChannelOpen::parse(bytes).map(Self::Open),
             _ => None,
         }
     }
 }
 
-impl ChannelOpen {
+impl DataChannelOpen {
     fn parse(bytes: &[u8]) -> Option<Self> {
-        let (header, rest) = bytes.split_first_chunk::<OPEN_HEADER_LEN>()?;
+        let (header, rest) = bytes.split_first_chunk::<DATA_CHANNEL_OPEN_HEADER_LEN>()?;
         let [_, kind, _, _, r0, r1, r2, r3, l0, l1, p0, p1] = *header;
         let parameter = u32::from_be_bytes([r0, r1, r2, r3]);
         let label_length = usize::from(u16::from_be_bytes([l0, l1]));
         let protocol_length = usize::from(u16::from_be_bytes([p0, p1]));
         let (label, protocol) = rest.split_at_checked(label_length)?;
         protocol.get(..protocol_length)?;
-        let reliability = match kind & !UNORDERED {
+        let reliability = match kind & !UNORDERED_CHANNEL_TYPE_BIT {
             0 => ChannelReliability::Reliable,
             1 => ChannelReliability::MaxRetransmits(parameter),
             2 => ChannelReliability::MaxLifetimeMilliseconds(parameter),
             _ => return None,
         };
         Some(Self {
-            is_unordered: kind & UNORDERED != 0,
+            is_unordered: kind & UNORDERED_CHANNEL_TYPE_BIT != 0,
             reliability,
             label: std::str::from_utf8(label).ok()?.to_owned(),
         })
     }
 
     /// Writes the message that opens a reliable ordered channel.
-    pub(super) fn write_reliable(label: &str) -> Vec<u8> {
+    pub(super) fn encode_reliable_ordered(label: &str) -> Vec<u8> {
         let mut message = vec![MESSAGE_TYPE_OPEN, 0];
         message.extend(NORMAL_PRIORITY.to_be_bytes());
         message.extend(0_u32.to_be_bytes());
@@ -98,21 +98,21 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let expected = ChannelOpen {
+        let expected = DataChannelOpen {
             is_unordered: false,
             reliability: ChannelReliability::Reliable,
             label: "chat".to_owned(),
         };
-        let written = ChannelOpen::write_reliable("chat");
+        let written = DataChannelOpen::encode_reliable_ordered("chat");
         assert_eq!(DcepMessage::parse(&written), Some(DcepMessage::Open(expected)));
-        assert_eq!(DcepMessage::parse(&CHANNEL_ACK), Some(DcepMessage::Ack));
+        assert_eq!(DcepMessage::parse(&DATA_CHANNEL_ACK), Some(DcepMessage::Ack));
     }
 
     /// The message of Chromium 156 for `createDataChannel("k", {ordered: false, maxRetransmits: 3, protocol: "p"})`.
     #[test]
     fn a_partially_reliable_channel_with_a_protocol_is_read() {
         let message = [3, 0x81, 1, 0, 0, 0, 0, 3, 0, 1, 0, 1, b'k', b'p'];
-        let expected = ChannelOpen {
+        let expected = DataChannelOpen {
             is_unordered: true,
             reliability: ChannelReliability::MaxRetransmits(3),
             label: "k".to_owned(),
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn malformed_messages_are_refused() {
-        let good = ChannelOpen::write_reliable("chat");
+        let good = DataChannelOpen::encode_reliable_ordered("chat");
         for length in 0..good.len() {
             assert_eq!(DcepMessage::parse(&good[..length]), None, "cut at {length}");
         }

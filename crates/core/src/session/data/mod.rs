@@ -19,12 +19,12 @@ mod tsn_window;
 
 use self::association::{AssociationEvent, MessageKind, ReceivedMessage, SctpAssociation};
 use self::channel::{DataChannel, DataChannels};
-use self::dcep::{CHANNEL_ACK, ChannelOpen, DcepMessage};
+use self::dcep::{DATA_CHANNEL_ACK, DataChannelOpen, DcepMessage};
 pub use self::sctp_guard::SctpDropReason;
 use self::sctp_guard::{SctpGuard, SctpRejection};
-use crate::hub::rate_limit::RateLimit;
+use crate::hub::rate_limit::TokenBucket;
 use crate::media::data_message::{DataLabel, DataMessage, DataPayload};
-use crate::sdp::negotiated::{DataPeerRole, DtlsRole, NegotiatedDataChannels};
+use crate::sdp::negotiation_result::{DataPeerRole, DtlsRole, NegotiatedDataChannels};
 
 /// The data channels of one session.
 pub struct DataTransport {
@@ -39,22 +39,22 @@ pub struct DataTransport {
 enum DataTransportState {
     /// Nothing has arrived from the peer.
     Idle,
-    Open(Box<OpenTransport>),
+    Open(Box<ActiveDataTransport>),
     Ended,
 }
 
-struct OpenTransport {
+struct ActiveDataTransport {
     guard: SctpGuard,
     association: SctpAssociation,
     channels: DataChannels,
-    readiness: Readiness,
+    readiness: SendReadiness,
     /// Messages of a viewer; `None` for a publisher, whom the guard limits.
-    message_limit: Option<RateLimit>,
+    message_limit: Option<TokenBucket>,
 }
 
 /// Whether messages are sent to the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Readiness {
+enum SendReadiness {
     NotConnected,
     /// The peer is about to open its channels. A message that is sent before would open a second one with the same label.
     AwaitingChannels {
@@ -92,7 +92,7 @@ pub enum IgnoredMessageReason {
 
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DataNotSent {
+pub enum DataSendError {
     #[error("the peer has no data channels")]
     NotConnected,
     #[error("the message is longer than the peer receives")]
@@ -120,13 +120,13 @@ impl DataTransport {
     /// Takes an SCTP packet.
     pub fn handle_packet(&mut self, now: Instant, packet: Bytes) {
         if let DataTransportState::Idle = self.state {
-            let open = OpenTransport::new(&self.negotiated, self.own_stream_id_parity);
+            let open = ActiveDataTransport::new(&self.negotiated, self.own_stream_id_parity);
             self.state = DataTransportState::Open(Box::new(open));
         }
         let DataTransportState::Open(open) = &mut self.state else {
             return;
         };
-        match open.guard.check_packet(now, &packet) {
+        match open.guard.admit_packet(now, &packet) {
             Ok(()) => {}
             Err(SctpRejection::Drop(reason)) => return self.events.push_back(DataEvent::PacketDropped(reason)),
             Err(SctpRejection::End(limit)) => {
@@ -136,7 +136,7 @@ impl DataTransport {
             }
         }
         open.association.handle_packet(now, packet);
-        self.process_association(now);
+        self.drain_association_outputs(now);
     }
 
     /// Does what is due by time.
@@ -147,11 +147,11 @@ impl DataTransport {
         if open.association.poll_timeout().is_some_and(|at| at <= now) {
             open.association.handle_timeout(now);
         }
-        if matches!(open.readiness, Readiness::AwaitingChannels { until } if until <= now) {
-            open.readiness = Readiness::Ready;
+        if matches!(open.readiness, SendReadiness::AwaitingChannels { until } if until <= now) {
+            open.readiness = SendReadiness::Ready;
             self.events.push_back(DataEvent::Ready);
         }
-        self.process_association(now);
+        self.drain_association_outputs(now);
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -159,8 +159,8 @@ impl DataTransport {
         match &self.state {
             DataTransportState::Open(open) => {
                 let readiness = match open.readiness {
-                    Readiness::AwaitingChannels { until } => Some(until),
-                    Readiness::NotConnected | Readiness::Ready => None,
+                    SendReadiness::AwaitingChannels { until } => Some(until),
+                    SendReadiness::NotConnected | SendReadiness::Ready => None,
                 };
                 open.association.poll_timeout().into_iter().chain(readiness).min()
             }
@@ -182,25 +182,25 @@ impl DataTransport {
     ///
     /// # Errors
     ///
-    /// A [`DataNotSent`]; nothing is sent.
-    pub fn send(&mut self, now: Instant, message: &DataMessage) -> Result<(), DataNotSent> {
+    /// A [`DataSendError`]; nothing is sent.
+    pub fn send(&mut self, now: Instant, message: &DataMessage) -> Result<(), DataSendError> {
         let DataTransportState::Open(open) = &mut self.state else {
-            return Err(DataNotSent::NotConnected);
+            return Err(DataSendError::NotConnected);
         };
         open.send(&self.negotiated, message)?;
-        self.process_association(now);
+        self.drain_association_outputs(now);
         Ok(())
     }
 
     /// Aborts the association, and takes nothing any more.
     pub(super) fn end(&mut self) {
         if let DataTransportState::Open(open) = &self.state {
-            self.packets.extend(open.association.abort_packet());
+            self.packets.extend(open.association.build_abort_packet());
         }
         self.state = DataTransportState::Ended;
     }
 
-    fn process_association(&mut self, now: Instant) {
+    fn drain_association_outputs(&mut self, now: Instant) {
         let DataTransportState::Open(open) = &mut self.state else {
             return;
         };
@@ -208,24 +208,24 @@ impl DataTransport {
             match event {
                 AssociationEvent::Connected => {
                     open.guard.mark_established();
-                    open.readiness = Readiness::AwaitingChannels {
+                    open.readiness = SendReadiness::AwaitingChannels {
                         until: now + MAX_CHANNEL_OPEN_DELAY,
                     };
                 }
                 AssociationEvent::Message(message) => {
                     open.guard.on_message_delivered(message.chunk_count);
-                    self.events.extend(open.handle_message(now, &message));
+                    self.events.extend(open.receive_sctp_message(now, &message));
                 }
-                AssociationEvent::StreamClosed(id) => open.channels.close(id),
+                AssociationEvent::StreamClosed(id) => open.channels.close_channel(id),
                 AssociationEvent::StreamReset(id) => open.channels.remove(id),
             }
         }
-        if matches!(open.readiness, Readiness::AwaitingChannels { .. }) && !open.channels.is_empty() {
-            open.readiness = Readiness::Ready;
+        if matches!(open.readiness, SendReadiness::AwaitingChannels { .. }) && !open.channels.is_empty() {
+            open.readiness = SendReadiness::Ready;
             self.events.push_back(DataEvent::Ready);
         }
         while let Some(packet) = open.association.poll_packet(now) {
-            open.guard.observe_sent_packet(&packet);
+            open.guard.record_sent_sacks(&packet);
             self.packets.push_back(packet);
         }
         if open.association.is_closed() {
@@ -235,91 +235,99 @@ impl DataTransport {
     }
 }
 
-impl OpenTransport {
+impl ActiveDataTransport {
     fn new(negotiated: &NegotiatedDataChannels, own_stream_id_parity: u16) -> Self {
         Self {
             guard: SctpGuard::new(negotiated.peer_role),
             association: SctpAssociation::new(negotiated),
             channels: DataChannels::new(own_stream_id_parity),
-            readiness: Readiness::NotConnected,
+            readiness: SendReadiness::NotConnected,
             message_limit: match negotiated.peer_role {
-                DataPeerRole::Viewer => Some(RateLimit::new(MAX_MESSAGES_PER_SECOND_FROM_VIEWER)),
+                DataPeerRole::Viewer => Some(TokenBucket::new(MAX_MESSAGES_PER_SECOND_FROM_VIEWER)),
                 DataPeerRole::Publisher => None,
             },
         }
     }
 
-    fn handle_message(&mut self, now: Instant, message: &ReceivedMessage) -> Option<DataEvent> {
-        const INVALID: DataEvent = DataEvent::MessageIgnored(IgnoredMessageReason::Invalid);
+    fn receive_sctp_message(&mut self, now: Instant, message: &ReceivedMessage) -> Option<DataEvent> {
+        const INVALID_MESSAGE_IGNORED: DataEvent = DataEvent::MessageIgnored(IgnoredMessageReason::Invalid);
         let payload = match message.kind {
             MessageKind::Dcep => {
-                self.handle_dcep(message.stream_id, &message.bytes);
+                self.accept_opened_channel(message.stream_id, &message.bytes);
                 return None;
             }
             MessageKind::Text => match std::str::from_utf8(&message.bytes) {
                 Ok(text) => DataPayload::Text(text.into()),
-                Err(_) => return Some(INVALID),
+                Err(_) => return Some(INVALID_MESSAGE_IGNORED),
             },
             MessageKind::Binary => DataPayload::Binary(message.bytes.clone()),
-            MessageKind::Unknown => return Some(INVALID),
+            MessageKind::Unknown => return Some(INVALID_MESSAGE_IGNORED),
         };
-        let channel = self.channels.by_stream_id(message.stream_id);
+        let channel = self.channels.find_by_stream_id(message.stream_id);
         let Some(label) = channel.and_then(|channel| channel.label.clone()) else {
-            return Some(INVALID);
+            return Some(INVALID_MESSAGE_IGNORED);
         };
-        if self.message_limit.as_mut().is_some_and(|limit| !limit.take(now, 1)) {
+        if self
+            .message_limit
+            .as_mut()
+            .is_some_and(|limit| !limit.try_take_tokens(now, 1))
+        {
             return Some(DataEvent::MessageIgnored(IgnoredMessageReason::Rate));
         }
         Some(DataEvent::Message(DataMessage { label, payload }))
     }
 
-    fn handle_dcep(&mut self, stream_id: u16, bytes: &[u8]) {
+    fn accept_opened_channel(&mut self, stream_id: u16, bytes: &[u8]) {
         match DcepMessage::parse(bytes) {
             Some(DcepMessage::Open(open)) => {
                 // RFC 8832 §6: an id is opened by the side that it belongs to, and once.
-                if self.channels.is_own_id(stream_id) || self.channels.by_stream_id(stream_id).is_some() {
+                if self.channels.is_gateway_stream_id(stream_id) || self.channels.find_by_stream_id(stream_id).is_some()
+                {
                     return;
                 }
                 // A channel without a valid label is opened as well: some clients have one only for the m-section.
                 let label = DataLabel::parse(&open.label).ok();
                 self.association.set_reliability(stream_id, &open);
-                self.association.write_dcep(stream_id, &CHANNEL_ACK);
+                self.association.write_dcep(stream_id, &DATA_CHANNEL_ACK);
                 self.channels.insert(DataChannel::new(stream_id, label));
             }
             Some(DcepMessage::Ack) | None => {}
         }
     }
 
-    fn send(&mut self, negotiated: &NegotiatedDataChannels, message: &DataMessage) -> Result<(), DataNotSent> {
-        if self.readiness != Readiness::Ready || self.association.is_closed() {
-            return Err(DataNotSent::NotConnected);
+    fn send(&mut self, negotiated: &NegotiatedDataChannels, message: &DataMessage) -> Result<(), DataSendError> {
+        if self.readiness != SendReadiness::Ready || self.association.is_closed() {
+            return Err(DataSendError::NotConnected);
         }
         if message.payload.len() > negotiated.max_sent_message_size as usize {
-            return Err(DataNotSent::TooLong);
+            return Err(DataSendError::TooLong);
         }
         let association = &mut self.association;
         self.channels
-            .forget_acknowledged(|stream_id| association.buffered_amount(stream_id));
-        if !self.channels.has_room_for(message.payload.len()) {
-            return Err(DataNotSent::TooSlow);
+            .forget_acknowledged_messages(|stream_id| association.buffered_amount(stream_id));
+        if !self.channels.can_queue_message(message.payload.len()) {
+            return Err(DataSendError::TooSlow);
         }
-        let stream_id = match self.channels.stream_id_of(&message.label) {
+        let stream_id = match self.channels.stream_id_by_label(&message.label) {
             Some(id) => id,
             None => self.open_channel(&message.label)?,
         };
         if !self.association.write(stream_id, &message.payload) {
-            return Err(DataNotSent::TooSlow);
+            return Err(DataSendError::TooSlow);
         }
         self.channels.on_message_written(stream_id, message.payload.len());
         Ok(())
     }
 
     /// Opens a reliable ordered channel. Messages may follow at once (RFC 8832 §6).
-    fn open_channel(&mut self, label: &DataLabel) -> Result<u16, DataNotSent> {
-        let id = self.channels.free_own_id().ok_or(DataNotSent::TooManyChannels)?;
-        let open = ChannelOpen::write_reliable(label.as_str());
+    fn open_channel(&mut self, label: &DataLabel) -> Result<u16, DataSendError> {
+        let id = self
+            .channels
+            .lowest_unused_gateway_stream_id()
+            .ok_or(DataSendError::TooManyChannels)?;
+        let open = DataChannelOpen::encode_reliable_ordered(label.as_str());
         if !self.association.open_stream(id) || !self.association.write_dcep(id, &open) {
-            return Err(DataNotSent::TooManyChannels);
+            return Err(DataSendError::TooManyChannels);
         }
         let mut channel = DataChannel::new(id, Some(label.clone()));
         channel.on_message_written(open.len());

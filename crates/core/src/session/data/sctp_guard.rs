@@ -8,15 +8,15 @@ use std::time::Instant;
 use thiserror::Error;
 
 use super::tsn_window::TsnWindow;
-use crate::hub::rate_limit::RateLimit;
-use crate::sdp::negotiated::DataPeerRole;
+use crate::hub::rate_limit::TokenBucket;
+use crate::sdp::negotiation_result::DataPeerRole;
 
 /// Filters the SCTP packets of one session.
 #[derive(Debug)]
 pub(super) struct SctpGuard {
-    packets: RateLimit,
-    bytes: RateLimit,
-    acknowledgements: RateLimit,
+    packets: TokenBucket,
+    bytes: TokenBucket,
+    acknowledgements: TokenBucket,
     /// Chunks that may wait for the rest of their message, or for earlier messages.
     max_undelivered_chunks: u32,
     undelivered_chunks: u32,
@@ -81,7 +81,10 @@ pub(super) enum SctpLimitExceeded {
     ChunkCount,
     #[error("the peer used an SCTP stream id above {}", MAX_STREAMS - 1)]
     StreamId,
-    #[error("the peer moved its SCTP sequence by more than {} numbers at once", TsnWindow::LEN)]
+    #[error(
+        "the peer moved its SCTP sequence by more than {} numbers at once",
+        TsnWindow::MAX_TSNS_AHEAD
+    )]
     SequenceJump,
     #[error("the peer reset more than {MAX_STREAMS} SCTP streams at once, or a stream id above {}", MAX_STREAMS - 1)]
     StreamReset,
@@ -125,8 +128,8 @@ const RE_CONFIG: u8 = 130;
 const FORWARD_TSN: u8 = 192;
 
 /// Outgoing SSN reset request (RFC 6525 §4.1), and the length of its fixed part.
-const OUTGOING_RESET_REQUEST: u16 = 13;
-const OUTGOING_RESET_REQUEST_LEN: usize = 16;
+const OUTGOING_SSN_RESET_REQUEST: u16 = 13;
+const OUTGOING_SSN_RESET_REQUEST_LEN: usize = 16;
 const PARAMETER_HEADER_LEN: usize = 4;
 
 impl SctpGuard {
@@ -144,9 +147,9 @@ impl SctpGuard {
             ),
         };
         Self {
-            packets: RateLimit::new(packets),
-            bytes: RateLimit::new(bytes),
-            acknowledgements: RateLimit::new(MAX_ACKNOWLEDGEMENTS_PER_SECOND),
+            packets: TokenBucket::new(packets),
+            bytes: TokenBucket::new(bytes),
+            acknowledgements: TokenBucket::new(MAX_ACKNOWLEDGEMENTS_PER_SECOND),
             max_undelivered_chunks: undelivered,
             undelivered_chunks: 0,
             initiate_tag: None,
@@ -167,7 +170,7 @@ impl SctpGuard {
     }
 
     /// Reads from a packet of the gateway up to where the stack has received everything.
-    pub(super) fn observe_sent_packet(&mut self, packet: &[u8]) {
+    pub(super) fn record_sent_sacks(&mut self, packet: &[u8]) {
         for chunk in Chunks::of_packet(packet).flatten() {
             if let (SACK, Some(cumulative)) = (chunk.kind, read_u32(chunk.value, 0)) {
                 self.received.advance_to(cumulative);
@@ -180,7 +183,7 @@ impl SctpGuard {
     /// # Errors
     ///
     /// A [`SctpRejection`].
-    pub(super) fn check_packet(&mut self, now: Instant, packet: &[u8]) -> Result<(), SctpRejection> {
+    pub(super) fn admit_packet(&mut self, now: Instant, packet: &[u8]) -> Result<(), SctpRejection> {
         if packet.len() > MAX_PACKET_LEN {
             return Err(SctpRejection::End(SctpLimitExceeded::PacketLength));
         }
@@ -193,38 +196,38 @@ impl SctpGuard {
                 return Err(SctpRejection::End(SctpLimitExceeded::ChunkCount));
             }
             only_acknowledges &= chunk.kind == SACK;
-            self.check_chunk(&chunk)?;
+            self.validate_chunk(&chunk)?;
         }
         if count == 0 {
             return Err(SctpRejection::Drop(SctpDropReason::Malformed));
         }
-        self.take_from_rates(now, packet.len(), only_acknowledges)?;
-        self.record_data_chunks(packet)
+        self.consume_rate_limits(now, packet.len(), only_acknowledges)?;
+        self.count_new_data_chunks(packet)
     }
 
-    fn check_chunk(&mut self, chunk: &Chunk<'_>) -> Result<(), SctpRejection> {
-        const UNEXPECTED: SctpRejection = SctpRejection::Drop(SctpDropReason::Unexpected);
-        const MALFORMED: SctpRejection = SctpRejection::Drop(SctpDropReason::Malformed);
+    fn validate_chunk(&mut self, chunk: &Chunk<'_>) -> Result<(), SctpRejection> {
+        const UNEXPECTED_CHUNK_DROP: SctpRejection = SctpRejection::Drop(SctpDropReason::Unexpected);
+        const MALFORMED_CHUNK_DROP: SctpRejection = SctpRejection::Drop(SctpDropReason::Malformed);
         match chunk.kind {
-            INIT => self.check_init(chunk.value),
-            _ if self.initiate_tag.is_none() => Err(UNEXPECTED),
-            DATA => self.check_data(chunk.value),
+            INIT => self.accept_init_chunk(chunk.value),
+            _ if self.initiate_tag.is_none() => Err(UNEXPECTED_CHUNK_DROP),
+            DATA => self.validate_data_chunk(chunk.value),
             FORWARD_TSN => {
-                let cumulative = read_u32(chunk.value, 0).ok_or(MALFORMED)?;
-                match self.received.is_within(cumulative) {
+                let cumulative = read_u32(chunk.value, 0).ok_or(MALFORMED_CHUNK_DROP)?;
+                match self.received.is_old_or_in_window(cumulative) {
                     true => Ok(()),
                     false => Err(SctpRejection::End(SctpLimitExceeded::SequenceJump)),
                 }
             }
-            RE_CONFIG => check_stream_reset(chunk.value),
+            RE_CONFIG => validate_stream_reset(chunk.value),
             SACK | HEARTBEAT | ABORT | SHUTDOWN | SHUTDOWN_ACK | COOKIE_ECHO | SHUTDOWN_COMPLETE => Ok(()),
             // The gateway neither opens associations nor sends heartbeats, and errors of the peer need no answer.
-            _ => Err(UNEXPECTED),
+            _ => Err(UNEXPECTED_CHUNK_DROP),
         }
     }
 
     /// One association for each session (RFC 8841 §5): the first INIT decides, and it may be repeated until it is answered.
-    fn check_init(&mut self, value: &[u8]) -> Result<(), SctpRejection> {
+    fn accept_init_chunk(&mut self, value: &[u8]) -> Result<(), SctpRejection> {
         let fields = (read_u32(value, 0), read_u32(value, 12));
         let (Some(tag), Some(initial_tsn)) = fields else {
             return Err(SctpRejection::Drop(SctpDropReason::Malformed));
@@ -234,12 +237,12 @@ impl SctpGuard {
         }
         if self.initiate_tag.is_none() {
             self.initiate_tag = Some(tag);
-            self.received.begin_at(initial_tsn);
+            self.received.reset_to_initial_tsn(initial_tsn);
         }
         Ok(())
     }
 
-    fn check_data(&self, value: &[u8]) -> Result<(), SctpRejection> {
+    fn validate_data_chunk(&self, value: &[u8]) -> Result<(), SctpRejection> {
         let fields = (read_u32(value, 0), read_u16(value, 4));
         let (Some(tsn), Some(stream)) = fields else {
             return Err(SctpRejection::Drop(SctpDropReason::Malformed));
@@ -247,16 +250,21 @@ impl SctpGuard {
         if stream >= MAX_STREAMS {
             return Err(SctpRejection::End(SctpLimitExceeded::StreamId));
         }
-        match self.received.is_within(tsn) {
+        match self.received.is_old_or_in_window(tsn) {
             true => Ok(()),
             false => Err(SctpRejection::Drop(SctpDropReason::SequenceAhead)),
         }
     }
 
-    fn take_from_rates(&mut self, now: Instant, length: usize, only_acknowledges: bool) -> Result<(), SctpRejection> {
+    fn consume_rate_limits(
+        &mut self,
+        now: Instant,
+        length: usize,
+        only_acknowledges: bool,
+    ) -> Result<(), SctpRejection> {
         let is_allowed = match only_acknowledges {
-            true => self.acknowledgements.take(now, 1),
-            false => self.packets.take(now, 1) && self.bytes.take(now, length as u64),
+            true => self.acknowledgements.try_take_tokens(now, 1),
+            false => self.packets.try_take_tokens(now, 1) && self.bytes.try_take_tokens(now, length as u64),
         };
         match is_allowed {
             true => Ok(()),
@@ -265,7 +273,7 @@ impl SctpGuard {
     }
 
     /// Counts the DATA chunks of an accepted packet that were not received before.
-    fn record_data_chunks(&mut self, packet: &[u8]) -> Result<(), SctpRejection> {
+    fn count_new_data_chunks(&mut self, packet: &[u8]) -> Result<(), SctpRejection> {
         for chunk in Chunks::of_packet(packet).flatten() {
             if let (DATA, Some(tsn)) = (chunk.kind, read_u32(chunk.value, 0)) {
                 self.undelivered_chunks += u32::from(self.received.insert(tsn));
@@ -279,8 +287,8 @@ impl SctpGuard {
 }
 
 /// RFC 6525 §4: one or two parameters. Browsers reset one stream at a time.
-fn check_stream_reset(mut parameters: &[u8]) -> Result<(), SctpRejection> {
-    const TOO_MANY: SctpRejection = SctpRejection::End(SctpLimitExceeded::StreamReset);
+fn validate_stream_reset(mut parameters: &[u8]) -> Result<(), SctpRejection> {
+    const TOO_MANY_STREAM_RESETS: SctpRejection = SctpRejection::End(SctpLimitExceeded::StreamReset);
     while !parameters.is_empty() {
         let fields = (read_u16(parameters, 0), read_u16(parameters, 2));
         let (Some(kind), Some(length)) = fields else {
@@ -290,11 +298,11 @@ fn check_stream_reset(mut parameters: &[u8]) -> Result<(), SctpRejection> {
         let Some(parameter) = parameters.get(..length).filter(|_| length >= PARAMETER_HEADER_LEN) else {
             return Err(SctpRejection::Drop(SctpDropReason::Malformed));
         };
-        if kind == OUTGOING_RESET_REQUEST {
-            let ids = parameter.get(OUTGOING_RESET_REQUEST_LEN..).unwrap_or_default();
+        if kind == OUTGOING_SSN_RESET_REQUEST {
+            let ids = parameter.get(OUTGOING_SSN_RESET_REQUEST_LEN..).unwrap_or_default();
             let ids = ids.chunks_exact(2).map(|id| u16::from_be_bytes([id[0], id[1]]));
             if ids.clone().count() > usize::from(MAX_STREAMS) || ids.clone().any(|id| id >= MAX_STREAMS) {
-                return Err(TOO_MANY);
+                return Err(TOO_MANY_STREAM_RESETS);
             }
         }
         parameters = parameters.get(length.next_multiple_of(4)..).unwrap_or_default();

@@ -6,16 +6,16 @@ pub(super) struct TsnWindow {
     /// Everything up to this number was received.
     cumulative: u32,
     /// Bit `n` of the numbers after `cumulative`: number `cumulative + 1 + n` was received.
-    received: [u64; Self::WORDS],
+    received: [u64; Self::BITMAP_WORDS],
 }
 
 impl TsnWindow {
-    const WORDS: usize = 16;
+    const BITMAP_WORDS: usize = 16;
     /// Numbers that a peer may be ahead. It bounds the gaps of an acknowledgement, and what is kept out of order.
-    pub(super) const LEN: u32 = Self::WORDS as u32 * u64::BITS;
+    pub(super) const MAX_TSNS_AHEAD: u32 = Self::BITMAP_WORDS as u32 * u64::BITS;
 
     /// The first number of the peer will be this one.
-    pub(super) fn begin_at(&mut self, initial_tsn: u32) {
+    pub(super) fn reset_to_initial_tsn(&mut self, initial_tsn: u32) {
         *self = Self {
             cumulative: initial_tsn.wrapping_sub(1),
             received: Default::default(),
@@ -29,13 +29,13 @@ impl TsnWindow {
             return;
         }
         self.cumulative = cumulative;
-        if by >= Self::LEN {
+        if by >= Self::MAX_TSNS_AHEAD {
             self.received = Default::default();
             return;
         }
         let (words, bits) = ((by / u64::BITS) as usize, by % u64::BITS);
         self.received.copy_within(words.., 0);
-        if let Some(vacated) = self.received.get_mut(Self::WORDS - words..) {
+        if let Some(vacated) = self.received.get_mut(Self::BITMAP_WORDS - words..) {
             vacated.fill(0);
         }
         if bits > 0 {
@@ -49,15 +49,15 @@ impl TsnWindow {
     }
 
     /// Whether a number is old or in the window.
-    pub(super) fn is_within(&self, tsn: u32) -> bool {
+    pub(super) fn is_old_or_in_window(&self, tsn: u32) -> bool {
         let ahead = tsn.wrapping_sub(self.cumulative);
-        ahead <= Self::LEN || ahead > i32::MAX as u32
+        ahead <= Self::MAX_TSNS_AHEAD || ahead > i32::MAX as u32
     }
 
     /// Notes a number that is in the window. Returns whether it is new.
     pub(super) fn insert(&mut self, tsn: u32) -> bool {
         let ahead = tsn.wrapping_sub(self.cumulative);
-        if ahead == 0 || ahead > Self::LEN {
+        if ahead == 0 || ahead > Self::MAX_TSNS_AHEAD {
             return false;
         }
         let index = ahead - 1;
@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn numbers_are_new_once_also_after_the_window_has_moved_and_wrapped() {
         let mut window = TsnWindow::default();
-        window.begin_at(u32::MAX - 70);
+        window.reset_to_initial_tsn(u32::MAX - 70);
         let all: Vec<u32> = (0..400).map(|n| (u32::MAX - 70).wrapping_add(n * 2)).collect();
         for tsn in &all {
             assert!(window.insert(*tsn), "{tsn} is new");
@@ -99,13 +99,25 @@ mod tests {
     #[test]
     fn what_is_too_far_ahead_is_outside() {
         let mut window = TsnWindow::default();
-        window.begin_at(1);
-        assert!(window.is_within(TsnWindow::LEN) && !window.is_within(TsnWindow::LEN + 1));
-        assert!(window.is_within(0) && window.is_within(u32::MAX - 5), "old numbers");
-        assert!(!window.is_within(i32::MAX as u32));
+        window.reset_to_initial_tsn(1);
+        assert!(
+            window.is_old_or_in_window(TsnWindow::MAX_TSNS_AHEAD)
+                && !window.is_old_or_in_window(TsnWindow::MAX_TSNS_AHEAD + 1)
+        );
+        assert!(
+            window.is_old_or_in_window(0) && window.is_old_or_in_window(u32::MAX - 5),
+            "old numbers"
+        );
+        assert!(!window.is_old_or_in_window(i32::MAX as u32));
         window.advance_to(500);
-        assert!(window.is_within(TsnWindow::LEN + 500) && !window.is_within(TsnWindow::LEN + 501));
+        assert!(
+            window.is_old_or_in_window(TsnWindow::MAX_TSNS_AHEAD + 500)
+                && !window.is_old_or_in_window(TsnWindow::MAX_TSNS_AHEAD + 501)
+        );
         window.advance_to(400);
-        assert!(!window.is_within(TsnWindow::LEN + 501), "it never moves back");
+        assert!(
+            !window.is_old_or_in_window(TsnWindow::MAX_TSNS_AHEAD + 501),
+            "it never moves back"
+        );
     }
 }

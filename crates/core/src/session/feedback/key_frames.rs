@@ -26,14 +26,14 @@ impl KeyFrameRequestScheduler {
     }
 
     /// Requests a key frame: a viewer asked for one, a lost packet was given up, or a layer is to be switched.
-    pub fn request(&mut self) {
+    pub fn request_key_frame(&mut self) {
         self.requests_left = MAX_UNANSWERED_KEY_FRAME_REQUESTS;
     }
 
-    /// As [`Self::request`], without waiting for the second after the last request: what was requested then was of another
+    /// As [`Self::request_key_frame`], without waiting for the second after the last request: what was requested then was of another
     /// SSRC. Not more often than every 250 ms.
     pub fn request_key_frame_at_once(&mut self, now: Instant) {
-        self.request();
+        self.request_key_frame();
         self.last_request_at = self
             .last_request_at
             .filter(|last| now.saturating_duration_since(*last) < MIN_URGENT_KEY_FRAME_REQUEST_INTERVAL);
@@ -81,7 +81,7 @@ mod tests {
         let mut requests = KeyFrameRequestScheduler::new();
         let mut sent = Vec::new();
         for at in 0..3500 {
-            requests.request();
+            requests.request_key_frame();
             if requests.poll(start + at * MS) {
                 sent.push(at);
             }
@@ -94,7 +94,7 @@ mod tests {
         let start = Instant::now();
         let mut requests = KeyFrameRequestScheduler::new();
         assert_eq!(requests.poll_timeout(start), None);
-        requests.request();
+        requests.request_key_frame();
         assert_eq!(requests.poll_timeout(start), Some(start));
         assert!(requests.poll(start));
         requests.on_key_frame();
@@ -106,12 +106,12 @@ mod tests {
     fn an_unanswered_request_is_repeated_ten_times_and_a_new_one_starts_over() {
         let start = Instant::now();
         let mut requests = KeyFrameRequestScheduler::new();
-        requests.request();
+        requests.request_key_frame();
         let sent = (0..60)
             .filter(|second| requests.poll(start + 1000 * *second * MS))
             .count();
         assert_eq!(sent, 10);
-        requests.request();
+        requests.request_key_frame();
         assert!(requests.poll(start + 60_000 * MS));
     }
 
@@ -119,10 +119,10 @@ mod tests {
     fn a_request_waits_a_second_after_the_last_one() {
         let start = Instant::now();
         let mut requests = KeyFrameRequestScheduler::new();
-        requests.request();
+        requests.request_key_frame();
         assert!(requests.poll(start));
         requests.on_key_frame();
-        requests.request();
+        requests.request_key_frame();
         assert!(!requests.poll(start + 999 * MS));
         assert_eq!(requests.poll_timeout(start + 10 * MS), Some(start + 1000 * MS));
         assert!(requests.poll(start + 1000 * MS));

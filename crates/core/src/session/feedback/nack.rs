@@ -155,7 +155,7 @@ mod tests {
     use crate::session::feedback::ReceptionStats;
 
     const MS: Duration = Duration::from_millis(1);
-    const NO_RTT: Duration = Duration::ZERO;
+    const UNKNOWN_RTT: Duration = Duration::ZERO;
 
     struct Receiver {
         reception: ReceptionStats,
@@ -184,7 +184,7 @@ mod tests {
         }
 
         fn poll(&mut self, at: Duration) -> Vec<u16> {
-            self.nack.poll(self.start + at, NO_RTT)
+            self.nack.poll(self.start + at, UNKNOWN_RTT)
         }
     }
 

@@ -20,7 +20,7 @@ const MAX_DROPOUT: u64 = 3000;
 const MAX_MISORDER_BEFORE_FIRST: u64 = 100;
 
 /// Extended sequence numbers start here, so that packets before the first one have one too.
-const SEQ_CYCLE: u64 = 1 << 16;
+const RTP_SEQ_MOD: u64 = 1 << 16;
 
 /// How a packet relates to those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl ReceptionStats {
         Self {
             media_ssrc: media,
             clock_rate,
-            seq_unwrapper: SeqUnwrapper::with_first_value_at_or_above(SEQ_CYCLE),
+            seq_unwrapper: SeqUnwrapper::with_first_value_at_or_above(RTP_SEQ_MOD),
             received_bitmap: Box::new([0; ARRIVAL_WINDOW_PACKETS as usize / 64]),
             packet_counts: None,
             jitter: Jitter::default(),
@@ -95,7 +95,7 @@ impl ReceptionStats {
     }
 
     /// Goes on with another SSRC, whose packets continue the numbering.
-    pub(crate) fn continue_with_ssrc(&mut self, ssrc: Ssrc) {
+    pub(crate) fn continue_numbering_with_ssrc(&mut self, ssrc: Ssrc) {
         (self.media_ssrc, self.last_sender_report) = (ssrc, None);
     }
 
@@ -207,7 +207,7 @@ impl ReceptionStats {
             fraction_lost: u8::try_from(fraction_lost).unwrap_or(u8::MAX),
             cumulative_lost: u32::try_from(expected - counts.received_count).unwrap_or(u32::MAX),
             // The count of cycles starts at zero (RFC 3550 §6.4.1).
-            highest_seq: (counts.highest_seq - SEQ_CYCLE) as u32,
+            highest_seq: (counts.highest_seq - RTP_SEQ_MOD) as u32,
             jitter: self.jitter.jitter_in_timestamp_units(),
             last_sr,
             delay_since_last_sr,
@@ -257,7 +257,7 @@ mod tests {
         (ReceptionStats::new(Ssrc(9), 90_000), Instant::now())
     }
 
-    fn arrival_kinds(reception: &mut ReceptionStats, now: Instant, seqs: &[u16]) -> Vec<ArrivalKind> {
+    fn classify_arrivals(reception: &mut ReceptionStats, now: Instant, seqs: &[u16]) -> Vec<ArrivalKind> {
         seqs.iter().map(|seq| reception.on_packet(now, *seq, 0).kind).collect()
     }
 
@@ -266,12 +266,12 @@ mod tests {
         use ArrivalKind::{Duplicate, Late, New};
         let (mut reception, now) = new_stats();
         assert_eq!(
-            arrival_kinds(&mut reception, now, &[65_533, 65_535, 1, 65_534, 1, 0, 0, 2]),
+            classify_arrivals(&mut reception, now, &[65_533, 65_535, 1, 65_534, 1, 0, 0, 2]),
             [New, New, New, Late, Duplicate, Late, Duplicate, New]
         );
         let report = reception.take_report_block(now).expect("packets came");
         assert_eq!((report.cumulative_lost, report.fraction_lost), (0, 0));
-        assert_eq!(report.highest_seq, SEQ_CYCLE as u32 + 2, "one cycle");
+        assert_eq!(report.highest_seq, RTP_SEQ_MOD as u32 + 2, "one cycle");
     }
 
     #[test]
@@ -281,7 +281,7 @@ mod tests {
             reception.on_packet(now, seq, 0);
         }
         assert_eq!(
-            arrival_kinds(&mut reception, now, &[903, 904]),
+            classify_arrivals(&mut reception, now, &[903, 904]),
             [ArrivalKind::TooOld, ArrivalKind::Duplicate]
         );
     }
@@ -292,14 +292,14 @@ mod tests {
         for seq in (0..5000).filter(|seq| *seq != 4500) {
             reception.on_packet(now, seq, 0);
         }
-        assert_eq!(arrival_kinds(&mut reception, now, &[4500]), [ArrivalKind::Late]);
+        assert_eq!(classify_arrivals(&mut reception, now, &[4500]), [ArrivalKind::Late]);
     }
 
     #[test]
     fn packets_shortly_before_the_first_are_late_and_older_ones_are_too_old() {
         let (mut reception, now) = new_stats();
         assert_eq!(
-            arrival_kinds(&mut reception, now, &[0, 65_535, 65_000]),
+            classify_arrivals(&mut reception, now, &[0, 65_535, 65_000]),
             [ArrivalKind::New, ArrivalKind::Late, ArrivalKind::TooOld]
         );
         assert_eq!(

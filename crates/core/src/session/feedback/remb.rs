@@ -95,7 +95,13 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// Sends `rate` bit/s for one second from `second` on and returns the estimate.
-    fn estimate_after_second(estimate: &mut RembEstimator, start: Instant, second: u32, rate: u64, loss: u8) -> u64 {
+    fn next_estimate_from_last_second(
+        estimate: &mut RembEstimator,
+        start: Instant,
+        second: u32,
+        rate: u64,
+        loss: u8,
+    ) -> u64 {
         for step in 0..100 {
             let now = start + MS * (second * 1000 + step * 10);
             estimate.on_packet(now, (rate / 800) as usize);
@@ -115,26 +121,44 @@ mod tests {
     #[test]
     fn a_clean_link_leads_the_rate_upwards_to_the_ceiling() {
         let (mut estimate, start) = new_estimator();
-        assert_eq!(estimate_after_second(&mut estimate, start, 0, 1_000_000, 0), 1_500_000);
-        assert_eq!(estimate_after_second(&mut estimate, start, 1, 2_000_000, 5), 3_000_000);
-        assert_eq!(estimate_after_second(&mut estimate, start, 2, 8_000_000, 0), 10_000_000);
+        assert_eq!(
+            next_estimate_from_last_second(&mut estimate, start, 0, 1_000_000, 0),
+            1_500_000
+        );
+        assert_eq!(
+            next_estimate_from_last_second(&mut estimate, start, 1, 2_000_000, 5),
+            3_000_000
+        );
+        assert_eq!(
+            next_estimate_from_last_second(&mut estimate, start, 2, 8_000_000, 0),
+            10_000_000
+        );
     }
 
     #[test]
     fn a_publisher_that_sends_little_is_not_limited() {
         let (mut estimate, start) = new_estimator();
-        estimate_after_second(&mut estimate, start, 0, 2_000_000, 0);
-        assert_eq!(estimate_after_second(&mut estimate, start, 1, 100_000, 0), 3_000_000);
+        next_estimate_from_last_second(&mut estimate, start, 0, 2_000_000, 0);
+        assert_eq!(
+            next_estimate_from_last_second(&mut estimate, start, 1, 100_000, 0),
+            3_000_000
+        );
     }
 
     #[test]
     fn some_loss_holds_and_much_loss_yields_down_to_the_floor() {
         let (mut estimate, start) = new_estimator();
-        estimate_after_second(&mut estimate, start, 0, 2_000_000, 0);
-        assert_eq!(estimate_after_second(&mut estimate, start, 1, 2_000_000, 13), 3_000_000);
-        let yielded = estimate_after_second(&mut estimate, start, 2, 2_000_000, 51);
+        next_estimate_from_last_second(&mut estimate, start, 0, 2_000_000, 0);
+        assert_eq!(
+            next_estimate_from_last_second(&mut estimate, start, 1, 2_000_000, 13),
+            3_000_000
+        );
+        let yielded = next_estimate_from_last_second(&mut estimate, start, 2, 2_000_000, 51);
         assert!((1_790_000..1_810_000).contains(&yielded), "{yielded}");
-        assert_eq!(estimate_after_second(&mut estimate, start, 3, 100_000, 255), 300_000);
+        assert_eq!(
+            next_estimate_from_last_second(&mut estimate, start, 3, 100_000, 255),
+            300_000
+        );
     }
 
     #[test]

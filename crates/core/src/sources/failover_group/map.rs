@@ -7,9 +7,9 @@ use std::time::Instant;
 use super::settings::{FailoverSourceSettings, FailoverTimes, SourceLayerSettings};
 use super::switcher::{FailoverGroup, FailoverOutput};
 use crate::hub::Hub;
-use crate::hub::batch::{FailoverFeed, PacketBatchToDeliver};
 use crate::hub::lock::{LockRank, RankedMutex};
 use crate::hub::name::StreamName;
+use crate::hub::packet_batch::{FailoverFeed, PacketBatchToDeliver};
 use crate::hub::stream::SourceRef;
 
 /// The failover groups by stream. Most streams have none.
@@ -80,7 +80,7 @@ impl SourceFailoverMap {
     }
 
     /// Hands a batch to the failover groups that its stream is a source of.
-    pub(crate) fn feed(
+    pub(crate) fn feed_batch_to_groups(
         &self,
         now: Instant,
         hub: &Hub,

@@ -50,7 +50,7 @@ pub(super) enum SourceSelectionDecision {
 
 impl SourceSelectionDecision {
     /// Returns this with the source that has this rank: `order` has the source of each rank.
-    pub(super) fn with_source_of_rank(self, order: &[usize]) -> Self {
+    pub(super) fn map_ranks_to_sources(self, order: &[usize]) -> Self {
         let source = |rank: usize| order.get(rank).copied().unwrap_or(rank);
         match self {
             Self::Keep | Self::Release(_) => self,
@@ -61,9 +61,9 @@ impl SourceSelectionDecision {
 }
 
 impl SourceSelectionInput<'_> {
-    pub(super) fn decide(&self) -> SourceSelectionDecision {
+    pub(super) fn decide_source_switch(&self) -> SourceSelectionDecision {
         let Some(selected) = self.selected else {
-            return match self.ranking().find(|index| self.is_live(*index)) {
+            return match self.sources_by_preference().find(|index| self.is_live(*index)) {
                 Some(to) => SourceSelectionDecision::SwitchAtOnce {
                     to,
                     reason: SwitchReason::Available,
@@ -72,14 +72,14 @@ impl SourceSelectionInput<'_> {
             };
         };
         if let Some(reason) = self.failure_reason_of_source(selected) {
-            let mut others = self.ranking().filter(|index| *index != selected);
+            let mut others = self.sources_by_preference().filter(|index| *index != selected);
             return match others.find(|index| self.is_live(*index)) {
                 Some(to) => SourceSelectionDecision::SwitchAtOnce { to, reason },
                 None if reason == SwitchReason::Ended => SourceSelectionDecision::Release(reason),
                 None => SourceSelectionDecision::Keep,
             };
         }
-        let mut higher = self.ranking().take_while(|index| *index != selected);
+        let mut higher = self.sources_by_preference().take_while(|index| *index != selected);
         let better = higher.find_map(|index| Some((index, self.reason_to_switch_to_source(index)?)));
         better.map_or(SourceSelectionDecision::Keep, |(to, reason)| {
             SourceSelectionDecision::SwitchAtKeyFrame { to, reason }
@@ -87,7 +87,7 @@ impl SourceSelectionInput<'_> {
     }
 
     /// The sources in the order of preference.
-    fn ranking(&self) -> impl Iterator<Item = usize> + '_ {
+    fn sources_by_preference(&self) -> impl Iterator<Item = usize> + '_ {
         let rest = (0..self.conditions.len()).filter(|index| Some(*index) != self.chosen);
         self.chosen.into_iter().chain(rest)
     }
@@ -135,7 +135,7 @@ mod tests {
     const HOLD_OFF: Duration = Duration::from_secs(5);
 
     /// Sources in these states; those that are live have been for so many seconds.
-    fn decide(
+    fn decide_source_switch(
         states: &[(FailoverSourceState, u64)],
         selected: Option<usize>,
         chosen: Option<(usize, bool)>,
@@ -156,7 +156,7 @@ mod tests {
             is_choice_new: chosen.is_some_and(|(_, is_new)| is_new),
             hold_off: HOLD_OFF,
         };
-        input.decide()
+        input.decide_source_switch()
     }
 
     fn switch_at_once(to: usize, reason: SwitchReason) -> SourceSelectionDecision {
@@ -170,38 +170,38 @@ mod tests {
     #[test]
     fn the_first_live_source_is_shown() {
         assert_eq!(
-            decide(&[(Away, 0), (Starting, 0)], None, None),
+            decide_source_switch(&[(Away, 0), (Starting, 0)], None, None),
             SourceSelectionDecision::Keep
         );
-        let first = decide(&[(Away, 0), (Live, 0), (Live, 9)], None, None);
+        let first = decide_source_switch(&[(Away, 0), (Live, 0), (Live, 9)], None, None);
         assert_eq!(first, switch_at_once(1, SwitchReason::Available));
     }
 
     #[test]
     fn the_next_live_source_follows_one_that_ends_or_stalls() {
         for (state, reason) in [(Away, SwitchReason::Ended), (Stalled, SwitchReason::Stalled)] {
-            let next = decide(&[(state, 0), (Stalled, 0), (Live, 0)], Some(0), None);
+            let next = decide_source_switch(&[(state, 0), (Stalled, 0), (Live, 0)], Some(0), None);
             assert_eq!(next, switch_at_once(2, reason));
         }
         // A higher one need not wait for the hold-off when the selected one fails.
-        let next = decide(&[(Live, 1), (Away, 0), (Live, 9)], Some(1), None);
+        let next = decide_source_switch(&[(Live, 1), (Away, 0), (Live, 9)], Some(1), None);
         assert_eq!(next, switch_at_once(0, SwitchReason::Ended));
     }
 
     #[test]
     fn what_stalls_is_kept_and_what_ends_is_released_if_nothing_else_is_live() {
         assert_eq!(
-            decide(&[(Stalled, 0), (Away, 0)], Some(0), None),
+            decide_source_switch(&[(Stalled, 0), (Away, 0)], Some(0), None),
             SourceSelectionDecision::Keep
         );
-        let released = decide(&[(Away, 0), (Stalled, 0)], Some(0), None);
+        let released = decide_source_switch(&[(Away, 0), (Stalled, 0)], Some(0), None);
         assert_eq!(released, SourceSelectionDecision::Release(SwitchReason::Ended));
     }
 
     #[test]
     fn a_new_session_of_the_selected_source_has_the_time_of_a_stall() {
         assert_eq!(
-            decide(&[(Starting, 0), (Live, 9)], Some(0), None),
+            decide_source_switch(&[(Starting, 0), (Live, 9)], Some(0), None),
             SourceSelectionDecision::Keep
         );
         let conditions = [(Starting, None), (Live, None)].map(|(state, live_since)| SourceCondition {
@@ -218,19 +218,19 @@ mod tests {
             is_choice_new: false,
             hold_off: HOLD_OFF,
         };
-        assert_eq!(input.decide(), switch_at_once(1, SwitchReason::Stalled));
+        assert_eq!(input.decide_source_switch(), switch_at_once(1, SwitchReason::Stalled));
     }
 
     #[test]
     fn a_higher_source_returns_after_the_hold_off() {
         assert_eq!(
-            decide(&[(Live, 4), (Live, 9)], Some(1), None),
+            decide_source_switch(&[(Live, 4), (Live, 9)], Some(1), None),
             SourceSelectionDecision::Keep
         );
-        let back = decide(&[(Live, 5), (Live, 9)], Some(1), None);
+        let back = decide_source_switch(&[(Live, 5), (Live, 9)], Some(1), None);
         assert_eq!(back, switch_at_key_frame(0, SwitchReason::Recovered));
         // The highest that is ready, not the highest of all.
-        let back = decide(&[(Live, 4), (Live, 5), (Live, 9)], Some(2), None);
+        let back = decide_source_switch(&[(Live, 4), (Live, 5), (Live, 9)], Some(2), None);
         assert_eq!(back, switch_at_key_frame(1, SwitchReason::Recovered));
     }
 
@@ -251,35 +251,38 @@ mod tests {
             is_choice_new: false,
             hold_off: HOLD_OFF,
         };
-        assert_eq!(input.decide(), switch_at_key_frame(0, SwitchReason::Preferred));
+        assert_eq!(
+            input.decide_source_switch(),
+            switch_at_key_frame(0, SwitchReason::Preferred)
+        );
     }
 
     #[test]
     fn a_choice_takes_effect_at_once_and_ranks_above_all_from_then_on() {
-        let chosen = decide(&[(Live, 9), (Live, 0)], Some(0), Some((1, true)));
+        let chosen = decide_source_switch(&[(Live, 9), (Live, 0)], Some(0), Some((1, true)));
         assert_eq!(chosen, switch_at_key_frame(1, SwitchReason::Chosen));
         assert_eq!(
-            decide(&[(Live, 9), (Live, 0)], Some(1), Some((1, false))),
+            decide_source_switch(&[(Live, 9), (Live, 0)], Some(1), Some((1, false))),
             SourceSelectionDecision::Keep
         );
-        let failed = decide(&[(Live, 9), (Stalled, 0)], Some(1), Some((1, false)));
+        let failed = decide_source_switch(&[(Live, 9), (Stalled, 0)], Some(1), Some((1, false)));
         assert_eq!(failed, switch_at_once(0, SwitchReason::Stalled));
         // Back to it as to any higher source.
         assert_eq!(
-            decide(&[(Live, 9), (Live, 1)], Some(0), Some((1, false))),
+            decide_source_switch(&[(Live, 9), (Live, 1)], Some(0), Some((1, false))),
             SourceSelectionDecision::Keep
         );
-        let back = decide(&[(Live, 9), (Live, 5)], Some(0), Some((1, false)));
+        let back = decide_source_switch(&[(Live, 9), (Live, 5)], Some(0), Some((1, false)));
         assert_eq!(back, switch_at_key_frame(1, SwitchReason::Recovered));
     }
 
     #[test]
     fn a_choice_that_is_not_live_waits() {
         assert_eq!(
-            decide(&[(Live, 9), (Away, 0)], Some(0), Some((1, true))),
+            decide_source_switch(&[(Live, 9), (Away, 0)], Some(0), Some((1, true))),
             SourceSelectionDecision::Keep
         );
-        let withdrawn = decide(&[(Live, 9), (Live, 9)], Some(1), None);
+        let withdrawn = decide_source_switch(&[(Live, 9), (Live, 9)], Some(1), None);
         assert_eq!(withdrawn, switch_at_key_frame(0, SwitchReason::Recovered));
     }
 }

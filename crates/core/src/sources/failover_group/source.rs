@@ -7,14 +7,14 @@ use super::selection::SourceCondition;
 use super::settings::FailoverSourceSettings;
 use super::status::FailoverSourceState;
 use super::track_copy::TrackCopyStart;
-use crate::hub::batch::SourceState;
 use crate::hub::failover_input::FailoverInput;
+use crate::hub::packet_batch::SourceState;
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{SessionId, Stream, StreamState};
 use crate::hub::track::Track;
 use crate::media::MediaKind;
 use crate::media::track_delivery::SourceTrack;
-use crate::sdp::negotiated::AudioVideoFormats;
+use crate::sdp::negotiation_result::AudioVideoFormats;
 
 /// A source and its stream.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ const ANNOUNCED_VIDEO_TIMEOUT: Duration = Duration::from_secs(5);
 const MISSING_FRAMES_UNTIL_STALLED: f64 = 3.0;
 
 /// Stall timeout until the frame rate of a source is known, at least.
-const STALL_TIMEOUT_BEFORE_FRAME_RATE: Duration = Duration::from_secs(1);
+const MIN_STALL_TIMEOUT_WITHOUT_FRAME_RATE: Duration = Duration::from_secs(1);
 
 /// Stall timeout of a source with few frames, at most.
 const MAX_STALL_TIMEOUT_BY_FRAME_RATE: Duration = Duration::from_secs(10);
@@ -94,7 +94,9 @@ impl FailoverSource {
 
     /// Looks at the stream of the source.
     pub(super) fn update_source_condition(&mut self, now: Instant, stall_timeout: Duration) {
-        let seen = self.stream.with_state(|state| SourceObservation::of(now, state));
+        let seen = self
+            .stream
+            .with_state(|state| SourceObservation::from_stream_state(now, state));
         let state = match &seen {
             Some(seen) => {
                 if self.session.is_none_or(|(session, _)| session != seen.session) {
@@ -104,7 +106,7 @@ impl FailoverSource {
                 self.has_video = seen.has_key_frame;
                 self.video = seen.video;
                 let since = self.session.map_or(now, |(_, since)| since);
-                seen.state(now, since, stall_timeout)
+                seen.failover_source_state(now, since, stall_timeout)
             }
             None => {
                 self.session = None;
@@ -140,27 +142,27 @@ impl FailoverSource {
     }
 
     /// Whether it can be shown from what is cached. A key frame may have left the cache.
-    pub(super) fn can_begin_now(&self) -> bool {
+    pub(super) fn can_start_from_cache(&self) -> bool {
         let is_cached = |state: &mut StreamState| state.video.ring().newest_key_frame_seq().is_some();
         !self.has_video || self.stream.with_state(is_cached)
     }
 
     /// Reads what is shown of it at first; `packets` are those that are being delivered. `None` if it has ended.
-    pub(super) fn read_slice_header_start(&self, packets: &[Arc<RingEntry>]) -> Option<SourceCopyStart> {
+    pub(super) fn read_copy_start(&self, packets: &[Arc<RingEntry>]) -> Option<SourceCopyStart> {
         let is_audio = |entry: &&Arc<RingEntry>| entry.packet.codec.kind() == MediaKind::Audio;
         let audio: Vec<Arc<RingEntry>> = packets.iter().filter(is_audio).cloned().collect();
         self.stream.with_state(|state| {
             let ring = state.video.ring();
             let begin = ring.newest_key_frame_seq().unwrap_or(ring.end_seq());
             let video = (begin..ring.end_seq()).filter_map(|seq| ring.get(seq).cloned());
-            let video = copy_start_of_track(&state.video, video.collect());
+            let video = track_copy_start(&state.video, video.collect());
             let oldest_audio = audio.iter().map(|entry| entry.insertion_order).min();
             let inserted = state.audio.ring().insertion_count();
             Some(SourceCopyStart {
-                state: SourceState::of(state)?,
+                state: SourceState::from_stream_state(state)?,
                 formats: state.formats()?,
                 video,
-                audio: copy_start_of_track(&state.audio, audio),
+                audio: track_copy_start(&state.audio, audio),
                 skipped_audio_insertions: oldest_audio.map_or(inserted, |order| order - 1),
             })
         })
@@ -176,7 +178,7 @@ impl FailoverSource {
     }
 }
 
-fn copy_start_of_track(track: &Track, cached_packets: Vec<Arc<RingEntry>>) -> TrackCopyStart {
+fn track_copy_start(track: &Track, cached_packets: Vec<Arc<RingEntry>>) -> TrackCopyStart {
     TrackCopyStart {
         clock: *track.clock(),
         newest_time: track.ring().newest_track_time_and_arrival().map(|(time, _)| time),
@@ -185,7 +187,7 @@ fn copy_start_of_track(track: &Track, cached_packets: Vec<Arc<RingEntry>>) -> Tr
 }
 
 impl SourceObservation {
-    fn of(now: Instant, state: &StreamState) -> Option<Self> {
+    fn from_stream_state(now: Instant, state: &StreamState) -> Option<Self> {
         let newest = |track: &Track| track.ring().newest_track_time_and_arrival().map(|(_, arrival)| arrival);
         Some(Self {
             session: state.source()?.session_id,
@@ -202,7 +204,12 @@ impl SourceObservation {
         })
     }
 
-    fn state(&self, now: Instant, session_since: Instant, stall_timeout: Duration) -> FailoverSourceState {
+    fn failover_source_state(
+        &self,
+        now: Instant,
+        session_since: Instant,
+        stall_timeout: Duration,
+    ) -> FailoverSourceState {
         let is_audio_alone =
             !self.is_video_announced || now.saturating_duration_since(session_since) >= ANNOUNCED_VIDEO_TIMEOUT;
         let (newest, timeout) = if self.has_key_frame {
@@ -222,7 +229,7 @@ impl SourceObservation {
 
     fn video_stall_timeout(&self, stall_timeout: Duration) -> Duration {
         if self.frames_per_second <= 0.0 {
-            return stall_timeout.max(STALL_TIMEOUT_BEFORE_FRAME_RATE);
+            return stall_timeout.max(MIN_STALL_TIMEOUT_WITHOUT_FRAME_RATE);
         }
         let frames =
             Duration::try_from_secs_f64(MISSING_FRAMES_UNTIL_STALLED / self.frames_per_second).unwrap_or(Duration::MAX);

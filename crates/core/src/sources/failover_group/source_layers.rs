@@ -14,13 +14,13 @@ use super::source::{FailoverSource, ObservedVideo, SourceCopyStart};
 use super::status::FailoverSourceState;
 use super::track_copy::TrackCopy;
 use crate::hub::Hub;
-use crate::hub::batch::{PacketBatchToDeliver, SourceState};
 use crate::hub::name::{StreamKey, StreamName};
+use crate::hub::packet_batch::{PacketBatchToDeliver, SourceState};
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{LayerOrigin, SessionId, SimulcastLayer, Stream};
 use crate::media::track_delivery::TranscodeTarget;
 use crate::media::{MediaKind, Rid};
-use crate::sdp::negotiated::AudioVideoFormats;
+use crate::sdp::negotiation_result::AudioVideoFormats;
 
 /// The layers of a stream.
 #[derive(Debug)]
@@ -100,12 +100,12 @@ impl SourceLayers {
     }
 
     /// The sources, that with the largest picture first.
-    pub(super) fn order(&self) -> &[usize] {
+    pub(super) fn sources_largest_first(&self) -> &[usize] {
         &self.order
     }
 
     /// Returns the layers as viewers choose from them; the stream itself carries that of the source `shown`.
-    pub(super) fn list(&self, shown: Option<usize>) -> Vec<SimulcastLayer> {
+    pub(super) fn selectable_layers(&self, shown: Option<usize>) -> Vec<SimulcastLayer> {
         let ordered = self
             .order
             .iter()
@@ -125,7 +125,7 @@ impl SourceLayers {
     }
 
     /// Looks at the sources, and sets which of them have to run. Returns whether the list may have changed.
-    pub(super) fn update(
+    pub(super) fn update_layers_and_demands(
         &mut self,
         now: Instant,
         hub: &Hub,
@@ -134,16 +134,16 @@ impl SourceLayers {
     ) -> bool {
         let mut has_changed = false;
         for (layer, source) in self.layers.iter_mut().zip(sources.iter()) {
-            has_changed |= layer.look_at(now, source, hold_off, &self.stream_name);
+            has_changed |= layer.update_from_source(now, source, hold_off, &self.stream_name);
             // Viewers leave a layer without a source at once.
             let is_live = source.condition.state == FailoverSourceState::Live;
-            layer.end_copy_unless_of(hub, source.session_id().filter(|_| is_live));
+            layer.end_copy_of_other_session(hub, source.session_id().filter(|_| is_live));
         }
         if !has_changed && self.next_update_at.is_some_and(|at| now < at) {
             return false;
         }
         self.next_update_at = Some(now + UPDATE_INTERVAL);
-        self.order_by_size();
+        self.sort_layers_by_size();
         let is_stream_watched = has_consumers(hub, &StreamKey::from(&self.stream_name));
         let demands: Vec<bool> = (0..sources.len())
             .map(|index| self.is_demanded(hub, index, is_stream_watched))
@@ -156,7 +156,7 @@ impl SourceLayers {
         true
     }
 
-    fn order_by_size(&mut self) {
+    fn sort_layers_by_size(&mut self) {
         let pixels = |index: &usize| {
             let size = self.layers.get(*index).and_then(|layer| layer.video.resolution);
             size.map(|(width, height)| u32::from(width) * u32::from(height))
@@ -195,17 +195,17 @@ impl SourceLayers {
 
     /// Whether the packets of this session are copied to the stream of the layer.
     pub(super) fn is_copying(&self, index: usize, session: SessionId) -> bool {
-        self.timestamp_offset_of(index, session).is_some()
+        self.timestamp_offset_of_session(index, session).is_some()
     }
 
     /// Returns what is added to the timestamps of a source's session; `None` if it is not copied.
-    pub(super) fn timestamp_offset_of(&self, index: usize, session: SessionId) -> Option<u64> {
+    pub(super) fn timestamp_offset_of_session(&self, index: usize, session: SessionId) -> Option<u64> {
         let copy = self.layers.get(index)?.copy.as_ref()?;
         copy.video.timestamp_offset().filter(|_| copy.session == session)
     }
 
     /// Returns another source whose video is copied, and what is added to its timestamps.
-    pub(super) fn copied_source_besides(&self, index: usize) -> Option<(usize, u64)> {
+    pub(super) fn other_copied_source_and_offset(&self, index: usize) -> Option<(usize, u64)> {
         let mut others = self.layers.iter().enumerate().filter(|(other, _)| *other != index);
         others.find_map(|(other, layer)| Some((other, layer.copy.as_ref()?.video.timestamp_offset()?)))
     }
@@ -236,7 +236,7 @@ impl SourceLayers {
     }
 
     /// Copies packets of the video of a source.
-    pub(super) fn copy(
+    pub(super) fn copy_packets_to_layer(
         &mut self,
         index: usize,
         packets: &[Arc<RingEntry>],
@@ -247,9 +247,9 @@ impl SourceLayers {
     }
 
     /// Ends all copies.
-    pub(super) fn detach_all(&mut self, hub: &Hub) {
+    pub(super) fn end_all_copies(&mut self, hub: &Hub) {
         for layer in &mut self.layers {
-            layer.end_copy_unless_of(hub, None);
+            layer.end_copy_of_other_session(hub, None);
         }
     }
 }
@@ -261,7 +261,13 @@ fn has_consumers(hub: &Hub, key: &StreamKey) -> bool {
 
 impl SourceLayer {
     /// Returns whether what viewers can be sent has changed.
-    fn look_at(&mut self, now: Instant, source: &FailoverSource, hold_off: Duration, stream: &StreamName) -> bool {
+    fn update_from_source(
+        &mut self,
+        now: Instant,
+        source: &FailoverSource,
+        hold_off: Duration,
+        stream: &StreamName,
+    ) -> bool {
         let before = (self.is_active, self.has_failed);
         if source.condition.state == FailoverSourceState::Live {
             let since = source.condition.live_since.unwrap_or(now);
@@ -300,7 +306,7 @@ impl SourceLayer {
         before != (self.is_active, self.has_failed)
     }
 
-    fn end_copy_unless_of(&mut self, hub: &Hub, session: Option<SessionId>) {
+    fn end_copy_of_other_session(&mut self, hub: &Hub, session: Option<SessionId>) {
         if let Some(copy) = self.copy.take_if(|copy| Some(copy.session) != session) {
             hub.update_stream_and_remove_if_unused(&copy.stream, |state| {
                 state.detach_source_if_current(copy.session);
@@ -319,7 +325,7 @@ impl LayerCopy {
             state.update_source_if_current(source.source);
             let mut copied = Vec::new();
             self.video
-                .copy(state.track(MediaKind::Video), packets, &source.video, &mut copied);
+                .copy_packets_and_properties(state.track(MediaKind::Video), packets, &source.video, &mut copied);
             PacketBatchToDeliver::new(&stream, state, copied)
         })
     }

@@ -14,10 +14,10 @@ use super::source_layers::SourceLayers;
 use super::status::{FailoverSourceState, FailoverSourceStatus, FailoverStatus, SourceSwitch, SwitchReason};
 use super::track_copy::TrackCopy;
 use crate::hub::Hub;
-use crate::hub::batch::{PacketBatchToDeliver, SourceState};
 use crate::hub::failover_input::FailoverInput;
 use crate::hub::lock::{LockRank, RankedGuard, RankedMutex};
 use crate::hub::name::{SourceName, StreamName};
+use crate::hub::packet_batch::{PacketBatchToDeliver, SourceState};
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream};
 use crate::media::MediaKind;
@@ -140,7 +140,7 @@ impl FailoverGroup {
 
     /// Ends the failover_group: its stream has no source any more. Returns the sources that were connected.
     pub(crate) fn close(&self, hub: &Hub) -> Vec<SourceRef> {
-        let mut state = self.lock();
+        let mut state = self.lock_state();
         let mut connected = Vec::new();
         for source in std::mem::take(&mut state.sources) {
             connected.extend(source.stream.with_state(|state| state.source()));
@@ -150,14 +150,14 @@ impl FailoverGroup {
         }
         state.detach_shown_source(hub);
         if let Some(mut layers) = state.layers.take() {
-            layers.detach_all(hub);
+            layers.end_all_copies(hub);
         }
         connected
     }
 
     /// Sets the times of the failover group.
     pub fn set_failover_times(&self, times: FailoverTimes) {
-        self.lock().times = times;
+        self.lock_state().times = times;
     }
 
     /// Chooses a source by hand; `None` leaves the selection to the failover group. The choice takes effect at the next key frame of
@@ -166,8 +166,8 @@ impl FailoverGroup {
     /// # Errors
     ///
     /// [`UnknownSourceError`].
-    pub fn choose(&self, source: Option<&str>) -> Result<(), UnknownSourceError> {
-        let mut state = self.lock();
+    pub fn choose_source(&self, source: Option<&str>) -> Result<(), UnknownSourceError> {
+        let mut state = self.lock_state();
         let index = match source {
             Some(name) => {
                 let found = state
@@ -186,7 +186,7 @@ impl FailoverGroup {
 
     /// Returns the state of the failover group.
     pub fn status(&self) -> FailoverStatus {
-        let state = self.lock();
+        let state = self.lock_state();
         let shown = state.shown.as_ref().map(|shown| shown.index);
         let sources = state
             .sources
@@ -218,7 +218,7 @@ impl FailoverGroup {
         input: &FailoverInput,
         (batch, source): (&PacketBatchToDeliver, &SourceState),
     ) -> FailoverOutput {
-        let mut state = self.lock();
+        let mut state = self.lock_state();
         let mut output = FailoverOutput::default();
         let index = input.source_index;
         // A batch of an earlier failover group of this stream.
@@ -238,7 +238,7 @@ impl FailoverGroup {
             // The same source with another session.
             state.update_source_conditions(now);
             if state.is_live(index) {
-                state.switch_to(now, hub, (index, SwitchReason::NewSession), &batch.packets, &mut output);
+                state.switch_to_source(now, hub, (index, SwitchReason::NewSession), &batch.packets, &mut output);
             }
         }
         let is_awaited = state.pending.is_some_and(|pending| pending.to == index);
@@ -248,7 +248,7 @@ impl FailoverGroup {
         };
         if (is_awaited && state.can_start_with_packets(delivered)) || state.next_selection_at.is_none_or(|at| now >= at)
         {
-            state.select(now, hub, Some(delivered), &mut output);
+            state.select_source(now, hub, Some(delivered), &mut output);
         }
         output
     }
@@ -256,11 +256,11 @@ impl FailoverGroup {
     /// Selects another source if it is time. To be called every few tens of milliseconds: sources may all be silent.
     pub(crate) fn handle_timeout(&self, now: Instant, hub: &Hub) -> FailoverOutput {
         let mut output = FailoverOutput::default();
-        self.lock().select(now, hub, None, &mut output);
+        self.lock_state().select_source(now, hub, None, &mut output);
         output
     }
 
-    fn lock(&self) -> RankedGuard<'_, FailoverState> {
+    fn lock_state(&self) -> RankedGuard<'_, FailoverState> {
         self.state.lock()
     }
 }
@@ -286,7 +286,7 @@ impl FailoverState {
         let Some(shown) = &mut self.shown else { return };
         let batch = shown.copy_packets(now, (packets, packets), source);
         output.batches.extend(batch);
-        let is_requested = source.source.shard == ShardIndex::NONE
+        let is_requested = source.source.shard == ShardIndex::NO_SHARD
             && shown.stream.with_state(|state| state.take_key_frame_request_flag());
         if is_requested && let Some(own) = self.sources.get(shown.index) {
             // It finds the request in its own stream.
@@ -301,7 +301,7 @@ impl FailoverState {
         }
     }
 
-    fn select(
+    fn select_source(
         &mut self,
         now: Instant,
         hub: &Hub,
@@ -310,17 +310,17 @@ impl FailoverState {
     ) {
         self.next_selection_at = Some(now + SELECTION_INTERVAL);
         self.update_source_conditions(now);
-        match self.decide(now) {
+        match self.decide_source_switch(now) {
             SourceSelectionDecision::Keep => self.pending = None,
-            SourceSelectionDecision::SwitchAtOnce { to, reason } if self.can_begin_now(to) => {
+            SourceSelectionDecision::SwitchAtOnce { to, reason } if self.can_start_from_cache(to) => {
                 let own = delivered.filter(|delivered| delivered.source_index == to);
-                self.switch_to(now, hub, (to, reason), own.map_or(&[], |own| own.packets), output);
+                self.switch_to_source(now, hub, (to, reason), own.map_or(&[], |own| own.packets), output);
             }
             SourceSelectionDecision::SwitchAtOnce { to, reason }
             | SourceSelectionDecision::SwitchAtKeyFrame { to, reason } => {
                 let own = delivered.filter(|own| own.source_index == to && self.can_start_with_packets(*own));
                 match own {
-                    Some(own) => self.switch_to(now, hub, (to, reason), own.packets, output),
+                    Some(own) => self.switch_to_source(now, hub, (to, reason), own.packets, output),
                     None => self.schedule_switch_at_key_frame(now, to, output),
                 }
             }
@@ -336,9 +336,9 @@ impl FailoverState {
         self.update_layers(now, hub);
     }
 
-    fn decide(&self, now: Instant) -> SourceSelectionDecision {
+    fn decide_source_switch(&self, now: Instant) -> SourceSelectionDecision {
         let order = match &self.layers {
-            Some(layers) => layers.order().to_vec(),
+            Some(layers) => layers.sources_largest_first().to_vec(),
             None => (0..self.sources.len()).collect(),
         };
         let rank_of = |index: usize| order.iter().position(|other| *other == index);
@@ -356,11 +356,13 @@ impl FailoverState {
             is_choice_new: self.is_choice_new,
             hold_off: self.times.hold_off,
         };
-        input.decide().with_source_of_rank(&order)
+        input.decide_source_switch().map_ranks_to_sources(&order)
     }
 
-    fn can_begin_now(&self, index: usize) -> bool {
-        self.sources.get(index).is_some_and(FailoverSource::can_begin_now)
+    fn can_start_from_cache(&self, index: usize) -> bool {
+        self.sources
+            .get(index)
+            .is_some_and(FailoverSource::can_start_from_cache)
     }
 
     fn can_start_with_packets(&self, delivered: DeliveredSourcePackets<'_>) -> bool {
@@ -389,7 +391,7 @@ impl FailoverState {
     }
 
     /// Shows another source from its newest key frame on. `packets` are those of it that are being delivered.
-    fn switch_to(
+    fn switch_to_source(
         &mut self,
         now: Instant,
         hub: &Hub,
@@ -397,11 +399,7 @@ impl FailoverState {
         packets: &[Arc<RingEntry>],
         output: &mut FailoverOutput,
     ) {
-        let Some(start) = self
-            .sources
-            .get(to)
-            .and_then(|source| source.read_slice_header_start(packets))
-        else {
+        let Some(start) = self.sources.get(to).and_then(|source| source.read_copy_start(packets)) else {
             return;
         };
         let SourceCopyStart {
@@ -412,8 +410,8 @@ impl FailoverState {
         } = start;
         let mut copies = None;
         let layers = self.layers.as_ref();
-        let aligned_offset = layers.and_then(|layers| layers.timestamp_offset_of(to, source.source.session_id));
-        let listed = layers.map(|layers| layers.list(Some(to)));
+        let aligned_offset = layers.and_then(|layers| layers.timestamp_offset_of_session(to, source.source.session_id));
+        let listed = layers.map(|layers| layers.selectable_layers(Some(to)));
         let stream = hub.open_and_update_stream(&self.stream_name, |state| {
             let copy_video = TrackCopy::new(now, &state.video, &video, aligned_offset);
             let mut copy_audio = TrackCopy::new(now, &state.audio, &audio, None);
@@ -423,7 +421,7 @@ impl FailoverState {
             if let Some(layers) = listed {
                 state.set_layers(layers);
             }
-            if source.source.shard != ShardIndex::NONE {
+            if source.source.shard != ShardIndex::NO_SHARD {
                 state.expect_media_since(now);
             }
         });
@@ -511,9 +509,9 @@ impl ShownSource {
             state.responds_to_key_frame_requests = source.responds_to_key_frame_requests;
             let mut packets = Vec::new();
             self.video
-                .copy(state.track(MediaKind::Video), video, &source.video, &mut packets);
+                .copy_packets_and_properties(state.track(MediaKind::Video), video, &source.video, &mut packets);
             self.audio
-                .copy(state.track(MediaKind::Audio), audio, &source.audio, &mut packets);
+                .copy_packets_and_properties(state.track(MediaKind::Audio), audio, &source.audio, &mut packets);
             PacketBatchToDeliver::new(&stream, state, packets)
         })
     }

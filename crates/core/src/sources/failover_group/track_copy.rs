@@ -116,7 +116,7 @@ impl TrackCopy {
 
     /// Writes those of these packets of the source that were not copied yet to the target, and what is known of the
     /// source's track. Appends the packets to `out`.
-    pub(super) fn copy(
+    pub(super) fn copy_packets_and_properties(
         &mut self,
         target: &mut Track,
         packets: &[Arc<RingEntry>],

@@ -11,7 +11,7 @@ use crate::sources::incoming_encoding::MIN_SILENCE_TO_SWITCH_SSRC;
 
 impl Publisher {
     /// Returns the role of an SSRC: known, or learned from MID, RID or the payload type (RFC 9143 §9.2).
-    pub(super) fn resolve_or_learn_ssrc(
+    pub(super) fn resolve_or_learn_ssrc_role(
         &mut self,
         now: Instant,
         header: &ParsedRtpHeader<'_>,
@@ -43,7 +43,7 @@ impl Publisher {
     }
 
     /// Whether the layer of `role` has switched to another SSRC.
-    pub(super) fn is_ssrc_replaced_else_drop_held_packet(&mut self, ssrc: Ssrc, role: SsrcRole) -> bool {
+    pub(super) fn drop_held_packet_unless_ssrc_replaced(&mut self, ssrc: Ssrc, role: SsrcRole) -> bool {
         let track = self.tracks.get_mut(role.track_index);
         let encoding = track.and_then(|track| track.encodings.get_mut(role.encoding_index));
         encoding.is_some_and(|encoding| {
@@ -58,7 +58,7 @@ impl Publisher {
     /// Handles a packet of an SSRC that was replaced by another one. The layer returns to it if its present SSRC is silent,
     /// or if two packets in a row arrive after a silence; returns the first of them then. Otherwise the packet is late:
     /// `None`.
-    pub(super) fn try_resume_replaced_ssrc(
+    pub(super) fn resume_replaced_ssrc_after_silence(
         &mut self,
         now: Instant,
         ssrc: Ssrc,
@@ -81,7 +81,7 @@ impl Publisher {
             encoding.returning_ssrc_packet = was_silent.then(|| (ssrc, packet.clone()));
             return None;
         }
-        encoding.start_ssrc(ssrc);
+        encoding.set_ssrc_and_reset_reception(ssrc);
         Some(held.map(|(_, packet)| packet))
     }
 

@@ -19,7 +19,7 @@ pub(super) fn iter_boxes(bytes: &[u8]) -> impl Iterator<Item = Mp4Box<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {
         let rest = bytes.get(at..)?;
-        let (name, length, header) = parse_box_name_and_lengths(rest)?;
+        let (name, length, header) = parse_box_header(rest)?;
         let found = Mp4Box {
             name,
             offset: at,
@@ -46,7 +46,7 @@ pub(super) fn box_body_at_path<'a>(bytes: &'a [u8], path: &[&'static [u8; 4]]) -
 }
 
 /// Name, length, and length of the header.
-fn parse_box_name_and_lengths(bytes: &[u8]) -> Option<([u8; 4], usize, usize)> {
+fn parse_box_header(bytes: &[u8]) -> Option<([u8; 4], usize, usize)> {
     let (size, rest) = bytes.split_first_chunk::<4>()?;
     let (name, rest) = rest.split_first_chunk::<4>()?;
     let (length, header) = match u32::from_be_bytes(*size) {

@@ -10,7 +10,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use self::boxes::{FieldReader, Mp4Box, box_bodies, iter_boxes};
 use self::tracks::{ANNEX_B_START_CODE, MP4_TIMESTAMP_OFFSET, Mp4Track, SampleEntry, parse_tracks};
 use super::sample::{ContainerError, DemuxedSample, SampleCodec, ticks_to_duration};
-use crate::media::codec::bits::BitReader;
+use crate::media::codec::bit_reader::BitReader;
 
 mod boxes;
 mod tracks;

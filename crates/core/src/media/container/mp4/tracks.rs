@@ -80,12 +80,12 @@ pub(super) fn parse_tracks(init: &[u8]) -> Result<Vec<Mp4Track>, ContainerError>
             "the MP4 initialization section has no track".to_owned(),
         ));
     }
-    mark_played_tracks(&mut tracks);
+    select_tracks_to_play(&mut tracks);
     Ok(tracks)
 }
 
 /// Marks one video and one audio track: the first that is enabled, or else the first.
-fn mark_played_tracks(tracks: &mut [Mp4Track]) {
+fn select_tracks_to_play(tracks: &mut [Mp4Track]) {
     for kind in [MediaKind::Video, MediaKind::Audio] {
         let is_kind = |track: &Mp4Track| track.sample_entries.iter().any(|entry| entry.kind() == Some(kind));
         let enabled = tracks.iter().position(|track| is_kind(track) && track.is_enabled);
@@ -141,7 +141,7 @@ fn parse_trak(trak: &[u8], defaults: &[(u32, SampleDefaults)]) -> Option<Mp4Trac
         sample_entries: entries
             .map(|entry| SampleEntry::from_entry_box(entry.name, entry.body))
             .collect(),
-        edit_offset: parse_edit_offset(trak, rate).unwrap_or_default(),
+        edit_offset: parse_edit_list_offset(trak, rate).unwrap_or_default(),
         sample_defaults: defaults.map(|(_, defaults)| *defaults).unwrap_or_default(),
         next_decode_time: 0,
     })
@@ -152,7 +152,7 @@ pub(super) const MP4_TIMESTAMP_OFFSET: Duration = Duration::from_secs(10);
 
 /// Media time at which the presentation of a track starts (ISO/IEC 14496-12 §8.6.6). With B-frames it is the
 /// composition offset of the first frame.
-fn parse_edit_offset(trak: &[u8], rate: u32) -> Option<Duration> {
+fn parse_edit_list_offset(trak: &[u8], rate: u32) -> Option<Duration> {
     let mut elst = FieldReader(box_body_at_path(trak, &[b"edts", b"elst"])?);
     let version = elst.read_u8()?;
     elst.take_bytes(3)?;

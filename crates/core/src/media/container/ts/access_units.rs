@@ -100,7 +100,7 @@ impl AccessUnitSplitter {
         }
         self.buffer.extend_from_slice(bytes);
         while let Some(mut code) = self.find_start_code_last_byte() {
-            let mut first = self.start_code_begin(code);
+            let mut first = self.start_code_offset(code);
             if std::mem::take(&mut self.skips_to_start_code) {
                 code -= self.remove_byte_range(self.last_nal_start, first);
                 first = self.last_nal_start;
@@ -163,7 +163,7 @@ impl AccessUnitSplitter {
     }
 
     /// Begin of a start code, with the zero byte that may precede it.
-    fn start_code_begin(&self, code: usize) -> usize {
+    fn start_code_offset(&self, code: usize) -> usize {
         let zero = code.checked_sub(3).filter(|at| self.buffer.get(*at) == Some(&0));
         zero.unwrap_or(code.saturating_sub(2)).max(self.last_nal_start)
     }

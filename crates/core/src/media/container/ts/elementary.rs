@@ -3,10 +3,10 @@
 use bytes::BytesMut;
 
 use super::super::adts::AdtsParser;
-use super::super::clock::{MPEG_TIMESTAMP_MASK, MPEG_TS_CLOCK_RATE, MpegTimestampUnwrapper};
+use super::super::mpeg_ts_clock::{MPEG_TIMESTAMP_MASK, MPEG_TS_CLOCK_RATE, MpegTimestampUnwrapper};
 use super::super::sample::{DemuxedSample, SampleCodec, ticks_to_duration};
 use super::access_units::{AccessUnit, AccessUnitSplitter, DecodeAndPresentationTimes, VideoCodec};
-use super::continuity::{Continuity, ContinuityChecker};
+use super::continuity::{ContinuityChecker, PacketContinuity};
 use super::packet::TsPacket;
 use super::tables::{ElementaryStreamInfo, SupportedElementaryStreamKind};
 
@@ -85,10 +85,10 @@ impl ElementaryStreamParser {
         }
         let is_first = std::mem::take(&mut self.awaits_first_packet);
         let may_jump = packet.is_discontinuous || is_first && packet.payload_unit_start;
-        match self.continuity_checker.check(packet, may_jump) {
-            Continuity::Continues => {}
-            Continuity::Duplicate => return,
-            Continuity::Lost => self.drop_incomplete_after_loss(),
+        match self.continuity_checker.classify_continuity(packet, may_jump) {
+            PacketContinuity::Continues => {}
+            PacketContinuity::Duplicate => return,
+            PacketContinuity::Lost => self.drop_incomplete_frame_after_loss(),
         }
         if packet.payload_unit_start {
             self.end_pes_packet(out);
@@ -101,7 +101,7 @@ impl ElementaryStreamParser {
         }
     }
 
-    fn drop_incomplete_after_loss(&mut self) {
+    fn drop_incomplete_frame_after_loss(&mut self) {
         self.in_pes_packet = false;
         self.partial_pes_header = None;
         match &mut self.parser {
@@ -132,7 +132,9 @@ impl ElementaryStreamParser {
             return;
         };
         self.pes_bytes_left = parsed.payload_len;
-        let begun = parsed.timestamps.map(|ticks| ticks.to_frame_times(clock));
+        let begun = parsed
+            .timestamps
+            .map(|ticks| ticks.to_decode_and_presentation_times(clock));
         match &mut self.parser {
             FrameParser::Video(units, _) => units.begin_pes_packet(begun),
             FrameParser::Audio { times, .. } => *times = begun,
@@ -176,7 +178,7 @@ impl ElementaryStreamParser {
     /// Returns the rest of the frames.
     pub(super) fn flush(&mut self, out: &mut Vec<DemuxedSample>) {
         self.end_pes_packet(out);
-        self.continuity_checker.restart();
+        self.continuity_checker.reset_last_counter();
         match &mut self.parser {
             FrameParser::Video(units, codec) => {
                 let mut found = Vec::new();
@@ -256,7 +258,7 @@ fn parse_pes_timestamp(field: &[u8]) -> Option<u64> {
 }
 
 impl PesTimestamps {
-    fn to_frame_times(&self, clock: &mut MpegTimestampUnwrapper) -> DecodeAndPresentationTimes {
+    fn to_decode_and_presentation_times(&self, clock: &mut MpegTimestampUnwrapper) -> DecodeAndPresentationTimes {
         // Unwrapping uses decoding times: they never go back within a stream.
         let decode = self.dts.unwrap_or(self.pts);
         let ahead = self.pts.wrapping_sub(decode) & MPEG_TIMESTAMP_MASK;

@@ -14,7 +14,7 @@ use self::tables::{
     parse_pmt, parse_pmt_pids_from_pat,
 };
 use super::adts;
-use super::clock::MpegTimestampUnwrapper;
+use super::mpeg_ts_clock::MpegTimestampUnwrapper;
 use super::sample::{ContainerError, DemuxedSample};
 
 mod access_units;
@@ -100,7 +100,7 @@ impl TransportStreamDemuxer {
     }
 
     fn demux_bytes(&mut self, bytes: &[u8], out: &mut Vec<DemuxedSample>) {
-        self.packet_splitter.drop_uncontinued_packet_and_append_segment(bytes);
+        self.packet_splitter.push_segment_dropping_incomplete_packet(bytes);
         while let Some(packet) = self.packet_splitter.next() {
             self.demux_packet(&packet, out);
         }

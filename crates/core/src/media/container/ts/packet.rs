@@ -10,7 +10,7 @@ pub(in crate::media::container) const SYNC_BYTE: u8 = 0x47;
 const TS_PACKET_STRIDES: [usize; 3] = [TS_PACKET_LEN, 192, 204];
 
 /// Number of sync bytes in a row that make a transport stream.
-const MIN_SYNC_BYTES: usize = 3;
+const MIN_CONSECUTIVE_SYNC_BYTES: usize = 3;
 
 /// A packet.
 pub(super) struct TsPacket<'a> {
@@ -63,7 +63,7 @@ pub(super) struct TsPacketSplitter {
 
 impl TsPacketSplitter {
     /// Appends a segment. Drops an incomplete packet that it does not continue.
-    pub(super) fn drop_uncontinued_packet_and_append_segment(&mut self, segment: &[u8]) {
+    pub(super) fn push_segment_dropping_incomplete_packet(&mut self, segment: &[u8]) {
         let is_continued = || {
             let next = self.packet_stride.checked_sub(self.buffer.len())?;
             Some(has_sync_bytes(segment.get(next..)?, self.packet_stride) && next > 0)
@@ -107,7 +107,7 @@ fn has_sync_bytes(bytes: &[u8], stride: usize) -> bool {
         && bytes
             .iter()
             .step_by(stride)
-            .take(MIN_SYNC_BYTES)
+            .take(MIN_CONSECUTIVE_SYNC_BYTES)
             .all(|byte| *byte == SYNC_BYTE)
 }
 
@@ -126,8 +126,9 @@ fn find_first_packet(bytes: &[u8]) -> Option<(usize, usize)> {
 
 /// Whether data is a transport stream, which may begin inside a packet.
 pub(in crate::media::container) fn is_transport_stream(bytes: &[u8]) -> bool {
-    let within =
-        |&(at, stride): &(usize, usize)| at < stride && (at == 0 || bytes.len() >= at + stride * (MIN_SYNC_BYTES - 1));
+    let within = |&(at, stride): &(usize, usize)| {
+        at < stride && (at == 0 || bytes.len() >= at + stride * (MIN_CONSECUTIVE_SYNC_BYTES - 1))
+    };
     find_first_packet(bytes.get(..TS_PACKET_LEN * 8).unwrap_or(bytes)).is_some_and(|found| within(&found))
 }
 
@@ -153,9 +154,9 @@ mod tests {
     #[test]
     fn a_packet_that_the_next_segment_does_not_continue_is_dropped() {
         let mut splitter = TsPacketSplitter::default();
-        splitter.drop_uncontinued_packet_and_append_segment(&segment(7, 1)[..6 * TS_PACKET_LEN + 100]);
+        splitter.push_segment_dropping_incomplete_packet(&segment(7, 1)[..6 * TS_PACKET_LEN + 100]);
         assert_eq!(contents(&mut splitter), [[1, 1]; 6]);
-        splitter.drop_uncontinued_packet_and_append_segment(&segment(6, 2));
+        splitter.push_segment_dropping_incomplete_packet(&segment(6, 2));
         assert_eq!(contents(&mut splitter), [[2, 2]; 6]);
     }
 
@@ -164,9 +165,9 @@ mod tests {
         let mut splitter = TsPacketSplitter::default();
         let stream = segment(12, 3);
         let (first, second) = stream.split_at(6 * TS_PACKET_LEN + 100);
-        splitter.drop_uncontinued_packet_and_append_segment(first);
+        splitter.push_segment_dropping_incomplete_packet(first);
         assert_eq!(contents(&mut splitter).len(), 6);
-        splitter.drop_uncontinued_packet_and_append_segment(second);
+        splitter.push_segment_dropping_incomplete_packet(second);
         assert_eq!(contents(&mut splitter), [[3, 3]; 6]);
     }
 }

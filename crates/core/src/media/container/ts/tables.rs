@@ -130,7 +130,7 @@ pub(super) fn parse_pmt(section: &[u8]) -> Option<TsProgram> {
         let (descriptors, next) = after.split_at(length.min(after.len()));
         rest = next;
         let pid = u16::from(p1 & 0x1f) << 8 | u16::from(p2);
-        match stream_kind(stream_type, descriptors) {
+        match classify_elementary_stream(stream_type, descriptors) {
             Ok(kind) => {
                 let is_video =
                     |kind: &SupportedElementaryStreamKind| matches!(kind, SupportedElementaryStreamKind::Video(_));
@@ -152,7 +152,7 @@ pub(super) fn parse_pmt(section: &[u8]) -> Option<TsProgram> {
 }
 
 /// Kind of a stream, or the name of an unsupported codec if it is video or audio.
-fn stream_kind(
+fn classify_elementary_stream(
     stream_type: u8,
     descriptors: &[u8],
 ) -> Result<SupportedElementaryStreamKind, Option<(MediaKind, &'static str)>> {
@@ -167,7 +167,7 @@ fn stream_kind(
             Some(b"Opus") => return audio("Opus in MPEG-TS"),
             Some(b"AC-3") => return audio("AC-3"),
             Some(b"EAC3") => return audio("E-AC-3"),
-            // ETSI EN 300 468 annex D: DVB names these codecs by a descriptor of their own.
+            // ETSI EN 300 468 annex D: DVB_DEVICE_CLASS names these codecs by a descriptor of their own.
             _ if has_descriptor(descriptors, 0x6a) => return audio("AC-3"),
             _ if has_descriptor(descriptors, 0x7a) => return audio("E-AC-3"),
             _ if has_descriptor(descriptors, 0x7b) => return audio("DTS"),
@@ -187,11 +187,11 @@ fn stream_kind(
 }
 
 fn has_descriptor(descriptors: &[u8], wanted: u8) -> bool {
-    self::descriptors(descriptors).any(|(tag, _)| tag == wanted)
+    iter_descriptors(descriptors).any(|(tag, _)| tag == wanted)
 }
 
 /// Tag and body of each descriptor.
-fn descriptors(mut rest: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+fn iter_descriptors(mut rest: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let (&[tag, length], after) = rest.split_first_chunk::<2>()?;
         let (body, next) = after.split_at(usize::from(length).min(after.len()));
@@ -201,7 +201,7 @@ fn descriptors(mut rest: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 }
 
 fn registration_format_id(descriptors: &[u8]) -> Option<&[u8; 4]> {
-    let (_, body) = self::descriptors(descriptors).find(|(tag, _)| *tag == 5)?;
+    let (_, body) = iter_descriptors(descriptors).find(|(tag, _)| *tag == 5)?;
     body.first_chunk::<4>()
 }
 

@@ -52,7 +52,7 @@ impl Guarded {
     }
 
     fn check(&mut self, chunks: &[(u8, Vec<u8>)]) -> Result<(), SctpRejection> {
-        self.guard.check_packet(self.now, &packet(chunks))
+        self.guard.admit_packet(self.now, &packet(chunks))
     }
 }
 
@@ -66,7 +66,7 @@ fn one_init_may_be_repeated_until_the_association_is_established() {
     guarded.guard.mark_established();
     assert_eq!(guarded.check(&[init(7, 1)]), DROP_UNEXPECTED);
     let mut guard = SctpGuard::new(DataPeerRole::Viewer);
-    let refused = guard.check_packet(guarded.now, &packet(&[data(1, 0, 1)]));
+    let refused = guard.admit_packet(guarded.now, &packet(&[data(1, 0, 1)]));
     assert_eq!(refused, DROP_UNEXPECTED, "before the INIT");
 }
 
@@ -76,7 +76,7 @@ fn the_window_follows_what_the_gateway_acknowledges() {
     let ahead = Err(SctpRejection::Drop(SctpDropReason::SequenceAhead));
     assert_eq!(guarded.check(&[data(1_024, 0, 1)]), Ok(()));
     assert_eq!(guarded.check(&[data(1_025, 0, 1)]), ahead);
-    guarded.guard.observe_sent_packet(&packet(&[sack(500)]));
+    guarded.guard.record_sent_sacks(&packet(&[sack(500)]));
     assert_eq!(guarded.check(&[data(1_524, 0, 1)]), Ok(()));
     assert_eq!(guarded.check(&[data(1_525, 0, 1)]), ahead);
     assert_eq!(guarded.check(&[data(3, 0, 1)]), Ok(()), "an old number is sent again");
@@ -119,7 +119,7 @@ fn chunks_that_are_never_delivered_are_counted_once_and_end_the_transport_of_a_v
             assert_eq!(guarded.check(&chunks), Ok(()), "a repetition is no new chunk");
         }
         sent += 50;
-        guarded.guard.observe_sent_packet(&packet(&[sack(sent)]));
+        guarded.guard.record_sent_sacks(&packet(&[sack(sent)]));
         guarded.now += Duration::from_secs(1);
     }
     assert_eq!(result, Err(SctpRejection::End(SctpLimitExceeded::UndeliveredChunks)));
@@ -164,7 +164,7 @@ fn malformed_packets_are_dropped() {
     let good = packet(&[data(1, 0, 5)]);
     for length in 0..COMMON_HEADER_LEN + 4 {
         assert_eq!(
-            guarded.guard.check_packet(guarded.now, &good[..length]),
+            guarded.guard.admit_packet(guarded.now, &good[..length]),
             malformed,
             "{length}"
         );

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{FailoverOutput, FailoverState};
 use crate::hub::Hub;
-use crate::hub::batch::SourceState;
+use crate::hub::packet_batch::SourceState;
 use crate::hub::ring::RingEntry;
 use crate::media::clock::{TrackClock, ticks_to_duration};
 
@@ -24,13 +24,12 @@ impl FailoverState {
     ) {
         let Some(layers) = &mut self.layers else { return };
         if layers.is_copying(index, source.source.session_id) {
-            output.batches.extend(layers.copy(index, packets, source));
+            output
+                .batches
+                .extend(layers.copy_packets_to_layer(index, packets, source));
             return;
         }
-        let start = self
-            .sources
-            .get(index)
-            .and_then(|own| own.read_slice_header_start(packets));
+        let start = self.sources.get(index).and_then(|own| own.read_copy_start(packets));
         let Some(start) = start.filter(|start| !start.video.cached_packets.is_empty()) else {
             return;
         };
@@ -51,7 +50,7 @@ impl FailoverState {
         let other = self
             .layers
             .as_ref()
-            .and_then(|layers| layers.copied_source_besides(index));
+            .and_then(|layers| layers.other_copied_source_and_offset(index));
         let (reference, offset) = match other {
             Some(other) => other,
             None => (shown.index, shown_offset?),
@@ -65,11 +64,11 @@ impl FailoverState {
     pub(super) fn update_layers(&mut self, now: Instant, hub: &Hub) {
         let hold_off = self.times.hold_off;
         let Some(layers) = &mut self.layers else { return };
-        if !layers.update(now, hub, &mut self.sources, hold_off) {
+        if !layers.update_layers_and_demands(now, hub, &mut self.sources, hold_off) {
             return;
         }
         let Some(shown) = &self.shown else { return };
-        let (session, listed) = (shown.session, layers.list(Some(shown.index)));
+        let (session, listed) = (shown.session, layers.selectable_layers(Some(shown.index)));
         shown.stream.with_state(|state| {
             if state.is_source_session(session) {
                 state.set_layers(listed);
@@ -98,11 +97,11 @@ fn clock_difference(now: Instant, reference: &TrackClock, other: &TrackClock) ->
 mod tests {
     use super::*;
 
-    const RATE: u32 = 90_000;
+    const CLOCK_RATE_HZ: u32 = 90_000;
 
     /// A clock at `time` with packets that arrive now, and a report that `time` was captured `age` ago.
     fn clock(now: Instant, time: u64, age: Option<Duration>) -> TrackClock {
-        let mut clock = TrackClock::new(RATE);
+        let mut clock = TrackClock::new(CLOCK_RATE_HZ);
         clock.on_packet(time, now);
         if let Some(age) = age {
             clock.on_sender_report(time, now - age);
@@ -123,6 +122,6 @@ mod tests {
         assert_eq!(clock_difference(now, &reference, &silent), Some(995_000));
         let wrong = clock(now, 5_000, Some(Duration::from_secs(400)));
         assert_eq!(clock_difference(now, &reference, &wrong), Some(995_000), "nonsense");
-        assert_eq!(clock_difference(now, &reference, &TrackClock::new(RATE)), None);
+        assert_eq!(clock_difference(now, &reference, &TrackClock::new(CLOCK_RATE_HZ)), None);
     }
 }

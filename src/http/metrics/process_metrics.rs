@@ -1,6 +1,6 @@
 //! The version of the gateway, and the metrics of its process by the names that client libraries of Prometheus use.
 
-use super::text::MetricsText;
+use super::metrics_text::MetricsText;
 
 /// What `/proc` says of this process. Each value is missing where its file cannot be read.
 #[derive(Debug, Default, PartialEq)]

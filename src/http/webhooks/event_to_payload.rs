@@ -23,15 +23,15 @@ struct StreamEventState {
 
 impl EventTranslator {
     /// Returns the events for an entry of the event log.
-    pub(super) fn translate(&mut self, name: &str, data: &Value) -> Vec<(WebhookEventType, Value)> {
+    pub(super) fn webhook_events_from_log_entry(&mut self, name: &str, data: &Value) -> Vec<(WebhookEventType, Value)> {
         match name {
-            "stream" => self.translate_stream_event(data),
-            "session" => self.translate_session(data).into_iter().collect(),
+            "stream" => self.webhook_events_from_stream(data),
+            "session" => self.webhook_event_from_session(data).into_iter().collect(),
             _ => Vec::new(),
         }
     }
 
-    fn translate_stream_event(&mut self, data: &Value) -> Vec<(WebhookEventType, Value)> {
+    fn webhook_events_from_stream(&mut self, data: &Value) -> Vec<(WebhookEventType, Value)> {
         let Some(name) = data["stream"].as_str() else {
             return Vec::new();
         };
@@ -47,7 +47,7 @@ impl EventTranslator {
             events.extend(source.map(|event| {
                 (
                     event,
-                    json!({ "stream": name, "error": source_failure_error(event, data) }),
+                    json!({ "stream": name, "error": error_if_source_failed(event, data) }),
                 )
             }));
         }
@@ -70,7 +70,7 @@ impl EventTranslator {
 
     /// Anybody who may watch can open sessions that never connect, at any rate: of these nothing is told. A publisher has a
     /// token, and whoever runs it needs to know.
-    fn translate_session(&mut self, data: &Value) -> Option<(WebhookEventType, Value)> {
+    fn webhook_event_from_session(&mut self, data: &Value) -> Option<(WebhookEventType, Value)> {
         let viewer = data["id"].as_str().filter(|_| data["role"] == "viewer");
         let event = match data["state"].as_str()? {
             "connected" => {
@@ -92,7 +92,7 @@ impl EventTranslator {
 }
 
 /// The last error of a source that works may be long ago.
-fn source_failure_error(event: WebhookEventType, data: &Value) -> Value {
+fn error_if_source_failed(event: WebhookEventType, data: &Value) -> Value {
     match event {
         WebhookEventType::SourceFailed => data["error"].clone(),
         _ => Value::Null,
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     fn names(translator: &mut EventTranslator, data: &Value) -> Vec<&'static str> {
-        let events = translator.translate("stream", data);
+        let events = translator.webhook_events_from_log_entry("stream", data);
         events.iter().map(|(event, _)| event.name()).collect()
     }
 
@@ -146,7 +146,7 @@ mod tests {
             ("ended", Some(WebhookEventType::SessionEnded)),
         ] {
             let session = json!({ "id": "a", "role": "publisher", "state": state, "quality": {} });
-            let found = EventTranslator::default().translate_session(&session);
+            let found = EventTranslator::default().webhook_event_from_session(&session);
             assert_eq!(found.as_ref().map(|(event, _)| *event), expected);
             assert!(found.is_none_or(|(_, data)| data.get("quality").is_none()));
         }
@@ -162,7 +162,7 @@ mod tests {
             ("b", "connected", Some(WebhookEventType::SessionStarted)),
             ("b", "ended", Some(WebhookEventType::SessionEnded)),
         ] {
-            let found = translator.translate_session(&session(id, state));
+            let found = translator.webhook_event_from_session(&session(id, state));
             assert_eq!(found.map(|(event, _)| event), expected, "{id} {state}");
         }
         assert!(translator.connected_viewers.is_empty());

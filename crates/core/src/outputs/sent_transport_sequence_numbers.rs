@@ -2,7 +2,7 @@
 //! another number in its header it would be a second packet under the same nonce (invariant 6).
 
 /// Numbers by outgoing sequence number.
-pub(super) struct TransportNumbersByOutSeq {
+pub(super) struct TransportSeqByOutgoingSeq {
     /// Indexed by the outgoing sequence number modulo the length: what that is beyond the index, and the number.
     slots: Box<[(u16, u16)]>,
 }
@@ -11,12 +11,12 @@ pub(super) struct TransportNumbersByOutSeq {
 const REMEMBERED_PACKET_COUNT: u64 = 128;
 
 /// No packet reaches this before its place was taken.
-const EMPTY: (u16, u16) = (u16::MAX, 0);
+const EMPTY_SLOT: (u16, u16) = (u16::MAX, 0);
 
-impl TransportNumbersByOutSeq {
+impl TransportSeqByOutgoingSeq {
     pub(super) fn new() -> Self {
         Self {
-            slots: vec![EMPTY; REMEMBERED_PACKET_COUNT as usize].into(),
+            slots: vec![EMPTY_SLOT; REMEMBERED_PACKET_COUNT as usize].into(),
         }
     }
 
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_number_is_found_until_its_place_is_taken() {
-        let mut sent = TransportNumbersByOutSeq::new();
+        let mut sent = TransportSeqByOutgoingSeq::new();
         (1_000..1_300).for_each(|seq| sent.insert(seq, seq as u16 ^ 0x5555));
         assert_eq!(sent.get(999), None);
         assert_eq!(sent.get(1_171), None, "its place is taken");

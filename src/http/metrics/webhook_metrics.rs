@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::text::MetricsText;
+use super::metrics_text::MetricsText;
 use crate::http::webhooks::EventWebhooks;
 
 /// Writes the metrics, if there are webhooks.

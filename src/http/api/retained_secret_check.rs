@@ -4,7 +4,7 @@
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::config::json::escape_pointer_part;
+use crate::config::json::escape_json_pointer_token;
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::parameter::ParameterType;
 
@@ -16,17 +16,17 @@ pub(super) fn find_secrets_for_another_server(
     patched: &Map<String, Value>,
     library: &PipelineLibrary,
 ) -> Vec<String> {
-    if destination(current, library) == destination(patched, library) {
+    if source_destination_settings(current, library) == source_destination_settings(patched, library) {
         return Vec::new();
     }
     let patch = Value::Object(patch.clone());
-    let mut pointers = secret_pointers(patched, library);
+    let mut pointers = secret_json_pointers(patched, library);
     pointers.retain(|pointer| patch.pointer(pointer).is_none());
     pointers
 }
 
 /// Returns what decides where the source connects to, and how its peer is verified.
-fn destination(settings: &Map<String, Value>, library: &PipelineLibrary) -> Vec<(String, String)> {
+fn source_destination_settings(settings: &Map<String, Value>, library: &PipelineLibrary) -> Vec<(String, String)> {
     let mut parts = Vec::new();
     for key in ["rtsp", "hls"] {
         let url = settings.get(key).and_then(Value::as_str);
@@ -38,7 +38,7 @@ fn destination(settings: &Map<String, Value>, library: &PipelineLibrary) -> Vec<
             .map(|name| ("pipeline".to_owned(), name.to_string())),
     );
     // What reads the URL of a pipeline is not the parser of the gateway: it has to stay the same to the letter.
-    let decisive = parameters(settings, library).filter(|(_, _, kind)| match kind {
+    let decisive = pipeline_parameters_with_types(settings, library).filter(|(_, _, kind)| match kind {
         Some(ParameterType::Secret | ParameterType::Integer | ParameterType::Float | ParameterType::Boolean) => false,
         Some(
             ParameterType::String
@@ -54,15 +54,15 @@ fn destination(settings: &Map<String, Value>, library: &PipelineLibrary) -> Vec<
 }
 
 /// Returns the JSON pointers of what is hidden and may be sent to the server.
-fn secret_pointers(settings: &Map<String, Value>, library: &PipelineLibrary) -> Vec<String> {
+fn secret_json_pointers(settings: &Map<String, Value>, library: &PipelineLibrary) -> Vec<String> {
     let own = ["username", "password"]
         .into_iter()
         .filter(|key| settings.contains_key(*key));
     let mut pointers: Vec<String> = own.map(|key| format!("/{key}")).collect();
     let headers = settings.get("headers").and_then(Value::as_object);
     let names = headers.into_iter().flat_map(Map::keys);
-    pointers.extend(names.map(|name| format!("/headers/{}", escape_pointer_part(name))));
-    let secret = parameters(settings, library).filter(|(_, _, kind)| match kind {
+    pointers.extend(names.map(|name| format!("/headers/{}", escape_json_pointer_token(name))));
+    let secret = pipeline_parameters_with_types(settings, library).filter(|(_, _, kind)| match kind {
         Some(ParameterType::Secret | ParameterType::String | ParameterType::Url) | None => true,
         Some(
             ParameterType::Integer
@@ -73,12 +73,12 @@ fn secret_pointers(settings: &Map<String, Value>, library: &PipelineLibrary) -> 
             | ParameterType::Device,
         ) => false,
     });
-    pointers.extend(secret.map(|(name, _, _)| format!("/params/{}", escape_pointer_part(name))));
+    pointers.extend(secret.map(|(name, _, _)| format!("/params/{}", escape_json_pointer_token(name))));
     pointers
 }
 
 /// Returns the parameters of a pipeline, each with its type if that is known.
-fn parameters<'a>(
+fn pipeline_parameters_with_types<'a>(
     settings: &'a Map<String, Value>,
     library: &'a PipelineLibrary,
 ) -> impl Iterator<Item = (&'a String, &'a Value, Option<ParameterType>)> {
@@ -111,7 +111,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::json::merge_patch;
+    use crate::config::json::apply_merge_patch;
 
     fn object(value: Value) -> Map<String, Value> {
         match value {
@@ -172,8 +172,9 @@ mod tests {
         ] {
             let (current, patch) = (object(current.clone()), object(patch));
             let mut patched = current.clone();
-            merge_patch(&mut patched, &patch);
-            let mut found = find_secrets_for_another_server(&current, &patch, &patched, &PipelineLibrary::shipped());
+            apply_merge_patch(&mut patched, &patch);
+            let mut found =
+                find_secrets_for_another_server(&current, &patch, &patched, &PipelineLibrary::with_shipped_pipelines());
             let mut needed: Vec<&str> = needed.to_vec();
             found.sort();
             needed.sort_unstable();

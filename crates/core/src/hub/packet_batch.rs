@@ -39,7 +39,7 @@ pub struct SourceState {
 
 impl SourceState {
     /// Returns that of a stream; `None` without a source.
-    pub(crate) fn of(state: &StreamState) -> Option<Self> {
+    pub(crate) fn from_stream_state(state: &StreamState) -> Option<Self> {
         Some(Self {
             source: state.source()?,
             video: state.video.source_properties(),
@@ -50,12 +50,12 @@ impl SourceState {
 }
 
 impl FailoverFeed {
-    fn of(state: &StreamState) -> Option<Box<Self>> {
+    fn from_stream_state(state: &StreamState) -> Option<Box<Self>> {
         let inputs = state.failover_inputs();
         if inputs.is_empty() {
             return None;
         }
-        let source = SourceState::of(state)?;
+        let source = SourceState::from_stream_state(state)?;
         Some(Box::new(Self { inputs, source }))
     }
 }
@@ -76,7 +76,7 @@ impl PacketBatchToDeliver {
             formats_or_layers_changed: state.take_format_or_layer_change_flag(),
             shards_with_viewers: state.shards_with_viewers().collect(),
             tap_queues: state.prune_and_list_tap_queues_with_reader(),
-            failover_feed: FailoverFeed::of(state),
+            failover_feed: FailoverFeed::from_stream_state(state),
         })
     }
 }

@@ -19,7 +19,13 @@ use crate::session::egress::Egress;
 const MAX_QUEUE_DELAY_FOR_AUDIO_RETRANSMISSION: Duration = Duration::from_millis(150);
 
 impl Viewer {
-    pub(super) fn handle_nack(&mut self, now: Instant, media: Ssrc, seqs: &[u16], egress: &mut Egress<'_>) {
+    pub(super) fn retransmit_nacked_packets(
+        &mut self,
+        now: Instant,
+        media: Ssrc,
+        seqs: &[u16],
+        egress: &mut Egress<'_>,
+    ) {
         let Some(rtp) = egress.rtp_egress() else { return };
         let uses_transport_cc = self.adaptation.uses_transport_cc;
         let leaves_video_out = self

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
+use super::bit_reader::{BitReader, remove_emulation_prevention};
 use super::bit_writer::BitWriter;
-use super::bits::{BitReader, remove_emulation_prevention};
 use super::h264::{parse_high_profile_sps_fields, parse_pic_order_cnt_type};
 use super::h264_cabac;
 
@@ -74,7 +74,7 @@ impl H264FrameRepeater {
                         self.picture_params.insert(id, params);
                     }
                 }
-                1 | 5 if frame.is_none() => frame = self.parse_slice(header, body),
+                1 | 5 if frame.is_none() => frame = self.parse_first_slice_header(header, body),
                 _ => {}
             }
         }
@@ -82,7 +82,7 @@ impl H264FrameRepeater {
     }
 
     /// Returns the NAL unit that repeats the last frame; `None` if that cannot be done, such as for interlaced video.
-    pub fn repeated_frame(&self) -> Option<Bytes> {
+    pub fn build_repeated_frame(&self) -> Option<Bytes> {
         let last = self.last_frame?;
         let picture = self.picture_params.get(&last.pps_id)?;
         let sequence = self.sequence_params.get(&picture.sps_id)?;
@@ -95,10 +95,13 @@ impl H264FrameRepeater {
         }
         // §7.4.3: it counts reference frames.
         let frame_num = last.frame_num.wrapping_add(u32::from(last.is_reference));
-        bits.write_bits(frame_num & low_bits(sequence.frame_num_bits), sequence.frame_num_bits);
+        bits.write_bits(
+            frame_num & low_bits_mask(sequence.frame_num_bits),
+            sequence.frame_num_bits,
+        );
         if let Some(length) = sequence.poc_lsb_bits {
             // Between this frame and the next, which usually has the number after.
-            bits.write_bits(last.poc_lsb.wrapping_add(1) & low_bits(length), length);
+            bits.write_bits(last.poc_lsb.wrapping_add(1) & low_bits_mask(length), length);
             if picture.has_bottom_field_order {
                 bits.write_ue(0); // delta_pic_order_cnt_bottom
             }
@@ -135,11 +138,11 @@ impl H264FrameRepeater {
             bits.write_bits(1, 1); // rbsp_stop_one_bit
             bits.align_with_zeros();
         }
-        Some(to_nal_unit(NON_REFERENCE_SLICE, bits.bytes()))
+        Some(build_nal_unit_from_rbsp(NON_REFERENCE_SLICE_NAL_HEADER, bits.bytes()))
     }
 
     /// Reads the first slice of a frame.
-    fn parse_slice(&self, header: u8, body: &[u8]) -> Option<LastFrame> {
+    fn parse_first_slice_header(&self, header: u8, body: &[u8]) -> Option<LastFrame> {
         let bytes = remove_emulation_prevention(body.get(..MAX_SLICE_HEADER_BYTES).unwrap_or(body));
         let mut bits = BitReader::new(&bytes);
         let (first, _slice_type, pps_id) = (bits.read_ue()?, bits.read_ue()?, bits.read_ue()?);
@@ -159,9 +162,9 @@ impl H264FrameRepeater {
 }
 
 /// Header of a slice NAL unit with `nal_ref_idc` 0.
-const NON_REFERENCE_SLICE: u8 = 1;
+const NON_REFERENCE_SLICE_NAL_HEADER: u8 = 1;
 
-fn low_bits(count: u32) -> u32 {
+fn low_bits_mask(count: u32) -> u32 {
     (1 << count) - 1
 }
 
@@ -227,7 +230,7 @@ impl PictureParams {
 }
 
 /// Makes a NAL unit, with emulation prevention bytes (ITU-T H.264 §7.4.1).
-fn to_nal_unit(header: u8, rbsp: &[u8]) -> Bytes {
+fn build_nal_unit_from_rbsp(header: u8, rbsp: &[u8]) -> Bytes {
     let mut nal = vec![header];
     let mut zeros = 0;
     for byte in rbsp {
@@ -337,7 +340,7 @@ mod tests {
                 with.push(unit.clone());
                 repeats.push(1 + count);
                 for _ in 0..count {
-                    with.push(vec![repeater.repeated_frame().expect("progressive video")]);
+                    with.push(vec![repeater.build_repeated_frame().expect("progressive video")]);
                 }
             }
             let expected = decode(&folder, &units);
@@ -354,11 +357,11 @@ mod tests {
     #[test]
     fn nothing_is_repeated_without_parameter_sets_or_a_frame() {
         let mut repeater = H264FrameRepeater::default();
-        assert_eq!(repeater.repeated_frame(), None);
+        assert_eq!(repeater.build_repeated_frame(), None);
         for length in 0..8 {
             let nal = |header: u8| Bytes::from([&[header][..], &vec![0x88; length]].concat());
             repeater.observe_frame(&[nal(0x67), nal(0x68), nal(0x65)]);
-            assert_eq!(repeater.repeated_frame(), None);
+            assert_eq!(repeater.build_repeated_frame(), None);
         }
     }
 }

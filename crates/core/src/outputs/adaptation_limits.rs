@@ -27,7 +27,7 @@ impl FeedbackLimiter {
     }
 
     /// Takes one evaluation, if there is one.
-    pub(super) fn try_admit_feedback(&mut self, now: Instant) -> bool {
+    pub(super) fn take_feedback_credit(&mut self, now: Instant) -> bool {
         let saved = self.credit + now.saturating_duration_since(self.refilled_at);
         self.refilled_at = now;
         let saved = saved.min(MIN_FEEDBACK_EVALUATION_INTERVAL * MAX_FEEDBACK_EVALUATION_BURST);
@@ -39,15 +39,15 @@ impl FeedbackLimiter {
 
 /// The ladder of a viewer, which is made under the lock of its stream: one serves for some feedback packets.
 #[derive(Debug, Default)]
-pub(super) struct LadderCache(Option<(Instant, QualityLadder)>);
+pub(super) struct QualityLadderCache(Option<(Instant, QualityLadder)>);
 
-const LADDER_LIFETIME: Duration = Duration::from_millis(100);
+const QUALITY_LADDER_CACHE_LIFETIME: Duration = Duration::from_millis(100);
 
-impl LadderCache {
+impl QualityLadderCache {
     /// Returns the ladder, unless it is too old.
     pub(super) fn get(&self, now: Instant) -> Option<QualityLadder> {
         let (made_at, ladder) = self.0.as_ref()?;
-        (now.saturating_duration_since(*made_at) < LADDER_LIFETIME).then_some(*ladder)
+        (now.saturating_duration_since(*made_at) < QUALITY_LADDER_CACHE_LIFETIME).then_some(*ladder)
     }
 
     pub(super) fn put(&mut self, now: Instant, ladder: QualityLadder) {
@@ -72,19 +72,19 @@ mod tests {
         let start = Instant::now();
         let mut limiter = FeedbackLimiter::new(start);
         // Four in each of 100 datagrams per millisecond, for a second.
-        let flood = (0..400_000_u32).filter(|index| limiter.try_admit_feedback(start + MS * (index / 400)));
+        let flood = (0..400_000_u32).filter(|index| limiter.take_feedback_credit(start + MS * (index / 400)));
         assert_eq!(flood.count(), 207);
         let mut limiter = FeedbackLimiter::new(start);
-        assert!((0..1_000).all(|index| limiter.try_admit_feedback(start + 20 * MS * index)));
+        assert!((0..1_000).all(|index| limiter.take_feedback_credit(start + 20 * MS * index)));
         let mut limiter = FeedbackLimiter::new(start);
         let together = |index: u32| start + 50 * MS * (index / 8);
-        assert!((0..1_000).all(|index| limiter.try_admit_feedback(together(index))));
+        assert!((0..1_000).all(|index| limiter.take_feedback_credit(together(index))));
     }
 
     #[test]
     fn a_ladder_serves_for_a_tenth_of_a_second_unless_something_changes() {
         let start = Instant::now();
-        let mut cache = LadderCache::default();
+        let mut cache = QualityLadderCache::default();
         assert!(cache.get(start).is_none());
         cache.put(start, QualityLadder::new(64_000));
         assert!(cache.get(start + 99 * MS).is_some());

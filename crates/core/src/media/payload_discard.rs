@@ -24,7 +24,7 @@ pub enum PayloadDiscardReason {
 }
 
 impl PayloadDiscardReason {
-    const ALL: [Self; 8] = [
+    const ALL_REASONS: [Self; 8] = [
         Self::EmptyPayload,
         Self::TruncatedPayload,
         Self::ForbiddenBit,
@@ -53,11 +53,11 @@ impl fmt::Display for PayloadDiscardReason {
 
 /// How often payloads were passed over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PayloadDiscardCounts([u64; PayloadDiscardReason::ALL.len()]);
+pub struct PayloadDiscardCounts([u64; PayloadDiscardReason::ALL_REASONS.len()]);
 
 impl PayloadDiscardCounts {
     /// Counts one. Returns whether it is the first of its kind.
-    pub fn add(&mut self, reason: PayloadDiscardReason) -> bool {
+    pub fn count_discard(&mut self, reason: PayloadDiscardReason) -> bool {
         let Some(count) = self.0.get_mut(reason as usize) else {
             return false;
         };
@@ -72,7 +72,7 @@ impl PayloadDiscardCounts {
 
     /// Returns how often each kind occurred, without those that did not.
     pub fn iter(&self) -> impl Iterator<Item = (PayloadDiscardReason, u64)> + '_ {
-        let counts = PayloadDiscardReason::ALL.into_iter().zip(self.0);
+        let counts = PayloadDiscardReason::ALL_REASONS.into_iter().zip(self.0);
         counts.filter(|(_, count)| *count > 0)
     }
 

@@ -15,7 +15,7 @@ use crate::hub::stream::{LayerSelection, SimulcastLayer, StreamId, StreamState};
 use crate::hub::viewer_quality::ViewerQuality;
 use crate::media::Rid;
 use crate::media::rtcp::{self, ReportBlock};
-use crate::outputs::adaptation::{BurstRate, LadderInputs};
+use crate::outputs::adaptation::{BurstRate, QualityLadderInputs};
 use crate::outputs::transport_cc_egress::TransportCcEgress;
 use crate::outputs::viewer_track::AdaptiveSwitchOptions;
 use crate::session::egress::Egress;
@@ -36,7 +36,7 @@ const LAYER_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 const TCP_QUEUE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A source with a longer key frame interval is not watched by its key frames alone.
-const MAX_INTERVAL_FOR_KEY_FRAMES_ONLY: Duration = Duration::from_secs(10);
+const MAX_KEY_FRAME_INTERVAL_FOR_KEY_FRAMES_ONLY: Duration = Duration::from_secs(10);
 
 impl Viewer {
     /// Handles the transport-wide feedback of a compound RTCP packet.
@@ -48,7 +48,7 @@ impl Viewer {
             |body: &&[u8]| packet_status_count(body).is_some_and(|count| count <= MAX_PACKET_STATUS_COUNT);
         let bodies = rtcp::transport_feedback_bodies(compound).take(MAX_FEEDBACKS_PER_DATAGRAM);
         for body in bodies.filter(is_plausible) {
-            if !self.adaptation.feedback_limiter.try_admit_feedback(now) {
+            if !self.adaptation.feedback_limiter.take_feedback_credit(now) {
                 break;
             }
             self.pending_work.adapt |= self.adaptation.controller.on_twcc_feedback(now, body, flush_times);
@@ -120,12 +120,12 @@ impl Viewer {
     }
 
     /// Has congestion control choose what the viewer starts with. Returns whether that is a layer of its own.
-    pub(super) fn choose_first_layer(&mut self, now: Instant) -> bool {
+    pub(super) fn choose_initial_layer(&mut self, now: Instant) -> bool {
         if !self.adaptation.is_enabled {
             return false;
         }
         self.pending_work.adapt = true;
-        let Ok(ladder) = self.cached_or_rebuilt_ladder(now) else {
+        let Ok(ladder) = self.get_or_build_quality_ladder(now) else {
             let holds = self.adaptation.uses_transport_cc && self.video.is_some();
             self.adaptation.awaits_first_choice = holds;
             return holds;
@@ -142,12 +142,12 @@ impl Viewer {
     }
 
     /// Does what congestion control decides.
-    pub(super) fn adapt(&mut self, now: Instant, egress: &mut Egress<'_>) {
+    pub(super) fn run_congestion_controller(&mut self, now: Instant, egress: &mut Egress<'_>) {
         if !self.playback_started || !self.adaptation.is_enabled {
             return;
         }
-        self.apply_layer_choice_once_switched(now);
-        let ladder = match self.cached_or_rebuilt_ladder(now) {
+        self.notify_controller_once_layer_switched(now);
+        let ladder = match self.get_or_build_quality_ladder(now) {
             Ok(ladder) => ladder,
             Err(interval) => {
                 self.adaptation_due_at = Some(now + interval);
@@ -157,7 +157,7 @@ impl Viewer {
         };
         self.adaptation.lacks_ladder = false;
         if self.adaptation.awaits_first_choice {
-            self.prepare_first_layer_start();
+            self.set_initial_layer_switch_options();
         }
         for _ in 0..MAX_CONTROLLER_ACTIONS_PER_CALL {
             match self.adaptation.controller.poll(now, &ladder) {
@@ -223,7 +223,7 @@ impl Viewer {
         if has_key_frame
             && self
                 .adaptation
-                .must_hold_key_frame_for_choice(now, &self.layer_selection, &self.stream)
+                .must_hold_key_frame_until_layer_chosen(now, &self.layer_selection, &self.stream)
         {
             video.track_sender.stop_until_any_key_frame();
             self.adaptation.awaits_first_choice = true;
@@ -233,9 +233,9 @@ impl Viewer {
     }
 
     /// The layers are there: what is chosen begins as at the start.
-    fn prepare_first_layer_start(&mut self) {
+    fn set_initial_layer_switch_options(&mut self) {
         if let Some(video) = &mut self.video {
-            video.prepare_switch(AdaptiveSwitchOptions {
+            video.set_next_switch_options(AdaptiveSwitchOptions {
                 is_start: true,
                 is_step_down: false,
                 received_bitrate: 0,
@@ -251,7 +251,7 @@ impl Viewer {
         self.adaptation.record_layer_choice(switch);
         let is_pinned = matches!(self.layer_selection, LayerSelection::Named(_));
         if let Some(video) = self.video.as_mut().filter(|_| !is_pinned) {
-            video.prepare_switch(AdaptiveSwitchOptions {
+            video.set_next_switch_options(AdaptiveSwitchOptions {
                 is_start: false,
                 is_step_down: before.is_some_and(|before| switch.layer < before.layer),
                 received_bitrate: self.adaptation.controller.received_bitrate().unwrap_or(0),
@@ -263,7 +263,7 @@ impl Viewer {
     }
 
     /// Tells the congestion control when its choice is being sent.
-    fn apply_layer_choice_once_switched(&mut self, now: Instant) {
+    fn notify_controller_once_layer_switched(&mut self, now: Instant) {
         let Some(choice) = self.adaptation.pending_layer_choice() else {
             return;
         };
@@ -371,8 +371,8 @@ impl Viewer {
     /// # Errors
     ///
     /// That is not known, and has to be checked again after this time.
-    fn cached_or_rebuilt_ladder(&mut self, now: Instant) -> Result<QualityLadder, Duration> {
-        if let Some(ladder) = self.adaptation.recent_ladder(now) {
+    fn get_or_build_quality_ladder(&mut self, now: Instant) -> Result<QualityLadder, Duration> {
+        if let Some(ladder) = self.adaptation.cached_quality_ladder(now) {
             return Ok(ladder);
         }
         let has_audio = self.audio.is_some();
@@ -382,7 +382,7 @@ impl Viewer {
             if uses_transport_cc && state.source().is_none() {
                 return Err(SOURCE_CHECK_INTERVAL);
             }
-            if uses_transport_cc && state.are_layers_appearing(now) {
+            if uses_transport_cc && state.may_more_layers_appear(now) {
                 // The first key frame ends the wait for it.
                 let has_key_frame = state.video.first_key_frame_arrival().is_some();
                 return Err(if has_key_frame {
@@ -391,7 +391,7 @@ impl Viewer {
                     SOURCE_CHECK_INTERVAL
                 });
             }
-            Ok(LadderInputs {
+            Ok(QualityLadderInputs {
                 layers: state.layers().to_vec(),
                 selection,
                 video_bitrate: state.video.rate_meter().current_rate(now).bitrate,
@@ -414,7 +414,7 @@ impl Viewer {
         if let (Some(video), true) = (&self.video, self.adaptation.uses_transport_cc) {
             inputs.key_frame_bitrate = video.current_stream.with_state(|state| key_frame_bitrate(state));
         }
-        let ladder = self.adaptation.update_layers_and_build_ladder(now, &inputs);
+        let ladder = self.adaptation.update_layers_and_build_quality_ladder(now, &inputs);
         self.adaptation.ladder_cache.put(now, ladder);
         Ok(ladder)
     }
@@ -430,7 +430,7 @@ fn key_frame_bitrate(state: &StreamState) -> Option<u32> {
     let interval = state
         .video
         .key_frame_interval()
-        .filter(|interval| *interval <= MAX_INTERVAL_FOR_KEY_FRAMES_ONLY)?;
+        .filter(|interval| *interval <= MAX_KEY_FRAME_INTERVAL_FOR_KEY_FRAMES_ONLY)?;
     let ring = state.video.ring();
     let bytes = ring.frame_byte_count(ring.newest_key_frame_seq()?) as u64;
     u32::try_from(bytes * 8_000 / u64::try_from(interval.as_millis()).ok()?.max(1)).ok()

@@ -9,9 +9,9 @@ use bytes::Bytes;
 
 use super::codec::{PayloadFraming, PayloadInspector, classify_payload};
 use super::depacketizer::{Depacketizer, Frame};
-use super::discard::PayloadDiscardCounts;
 use super::marker::{RtpMarkerCorrector, RtpPacketMetadata};
 use super::packet::Packet;
+use super::payload_discard::PayloadDiscardCounts;
 use super::timestamp_corrector::RtpTimestampCorrector;
 use super::{Codec, CodecFormat, MediaKind};
 
@@ -64,8 +64,8 @@ impl FrameAssembler {
 
     /// Stores parameter sets that were signalled separately, such as in an SDP: NAL units without start code. They are put
     /// before key frames that lack them, until the stream sends others with the same IDs.
-    pub fn seed_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
-        self.payload_inspector.seed_parameter_sets(parameter_sets);
+    pub fn store_out_of_band_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
+        self.payload_inspector.store_out_of_band_parameter_sets(parameter_sets);
     }
 
     /// Processes the next packet in sequence order; older packets are ignored. Appends complete frames to `out`.
@@ -80,7 +80,7 @@ impl FrameAssembler {
         let part = match classify_payload(self.codec, &packet.payload) {
             Ok(part) => part,
             Err(odd) => {
-                self.discard_counts.add(odd);
+                self.discard_counts.count_discard(odd);
                 return;
             }
         };
@@ -88,10 +88,10 @@ impl FrameAssembler {
             seq: packet.seq,
             time: packet.timestamp,
             marker: packet.marker,
-            payload_info: Some(part),
+            payload_framing: Some(part),
             arrival: packet.arrival,
         };
-        let time = self.timestamp_corrector.correct(&received);
+        let time = self.timestamp_corrector.correct_packet_timestamp(&received);
         // The inspector only compares timestamps of frames: the low 32 bits are enough.
         let inspection = self.payload_inspector.inspect_rtp_payload(time as u32, &packet.payload);
         let key_frame = self.codec.kind() == MediaKind::Video && inspection.identifies_key_frame;
@@ -114,7 +114,7 @@ impl FrameAssembler {
                 seq: track_packet.seq,
                 time,
                 marker,
-                payload_info: Some(part),
+                payload_framing: Some(part),
                 ..received
             };
             self.correct_marker_and_depacketize(mark, track_packet, out);
@@ -137,7 +137,8 @@ impl FrameAssembler {
     /// parameter sets are kept.
     pub fn flush_and_restart_frame_assembly(&mut self, out: &mut Vec<Frame>) {
         let mut released = Vec::new();
-        self.marker_corrector.flush_and_restart_numbering(&mut released);
+        self.marker_corrector
+            .flush_on_seq_and_timestamp_discontinuity(&mut released);
         self.depacketize_with_corrected_markers(released, out);
         self.timestamp_corrector.on_seq_and_timestamp_discontinuity();
         self.payload_inspector.on_timestamp_discontinuity();
@@ -146,8 +147,8 @@ impl FrameAssembler {
     }
 
     /// Returns the corrected time of an RTP timestamp of the sender; `None` while these stand still.
-    pub fn corrected_time_of(&self, timestamp: u64) -> Option<u64> {
-        self.timestamp_corrector.corrected_time_of(timestamp)
+    pub fn correct_source_timestamp(&self, timestamp: u64) -> Option<u64> {
+        self.timestamp_corrector.correct_source_timestamp(timestamp)
     }
 
     /// Returns how many frames got the time of their arrival, because the timestamps of their sender stood still.
@@ -193,8 +194,8 @@ impl FrameAssembler {
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 mod tests {
     use super::*;
-    use crate::media::discard::PayloadDiscardReason;
     use crate::media::packetizer::split_annex_b;
+    use crate::media::payload_discard::PayloadDiscardReason;
 
     const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
     /// IDs 0 and 1, both of SPS 0.
@@ -325,7 +326,7 @@ mod tests {
     fn parameter_sets_of_every_id_are_kept_and_those_of_the_sdp_too() {
         let mut camera = TestCamera::new(Codec::H264);
         let seeds: Vec<Bytes> = [SPS, PPS[0], PPS[1]].map(Bytes::from_static).into();
-        camera.assembler.seed_parameter_sets(&seeds);
+        camera.assembler.store_out_of_band_parameter_sets(&seeds);
         assert!(camera.assembler.format().is_some() && camera.assembler.resolution().is_some());
         camera.send_packet(0, true, IDR);
         camera.send_packet(3_000, true, P_SLICE);

@@ -66,7 +66,7 @@ pub(super) fn is_sdp_token(text: &str) -> bool {
 
 /// Parses the body of a request.
 pub(super) fn parse_document(body: &[u8]) -> Result<SdpDocument, OfferError> {
-    let text = check_and_decode_body(body)?;
+    let text = validate_and_decode_body(body)?;
     let kept = normalize_lines_for_parser(text)?;
     let mut cursor = Cursor::new(kept.sdp_text.as_bytes());
     let description = SessionDescription::unmarshal(&mut cursor)
@@ -74,7 +74,7 @@ pub(super) fn parse_document(body: &[u8]) -> Result<SdpDocument, OfferError> {
     kept.attach_line_numbers(description)
 }
 
-fn check_and_decode_body(body: &[u8]) -> Result<&str, OfferError> {
+fn validate_and_decode_body(body: &[u8]) -> Result<&str, OfferError> {
     if body.len() > MAX_OFFER_BYTES {
         return Err(OfferError::TooLarge { limit: MAX_OFFER_BYTES });
     }
@@ -101,13 +101,13 @@ struct SdpLines<'a> {
     attribute_line_numbers: Vec<usize>,
     /// Line numbers and media tokens of the `m=` lines.
     media_lines: Vec<(usize, &'a str)>,
-    /// How many of [`SDP_HEADER`] were written.
+    /// How many of [`DEFAULT_SESSION_LINES`] were written.
     written_header_line_count: usize,
 }
 
 /// The lines that begin a description (RFC 8866 §5), with what is assumed for those that an offer leaves out: none of
 /// them is needed to answer it.
-const SDP_HEADER: [(u8, &str); 4] = [
+const DEFAULT_SESSION_LINES: [(u8, &str); 4] = [
     (b'v', "v=0"),
     (b'o', "o=- 0 0 IN IP4 0.0.0.0"),
     (b's', "s=-"),
@@ -123,16 +123,16 @@ fn normalize_lines_for_parser(text: &str) -> Result<SdpLines<'_>, OfferError> {
         if line.is_empty() {
             continue;
         }
-        check_line_form(number, line)?;
+        validate_line_syntax(number, line)?;
         if !raw.ends_with('\n') {
             return Err(OfferError::MissingLineEnd { line: number });
         }
-        kept.push_line_if_needed(number, line)?;
+        kept.push_line_needed_by_parser(number, line)?;
     }
     Ok(kept)
 }
 
-fn check_line_form(number: usize, line: &str) -> Result<(), OfferError> {
+fn validate_line_syntax(number: usize, line: &str) -> Result<(), OfferError> {
     if line.len() > MAX_LINE_BYTES {
         return Err(OfferError::LineTooLong {
             line: number,
@@ -154,7 +154,7 @@ fn check_line_form(number: usize, line: &str) -> Result<(), OfferError> {
 }
 
 impl<'a> SdpLines<'a> {
-    fn push_line_if_needed(&mut self, number: usize, line: &'a str) -> Result<(), OfferError> {
+    fn push_line_needed_by_parser(&mut self, number: usize, line: &'a str) -> Result<(), OfferError> {
         let mut written = line.to_owned();
         match line.as_bytes().first() {
             Some(b'm') => {
@@ -164,7 +164,7 @@ impl<'a> SdpLines<'a> {
                         limit: MAX_SECTIONS,
                     });
                 }
-                let media = parse_m_line_kind(number, line)?;
+                let media = parse_m_line_media_type(number, line)?;
                 written = quirks::replace_unknown_media_kind(line, media);
                 self.media_lines.push((number, media));
             }
@@ -177,7 +177,7 @@ impl<'a> SdpLines<'a> {
             Some(b'v' | b'o' | b't') => {}
             _ => return Ok(()),
         }
-        match SDP_HEADER
+        match DEFAULT_SESSION_LINES
             .iter()
             .position(|(kind, _)| line.as_bytes().first() == Some(kind))
         {
@@ -185,10 +185,10 @@ impl<'a> SdpLines<'a> {
             Some(0) => self.written_header_line_count = self.written_header_line_count.max(1),
             Some(_) if self.written_header_line_count == 0 => {}
             Some(place) => {
-                self.write_missing_header(place, number);
+                self.write_missing_session_lines(place, number);
                 self.written_header_line_count = self.written_header_line_count.max(place + 1);
             }
-            None => self.write_rest_of_sdp_header(number),
+            None => self.write_remaining_session_lines(number),
         }
         self.write_line(number, &written);
         Ok(())
@@ -201,16 +201,20 @@ impl<'a> SdpLines<'a> {
     }
 
     /// Writes the lines of the header before `place` that the offer lacks, in front of its line `number`.
-    fn write_missing_header(&mut self, place: usize, number: usize) {
-        for (_, assumed) in SDP_HEADER.iter().take(place).skip(self.written_header_line_count) {
+    fn write_missing_session_lines(&mut self, place: usize, number: usize) {
+        for (_, assumed) in DEFAULT_SESSION_LINES
+            .iter()
+            .take(place)
+            .skip(self.written_header_line_count)
+        {
             self.write_line(number, assumed);
         }
     }
 
-    fn write_rest_of_sdp_header(&mut self, number: usize) {
+    fn write_remaining_session_lines(&mut self, number: usize) {
         if self.written_header_line_count > 0 {
-            self.write_missing_header(SDP_HEADER.len(), number);
-            self.written_header_line_count = SDP_HEADER.len();
+            self.write_missing_session_lines(DEFAULT_SESSION_LINES.len(), number);
+            self.written_header_line_count = DEFAULT_SESSION_LINES.len();
         }
     }
 
@@ -266,7 +270,7 @@ impl<'a> SdpLines<'a> {
 }
 
 /// Returns the media token of an m-line after checking that its fields can be repeated in the answer.
-fn parse_m_line_kind(number: usize, line: &str) -> Result<&str, OfferError> {
+fn parse_m_line_media_type(number: usize, line: &str) -> Result<&str, OfferError> {
     let rule = "an m-line has a media kind, a port, a protocol and formats, each a short token";
     let error = OfferError::SyntaxRuleViolated { line: number, rule };
     let fields = line.get(2..).unwrap_or_default();

@@ -23,21 +23,21 @@ pub struct UnbuildableSource {
 pub type SourceBuilder = Arc<dyn Fn() -> Result<SourceConfig, String> + Send + Sync>;
 
 /// Minimum interval between attempts: viewers request further ones.
-const MIN_BUILD_INTERVAL: Duration = Duration::from_secs(1);
+const MIN_SOURCE_BUILD_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval between attempts while nobody requests the stream. An attempt looks at files, no more.
-const BUILD_INTERVAL: Duration = Duration::from_secs(5);
+const SOURCE_BUILD_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Tries to build a source until that succeeds, and then runs it until the task is cancelled.
-pub(super) async fn build_and_run_source<P: FrameSink>(
+pub(super) async fn retry_build_and_run_source<P: FrameSink>(
     entry: Arc<RegisteredSource>,
     source: UnbuildableSource,
     plane: P,
 ) {
     loop {
-        sleep(MIN_BUILD_INTERVAL).await;
+        sleep(MIN_SOURCE_BUILD_RETRY_INTERVAL).await;
         let requested = entry.wait_until_watched_or_requested(plane.hub());
-        let _ = timeout(BUILD_INTERVAL - MIN_BUILD_INTERVAL, requested).await;
+        let _ = timeout(SOURCE_BUILD_RETRY_INTERVAL - MIN_SOURCE_BUILD_RETRY_INTERVAL, requested).await;
         let build = source.build.clone();
         // Files may be on a slow file system.
         match spawn_blocking(move || build()).await {

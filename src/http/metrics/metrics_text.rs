@@ -27,12 +27,12 @@ impl MetricsText {
     ) {
         self.begin_metric_family(name, kind, help);
         add_samples(self);
-        self.begin_former_family(former_name, kind, name);
+        self.begin_deprecated_metric_family(former_name, kind, name);
         add_samples(self);
     }
 
     /// Begins a family whose values are in another one now, and which is removed in the next version.
-    pub(super) fn begin_former_family(&mut self, former_name: &'static str, kind: &str, name: &str) {
+    pub(super) fn begin_deprecated_metric_family(&mut self, former_name: &'static str, kind: &str, name: &str) {
         self.begin_metric_family(former_name, kind, &format!("Deprecated: use {name}."));
     }
 

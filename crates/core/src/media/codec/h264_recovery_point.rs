@@ -3,7 +3,7 @@
 //!
 //! Decoders of browsers start with IDR frames only, so the others count as long as there are no IDR frames.
 
-use super::bits::remove_emulation_prevention;
+use super::bit_reader::remove_emulation_prevention;
 
 /// Random access of one stream.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl RecoveryPointTracker {
 
     /// Records the start of another slice; `starts_i_frame` says that it is the first of an I frame with parameter sets.
     /// Returns whether decoders have to start with it, because no IDR frames come.
-    pub(super) fn observe_slice_and_check_start(&mut self, time: u32, starts_i_frame: bool) -> bool {
+    pub(super) fn observe_slice_and_check_random_access(&mut self, time: u32, starts_i_frame: bool) -> bool {
         if self.newest_frame_time.replace(time) != Some(time) {
             self.frames_since_idr = self.frames_since_idr.saturating_add(1);
         }
@@ -69,7 +69,10 @@ impl RecoveryPointTracker {
 fn has_recovery_point(body: &[u8]) -> bool {
     let rbsp = remove_emulation_prevention(body);
     let mut rest = &rbsp[..];
-    while let (Some(payload_type), Some(size)) = (read_sei_number(&mut rest), read_sei_number(&mut rest)) {
+    while let (Some(payload_type), Some(size)) = (
+        read_sei_payload_type_or_size(&mut rest),
+        read_sei_payload_type_or_size(&mut rest),
+    ) {
         if payload_type == SEI_RECOVERY_POINT && size > 0 && !rest.is_empty() {
             return true;
         }
@@ -82,7 +85,7 @@ fn has_recovery_point(body: &[u8]) -> bool {
 }
 
 /// Type and size are sums of bytes, of which all but the last are 255.
-fn read_sei_number(rest: &mut &[u8]) -> Option<u32> {
+fn read_sei_payload_type_or_size(rest: &mut &[u8]) -> Option<u32> {
     let mut value = 0;
     loop {
         let (&byte, after) = rest.split_first()?;

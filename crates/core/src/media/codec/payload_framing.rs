@@ -2,7 +2,7 @@
 
 use super::{vp8, vp9};
 use crate::media::Codec;
-use crate::media::discard::PayloadDiscardReason;
+use crate::media::payload_discard::PayloadDiscardReason;
 
 /// What one RTP payload is of its access unit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl PayloadFraming {
 }
 
 /// A payload of any other codec is a whole frame.
-const DEFAULT_PAYLOAD_FRAMING: PayloadFraming = PayloadFraming {
+const WHOLE_FRAME_PAYLOAD_FRAMING: PayloadFraming = PayloadFraming {
     starts_picture: false,
     precedes_picture: false,
     has_slice: true,
@@ -50,7 +50,7 @@ pub(crate) fn classify_payload(codec: Codec, payload: &[u8]) -> Result<PayloadFr
         Codec::Vp8 => match vp8::Vp8Descriptor::parse(payload) {
             Some(descriptor) if descriptor.descriptor_length < payload.len() => Ok(PayloadFraming {
                 starts_picture: descriptor.starts_frame,
-                ..DEFAULT_PAYLOAD_FRAMING
+                ..WHOLE_FRAME_PAYLOAD_FRAMING
             }),
             _ => Err(PayloadDiscardReason::TruncatedPayload),
         },
@@ -58,18 +58,18 @@ pub(crate) fn classify_payload(codec: Codec, payload: &[u8]) -> Result<PayloadFr
             Some(descriptor) if descriptor.descriptor_length < payload.len() => Ok(PayloadFraming {
                 starts_picture: descriptor.starts_frame && descriptor.spatial_layer == 0,
                 continues_in_next_packet: !descriptor.ends_frame,
-                ..DEFAULT_PAYLOAD_FRAMING
+                ..WHOLE_FRAME_PAYLOAD_FRAMING
             }),
             _ => Err(PayloadDiscardReason::TruncatedPayload),
         },
         Codec::Av1 => match payload {
             [aggregation, _, ..] => Ok(PayloadFraming {
                 continues_in_next_packet: aggregation & 0x40 != 0,
-                ..DEFAULT_PAYLOAD_FRAMING
+                ..WHOLE_FRAME_PAYLOAD_FRAMING
             }),
             _ => Err(PayloadDiscardReason::TruncatedPayload),
         },
-        Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac | Codec::Jpeg => Ok(DEFAULT_PAYLOAD_FRAMING),
+        Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac | Codec::Jpeg => Ok(WHOLE_FRAME_PAYLOAD_FRAMING),
     }
 }
 

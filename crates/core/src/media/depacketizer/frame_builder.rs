@@ -7,9 +7,9 @@ use crate::media::codec::av1::ObuAssembler;
 use crate::media::codec::vp8::Vp8Descriptor;
 use crate::media::codec::vp9::{self, Vp9Descriptor};
 use crate::media::codec::{PayloadFraming, classify_h264_nal, classify_h265_nal};
-use crate::media::discard::{PayloadDiscardCounts, PayloadDiscardReason};
 use crate::media::packet::TrackTime;
 use crate::media::packetizer::MAX_ACCESS_UNIT_BYTES;
+use crate::media::payload_discard::{PayloadDiscardCounts, PayloadDiscardReason};
 
 /// An access unit.
 #[derive(Debug)]
@@ -72,23 +72,23 @@ impl FrameBuilder {
             Codec::Vp8 => {
                 let body =
                     Vp8Descriptor::parse(payload).and_then(|descriptor| payload.get(descriptor.descriptor_length..));
-                self.append_without_start_code(body)
+                self.append_non_nal_payload(body)
             }
             Codec::Vp9 => {
                 let descriptor = Vp9Descriptor::parse(payload);
                 if descriptor.as_ref().is_some_and(|descriptor| descriptor.starts_frame) {
                     self.vp9_layer_starts.push(self.bytes.len());
                 }
-                self.append_without_start_code(
+                self.append_non_nal_payload(
                     descriptor.and_then(|descriptor| payload.get(descriptor.descriptor_length..)),
                 )
             }
             Codec::Opus | Codec::Pcmu | Codec::Pcma | Codec::Aac | Codec::Jpeg => {
-                self.append_without_start_code(Some(payload))
+                self.append_non_nal_payload(Some(payload))
             }
         };
         if let Err(reason) = taken {
-            discards.add(reason);
+            discards.count_discard(reason);
         }
     }
 
@@ -102,18 +102,18 @@ impl FrameBuilder {
 
     /// Returns its bytes as decoders expect them.
     pub(super) fn finish(&mut self, discards: &mut PayloadDiscardCounts) -> BytesMut {
-        self.end_and_count_open_fragment(discards);
+        self.end_unfinished_fragment(discards);
         if !self.av1_assembler.is_last_obu_complete() {
-            discards.add(PayloadDiscardReason::StrayFragment);
+            discards.count_discard(PayloadDiscardReason::StrayFragment);
         }
         let mut bytes = std::mem::take(&mut self.bytes);
         if self.codec == Codec::Vp9 {
-            vp9::put_superframe_index_for_frame_starts(&self.vp9_layer_starts, &mut bytes);
+            vp9::append_superframe_index(&self.vp9_layer_starts, &mut bytes);
         }
         bytes
     }
 
-    fn append_without_start_code(&mut self, body: Option<&[u8]>) -> Result<(), PayloadDiscardReason> {
+    fn append_non_nal_payload(&mut self, body: Option<&[u8]>) -> Result<(), PayloadDiscardReason> {
         let body = body
             .filter(|body| !body.is_empty())
             .ok_or(PayloadDiscardReason::TruncatedPayload)?;
@@ -159,7 +159,7 @@ impl FrameBuilder {
         discards: &mut PayloadDiscardCounts,
     ) -> Result<(), PayloadDiscardReason> {
         let part = part(nal)?;
-        self.end_and_count_open_fragment(discards);
+        self.end_unfinished_fragment(discards);
         self.has_slice |= part.has_slice;
         self.bytes.put_slice(&ANNEX_B_START_CODE);
         self.bytes.put_slice(nal);
@@ -179,7 +179,7 @@ impl FrameBuilder {
                 .split_at_checked(length)
                 .ok_or(PayloadDiscardReason::TruncatedPayload)?;
             if let Err(reason) = self.append_nal(nal, part, discards) {
-                discards.add(reason);
+                discards.count_discard(reason);
             }
             rest = after;
         }
@@ -201,7 +201,7 @@ impl FrameBuilder {
     ) -> Result<(), PayloadDiscardReason> {
         let (starts, ends) = (header & 0x80 != 0, header & 0x40 != 0);
         if starts {
-            self.end_and_count_open_fragment(discards);
+            self.end_unfinished_fragment(discards);
             self.append_nal(nal_header, part, discards)?;
         } else if !self.in_fragment {
             return Err(PayloadDiscardReason::StrayFragment);
@@ -212,9 +212,9 @@ impl FrameBuilder {
     }
 
     /// Nothing is missing in the sequence, so the NAL unit ends here: its sender left the end flag out.
-    fn end_and_count_open_fragment(&mut self, discards: &mut PayloadDiscardCounts) {
+    fn end_unfinished_fragment(&mut self, discards: &mut PayloadDiscardCounts) {
         if std::mem::take(&mut self.in_fragment) {
-            discards.add(PayloadDiscardReason::StrayFragment);
+            discards.count_discard(PayloadDiscardReason::StrayFragment);
         }
     }
 }

@@ -53,18 +53,20 @@ impl NonTwccEvaluator {
     /// Returns whether the report shows overload.
     pub(super) fn on_receiver_report(&mut self, now: u64, report: ReceiverReportSummary) -> bool {
         let lost = report.fraction_lost.saturating_sub(report.publisher_fraction_lost);
-        let is_late = report.rtt.is_some_and(|rtt| self.record_rtt_and_check_growth(now, rtt));
+        let is_late = report
+            .rtt
+            .is_some_and(|rtt| self.record_rtt_and_detect_growth(now, rtt));
         self.consecutive_lossy_reports = if lost > HIGH_FRACTION_LOST {
             self.consecutive_lossy_reports.saturating_add(1)
         } else {
             0
         };
-        self.update_calm_since(now, lost <= MAX_CALM_FRACTION_LOST && !is_late);
+        self.start_or_clear_uncongested_period(now, lost <= MAX_CALM_FRACTION_LOST && !is_late);
         self.consecutive_lossy_reports >= MIN_CONSECUTIVE_LOSSY_REPORTS || is_late
     }
 
     /// Records a round-trip time. Returns whether it has grown by a queue.
-    fn record_rtt_and_check_growth(&mut self, now: u64, rtt: Duration) -> bool {
+    fn record_rtt_and_detect_growth(&mut self, now: u64, rtt: Duration) -> bool {
         let rtt = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
         self.last_rtt_micros = Some(rtt);
         if now.saturating_sub(self.rtt_period_began_at) >= BASE_RTT_PERIOD_US {
@@ -84,7 +86,7 @@ impl NonTwccEvaluator {
 
     /// `queued` is how long the connection needs for what waits in it. Returns whether it is too long.
     pub(super) fn on_tcp_queue_delay(&mut self, now: u64, queued: Duration) -> bool {
-        self.update_calm_since(now, queued < MAX_TCP_QUEUE_DELAY / 4);
+        self.start_or_clear_uncongested_period(now, queued < MAX_TCP_QUEUE_DELAY / 4);
         queued > MAX_TCP_QUEUE_DELAY
     }
 
@@ -104,7 +106,7 @@ impl NonTwccEvaluator {
         self.uncongested_since
     }
 
-    fn update_calm_since(&mut self, now: u64, is_calm: bool) {
+    fn start_or_clear_uncongested_period(&mut self, now: u64, is_calm: bool) {
         self.uncongested_since = is_calm.then(|| self.uncongested_since.unwrap_or(now));
     }
 }

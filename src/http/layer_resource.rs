@@ -56,7 +56,7 @@ pub async fn serve_layer_resource(
         }
         Method::GET | Method::HEAD => {
             let (_, record) = find_viewer_session(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
-            let mut response = Json(layers_json_by_section_index(
+            let mut response = Json(layers_json_by_mline_index(
                 &record,
                 &simulcast_layers_of_session(&control, &record),
             ))
@@ -97,7 +97,7 @@ pub(super) fn simulcast_layers_of_session(control: &ControlPlane, record: &Sessi
 }
 
 /// Returns the layers as JSON, keyed by the index of the m-line, as in the event `simulcast_layers_of_session`.
-pub(super) fn layers_json_by_section_index(record: &SessionRecord, layers: &[SimulcastLayer]) -> Value {
+pub(super) fn layers_json_by_mline_index(record: &SessionRecord, layers: &[SimulcastLayer]) -> Value {
     let described: Vec<Value> = layers
         .iter()
         .map(|layer| {

@@ -234,7 +234,7 @@ impl AvailableTrack {
     }
 
     /// Returns the format to send by a plan; the source's own one if nothing can be sent, for the error text.
-    pub(crate) fn sent_or_source_format(&self, plan: TrackDelivery) -> CodecFormat {
+    pub(crate) fn format_for_delivery(&self, plan: TrackDelivery) -> CodecFormat {
         match plan {
             TrackDelivery::Transcode(target) => target.format(),
             TrackDelivery::Passthrough | TrackDelivery::Unavailable(_) => self.source_track.format,
@@ -251,7 +251,7 @@ impl AvailableTracks {
 
     /// Returns the formats that a viewer is sent that can receive the formats that `takes` says.
     pub fn formats_sent_to_viewer(&self, takes: impl Fn(CodecFormat) -> bool) -> AudioVideoFormats {
-        let format = |track: AvailableTrack| track.sent_or_source_format(track.choose_passthrough_or_transcode(&takes));
+        let format = |track: AvailableTrack| track.format_for_delivery(track.choose_passthrough_or_transcode(&takes));
         let layer = self.best_playable_layer(&takes);
         AudioVideoFormats {
             video: layer.map(|layer| layer.format).or_else(|| self.video.map(format)),
