@@ -26,6 +26,9 @@ build: ## Build the release: target/release/millstream
 
 test: ## Install what the tests need, then everything that `check` does and the steps of the tests
 	@scripts/setup.sh run test
+	@# Once, before builds that run beside each other want it.
+	@[ -e player/npm/node_modules/hls.js/dist/hls.min.js ] || \
+		(cd player/npm && npm ci --omit=dev --ignore-scripts --no-audit --no-fund --silent)
 	@scripts/beside.sh target/beside.log $(MAKE) --no-print-directory steps-beside -- \
 		$(MAKE) --no-print-directory --jobs=1 lint unit-security test-steps
 
@@ -35,7 +38,7 @@ test-steps:
 
 # What builds in folders of its own.
 steps-beside:
-	@scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 deny fuzz-short minimum-rust
+	@ADVISORIES=warn scripts/skips.sh $(MAKE) --no-print-directory --jobs=1 deny fuzz-short minimum-rust
 
 check: lint deny unit-security ## Formatting, lints, docs, licences and origins of dependencies, and the systemd unit
 
@@ -74,19 +77,19 @@ load-test: ## The short forms of bench and hostile: judged by loss and survival,
 interop-test: ## Other stacks publish and watch: aiortc
 	$(CARGO) build --workspace --locked
 	[ -x target/interop/bin/python ] || python3 -m venv target/interop
-	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt -c tests/interop/constraints.txt
 	target/interop/bin/python tests/interop/aiortc_peers.py target/debug/millstream
 
 operations-test: ## API by its OpenAPI document, metrics and dashboard by Prometheus, and the commands of the documentation
 	$(CARGO) build --workspace --locked
 	[ -x target/operations/bin/python ] || python3 -m venv target/operations
-	target/operations/bin/pip install --quiet --disable-pip-version-check -r tests/operations/requirements.txt
+	target/operations/bin/pip install --quiet --disable-pip-version-check -r tests/operations/requirements.txt -c tests/operations/constraints.txt
 	target/operations/bin/python tests/operations/operations.py target/debug/millstream
 
 source-frames: ## Frames of odd cameras and HLS origins: what a viewer sees beside ffmpeg, ten minutes (CASES="S1 H2")
 	$(CARGO) build --workspace --locked
 	[ -x target/interop/bin/python ] || python3 -m venv target/interop
-	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	target/interop/bin/pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt -c tests/interop/constraints.txt
 	target/interop/bin/python tests/interop/source_frames.py target/debug/millstream $(CASES)
 
 clients-test: ## OBS, FFmpeg, GStreamer, browsers and players against the gateway, also over loss (root; see docs/clients.md)

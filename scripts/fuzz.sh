@@ -93,7 +93,7 @@ run() {
   local target=$1 binary=target/fuzz/$2/release/$1 log=target/fuzz-logs/$1.log crashes=target/fuzz-crashes/$1/
   local corpus=target/fuzz-corpus/$target amount=() timeout=20
   if [ "$FUZZ_SHORT" = 1 ]; then
-    corpus=target/fuzz-corpus-short/$target amount=(-seed=1 -runs="$5" -reload=0) timeout=120
+    corpus=target/fuzz-corpus-short/$target amount=(-seed=1 -runs="$5" -reload=0) timeout=1200
     rm -rf "$corpus"
   fi
   mkdir -p "$corpus" "$crashes" target/fuzz-logs

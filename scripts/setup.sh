@@ -99,8 +99,10 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 say "installing ${packages[*]}"
 log=$(mktemp)
-if ! { "${as_root[@]}" apt-get update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-  apt-get install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+# A machine that has just started may be installing updates of its own.
+patience=(-o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
+if ! { "${as_root[@]}" apt-get "${patience[@]}" update && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+  apt-get "${patience[@]}" install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
   tail -n 20 "$log"
   say "apt-get failed; its whole output is in $log"
   exit 1

@@ -12,7 +12,7 @@ if [ -z "$documented" ]; then
 fi
 report=$(systemd-analyze security --offline=true --no-pager "$unit")
 score=$(sed -n 's/.*Overall exposure level for [^:]*: \([0-9]*\.[0-9]\).*/\1/p' <<<"$report")
-if [ "$score" != "$documented" ]; then
+if ! awk -v score="$score" -v most="$documented" 'BEGIN { exit !(score != "" && score + 0 <= most + 0) }'; then
   grep -v '✓' <<<"$report" >&2 || true
   echo "unit: the exposure level is $score, docs/deployment.md says $documented" >&2
   exit 1
