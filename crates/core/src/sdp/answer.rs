@@ -6,11 +6,13 @@ use rtc_sdp::description::session::{Origin, SessionDescription, TimeDescription}
 
 use super::codec::OfferedCodec;
 use super::data_channel::SCTP_PORT;
+use super::error::OfferError;
 use super::ice_restart::IceFragmentTemplate;
 use super::local_description::{LocalDescription, VideoSectionId};
 use super::local_transport::{LocalTransport, candidate_lines, fingerprint_value};
 use super::negotiation_result::{
-    DtlsRole, NegotiatedCodec, NegotiatedDataChannels, RtcpFeedback, RtpHeaderExtensionIds,
+    DataPeerRole, DtlsRole, NegotiatedCodec, NegotiatedDataChannels, RemoteTransport, RtcpFeedback,
+    RtpHeaderExtensionIds,
 };
 use super::offer::{MediaSection, Offer, Section};
 use super::{extension::Extmap, extension::RtpHeaderExtension};
@@ -72,8 +74,32 @@ impl AnsweredCodec {
     }
 }
 
+/// Negotiates the transport and the data channels of an offer whose media sections are accepted like this, and writes the
+/// answer. The peer has `role` in data channels.
+///
+/// # Errors
+///
+/// An [`OfferError`] if the accepted sections have no common transport.
+pub(super) fn negotiate_transport_and_write_answer(
+    offer: &Offer,
+    local: &LocalTransport<'_>,
+    role: DataPeerRole,
+    media: &[AcceptedSection],
+) -> Result<(RemoteTransport, LocalDescription), OfferError> {
+    let indexes: Vec<usize> = media.iter().map(|section| section.section_index).collect();
+    let mut transport = offer.negotiate_transport(&indexes)?;
+    let data_channels = local
+        .accepts_data_channels
+        .then(|| offer.negotiate_data_channels(role))
+        .flatten();
+    transport.data_channels = data_channels.map(|(_, negotiated)| negotiated);
+    let accepted = AcceptedSections { media, data_channels };
+    let answer = write_answer(offer, local, transport.gateway_dtls_role, accepted);
+    Ok((transport, answer))
+}
+
 /// Writes the answer. Sections without an entry in `accepted` are rejected.
-pub(super) fn write_answer(
+fn write_answer(
     offer: &Offer,
     local: &LocalTransport<'_>,
     role: DtlsRole,

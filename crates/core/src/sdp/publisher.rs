@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use rtc_sdp::description::common::Attribute;
 
-use super::answer::{self, AcceptedSection, AcceptedSections, AnsweredCodec, value_attribute};
+use super::answer::{self, AcceptedSection, AnsweredCodec, value_attribute};
 use super::codec::{MAX_ANSWERED_CODECS, supported_codec_names};
 use super::error::OfferError;
 use super::extension::RtpHeaderExtension;
@@ -33,18 +33,8 @@ pub fn answer_whip_offer(
         tracks.push(track);
         replies.push(reply);
     }
-    let indexes: Vec<usize> = replies.iter().map(|reply| reply.section_index).collect();
-    let mut transport = offer.negotiate_transport(&indexes)?;
-    let data_channels = local
-        .accepts_data_channels
-        .then(|| offer.negotiate_data_channels(DataPeerRole::Publisher))
-        .flatten();
-    transport.data_channels = data_channels.map(|(_, negotiated)| negotiated);
-    let accepted = AcceptedSections {
-        media: &replies,
-        data_channels,
-    };
-    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, accepted);
+    let (transport, answer) =
+        answer::negotiate_transport_and_write_answer(offer, local, DataPeerRole::Publisher, &replies)?;
     Ok((NegotiatedPublication { transport, tracks }, answer))
 }
 

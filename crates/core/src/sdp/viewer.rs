@@ -3,7 +3,7 @@
 
 use rtc_sdp::description::common::Attribute;
 
-use super::answer::{self, AcceptedSection, AcceptedSections, AnsweredCodec, value_attribute};
+use super::answer::{self, AcceptedSection, AnsweredCodec, value_attribute};
 use super::codec::{
     MAX_ANSWERED_CODECS, MIN_DOUBTFUL_MISMATCH_RANK, OfferedCodec, format_mismatch_rank, select_sendable_codecs,
 };
@@ -74,18 +74,8 @@ pub fn answer_whep_offer(
             takes: describe_offered_formats(offer, source),
         });
     }
-    let indexes: Vec<usize> = replies.iter().map(|reply| reply.section_index).collect();
-    let mut transport = offer.negotiate_transport(&indexes)?;
-    let data_channels = local
-        .accepts_data_channels
-        .then(|| offer.negotiate_data_channels(DataPeerRole::Viewer))
-        .flatten();
-    transport.data_channels = data_channels.map(|(_, negotiated)| negotiated);
-    let accepted = AcceptedSections {
-        media: &replies,
-        data_channels,
-    };
-    let answer = answer::write_answer(offer, local, transport.gateway_dtls_role, accepted);
+    let (transport, answer) =
+        answer::negotiate_transport_and_write_answer(offer, local, DataPeerRole::Viewer, &replies)?;
     let playback = NegotiatedPlayback {
         uses_congestion_control: local.viewer_congestion_control,
         transport,
