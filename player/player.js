@@ -472,7 +472,8 @@ export class MillstreamPlayer extends MediaElement {
         this.dataset.way = 'hls';
         this.dataset.why = why;
         // WebRTC would only duplicate the audio; it cannot carry the video.
-        if (why === 'codec' && this.#client?.state === 'live') this.#client.stop();
+        const { state, missing } = this.#client ?? {};
+        if (why === 'codec' && (state === 'live' || (state === 'connecting' && missing))) this.#client.stop();
         this.#updateLive();
         this.#updateTransport();
       }

@@ -154,7 +154,11 @@ function whileWebRtc(view) {
 
 function reason({ session, granted, waited, status, pathLost, reachable, missing, flow }) {
   if (status === 406 || status === 422) return 'codec';
-  if (session === 'connecting') return granted && waited > CONNECT_TIMEOUT ? 'connection' : undefined;
+  if (session === 'connecting') {
+    if (!granted || waited <= CONNECT_TIMEOUT) return undefined;
+    // The reason stays while HLS is used: what the answer lacks, a connection would not bring.
+    return missing ? 'codec' : 'connection';
+  }
   if (session === 'retrying') return pathLost ? 'connection' : undefined;
   if (session !== 'live') return undefined;
   if (missing) return 'codec';

@@ -43,6 +43,8 @@ test('HLS is used where WebRTC brings nothing and HLS can bring more, and nowher
     'all is well': [{}, 'webrtc'],
     'a connection that is on its way': [{ ...connecting, waited: 500 }, 'webrtc'],
     'a connection that is not made': [{ ...connecting, waited: 1_000 }, 'hls for connection'],
+    'a connection that is not made, for audio alone': [{ ...connecting, waited: 1_000, missing: 'H264' }, 'hls for codec'],
+    'a connection for audio alone that is on its way': [{ ...connecting, waited: 500, missing: 'H264' }, 'webrtc'],
     'an offer that waits for a publisher': [{ ...connecting, granted: false, waited: 20_000 }, 'webrtc'],
     'nobody publishes': [{ session: 'retrying', status: 409 }, 'webrtc'],
     'the gateway is busy': [{ session: 'retrying', status: 503 }, 'webrtc'],
