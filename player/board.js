@@ -10,6 +10,8 @@ const SEARCH_ABOVE = 10;
 /** Maximum number and age (in milliseconds) of thumbnails. Each one costs a transcoding worker. */
 const MAX_THUMBNAILS = 12;
 const THUMBNAIL_MAX_AGE = 60_000;
+/** Delay after which a thumbnail that failed is tried again, in milliseconds. */
+const THUMBNAIL_RETRY = 5_000;
 
 const cards = new Map();
 const thumbnails = new Map();
@@ -26,11 +28,10 @@ async function updateThumbnails() {
   try {
     for (const { name } of streams.filter(({ live, video }) => live && video).slice(0, MAX_THUMBNAILS)) {
       const cached = thumbnails.get(name);
-      if (cached && performance.now() - cached.at < THUMBNAIL_MAX_AGE) continue;
+      if (cached && performance.now() - cached.at < (cached.failed ? THUMBNAIL_RETRY : THUMBNAIL_MAX_AGE)) continue;
       const answer = await api(`streams/${name}/snapshot.jpg`).catch(() => null);
-      // A failed snapshot is not retried at once either.
       const url = answer?.ok ? await asDataUrl(await answer.blob()) : cached?.url;
-      thumbnails.set(name, { at: performance.now(), url });
+      thumbnails.set(name, { at: performance.now(), url, failed: !answer?.ok });
       if (url) cards.get(name)?.showThumbnail(url);
     }
   } finally {
