@@ -354,7 +354,9 @@ export class MillstreamPlayer extends MediaElement {
     const flows = count > this.#webrtcProgress.count;
     if (!flows && now - this.#webrtcProgress.at > MAX_FLOW_GAP) this.#webrtcProgress = { count, at: now, since: 0 };
     if (flows) this.#webrtcProgress = { count, at: now, since: this.#webrtcProgress.since || now };
-    const isInGap = this.#client.state === 'live' && this.#client.hasVideo && !this.#client.missing && this.#flow.frameGap(now) > FRAME_GAP;
+    // The flow begins with the offer, but frames can be expected of a connection only.
+    const gap = Math.min(this.#flow.frameGap(now), now - this.#transportSince);
+    const isInGap = this.#client.state === 'live' && this.#client.hasVideo && !this.#client.missing && gap > FRAME_GAP;
     if (isInGap) this.#client.watchQuality();
     this.#isInGap = isInGap;
   }
