@@ -13,6 +13,14 @@ const QUALITY_TIMEOUT = 30_000;
 const EVENTS_TIMEOUT = 10_000;
 /** Delay after which an event stream that failed is opened again, in milliseconds. */
 const EVENTS_RETRY_DELAY = 5_000;
+/**
+ * Maximum number of event streams that the clients of a page keep open where each one occupies a connection. Browsers open
+ * six to a gateway, for all their pages, and requests of others would wait for one.
+ */
+const MAX_PLAIN_EVENT_STREAMS = 2;
+/** Browsers speak HTTP/2, where streams share a connection, with TLS only. */
+const isPlain = (url) => url.protocol === 'http:';
+let plainEventStreams = 0;
 
 /** Receives one audio and one video track from a WHEP endpoint. Each session has a new `stream` with the tracks. */
 export class WhepClient extends Client {
@@ -28,6 +36,7 @@ export class WhepClient extends Client {
   missing = '';
 
   #events = null;
+  #isEventStreamPlain = false;
   /** The event stream that the gateway has opened, `{ from, location }`: a session may have few, so it is read again. */
   #openedEvents = null;
   /** No event stream is opened before, in milliseconds of `performance.now()`: the last one failed. */
@@ -73,7 +82,8 @@ export class WhepClient extends Client {
 
   /**
    * Polls whether there are several layers. Only then, or for `watchQuality`, is an event stream opened, because it
-   * occupies a connection: browsers open at most six to a gateway, and gateways limit connections.
+   * occupies a connection: browsers open at most six to a gateway, and gateways limit connections. Where the page has too
+   * many of them already, polling goes on.
    */
   async #pollLayers(times) {
     const { layer } = this.extensions;
@@ -83,7 +93,10 @@ export class WhepClient extends Client {
     if (this.state !== 'live' || this.extensions.layer !== layer) return;
     if (reply?.ok) this.missing = missingVideo(reply.headers.get('Link') ?? '');
     clearTimeout(this.#layerTimer);
-    if ((Object.values(answer)[0] ?? []).length > 1) return this.#openEvents();
+    const layers = Object.values(answer)[0] ?? [];
+    if (layers.length > 1 && this.#canOpenEvents) return this.#openEvents();
+    // Without an event stream, the poll is all that tells of layers.
+    if (reply?.ok && !this.#events && Math.max(layers.length, this.layers.length) > 1) this.#setLayers(layers);
     this.#layerTimer = setTimeout(() => this.#pollLayers(times + 1), LAYER_POLL_DELAYS[times] ?? LAYER_POLL_DELAYS.at(-1));
   }
 
@@ -107,12 +120,20 @@ export class WhepClient extends Client {
     }, QUALITY_TIMEOUT);
   }
 
+  /** Whether there is an event stream, or may be one more. */
+  get #canOpenEvents() {
+    const url = this.extensions['server-sent-events'];
+    return Boolean(this.#events) || Boolean(url && (!isPlain(url) || plainEventStreams < MAX_PLAIN_EVENT_STREAMS));
+  }
+
   async #openEvents() {
     const url = this.extensions['server-sent-events'];
-    if (!url || this.#events || performance.now() < this.#eventsPausedUntil) return;
+    if (this.#events || !this.#canOpenEvents || performance.now() < this.#eventsPausedUntil) return;
     // Also marks this attempt: the session may end meanwhile.
     const events = { close() {} };
     this.#events = events;
+    this.#isEventStreamPlain = isPlain(url);
+    if (this.#isEventStreamPlain) plainEventStreams += 1;
     if (this.#openedEvents?.from !== url.href) {
       const signal = AbortSignal.timeout(EVENTS_TIMEOUT);
       const opened = await fetch(url, { method: 'POST', body: '["layers","quality"]', signal }).catch(() => null);
@@ -142,6 +163,7 @@ export class WhepClient extends Client {
   #closeEvents() {
     clearTimeout(this.#layerTimer);
     clearTimeout(this.#qualityTimer);
+    if (this.#events && this.#isEventStreamPlain) plainEventStreams -= 1;
     this.#events?.close();
     this.#events = null;
     if (this.layers.length > 0) this.#setLayers([]);

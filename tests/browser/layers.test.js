@@ -212,6 +212,53 @@ test('the player has a menu of the layers, by mouse and by keyboard', async (t) 
   assert.deepEqual(page.faults, []);
 });
 
+test('players of layers on one page know them all, and leave connections for others', async (t) => {
+  const gateway = await startGateway();
+  t.after(() => gateway.stop());
+  const publisher = await publish(gateway, 'VP8');
+  t.after(() => publisher.close());
+  await allLayers(publisher);
+  const page = await open(browser, `${gateway.origin}/watch/nothing`, () => {
+    window.sources = [];
+    window.EventSource = class extends EventSource {
+      constructor(...options) {
+        super(...options);
+        window.sources.push(this);
+      }
+    };
+  });
+  t.after(() => page.close());
+  await page.evaluate(() => {
+    window.players = Array.from({ length: 4 }, () => {
+      const player = document.createElement('millstream-player');
+      Object.assign(player, { autoplay: true, muted: true, controls: true });
+      player.setAttribute('src', '/whep/simulcast');
+      player.style.width = '320px';
+      return player;
+    });
+    document.body.replaceChildren(...window.players);
+  });
+  const layers = () => page.evaluate(() => window.players.map(({ dataset }) => dataset.layers));
+  await until(layers, (all) => all.every((count) => count === '3'), 'all players to know the layers', 40_000);
+  const opened = () => page.evaluate(() => window.sources.filter(({ readyState }) => readyState !== EventSource.CLOSED).length);
+  const withQuality = () => page.evaluate(() => window.players.filter(({ client }) => client.quality).length);
+  await until(withQuality, (count) => count === 2, 'two players to know their quality');
+  assert.equal(await opened(), 2);
+  const last = () => page.evaluate(() => window.players.findLast(({ client }) => !client.quality).video.videoWidth);
+  await page.evaluate(() => {
+    const menu = window.players.findLast(({ client }) => !client.quality).shadowRoot.querySelector('.quality');
+    menu.value = 'q';
+    menu.dispatchEvent(new Event('change'));
+  });
+  await until(last, (seen) => seen === 320, 'the lowest layer of a player without an event stream');
+  // One that goes makes room for another one, with its next poll.
+  await page.evaluate(() => window.players.find(({ client }) => client.quality).remove());
+  await until(opened, (count) => count === 1, 'its event stream to be closed');
+  await page.evaluate(() => window.players.find(({ client }) => client && !client.quality).client.refreshLayers());
+  await until(opened, (count) => count === 2, 'the event stream of another player');
+  assert.deepEqual(page.faults, []);
+});
+
 test('the menu of the layers chooses by HLS too', async (t) => {
   const gateway = await startGateway();
   t.after(() => gateway.stop());
