@@ -59,8 +59,10 @@ test("a viewer's session goes on across ICE restarts", async (t) => {
   const gateway = await startGateway();
   t.after(() => gateway.stop());
   const publisher = await publish(browser, gateway, 'camera');
+  t.after(() => publisher.close());
   await isLive(publisher);
   const page = await client(gateway, 'camera');
+  t.after(() => page.close());
   const before = await shows(page, 30);
   for (let round = 1; round <= 3; round += 1) {
     const { ufrag, frames } = await numbers(page);
@@ -93,6 +95,7 @@ test('where no UDP gets through, media goes by TCP', async (t) => {
   assert.equal(connected.length, 2, gateway.log.join('\n'));
   // UDP is used if available.
   const other = await client(gateway, 'camera');
+  t.after(() => other.close());
   assert.match((await shows(other, 30)).way, /udp$/);
 });
 
@@ -129,8 +132,10 @@ test('a player that takes our offer plays as one that makes its own', async (t) 
   const gateway = await startGateway({ MILLSTREAM_HTTP__LEGACY_SERVER_OFFER: 'true' });
   t.after(() => gateway.stop());
   const publisher = await publish(browser, gateway, 'camera');
+  t.after(() => publisher.close());
   await isLive(publisher);
   const page = await open(browser, `${gateway.origin}/watch/nothing`);
+  t.after(() => page.close());
   await page.evaluate(async () => {
     document.body.innerHTML = '<video autoplay muted playsinline></video>';
     const stream = new MediaStream();

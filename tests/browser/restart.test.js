@@ -59,6 +59,7 @@ const states = async (pages) => {
 
 test('fifty players play again after the gateway was killed and started', async (t) => {
   let gateway = await startGateway();
+  t.after(() => gateway.stop());
   const publisher = await publishSmall(gateway);
   const pages = [];
   for (let n = 0; n < PAGES; n += 1) pages.push(await watchMany(gateway));
@@ -69,7 +70,6 @@ test('fifty players play again after the gateway was killed and started', async 
   await new Promise((resolve) => setTimeout(resolve, 3_000));
   const { http, webrtc } = gateway;
   gateway = await startGateway({ MILLSTREAM_HTTP__LISTEN: http, MILLSTREAM_WEBRTC__LISTEN: webrtc });
-  t.after(() => gateway.stop());
   const opened = Date.now();
   const again = (seen) => seen.every(({ state, sessions }, index) => state === 'playing' && sessions > before[index].sessions);
   await until(summary, again, 'all of them to play again', 60_000);
