@@ -20,7 +20,8 @@ let browser, folder, clip;
 before(async () => {
   folder = await mkdtemp(path.join(tmpdir(), 'millstream-absence-'));
   clip = path.join(folder, 'clip.h264');
-  [browser] = await Promise.all([chromium(), makeClip(clip, { seconds: 10, keyFrameInterval: 2 })]);
+  await makeClip(clip, { seconds: 10, keyFrameInterval: 2 });
+  browser = await chromium();
 });
 
 after(async () => {

@@ -21,10 +21,8 @@ let browser, folder, clip;
 before(async () => {
   folder = await mkdtemp(path.join(tmpdir(), 'millstream-audience-'));
   clip = path.join(folder, 'clip.h264');
-  [browser] = await Promise.all([
-    chromium(),
-    makeClip(clip, { seconds: 10, keyFrameInterval: 2, bitrate: '400k', reduced: true }),
-  ]);
+  await makeClip(clip, { seconds: 10, keyFrameInterval: 2, bitrate: '400k', reduced: true });
+  browser = await chromium();
 });
 
 after(async () => {

@@ -17,7 +17,7 @@ let browser;
 before(async () => {
   browser = await chromium();
 });
-test.after(() => browser.close());
+test.after(() => browser?.close());
 
 /** A camera, and a gateway with the stream `door` from it. */
 async function cameraAndGateway(t, media, { camera: options = [], stream = '', env = {} } = {}) {

@@ -7,7 +7,9 @@ import { chromium, firefox, isLive, open, playerData, publish, shownByPlayer, sk
 let gateway, sender, fox;
 
 before(async () => {
-  [gateway, sender, fox] = await Promise.all([startGateway(), chromium(), firefox()]);
+  gateway = await startGateway();
+  sender = await chromium();
+  fox = await firefox();
 });
 
 after(async () => {

@@ -6,7 +6,8 @@ import { chromium, firefox, open, plays, PUBLISH_TOKEN, startGateway, until, wat
 
 const API_TOKEN = 'api-token-of-the-data-tests';
 
-let gateway, browsers;
+let gateway;
+const browsers = {};
 
 before(async () => {
   gateway = await startGateway({
@@ -14,12 +15,12 @@ before(async () => {
     MILLSTREAM_WEBRTC__VIEWER_MESSAGES: 'all',
     MILLSTREAM_WEBRTC__RETAINED_MESSAGES: '3',
   });
-  const [chrome, fox] = await Promise.all([chromium(), firefox()]);
-  browsers = { Chromium: chrome, Firefox: fox };
+  browsers.Chromium = await chromium();
+  browsers.Firefox = await firefox();
 });
 
 after(async () => {
-  await Promise.allSettled(Object.values(browsers ?? {}).map((browser) => browser.close()));
+  await Promise.allSettled(Object.values(browsers).map((browser) => browser.close()));
   await gateway?.stop();
 });
 

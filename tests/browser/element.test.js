@@ -10,8 +10,10 @@ import { chromium, firefox, isLive, open, playerData, plays, PROJECT, publish, s
 let gateway, sender, browser, fox;
 
 before(async () => {
-  const starting = [startGateway({ MILLSTREAM_HTTP__EMBED_ORIGINS: '*' }), chromium(), chromium(), firefox()];
-  [gateway, sender, browser, fox] = await Promise.all(starting);
+  gateway = await startGateway({ MILLSTREAM_HTTP__EMBED_ORIGINS: '*' });
+  sender = await chromium();
+  browser = await chromium();
+  fox = await firefox();
   await isLive(await publish(sender, gateway, 'element'));
 });
 

@@ -9,7 +9,8 @@ const API_TOKEN = 'api-token-of-the-links';
 let gateway, browser;
 
 before(async () => {
-  [gateway, browser] = await Promise.all([startGateway({ MILLSTREAM_AUTH__API_TOKEN: API_TOKEN }), chromium()]);
+  gateway = await startGateway({ MILLSTREAM_AUTH__API_TOKEN: API_TOKEN });
+  browser = await chromium();
 });
 
 after(async () => {

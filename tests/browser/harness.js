@@ -61,7 +61,11 @@ export async function startGateway(env = {}, ...args) {
     async stop(signal = 'SIGTERM') {
       const answers = await responses(http, env.MILLSTREAM_AUTH__API_TOKEN);
       child.kill(signal);
-      await within(15_000, exited, 'the gateway to exit');
+      await within(15_000, exited, 'the gateway to exit').catch((error) => {
+        // Its ports would stay taken, and the process of the test would not end before it.
+        child.kill('SIGKILL');
+        throw error;
+      });
       const leak = [...log, ...answers].find((text) => tokens.some((token) => text.includes(token)));
       if (leak) throw new Error(`the gateway discloses a token: ${leak}`);
     },
@@ -104,6 +108,9 @@ export function hostAddress() {
   return all.find((address) => address.family === 'IPv4' && !address.internal)?.address;
 }
 
+/** Within this time a browser starts also on a machine that is busy, in milliseconds. */
+const LAUNCH_TIMEOUT = 120_000;
+
 /** Chromium. `camera: false` leaves it without any, `allow: false` refuses its use, `more` are further arguments,
  * `wrapper` is a program that starts `$CHROMIUM`.
  */
@@ -112,6 +119,7 @@ export function chromium({ camera = true, allow = true, more = [], wrapper } = {
     browser: 'chrome',
     // A browser in another network cannot be reached by a port.
     pipe: Boolean(wrapper),
+    timeout: LAUNCH_TIMEOUT,
     executablePath: wrapper ?? program('chromium', 'chromium-browser', 'google-chrome'),
     env: { ...process.env, CHROMIUM: program('chromium', 'chromium-browser', 'google-chrome') },
     headless: true,
@@ -128,6 +136,24 @@ export function chromium({ camera = true, allow = true, more = [], wrapper } = {
       ...(allow ? ['--use-fake-ui-for-media-stream'] : ['--deny-permission-prompts']),
     ],
   });
+}
+
+/** What is to be undone at the end of a test, the last first. */
+export function undoing(t) {
+  const undo = [];
+  t.after(async () => {
+    const failures = [];
+    // One step that fails leaves the others to be done.
+    for (const step of undo.reverse()) {
+      try {
+        await step();
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
+  });
+  return (step) => undo.push(step);
 }
 
 /** Runs a program of the system. Returns what it prints; throws if it fails, with its messages in `stderr`. */
@@ -174,6 +200,7 @@ export async function chromiumInNamespace(undo, name, options = {}) {
 export function firefox() {
   return puppeteer.launch({
     browser: 'firefox',
+    timeout: LAUNCH_TIMEOUT,
     executablePath: program('firefox-esr', 'firefox'),
     headless: true,
     extraPrefsFirefox: {

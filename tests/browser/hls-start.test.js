@@ -17,7 +17,8 @@ let browser, folder, clip;
 before(async () => {
   folder = await mkdtemp(path.join(tmpdir(), 'millstream-hls-start-'));
   clip = path.join(folder, 'clip.h264');
-  [browser] = await Promise.all([chromium(), makeClip(clip, { seconds: CLIP_SECONDS, keyFrameInterval: 2 })]);
+  await makeClip(clip, { seconds: CLIP_SECONDS, keyFrameInterval: 2 });
+  browser = await chromium();
 });
 
 after(async () => {

@@ -20,7 +20,7 @@ let browser;
 before(async () => {
   browser = await chromium();
 });
-test.after(() => browser.close());
+test.after(() => browser?.close());
 
 const watchByHls = (gateway, stream) => open(browser, `${gateway.origin}/watch/${stream}?way=hls`);
 

@@ -41,7 +41,8 @@ before(async () => {
   const clip = path.join(folder, 'clip.h264');
   await makeClipOfEqualIntervals(clip, 2);
   // The encoder lives on loopback.
-  [gateway, browser] = await Promise.all([startGateway({ MILLSTREAM_WEBRTC__LISTEN: '127.0.0.1:0' }), chromium({ camera: false })]);
+  gateway = await startGateway({ MILLSTREAM_WEBRTC__LISTEN: '127.0.0.1:0' });
+  browser = await chromium({ camera: false });
   encoder = await startEncoder(clip);
 });
 

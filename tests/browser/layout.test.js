@@ -26,7 +26,8 @@ before(async () => {
   folder = await mkdtemp(path.join(tmpdir(), 'millstream-layout-'));
   const config = path.join(folder, 'millstream.toml');
   await writeFile(config, CONFIG);
-  [browser, sender] = await Promise.all([chromium(), chromium()]);
+  browser = await chromium();
+  sender = await chromium();
   const environment = { MILLSTREAM_AUTH__API_TOKEN: API_TOKEN, MILLSTREAM_HTTP__EMBED_ORIGINS: '*' };
   gateway = await startGateway(environment, '--config', config);
   for (const name of ['studio', LONG]) await isLive(await publish(sender, gateway, name));

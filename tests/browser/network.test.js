@@ -13,6 +13,7 @@ import {
   runInNamespace,
   skip,
   startGateway,
+  undoing,
   until,
 } from './harness.js';
 
@@ -31,7 +32,7 @@ function move() {
 
 // C-14.
 test('a session goes on when the address of its viewer changes', async (t) => {
-  const undo = (step) => t.after(step);
+  const undo = undoing(t);
   addNamespace(undo, NAME, GATEWAY, FIRST, SECOND);
   try {
     runInNamespace(NAME, 'nft', 'list', 'ruleset');
@@ -42,7 +43,7 @@ test('a session goes on when the address of its viewer changes', async (t) => {
     { MILLSTREAM_HTTP__LISTEN: `${GATEWAY}:0`, MILLSTREAM_WEBRTC__LISTEN: `${GATEWAY}:0`, MILLSTREAM_WEBRTC__TCP: 'false' },
     '--demo',
   );
-  t.after(() => gateway.stop());
+  undo(() => gateway.stop());
   const browser = await chromiumInNamespace(undo, NAME);
   const origin = `http://${GATEWAY}:${portOf(gateway.http)}`;
   const page = await open(browser, `${origin}/watch/demo`);

@@ -13,19 +13,10 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { test } from 'node:test';
-import { addNamespace, BINARY, chromium, chromiumInNamespace, isLive, open, plays, PROJECT, run, until } from './harness.js';
+import { addNamespace, BINARY, chromium, chromiumInNamespace, isLive, open, plays, PROJECT, run, undoing, until } from './harness.js';
 
 /** A build from nothing on two cores, and packages to install. */
 const START_WITHIN = 45 * 60_000;
-
-/** What is to be undone at the end, the last first. */
-function undoing(t) {
-  const undo = [];
-  t.after(async () => {
-    for (const step of undo.reverse()) await step();
-  });
-  return (step) => undo.push(step);
-}
 
 /** What the gateway prints, as a person reads it in the terminal. */
 async function start(undo, command, args, options = {}) {

@@ -14,7 +14,8 @@ const PACKAGE = path.join(PROJECT, 'player/npm');
 const run = promisify(execFile);
 const npm = (cwd, ...more) => run('npm', [...more, '--ignore-scripts', '--no-audit', '--no-fund', '--prefer-offline'], { cwd });
 
-let gateway, server, project, sender, browsers, version;
+let gateway, server, project, sender, version;
+const browsers = {};
 
 before(async () => {
   ({ version } = JSON.parse(await readFile(path.join(PACKAGE, 'package.json'), 'utf8')));
@@ -26,14 +27,14 @@ before(async () => {
     MILLSTREAM_HTTP__EMBED_ORIGINS: `http://127.0.0.1:${server.address().port}`,
     MILLSTREAM_WEBRTC__VIEWER_MESSAGES: 'all',
   });
-  const [chrome, fox, publisher] = await Promise.all([chromium(), firefox(), chromium()]);
-  sender = publisher;
-  browsers = { Chromium: chrome, Firefox: fox };
+  sender = await chromium();
+  browsers.Chromium = await chromium();
+  browsers.Firefox = await firefox();
   await isLive(await publish(sender, gateway, 'packed'));
 });
 
 after(async () => {
-  await Promise.allSettled([sender, ...Object.values(browsers ?? {})].map((browser) => browser?.close()));
+  await Promise.allSettled([sender, ...Object.values(browsers)].map((browser) => browser?.close()));
   await gateway?.stop();
   server?.close();
   if (project) await rm(project, { recursive: true, force: true });

@@ -12,6 +12,7 @@ import {
   run,
   skip,
   startGateway,
+  undoing,
   until,
   watchSimulcast,
 } from './harness.js';
@@ -63,7 +64,7 @@ const shown = (page) =>
   });
 
 test('the layer of Chromium follows a path of 5, 0.8 and 5 Mbit/s', async (t) => {
-  const undo = (step) => t.after(step);
+  const undo = undoing(t);
   addNamespace(undo, NAME, GATEWAY, VIEWER);
   try {
     limit('5mbit');
@@ -76,7 +77,7 @@ test('the layer of Chromium follows a path of 5, 0.8 and 5 Mbit/s', async (t) =>
     MILLSTREAM_WEBRTC__TCP: 'false',
     MILLSTREAM_AUTH__API_TOKEN: API_TOKEN,
   });
-  t.after(() => gateway.stop());
+  undo(() => gateway.stop());
   const near = await chromium();
   undo(() => near.close());
   const far = await chromiumInNamespace(undo, NAME);

@@ -11,7 +11,8 @@ const JSQR = createRequire(import.meta.url).resolve('jsqr');
 let browser, sender, gateway;
 
 before(async () => {
-  [browser, sender] = await Promise.all([chromium(), chromium()]);
+  browser = await chromium();
+  sender = await chromium();
   gateway = await startGateway({ MILLSTREAM_AUTH__API_TOKEN: API_TOKEN }, '--demo');
   await isLive(await publish(sender, gateway, 'hall/stage-1'));
 });
