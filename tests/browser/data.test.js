@@ -113,14 +113,13 @@ for (const [publisherName, viewerName] of [['Chromium', 'Firefox'], ['Firefox', 
     t.after(() => viewer.close());
     await until(() => received(viewer), ({ length }) => length >= 3, 'the retained messages');
     assert.deepEqual(await received(viewer), ['7', '8', '9'].map((text) => ['score', text]));
-    const title = await viewer.evaluate(async () => {
-      const messages = [];
+    await viewer.evaluate(() => {
+      window.titles = [];
       const track = document.querySelector('millstream-player').data('title');
-      track.addEventListener('message', ({ data }) => messages.push(typeof data === 'string' ? data : [...new Uint8Array(data)]));
-      await new Promise((resolve) => setTimeout(resolve, 500));
-      return messages;
+      track.addEventListener('message', ({ data }) => window.titles.push(typeof data === 'string' ? data : [...new Uint8Array(data)]));
     });
-    assert.deepEqual(title, ['Final', [0, 1, 255]]);
+    const titles = await until(() => viewer.evaluate(() => window.titles), ({ length }) => length >= 2, 'the retained titles');
+    assert.deepEqual(titles, ['Final', [0, 1, 255]]);
   });
 
   test(`a viewer in ${viewerName} is heard by the publisher and the other viewers`, async (t) => {

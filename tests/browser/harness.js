@@ -208,6 +208,9 @@ export function firefox() {
       'media.navigator.permission.disabled': true,
       'media.autoplay.default': 0,
       'media.gmp-manager.updateEnabled': false,
+      // Pages in the background run timers and draw as if they were seen.
+      'dom.min_background_timeout_value': 4,
+      'layout.throttled_frame_rate': 60,
     },
   });
 }
