@@ -268,6 +268,9 @@ export const publishSimulcast = (page, { fps, codec }) =>
       });
       const { codecs } = RTCRtpSender.getCapabilities('video');
       transceiver.setCodecPreferences(codecs.filter((known) => known.mimeType === `video/${codec}`));
+      // On a busy machine all layers become smaller otherwise.
+      const parameters = transceiver.sender.getParameters();
+      await transceiver.sender.setParameters({ ...parameters, degradationPreference: 'maintain-resolution' });
       await pc.setLocalDescription();
       const response = await fetch('/whip/simulcast', {
         method: 'POST',

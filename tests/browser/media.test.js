@@ -126,7 +126,9 @@ test('viewers of a simulcast get the best layer', async (t) => {
     const connection = (window.connection = new RTCPeerConnection());
     const [track] = (await navigator.mediaDevices.getUserMedia({ video: { width: 1280, height: 720 } })).getVideoTracks();
     const sendEncodings = [4, 2, 1].map((scaleResolutionDownBy, n) => ({ rid: 'qhf'[n], scaleResolutionDownBy }));
-    connection.addTransceiver(track, { direction: 'sendonly', sendEncodings });
+    const { sender } = connection.addTransceiver(track, { direction: 'sendonly', sendEncodings });
+    // On a busy machine all layers become smaller otherwise.
+    await sender.setParameters({ ...sender.getParameters(), degradationPreference: 'maintain-resolution' });
     await connection.setLocalDescription();
     const headers = { 'Content-Type': 'application/sdp', Authorization: `Bearer ${token}` };
     const response = await fetch(url, { method: 'POST', headers, body: connection.localDescription.sdp });
