@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { violations } from './axe.js';
-import { chromium, isLive, open, playerData, plays, publish, startGateway, until, watch } from './harness.js';
+import { chromium, isLive, open, playerData, plays, press, publish, startGateway, until, watch } from './harness.js';
 
 const API_TOKEN = 'api-token-of-the-tests';
 
@@ -73,9 +73,9 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
     const [image] = document.querySelectorAll('.thumb[data-stream="studio/one"]');
     return image && !image.hidden ? [image.naturalWidth > 0, image.src.slice(0, 22)] : null;
   });
-  await until(snapshot, (seen) => seen?.[0], 'a snapshot of the stream');
+  await until(snapshot, (seen) => seen?.[0], 'a snapshot of the stream', 60_000);
   assert.match((await snapshot())[1], /^data:image\/jpeg/);
-  await page.click('[aria-label="2 sessions: studio/one"]');
+  await press(page, '[aria-label="2 sessions: studio/one"]');
   await until(() => text(page), (seen) => /publisher/.test(seen) && /viewer/.test(seen), 'the sessions');
   assert.deepEqual(await violations(page), []);
   await shot(page, 'dashboard');
@@ -88,13 +88,12 @@ test('the dashboard shows streams, sources with their errors, and sessions that 
   assert.equal(wide, false, 'nothing sticks out on a phone');
 
   // By keyboard: the source of the demo is stopped, and started again.
-  await page.evaluate(() => document.querySelector('[aria-label="Stop source: demo"]').focus());
-  await page.keyboard.press('Enter');
+  await press(page, '[aria-label="Stop source: demo"]');
   await until(() => text(page), (seen) => /stopped/.test(seen), 'the source to stop');
-  await page.click('[aria-label="Start source: demo"]');
+  await press(page, '[aria-label="Start source: demo"]');
   await until(() => text(page), (seen) => !/stopped/.test(seen), 'the source to start');
   // The viewer's session is ended, and the player comes back by itself.
-  await page.click('[aria-label^="End session of viewer"]');
+  await press(page, '[aria-label^="End session of viewer"]');
   await until(() => text(page), (seen) => /kicked/.test(seen), 'the cause to be shown');
   await until(() => viewer.evaluate(() => document.querySelector('millstream-player').dataset.sessions), (count) => count === '2', 'the player to return');
   assert.deepEqual(page.faults, []);

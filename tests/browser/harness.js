@@ -351,6 +351,21 @@ export async function plays(page, frames = 20, timeout = 30_000) {
   );
 }
 
+/** Waits until the player plays by WebRTC, and the codec is this one: while a connection takes long it plays by HLS. */
+export const playsByWebRtc = (page, codec) =>
+  until(
+    () => playerData(page),
+    (data) => data.way === 'webrtc' && data.state === 'playing' && (!codec || data.codec?.toUpperCase() === codec),
+    `the player to play ${codec ?? ''} by WebRTC`,
+    30_000,
+  );
+
+/** Presses a button by keyboard: what moves while it is updated may move away under the mouse. */
+export async function press(page, selector) {
+  await page.focus(selector);
+  await page.keyboard.press('Enter');
+}
+
 export const isLive = (page) => until(() => pageData(page), (data) => data.state === 'live', 'the publisher to be live');
 
 async function within(milliseconds, promise, what) {

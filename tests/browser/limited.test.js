@@ -11,11 +11,13 @@ import {
   open,
   plays,
   portOf,
+  press,
   publish,
   publishSimulcast,
   run,
   skip,
   startGateway,
+  undoing,
   until,
 } from './harness.js';
 
@@ -29,7 +31,7 @@ const limit = (rate) =>
 
 /** A gateway, a browser near it and one behind the token bucket; null if this kernel has none. */
 async function setUp(t) {
-  const undo = (step) => t.after(step);
+  const undo = undoing(t);
   addNamespace(undo, NAME, GATEWAY, VIEWER);
   try {
     limit('5mbit');
@@ -131,7 +133,7 @@ test('a lower layer is named with its reason, in the player and on the dashboard
   const dashboard = await open(near, `${gateway.origin}/#token=${API_TOKEN}`);
   const text = () => dashboard.evaluate(() => document.getElementById('streams').innerText);
   await until(text, (seen) => /\b1 limited by bandwidth/.test(seen), 'the dashboard to count the viewer');
-  await dashboard.click('[aria-label="2 sessions: simulcast"]');
+  await press(dashboard, '[aria-label="2 sessions: simulcast"]');
   await until(text, (seen) => /viewer\s+connected\s[^\n]*?\b(h, 270p|q, 135p)\s+[\d.]+ [kM]bit\/s\s+bandwidth/.test(seen), 'its layer, bitrate and reason');
   await shots(dashboard, 'dashboard-limited');
 

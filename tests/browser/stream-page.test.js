@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { createRequire } from 'node:module';
 import { after, before, test } from 'node:test';
-import { chromium, isLive, open, plays, publish, startGateway, until, watch } from './harness.js';
+import { chromium, isLive, open, plays, press, publish, startGateway, until, watch } from './harness.js';
 
 const API_TOKEN = 'api-token-of-the-streams';
 const JSQR = createRequire(import.meta.url).resolve('jsqr');
@@ -76,9 +76,9 @@ test('a source is stopped and started on its page, and has nothing to publish', 
   t.after(() => page.close());
   await until(() => textOf(page, '#source'), (seen) => /PIPELINE/.test(seen) && /live for/.test(seen), 'the source', 60_000);
   assert.equal(await page.$eval('#obs-card', (card) => card.checkVisibility()), false);
-  await page.click('#source-switch');
+  await press(page, '#source-switch');
   await until(() => textOf(page, '#source'), (seen) => /stopped/.test(seen), 'the source to stop');
-  await page.click('#source-switch');
+  await press(page, '#source-switch');
   await until(() => textOf(page, '#source'), (seen) => /live for/.test(seen), 'the source to start', 60_000);
 });
 
