@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
 import { BLOCKS, makeClip } from './clip.js';
-import { chromium, open, playerData, plays, PUBLISH_TOKEN, unmute, startGateway, until, watch } from './harness.js';
+import { chromium, open, playerData, plays, playsByWebRtc, PUBLISH_TOKEN, unmute, startGateway, until, watch } from './harness.js';
 import { assertNotLiveForLong, observe, startEncoder, WAITING } from './observer.js';
 
 const API_TOKEN = 'api-token-of-the-absence';
@@ -73,6 +73,9 @@ for (const [name, end] of Object.entries(ENDS)) {
     const byHls = [];
     page.on('request', (request) => /\/hls\/live\//.test(request.url()) && byHls.push(request.url()));
     await plays(page, 60);
+    // HLS is right while a connection takes long.
+    await playsByWebRtc(page);
+    byHls.length = 0;
     await page.evaluate(observe, BLOCKS);
     await sleep(1_000);
     const bright = await brightness(page);
@@ -171,6 +174,8 @@ test('a stream whose video stops while its audio goes on is not called live', as
   const byHls = [];
   page.on('request', (request) => /\/hls\/call\//.test(request.url()) && byHls.push(request.url()));
   await plays(page, 30);
+  await playsByWebRtc(page);
+  byHls.length = 0;
   await unmute(page);
   await page.evaluate(observe, BLOCKS);
   await publisher.evaluate(() => window.camera(false));
@@ -224,6 +229,7 @@ test('a player in a tab that nobody sees stays as it is', async (t) => {
   const page = await watch(browser, gateway, 'live');
   t.after(() => page.close());
   await plays(page, 30);
+  await playsByWebRtc(page);
   const other = await browser.newPage();
   t.after(() => other.close());
   await other.bringToFront();
