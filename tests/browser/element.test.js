@@ -182,12 +182,11 @@ test('autoplay that the browser blocks goes on muted', async (t) => {
   const strict = await chromium({ more: ['--autoplay-policy=document-user-activation-required'] });
   t.after(() => strict.close());
   const page = await open(strict, `${gateway.origin}/embed/element?muted=0`);
-  // What the debugger evaluates counts as a gesture, so nothing is read while it starts.
-  await new Promise((resolve) => setTimeout(resolve, 4_000));
-  const { muted, paused } = await page.evaluate(() => {
-    const { muted, paused } = document.querySelector('millstream-player');
-    return { muted, paused };
-  });
+  // What puppeteer evaluates counts as a gesture.
+  const debug = await page.createCDPSession();
+  const expression = `(({ muted, paused, dataset: { state } }) => ({ muted, paused, state }))(document.querySelector('millstream-player'))`;
+  const read = async () => (await debug.send('Runtime.evaluate', { expression, returnByValue: true, userGesture: false })).result.value;
+  const { muted, paused } = await until(read, ({ muted, state }) => muted && state === 'playing', 'it to play muted');
   assert.deepEqual([muted, paused], [true, false]);
 });
 

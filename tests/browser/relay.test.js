@@ -45,9 +45,9 @@ test('a relayed path outlives the credentials that it was begun with, and a new 
     t.after(() => relay.close());
     return relay;
   };
-  const relay = reach(2);
+  const relay = reach(5);
   assert.equal(await relay.allocate(), 'ok');
-  await new Promise((resolve) => setTimeout(resolve, 4_000));
+  await new Promise((resolve) => setTimeout(resolve, 7_000));
   assert.equal(await relay.refresh(), 'ok');
   assert.equal(await reach(-2).allocate(), UNAUTHORIZED);
 });
