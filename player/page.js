@@ -2,6 +2,9 @@
 
 import { copyText } from './clipboard.js';
 
+// The modules of the page have loaded: see `reload.js`.
+document.documentElement.dataset.scripted = '';
+
 /** Returns the stream name in the URL of a page like `/watch/NAME`; it may contain slashes. */
 export function streamName() {
   return decodeURIComponent(location.pathname).split('/').slice(2).filter(Boolean).join('/');

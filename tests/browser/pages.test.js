@@ -7,7 +7,7 @@ import { chromium, hostAddress, open, pageData, playerData, portOf, publish, ski
 let gateway, browser;
 
 before(async () => {
-  gateway = await startGateway();
+  gateway = await startGateway({ MILLSTREAM_HTTP__EMBED_ORIGINS: '*' });
   browser = await chromium();
 });
 
@@ -50,6 +50,52 @@ test('the token leaves the address and stays in the tab', async (t) => {
   await page.reload();
   assert.equal(await page.$eval('input[name=token]', (input) => input.value), 'abc');
   assert.equal(await page.evaluate(() => localStorage.length), 0);
+});
+
+// As when the network changes meanwhile.
+for (const path of ['watch', 'embed', 'publish']) {
+  test(`a page under /${path} whose script is lost on the way is loaded again`, async (t) => {
+    const page = await browser.newPage();
+    t.after(() => page.close());
+    await page.setRequestInterception(true);
+    const asked = [];
+    let lost = 0;
+    page.on('request', (request) => {
+      if (request.isNavigationRequest()) asked.push(performance.now());
+      const isModule = new URL(request.url()).pathname.startsWith(`/${path}`) && request.resourceType() === 'script';
+      if (isModule && lost < 2) return void (lost += 1, request.abort('internetdisconnected'));
+      return void request.continue();
+    });
+    await page.goto(`${gateway.origin}/${path}/lost`);
+    const scripted = () => page.evaluate(() => 'scripted' in document.documentElement.dataset).catch(() => false);
+    await until(scripted, Boolean, 'the script to run', 30_000);
+    assert.equal(lost, 2);
+    assert.equal(asked.length, 3);
+    assert.ok(asked[1] - asked[0] >= 700 && asked[2] - asked[1] >= 2_200, `asked for at ${asked}`);
+    // Once it runs, nothing is left of it.
+    assert.equal(await page.evaluate(() => history.state?.reloads), undefined);
+  });
+}
+
+test('a page whose script never comes is not loaded without end', async (t) => {
+  const page = await browser.newPage();
+  t.after(() => page.close());
+  await page.setRequestInterception(true);
+  let asked = 0;
+  page.on('request', (request) => {
+    asked += Number(request.isNavigationRequest());
+    const isModule = request.resourceType() === 'script' && new URL(request.url()).pathname.startsWith('/watch');
+    return void (isModule ? request.abort('internetdisconnected') : request.continue());
+  });
+  await page.goto(`${gateway.origin}/watch/lost`);
+  await page.evaluate(() => history.replaceState({ reloads: 3 }, ''));
+  await page.reload();
+  const before = asked;
+  // Longer than the longest delay.
+  await new Promise((resolve) => setTimeout(resolve, 12_000));
+  assert.equal(asked, before);
+  await page.evaluate(() => void setTimeout(() => dispatchEvent(new Event('online')), 0));
+  await until(() => asked, (count) => count === before + 1, 'the page to be loaded again with the network');
 });
 
 test('a codec that the browser cannot send is explained and not tried again', async (t) => {
