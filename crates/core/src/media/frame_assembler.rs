@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::codec::{PayloadFraming, PayloadInspector, classify_payload};
 use super::depacketizer::{Depacketizer, Frame};
 use super::marker::{RtpMarkerCorrector, RtpPacketMetadata};
+use super::nal_unit_separator::{NalUnitSeparator, SeparatedPacket};
 use super::packet::Packet;
 use super::payload_discard::PayloadDiscardCounts;
 use super::timestamp_corrector::RtpTimestampCorrector;
@@ -31,6 +32,7 @@ pub struct RtpPacket {
 /// Assembles the frames of one RTP stream.
 pub struct FrameAssembler {
     codec: Codec,
+    nal_unit_separator: NalUnitSeparator,
     payload_inspector: PayloadInspector,
     timestamp_corrector: RtpTimestampCorrector,
     marker_corrector: RtpMarkerCorrector<Packet>,
@@ -47,6 +49,7 @@ impl FrameAssembler {
     pub fn new(codec: Codec) -> Self {
         Self {
             codec,
+            nal_unit_separator: NalUnitSeparator::new(codec),
             payload_inspector: PayloadInspector::new(codec),
             timestamp_corrector: RtpTimestampCorrector::new(codec),
             marker_corrector: RtpMarkerCorrector::new(codec),
@@ -76,43 +79,83 @@ impl FrameAssembler {
             None => 0,
         };
         self.newest_seq = Some(packet.seq);
+        let mut separated = Vec::new();
+        self.nal_unit_separator
+            .end_unit_before(&packet, lost > 0, &mut separated);
+        self.assemble_separated_packets(separated, out);
         self.next_seq += lost;
-        let part = match classify_payload(self.codec, &packet.payload) {
-            Ok(part) => part,
-            Err(odd) => {
-                self.discard_counts.count_discard(odd);
-                return;
+        let mut separated = Vec::new();
+        self.nal_unit_separator.push_packet(packet, &mut separated);
+        self.assemble_separated_packets(separated, out);
+    }
+
+    fn assemble_separated_packets(&mut self, separated: Vec<SeparatedPacket>, out: &mut Vec<Frame>) {
+        for SeparatedPacket { packet, nal_units } in separated {
+            let payloads = if nal_units.is_empty() {
+                vec![packet.payload.clone()]
+            } else {
+                nal_units
+            };
+            let mut parts = Vec::new();
+            for payload in payloads {
+                match classify_payload(self.codec, &payload) {
+                    Ok(part) => parts.push((payload, part)),
+                    Err(odd) => _ = self.discard_counts.count_discard(odd),
+                }
             }
-        };
-        let received = RtpPacketMetadata {
-            seq: packet.seq,
-            time: packet.timestamp,
-            marker: packet.marker,
-            payload_framing: Some(part),
-            arrival: packet.arrival,
-        };
-        let time = self.timestamp_corrector.correct_packet_timestamp(&received);
+            let Some(framing) = parts.iter().map(|(_, part)| *part).reduce(PayloadFraming::merge) else {
+                continue;
+            };
+            let received = RtpPacketMetadata {
+                seq: packet.seq,
+                time: packet.timestamp,
+                marker: packet.marker,
+                payload_framing: Some(framing),
+                arrival: packet.arrival,
+            };
+            let time = self.timestamp_corrector.correct_packet_timestamp(&received);
+            let last = parts.len() - 1;
+            for (index, (payload, part)) in parts.into_iter().enumerate() {
+                let received = RtpPacketMetadata {
+                    time,
+                    marker: packet.marker && index == last,
+                    payload_framing: Some(part),
+                    ..received
+                };
+                self.inspect_and_depacketize(received, part, payload, out);
+            }
+        }
+    }
+
+    /// `received` has the corrected time of the packet.
+    fn inspect_and_depacketize(
+        &mut self,
+        received: RtpPacketMetadata,
+        part: PayloadFraming,
+        payload: Bytes,
+        out: &mut Vec<Frame>,
+    ) {
+        let time = received.time;
         // The inspector only compares timestamps of frames: the low 32 bits are enough.
-        let inspection = self.payload_inspector.inspect_rtp_payload(time as u32, &packet.payload);
+        let inspection = self.payload_inspector.inspect_rtp_payload(time as u32, &payload);
         let key_frame = self.codec.kind() == MediaKind::Video && inspection.identifies_key_frame;
         let missing = inspection
             .parameter_sets_to_insert
             .into_iter()
             .map(|set| (set, false, PayloadFraming::default()));
-        for (payload, marker, part) in missing.chain([(packet.payload, packet.marker, part)]) {
+        for (payload, marker, part) in missing.chain([(payload, received.marker, part)]) {
             let track_packet = Packet {
                 seq: self.next_seq,
                 time,
                 codec: self.codec,
                 marker,
                 identifies_key_frame: key_frame,
-                arrival: packet.arrival,
+                arrival: received.arrival,
                 payload,
             };
             self.next_seq += 1;
             let mark = RtpPacketMetadata {
                 seq: track_packet.seq,
-                time,
                 marker,
                 payload_framing: Some(part),
                 ..received
@@ -136,6 +179,9 @@ impl FrameAssembler {
     /// What follows has other sequence numbers and timestamps: the sender started again. The next frame is a key frame;
     /// parameter sets are kept.
     pub fn flush_and_restart_frame_assembly(&mut self, out: &mut Vec<Frame>) {
+        let mut separated = Vec::new();
+        self.nal_unit_separator.end_unit(true, &mut separated);
+        self.assemble_separated_packets(separated, out);
         let mut released = Vec::new();
         self.marker_corrector
             .flush_on_seq_and_timestamp_discontinuity(&mut released);
@@ -169,6 +215,7 @@ impl FrameAssembler {
     /// Returns what was passed over so far.
     pub fn discard_counts(&self) -> PayloadDiscardCounts {
         let mut odd = self.discard_counts;
+        odd.merge(self.nal_unit_separator.discard_counts());
         odd.merge(self.depacketizer.discard_counts());
         odd
     }

@@ -13,6 +13,7 @@ pub mod depacketizer;
 pub mod frame_assembler;
 pub mod jpeg;
 pub mod marker;
+mod nal_unit_separator;
 pub mod packet;
 pub mod packetizer;
 pub mod payload_discard;

@@ -28,6 +28,7 @@ pub mod vp8;
 pub mod vp9;
 
 pub use parameter_sets::MAX_RTP_PAYLOAD_BYTES;
+pub(in crate::media) use parameter_sets::iter_aggregated_nals;
 pub use payload_framing::PayloadFraming;
 pub(crate) use payload_framing::classify_payload;
 pub(in crate::media) use payload_framing::{classify_h264_nal, classify_h265_nal};

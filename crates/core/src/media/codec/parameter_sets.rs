@@ -290,7 +290,7 @@ fn aggregate_nals(header: &[u8], nals: &[Bytes]) -> Bytes {
 
 /// Iterates over the NAL units of an aggregation packet without its header; skips empty ones. Stops at the first one that
 /// is truncated.
-pub(super) fn iter_aggregated_nals(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(in crate::media) fn iter_aggregated_nals(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
     let nals = std::iter::from_fn(move || {
         let (&length, behind) = rest.split_first_chunk::<2>()?;
         let (nal, behind) = behind.split_at_checked(usize::from(u16::from_be_bytes(length)))?;

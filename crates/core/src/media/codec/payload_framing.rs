@@ -24,6 +24,17 @@ impl PayloadFraming {
     pub fn is_start_of_access_unit(self) -> bool {
         self.starts_picture || self.precedes_picture
     }
+
+    /// Returns what NAL units are together, of which each is whole, or a payload alone.
+    pub(in crate::media) fn merge(self, next: Self) -> Self {
+        Self {
+            starts_picture: self.starts_picture || next.starts_picture,
+            precedes_picture: self.precedes_picture || next.precedes_picture,
+            has_slice: self.has_slice || next.has_slice,
+            continues_in_next_packet: false,
+            continues_previous_packet: false,
+        }
+    }
 }
 
 /// A payload of any other codec is a whole frame.
@@ -197,13 +208,7 @@ fn classify_aggregation_packet(
         };
         rest = after;
         whole = match (whole, classify_nal(nal)) {
-            (Ok(whole), Ok(next)) => Ok(PayloadFraming {
-                starts_picture: whole.starts_picture || next.starts_picture,
-                precedes_picture: whole.precedes_picture || next.precedes_picture,
-                has_slice: whole.has_slice || next.has_slice,
-                continues_in_next_packet: false,
-                continues_previous_packet: false,
-            }),
+            (Ok(whole), Ok(next)) => Ok(whole.merge(next)),
             (Ok(whole), Err(_)) => Ok(whole),
             (Err(_), next) => next,
         };

@@ -18,6 +18,7 @@ mod nal;
 #[cfg(test)]
 mod tests;
 
+pub(in crate::media) use nal::find_start_code;
 pub use nal::split_annex_b;
 pub(crate) use nal::split_length_prefixed_nals;
 

@@ -70,7 +70,8 @@ pub(crate) fn split_length_prefixed_nals(unit: &Bytes) -> Result<Vec<Bytes>, Pac
 
 const ANNEX_B_START_CODE: [u8; 3] = [0, 0, 1];
 
-fn find_start_code(unit: &[u8], from: usize) -> Option<usize> {
+/// Returns where the next start code of three bytes begins.
+pub(in crate::media) fn find_start_code(unit: &[u8], from: usize) -> Option<usize> {
     let rest = unit.get(from..)?;
     rest.windows(ANNEX_B_START_CODE.len())
         .position(|window| window == ANNEX_B_START_CODE)
