@@ -9,7 +9,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 
 use millstream_core::media::Codec;
-use millstream_core::media::aac_depacketizer::fmtp_parameter;
+use millstream_core::media::aac_depacketizer::fmtp_parameter_values;
 
 /// A media section of a session description.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -40,7 +40,7 @@ pub(super) fn parse_media_sections(description: &[u8]) -> Vec<CameraMediaSection
         if let Some(control) = line.strip_prefix("a=control:") {
             section.control = control.trim().to_owned();
         } else if let Some(fmtp) = line.strip_prefix("a=fmtp:") {
-            let fmtp = fmtp.trim_start().split_once(' ');
+            let fmtp = fmtp.trim_start().split_once([' ', '\t']);
             section
                 .fmtp
                 .extend(fmtp.map(|(of, text)| (of.to_owned(), text.trim().to_owned())));
@@ -58,11 +58,15 @@ impl CameraMediaSection {
         self.media == media && self.payload_type == payload_type.to_string() && is_control
     }
 
-    /// Returns the parameters of the payload type. Some cameras number them wrongly: then those of the section.
-    pub(super) fn fmtp_parameters(&self) -> &str {
-        let own = self.fmtp.iter().find(|(of, _)| *of == self.payload_type);
-        let parameters = own.or(self.fmtp.first());
-        parameters.map_or("", |(_, parameters)| parameters)
+    /// Returns the parameters of the payload type, of all its lines. Some cameras number them wrongly: then those of the
+    /// first payload type of the section.
+    pub(super) fn fmtp_parameters(&self) -> String {
+        let is_own = |(of, _): &&(String, String)| *of == self.payload_type;
+        let Some((payload_type, _)) = self.fmtp.iter().find(is_own).or(self.fmtp.first()) else {
+            return String::new();
+        };
+        let lines = self.fmtp.iter().filter(|(of, _)| of == payload_type);
+        lines.map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(";")
     }
 
     /// Whether the camera receives this audio: its direction is that of the client (ONVIF Streaming Specification
@@ -85,7 +89,7 @@ pub(super) fn parse_parameter_sets(fmtp: &str, codec: Codec) -> Vec<Bytes> {
         (Codec::H265, Some(first)) => matches!(first >> 1 & 0x3f, 32..=34),
         _ => false,
     };
-    let values = names.iter().filter_map(|name| fmtp_parameter(fmtp, name));
+    let values = names.iter().flat_map(|name| fmtp_parameter_values(fmtp, name));
     values
         .flat_map(|value| value.split(','))
         .take(MAX_PARAMETER_SETS)
@@ -122,7 +126,7 @@ mod tests {
             m=audio 0 RTP/AVP 97\na=fmtp:98 b=2\na=fmtp:97  c=3; d=\xfc\na=control: rtsp://a/t=1\n\
             m=audio 0 RTP/AVP 104 0\na=fmtp:97 e=4\na=sendonly\na=control:t=2\n\0";
         let sections = parse_media_sections(text);
-        let parameters: Vec<&str> = sections.iter().map(CameraMediaSection::fmtp_parameters).collect();
+        let parameters: Vec<String> = sections.iter().map(CameraMediaSection::fmtp_parameters).collect();
         assert_eq!(parameters, ["a=1", "c=3; d=\u{fffd}", "e=4"]);
         let back: Vec<bool> = sections
             .iter()
@@ -137,6 +141,27 @@ mod tests {
         assert_eq!(of("audio", 104, Some("rtsp://a/b/t=2")), Some(2));
         assert_eq!(of("audio", 97, Some("rtsp://a/t=1")), Some(1));
         assert_eq!((of("video", 97, None), of("video", 98, None)), (Some(0), None));
+    }
+
+    #[test]
+    fn several_lines_of_a_payload_type_are_read_together() {
+        let parameters = |lines: &str| {
+            let sections = parse_media_sections(format!("m=video 0 RTP/AVP 96\n{lines}").as_bytes());
+            sections.first().map(CameraMediaSection::fmtp_parameters)
+        };
+        for (lines, wanted) in [
+            (
+                "a=fmtp:96 packetization-mode=1\r\na=fmtp:96 sprop-parameter-sets=Z0Lg,aM4=\r\n",
+                "packetization-mode=1;sprop-parameter-sets=Z0Lg,aM4=",
+            ),
+            ("a=fmtp:96 a=1;\na=fmtp:97 b=2\na=fmtp:96\tc=3\n", "a=1;;c=3"),
+            ("a=fmtp:98 a=1\na=fmtp:97 b=2\na=fmtp:98 c=3\n", "a=1;c=3"),
+            ("a=fmtp:96\n", ""),
+        ] {
+            assert_eq!(parameters(lines).as_deref(), Some(wanted), "{lines}");
+        }
+        let sets = parse_parameter_sets("sprop-parameter-sets=Z0Lg;a=1;sprop-parameter-sets=aM4=", Codec::H264);
+        assert_eq!(sets.len(), 2, "each in a parameter of its own");
     }
 
     #[test]

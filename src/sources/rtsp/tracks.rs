@@ -113,7 +113,8 @@ pub(super) fn select_best_tracks(
         if section.is_some_and(|section| section.is_back_channel(&sections)) {
             continue;
         }
-        match supported_track(stream, section.map_or("", CameraMediaSection::fmtp_parameters)) {
+        let parameters = section.map(CameraMediaSection::fmtp_parameters).unwrap_or_default();
+        match supported_track(stream, &parameters) {
             Some(candidate) => known.push((index, stream, candidate)),
             None if matches!(stream.media(), "video" | "audio") => {
                 has_convertible_audio |= is_convertible_audio(stream);

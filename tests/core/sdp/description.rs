@@ -136,11 +136,11 @@ impl Section {
             .collect()
     }
 
-    /// A format parameter.
+    /// A format parameter, of any line of its payload type.
     pub(super) fn parameter(&self, pt: &str, key: &str) -> Option<&str> {
         self.of_pt("fmtp", pt)
-            .first()?
-            .split(';')
+            .into_iter()
+            .flat_map(|line| line.split(';'))
             .filter_map(|parameter| parameter.split_once('='))
             .find(|(k, _)| k.trim().eq_ignore_ascii_case(key))
             .map(|(_, value)| value.trim())

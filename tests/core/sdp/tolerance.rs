@@ -84,6 +84,10 @@ fn odd_writing_changes_nothing() {
         ("no name", edit(&obs, "s=-\r\n", "")),
         ("an empty name", edit(&obs, "s=-", "s=")),
         ("no time", edit(&obs, "t=0 0\r\n", "")),
+        (
+            "parameters of a payload type in several lines",
+            edit(&obs, ";packetization-mode=", "\r\na=fmtp:96 packetization-mode="),
+        ),
         ("no origin", edit(&obs, "o=rtc 818911080 0 IN IP4 127.0.0.1\r\n", "")),
         ("a byte order mark", format!("\u{feff}{obs}")),
         ("blanks at the end", edit(&obs, "\r\n", " \t\r\n")),

@@ -171,7 +171,12 @@ const AAC_SAMPLES_PER_FRAME: u32 = 1_024;
 
 /// Returns the value of a parameter of an `fmtp` attribute; the case of its name does not matter.
 pub fn fmtp_parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
-    fmtp.split(';').find_map(|parameter| {
+    fmtp_parameter_values(fmtp, name).next()
+}
+
+/// Returns all values of a parameter of an `fmtp` attribute, as [`fmtp_parameter`] does the first.
+pub fn fmtp_parameter_values<'a>(fmtp: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    fmtp.split(';').filter_map(move |parameter| {
         let (key, value) = parameter.split_once('=')?;
         key.trim()
             .eq_ignore_ascii_case(name)

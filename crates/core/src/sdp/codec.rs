@@ -326,7 +326,7 @@ impl Rtpmap {
 struct FmtpParameters(Vec<(String, String)>);
 
 fn read_fmtps(section: &RawSection) -> HashMap<u8, FmtpParameters> {
-    let mut fmtps = HashMap::new();
+    let mut fmtps: HashMap<u8, FmtpParameters> = HashMap::new();
     for attribute in attributes_named(&section.attributes, "fmtp") {
         let Some((pt, parameters)) = attribute.value.split_once(' ') else {
             continue;
@@ -335,9 +335,9 @@ fn read_fmtps(section: &RawSection) -> HashMap<u8, FmtpParameters> {
         let parameters = parameters
             .split(';')
             .filter_map(|parameter| parameter.split_once('='))
-            .map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().to_owned()))
-            .collect();
-        fmtps.entry(pt).or_insert(FmtpParameters(parameters));
+            .map(|(key, value)| (key.trim().to_ascii_lowercase(), value.trim().to_owned()));
+        // Some clients write a line for each parameter.
+        fmtps.entry(pt).or_default().0.extend(parameters);
     }
     fmtps
 }
