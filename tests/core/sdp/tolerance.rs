@@ -88,6 +88,27 @@ fn odd_writing_changes_nothing() {
             "parameters of a payload type in several lines",
             edit(&obs, ";packetization-mode=", "\r\na=fmtp:96 packetization-mode="),
         ),
+        (
+            "an origin without address",
+            edit(&obs, "IN IP4 127.0.0.1\r\ns=", "IN IP4\r\ns="),
+        ),
+        ("an origin with words for numbers", edit(&obs, "818911080 0", "live -1")),
+        (
+            "an empty origin",
+            edit(&obs, "o=rtc 818911080 0 IN IP4 127.0.0.1", "o="),
+        ),
+        ("a time in words", edit(&obs, "t=0 0", "t=never")),
+        ("a time too long", edit(&obs, "t=0 0", "t=0 99999999999999999999 7")),
+        ("two names and two times", edit(&obs, "t=0 0", "t=0 0\r\nt=1 2\r\ns=x")),
+        ("a name before the origin", edit(&obs, "v=0\r\n", "v=0\r\ns=early\r\n")),
+        (
+            "mistakes in lines of the session that nobody needs",
+            edit(
+                &obs,
+                "t=0 0\r\n",
+                "i=\r\nu=:\r\ne=\r\np=\r\nc=IN\r\nb=x\r\nt=0 0\r\nr=\r\nz=1\r\nk=\r\n",
+            ),
+        ),
         ("no origin", edit(&obs, "o=rtc 818911080 0 IN IP4 127.0.0.1\r\n", "")),
         ("a byte order mark", format!("\u{feff}{obs}")),
         ("blanks at the end", edit(&obs, "\r\n", " \t\r\n")),

@@ -1,8 +1,8 @@
 //! Parses bytes into lines and attributes: checks the form of every line, lets `rtc-sdp` check the grammar (RFC 8866
 //! §9), and records the line number of every attribute. The meaning of attributes is not handled here.
 //!
-//! Lines that are not needed (bandwidth, keys, addresses, candidates) are removed before `rtc-sdp` parses the text, so
-//! that mistakes in them do not reject the offer.
+//! Lines that are not needed (origin, name, times, bandwidth, keys, addresses, candidates) are removed or replaced before
+//! `rtc-sdp` parses the text, so that mistakes in them do not reject the offer.
 
 use std::io::Cursor;
 
@@ -101,18 +101,13 @@ struct SdpLines<'a> {
     attribute_line_numbers: Vec<usize>,
     /// Line numbers and media tokens of the `m=` lines.
     media_lines: Vec<(usize, &'a str)>,
-    /// How many of [`DEFAULT_SESSION_LINES`] were written.
-    written_header_line_count: usize,
+    /// The version was written, and [`SESSION_LINES`] behind it.
+    has_session_lines: bool,
 }
 
-/// The lines that begin a description (RFC 8866 §5), with what is assumed for those that an offer leaves out: none of
-/// them is needed to answer it.
-const DEFAULT_SESSION_LINES: [(u8, &str); 4] = [
-    (b'v', "v=0"),
-    (b'o', "o=- 0 0 IN IP4 0.0.0.0"),
-    (b's', "s=-"),
-    (b't', "t=0 0"),
-];
+/// The lines behind the version (RFC 8866 §5). None of them is needed to answer an offer, so that mistakes in them, and
+/// what is missing, do not matter.
+const SESSION_LINES: [&str; 3] = ["o=- 0 0 IN IP4 0.0.0.0", "s=-", "t=0 0"];
 
 fn normalize_lines_for_parser(text: &str) -> Result<SdpLines<'_>, OfferError> {
     let mut kept = SdpLines::default();
@@ -172,23 +167,16 @@ impl<'a> SdpLines<'a> {
             // would allow reflection attacks (RFC 8445 §2.5).
             Some(b'a') if line.starts_with("a=candidate:") => return Ok(()),
             Some(b'a') => self.attribute_line_numbers.push(number),
-            // Some clients leave the name of the session empty.
-            Some(b's') => "s=-".clone_into(&mut written),
-            Some(b'v' | b'o' | b't') => {}
-            _ => return Ok(()),
-        }
-        match DEFAULT_SESSION_LINES
-            .iter()
-            .position(|(kind, _)| line.as_bytes().first() == Some(kind))
-        {
             // The version tells a description from other text: it is never assumed.
-            Some(0) => self.written_header_line_count = self.written_header_line_count.max(1),
-            Some(_) if self.written_header_line_count == 0 => {}
-            Some(place) => {
-                self.write_missing_session_lines(place, number);
-                self.written_header_line_count = self.written_header_line_count.max(place + 1);
+            Some(b'v') if !self.has_session_lines => {
+                self.has_session_lines = true;
+                self.write_line(number, line);
+                SESSION_LINES.iter().for_each(|line| self.write_line(number, line));
+                return Ok(());
             }
-            None => self.write_remaining_session_lines(number),
+            Some(b'o' | b's' | b't') if self.has_session_lines => return Ok(()),
+            Some(b'v' | b'o' | b's' | b't') => {}
+            _ => return Ok(()),
         }
         self.write_line(number, &written);
         Ok(())
@@ -198,24 +186,6 @@ impl<'a> SdpLines<'a> {
         self.line_numbers.push(number);
         self.sdp_text.push_str(line);
         self.sdp_text.push_str("\r\n");
-    }
-
-    /// Writes the lines of the header before `place` that the offer lacks, in front of its line `number`.
-    fn write_missing_session_lines(&mut self, place: usize, number: usize) {
-        for (_, assumed) in DEFAULT_SESSION_LINES
-            .iter()
-            .take(place)
-            .skip(self.written_header_line_count)
-        {
-            self.write_line(number, assumed);
-        }
-    }
-
-    fn write_remaining_session_lines(&mut self, number: usize) {
-        if self.written_header_line_count > 0 {
-            self.write_missing_session_lines(DEFAULT_SESSION_LINES.len(), number);
-            self.written_header_line_count = DEFAULT_SESSION_LINES.len();
-        }
     }
 
     /// Returns the error for the line that `rtc-sdp` was parsing when it failed at `position`.
