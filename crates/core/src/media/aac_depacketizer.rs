@@ -1,10 +1,12 @@
 //! AAC in RTP as cameras send it: `MPEG4-GENERIC` (RFC 3640 §3.3.5, §3.3.6) and `MP4A-LATM` with its configuration in
-//! the session description (RFC 6416 §6). Interleaving is not supported.
+//! the session description (RFC 6416 §6). Interleaving is not supported. Some cameras put ADTS frames where RFC 3640 has
+//! raw ones, or ADTS frames alone: their headers are removed.
 
 use bytes::{Bytes, BytesMut};
 
 use super::aac::AacConfig;
 use super::codec::bit_reader::BitReader;
+use super::container::adts::{split_adts_frames, starts_with_adts_frame};
 
 /// How the frames of a track are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,21 @@ impl AacDepacketizer {
         [size, index, delta]: [u32; 3],
         out: &mut Vec<(u32, Bytes)>,
     ) -> Option<()> {
+        // As a length of access unit headers, the sync word would be longer than any packet.
+        if self.partial_frame.is_none() && starts_with_adts_frame(payload) {
+            let (frames, _) = split_adts_frames(payload);
+            push_frames(frames.into_iter().take(MAX_FRAMES_PER_PACKET), out);
+            return (!out.is_empty()).then_some(());
+        }
+        self.push_units_with_headers(payload, [size, index, delta], out)
+    }
+
+    fn push_units_with_headers(
+        &mut self,
+        payload: &Bytes,
+        [size, index, delta]: [u32; 3],
+        out: &mut Vec<(u32, Bytes)>,
+    ) -> Option<()> {
         let length = usize::from(u16::from_be_bytes(*payload.first_chunk::<2>()?));
         let headers = payload.get(2..2 + length.div_ceil(8))?;
         let mut data = payload.slice(2 + headers.len()..);
@@ -111,7 +128,7 @@ impl AacDepacketizer {
                 return (number == 0).then(|| self.push_fragment(&data, unit, out));
             }
             self.partial_frame = None;
-            out.push((number as u32 * AAC_SAMPLES_PER_FRAME, data.split_to(unit)));
+            push_unit(data.split_to(unit), out);
         }
         (length > 0).then_some(())
     }
@@ -126,7 +143,7 @@ impl AacDepacketizer {
         if bytes.len() >= size
             && let Some((bytes, _)) = self.partial_frame.take()
         {
-            out.push((0, bytes.freeze().slice(..size)));
+            push_unit(bytes.freeze().slice(..size), out);
         }
     }
 
@@ -163,6 +180,25 @@ impl AacDepacketizer {
             out.push((number as u32 * AAC_SAMPLES_PER_FRAME, element.split_to(length)));
         }
         Some(())
+    }
+}
+
+/// Appends an access unit, or the frames that it has with ADTS headers. No raw frame begins like one (ISO/IEC 14496-3
+/// table 4.71: an end without elements).
+fn push_unit(unit: Bytes, out: &mut Vec<(u32, Bytes)>) {
+    let (frames, _) = split_adts_frames(&unit);
+    if frames.is_empty() {
+        push_frames([unit], out);
+    } else {
+        push_frames(frames, out);
+    }
+}
+
+/// Appends frames that follow those before.
+fn push_frames(frames: impl IntoIterator<Item = Bytes>, out: &mut Vec<(u32, Bytes)>) {
+    for frame in frames {
+        let at = out.len() as u32 * AAC_SAMPLES_PER_FRAME;
+        out.push((at, frame));
     }
 }
 
@@ -246,6 +282,59 @@ mod tests {
     fn several_access_units_of_a_packet_are_frames_a_frame_apart() {
         let frames = push(&mut generic(), &[0, 32, 0, 2 << 3, 0, 3 << 3, 1, 2, 3, 4, 5]);
         assert_eq!(frames, (true, vec![(0, vec![1, 2]), (1_024, vec![3, 4, 5])]));
+    }
+
+    /// ADTS with 48 kHz and one channel.
+    fn adts(frame: &[u8], crc: bool) -> Vec<u8> {
+        let length = frame.len() + if crc { 9 } else { 7 };
+        let header = [
+            0xff,
+            if crc { 0xf0 } else { 0xf1 },
+            0x4c,
+            0x40 | (length >> 11) as u8,
+            (length >> 3) as u8,
+            (length << 5) as u8 | 0x1f,
+            0xfc,
+        ];
+        [&header[..], if crc { &[1, 2] } else { &[] }, frame].concat()
+    }
+
+    #[test]
+    fn adts_without_access_unit_headers_is_read() {
+        for crc in [false, true] {
+            let (first, second) = (adts(&[1, 2, 3], crc), adts(&[4; 900], crc));
+            let wanted = (true, vec![(0, vec![1, 2, 3]), (1_024, vec![4; 900])]);
+            assert_eq!(push(&mut generic(), &[&first[..], &second].concat()), wanted);
+            assert_eq!(push(&mut generic(), &[&first[..], &second, &[0, 0]].concat()), wanted);
+            let cut = second.get(..20).expect("long");
+            assert_eq!(push(&mut generic(), cut), (false, vec![]));
+        }
+    }
+
+    #[test]
+    fn adts_headers_within_access_units_are_removed() {
+        for crc in [false, true] {
+            let (first, second) = (adts(&[1, 2, 3], crc), adts(&[4, 5], crc));
+            let sizes = [0, 32, 0, (first.len() as u8) << 3, 0, (second.len() as u8) << 3];
+            let wanted = (true, vec![(0, vec![1, 2, 3]), (1_024, vec![4, 5])]);
+            assert_eq!(push(&mut generic(), &[&sizes[..], &first, &second].concat()), wanted);
+            // Both in one unit, and a unit over two packets.
+            let both = [&first[..], &second].concat();
+            let header = [0, 16, 0, (both.len() as u8) << 3];
+            assert_eq!(push(&mut generic(), &[&header[..], &both].concat()), wanted);
+            let (mut depacketizer, halves) = (generic(), both.split_at(9));
+            assert_eq!(
+                push(&mut depacketizer, &[&header[..], halves.0].concat()),
+                (true, vec![])
+            );
+            assert_eq!(push(&mut depacketizer, &[&header[..], halves.1].concat()), wanted);
+            // The length does not fit: no header.
+            let other = [&first[..9], &[7]].concat();
+            let unit = [&[0, 16, 0, 10 << 3][..], &other].concat();
+            if crc {
+                assert_eq!(push(&mut generic(), &unit), (true, vec![(0, other)]));
+            }
+        }
     }
 
     #[test]

@@ -127,8 +127,18 @@ impl AdtsHeader {
     }
 }
 
+/// Returns the frames without their headers, and what is left from the first position that is no whole frame.
+pub(in crate::media) fn split_adts_frames(data: &Bytes) -> (Vec<Bytes>, Bytes) {
+    let (mut frames, mut rest) = (Vec::new(), data.clone());
+    while let Some(header) = AdtsHeader::parse(&rest).filter(|header| header.frame_length <= rest.len()) {
+        let frame = rest.split_to(header.frame_length);
+        frames.push(frame.slice(header.header_length..));
+    }
+    (frames, rest)
+}
+
 /// Whether the data starts with an ADTS frame.
-pub(super) fn starts_with_adts_frame(bytes: &[u8]) -> bool {
+pub(in crate::media) fn starts_with_adts_frame(bytes: &[u8]) -> bool {
     AdtsHeader::parse(bytes).is_some()
 }
 

@@ -10,7 +10,7 @@ use self::mp4::Mp4Demuxer;
 pub use self::sample::{ContainerError, DemuxedSample, SampleCodec};
 use self::ts::TransportStreamDemuxer;
 
-mod adts;
+pub(in crate::media) mod adts;
 mod mp4;
 mod mpeg_ts_clock;
 mod sample;
