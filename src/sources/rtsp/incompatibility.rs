@@ -14,6 +14,8 @@ pub enum CameraIncompatibility {
     ShortSessions,
     /// Its answers to SETUP name no channels, or odd ones.
     UnclearChannels,
+    /// It sends bytes between messages and frames that belong to neither.
+    GarbageBetweenMessages,
     /// Browsers do not play its audio, and the pipeline converts it.
     Audio,
     /// With `sources.allow`: retina sends datagrams to the address of the answer to SETUP before it can be checked.
@@ -23,7 +25,7 @@ pub enum CameraIncompatibility {
 impl CameraIncompatibility {
     /// Whether the relay corrects it, so that no pipeline is needed.
     pub(super) fn is_corrected_by_relay(self) -> bool {
-        matches!(self, Self::UnclearChannels)
+        matches!(self, Self::UnclearChannels | Self::GarbageBetweenMessages)
     }
 
     /// Returns what the camera does, in a clause.
@@ -37,6 +39,7 @@ impl CameraIncompatibility {
             Self::KeepaliveUnanswered => "the camera does not respond to RTSP keepalive requests",
             Self::ShortSessions => "the camera ends its RTSP sessions after a short time",
             Self::UnclearChannels => "the camera's answers to SETUP name no channels of the connection, or odd ones",
+            Self::GarbageBetweenMessages => "the camera sends bytes between its RTSP messages that belong to none",
             Self::Audio => "the camera's audio is converted to Opus",
             Self::UncheckedUdpAddress => {
                 "the addresses of media over UDP can be checked against `sources.allow` by the pipeline only"

@@ -31,6 +31,7 @@ pub mod camera;
 mod client;
 mod connect;
 pub mod fallback;
+mod garbage;
 pub mod incompatibility;
 mod packet_silence;
 pub mod policies;

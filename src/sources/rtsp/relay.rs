@@ -14,7 +14,7 @@ use rand::Rng as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tracing::debug;
+use tracing::{debug, info};
 use url::{Position, Url};
 
 use super::camera::{Camera, CameraError};
@@ -51,7 +51,7 @@ impl CameraRelayEndpoint {
             return Err(CameraError::Unreachable("its URL has no host".to_owned()));
         }
         let user_agent = format!("millstream-{:032x}", rand::rng().random::<u128>());
-        let messages = RtspMessageRelay::new(RtspRelayEndpoints {
+        let mut messages = RtspMessageRelay::new(RtspRelayEndpoints {
             relay_authority: url[..Position::BeforePath].to_owned(),
             camera_authority: camera.url[..Position::BeforePath].to_owned(),
             credentials: credentials.map(|credentials| (credentials.username, credentials.password)),
@@ -61,10 +61,10 @@ impl CameraRelayEndpoint {
         tokio::spawn(async move {
             let accepted = timeout(ACCEPT_TIMEOUT, listener.accept()).await;
             drop(listener);
-            if let Ok(Ok((retina, _))) = accepted
-                && let Err(error) = forward_until_closed(retina, camera_connection, messages).await
-            {
-                debug!(%error, "RTSP relay ended");
+            if let Ok(Ok((retina, _))) = accepted {
+                let ended = forward_until_closed(retina, camera_connection, &mut messages).await;
+                let skipped_bytes = messages.skipped_byte_count();
+                debug!(?ended, skipped_bytes, "RTSP relay ended");
             }
         });
         Ok(Self { url, user_agent })
@@ -75,11 +75,12 @@ impl CameraRelayEndpoint {
 async fn forward_until_closed(
     mut retina: TcpStream,
     mut camera: TcpStream,
-    mut messages: RtspMessageRelay,
+    messages: &mut RtspMessageRelay,
 ) -> io::Result<()> {
     retina.set_nodelay(true)?;
     camera.set_nodelay(true)?;
     let mut from_retina = BytesMut::with_capacity(READ_BUFFER_BYTES);
+    let mut is_garbage_told = false;
     let mut from_camera = BytesMut::with_capacity(READ_BUFFER_BYTES);
     loop {
         let read = tokio::select! {
@@ -88,6 +89,14 @@ async fn forward_until_closed(
         };
         let is_valid = messages.forward_client_messages_and_frames(&mut from_retina)
             && messages.forward_camera_messages_and_frames(&mut from_camera);
+        if !is_garbage_told && messages.skipped_byte_count() > 0 {
+            is_garbage_told = true;
+            let camera = camera.peer_addr().ok();
+            info!(
+                ?camera,
+                "RTSP camera sends bytes between messages that belong to none; they are skipped"
+            );
+        }
         camera.write_all(&messages.to_camera).await?;
         retina.write_all(&messages.to_client).await?;
         messages.to_camera.clear();

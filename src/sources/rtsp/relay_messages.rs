@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use bytes::{Buf as _, BytesMut};
 use http_auth::{PasswordClient, PasswordParams};
 
+use super::garbage::{BufferStart, GarbageSkipper};
+
 /// What a relay stands between.
 pub(super) struct RtspRelayEndpoints {
     /// Scheme, host and port of the relay, as in the URIs of the client.
@@ -34,6 +36,7 @@ pub(super) struct RtspMessageRelay {
     requests: VecDeque<RelayedRequest>,
     /// Channels of the camera and those that the client uses for them, where they differ.
     channels: Vec<(u8, u8)>,
+    garbage_skipper: GarbageSkipper,
 }
 
 /// A request that waits for its answer.
@@ -85,7 +88,13 @@ impl RtspMessageRelay {
             next_cseq: 1,
             requests: VecDeque::new(),
             channels: Vec::new(),
+            garbage_skipper: GarbageSkipper::default(),
         }
+    }
+
+    /// Returns how many bytes of the camera were skipped because they are no RTSP.
+    pub(super) fn skipped_byte_count(&self) -> u64 {
+        self.garbage_skipper.total_bytes()
     }
 
     /// Takes the complete items that the client sent. Returns whether the connection may go on.
@@ -188,6 +197,13 @@ impl RtspMessageRelay {
     /// Takes the complete items that the camera sent. Returns whether the connection may go on.
     pub(super) fn forward_camera_messages_and_frames(&mut self, buffer: &mut BytesMut) -> bool {
         loop {
+            let channels = &self.channels;
+            let is_known = |channel| channels.iter().any(|(camera, _)| *camera == channel);
+            match self.garbage_skipper.skip_to_item(buffer, is_known) {
+                BufferStart::Item => {}
+                BufferStart::Incomplete => return true,
+                BufferStart::TooMuchGarbage => return false,
+            }
             let (first, headers, body) = match take_next_frame_or_message(buffer) {
                 Err(InvalidRtspData) => return false,
                 Ok(None) => return true,
@@ -499,6 +515,27 @@ mod tests {
     }
 
     #[test]
+    fn garbage_between_frames_is_skipped_and_counted() {
+        let mut relay = relay();
+        setup(&mut relay, 1, 0);
+        let accepted = "RTSP/1.0 200 OK\r\nCSeq: 1\r\nSession: 5\r\nTransport: RTP/AVP/TCP;interleaved=4-5\r\n\r\n";
+        answer(&mut relay, accepted);
+        let mut buffer = BytesMut::new();
+        for part in [
+            &b"$\x04\0\x08\x80rtprtp!"[..],
+            b"\xfejunk $ junk",
+            b"$\x05\0\x08\x80rtcprt!\xffjunk$$$\x06\0\x08\x80",
+            b"$\x04\0\x08\x80rtprtp!",
+        ] {
+            buffer.extend_from_slice(part);
+            assert!(relay.forward_camera_messages_and_frames(&mut buffer));
+        }
+        let wanted = b"$\0\0\x08\x80rtprtp!$\x01\0\x08\x80rtcprt!$\0\0\x08\x80rtprtp!";
+        assert_eq!(relay.to_client, wanted);
+        assert!(buffer.is_empty() && relay.skipped_byte_count() > 0);
+    }
+
+    #[test]
     fn a_refused_nonce_is_replaced_and_a_refused_password_is_passed_on() {
         let mut relay = relay();
         let refusal = |cseq: u32, nonce: &str, stale: bool| {
@@ -532,9 +569,10 @@ mod tests {
     fn only_the_gateway_is_relayed_and_only_rtsp() {
         let stranger = "OPTIONS rtsp://127.0.0.1:9/ RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: x\r\n\r\n";
         assert!(!relay().forward_client_messages_and_frames(&mut stranger.as_bytes().into()));
-        assert!(!relay().forward_camera_messages_and_frames(&mut b"\xff\xfe"[..].into()));
-        let endless = vec![b'A'; MAX_HEADER_BYTES + 1];
+        assert!(!relay().forward_client_messages_and_frames(&mut b"\xff\xfe"[..].into()));
+        let endless = [&b"RTSP/1.0 200 OK\r\nA: "[..], &vec![b'A'; MAX_HEADER_BYTES + 1]].concat();
         assert!(!relay().forward_camera_messages_and_frames(&mut endless[..].into()));
+        assert!(!relay().forward_camera_messages_and_frames(&mut vec![b'A'; 1 << 17][..].into()));
         let huge = format!("RTSP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY_BYTES + 1);
         assert!(!relay().forward_camera_messages_and_frames(&mut huge.as_bytes().into()));
         let request = "OPTIONS * RTSP/1.0\r\nUser-Agent: secret\r\n\r\n".repeat(MAX_PENDING_REQUESTS + 1);

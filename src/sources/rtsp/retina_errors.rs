@@ -30,9 +30,15 @@ pub(super) fn classify_retina_error(line: &str) -> RetinaErrorVerdict {
     if line.contains("respond to keepalive") {
         return RetinaErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::KeepaliveUnanswered));
     }
-    let is_broken = ["Error reading from RTSP peer", "Error writing to RTSP peer"];
-    let is_garbage = ["RTSP framing error: Invalid", "RTSP framing error: Incomplete"];
-    if is_broken.iter().chain(&is_garbage).any(|start| line.starts_with(start)) {
+    if line.starts_with("RTSP framing error: Invalid") {
+        return RetinaErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::GarbageBetweenMessages));
+    }
+    let is_broken = [
+        "Error reading from RTSP peer",
+        "Error writing to RTSP peer",
+        "RTSP framing error: Incomplete",
+    ];
+    if is_broken.iter().any(|start| line.starts_with(start)) {
         return failed();
     }
     // Only with `max_timestamp_jump`, which asks for this.
@@ -142,9 +148,14 @@ mod tests {
         ] {
             assert_eq!(classify_retina_error(line), wanted, "{line}");
         }
+        let garbage = "RTSP framing error: Invalid RTSP message: byte 7: request > request-line";
+        assert_eq!(
+            classify_retina_error(garbage),
+            RetinaErrorVerdict::Fatal(CameraError::Incompatible(CameraIncompatibility::GarbageBetweenMessages))
+        );
         for line in [
             "Error reading from RTSP peer: Connection reset by peer (os error 104)",
-            "RTSP framing error: Invalid RTSP message: byte 7: request > request-line",
+            "RTSP framing error: Incomplete RTSP message",
         ] {
             assert!(
                 matches!(

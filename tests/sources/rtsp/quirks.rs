@@ -104,7 +104,7 @@ async fn check(gateway: &Gateway, stream: &str, way: Way, camera: &Scripted) -> 
     let is_way = match source().fallback {
         None => way == Way::Client,
         Some(reason) => {
-            way == if reason.contains("name no channels") {
+            way == if reason.contains("name no channels") || reason.contains("belong to none") {
                 Way::Relay
             } else {
                 Way::Pipeline

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 pub(crate) const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
 pub(crate) const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];
-const IDR: &[u8] = &[0x65, 0x88, 1, 2, 3, 4];
+pub(crate) const IDR: &[u8] = &[0x65, 0x88, 1, 2, 3, 4];
 const P: &[u8] = &[0x41, 0x9a, 1, 2, 3, 4];
 
 /// Frames from one key frame to the next.

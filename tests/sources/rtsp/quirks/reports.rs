@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Mutex;
 
-use crate::rtsp::scripted::{GOP, Request, Script, Sender, sdp};
+use crate::rtsp::scripted::{GOP, IDR, PPS, Request, SPS, Script, Sender, sdp};
 
 /// How a camera is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +147,21 @@ pub(super) fn contents() -> Vec<Quirk> {
                     .replace(
                         "packetization-mode=1",
                         "packetization-mode=1;sprop-parameter-sets=AAAAAWdC4B/aEeQ=,AAAAAWjOPIA= ",
+                    )
+                    .into_bytes(),
+                frame: Box::new(|n, sender| sender.slices(n)),
+                ..Script::default()
+            },
+        ),
+        // The parameters in two lines.
+        quirk(
+            "two fmtp lines",
+            Script {
+                sdp: String::from_utf8(sdp(""))
+                    .expect("text")
+                    .replace(
+                        "packetization-mode=1",
+                        "packetization-mode=1\r\na=fmtp:96 sprop-parameter-sets=Z0LgH9oR5A==,aM48gA==",
                     )
                     .into_bytes(),
                 frame: Box::new(|n, sender| sender.slices(n)),
@@ -347,6 +362,22 @@ pub(super) fn refusals() -> Vec<Quirk> {
     ]
 }
 
+fn key_frames_in_one_nal_unit() -> Script {
+    Script {
+        frame: Box::new(|n, sender| {
+            if n.is_multiple_of(GOP) {
+                let unit = [SPS, PPS, IDR].join(&[0, 0, 0, 1][..]);
+                let (start, end) = unit.split_at(unit.len() - 2);
+                sender.packet(&[&[0x7c, 0x87], &start[1..]].concat(), false);
+                sender.packet(&[&[0x7c, 0x47], end].concat(), true);
+            } else {
+                sender.frame(n);
+            }
+        }),
+        ..Script::default()
+    }
+}
+
 /// What is sent while playing.
 pub(super) fn packets() -> Vec<Quirk> {
     vec![
@@ -367,6 +398,13 @@ pub(super) fn packets() -> Vec<Quirk> {
             "scottlamb/retina#17",
             with(|_, sender| sender.interleaved(9, &[0x80, 0x60, 0, 1])),
         ),
+        // Bytes between frames that belong to none, with a dollar sign among them.
+        by_relay(
+            "bluenviron/gortsplib#653",
+            with(|_, sender| sender.raw(b"\xff\xfe\0$\x0djunk")),
+        ),
+        // Parameter sets and key frame in one NAL unit, with start codes between them.
+        quirk("scottlamb/retina#68", key_frames_in_one_nal_unit()),
         // Packets of an earlier session between those of this one.
         quirk(
             "scottlamb/moonfire-nvr#209",
