@@ -147,7 +147,9 @@ impl RtspClient {
         let describing = build_describe_request_with_relay(camera, uses_rtsp_relay).await?;
         let described = with_rtsp_request_timeout(RtspStep::Describe, has_credentials, describing).await;
         let mut session = match described {
-            Err(CameraError::CredentialsRejected) if auth_challenge::probe_for_unusual_challenge(camera).await => {
+            Err(CameraError::CredentialsRejected)
+                if auth_challenge::probe_for_unusual_challenge(camera, uses_rtsp_relay).await =>
+            {
                 return Err(CameraError::Incompatible(CameraIncompatibility::UnusualAuthentication));
             }
             described => described?,

@@ -33,6 +33,7 @@ mod connect;
 pub mod fallback;
 mod garbage;
 pub mod incompatibility;
+mod lenient_challenge;
 mod packet_silence;
 pub mod policies;
 mod relay;

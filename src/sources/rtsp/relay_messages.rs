@@ -10,6 +10,7 @@ use bytes::{Buf as _, BytesMut};
 use http_auth::{PasswordClient, PasswordParams};
 
 use super::garbage::{BufferStart, GarbageSkipper};
+use super::lenient_challenge::normalize_challenges;
 
 /// What a relay stands between.
 pub(super) struct RtspRelayEndpoints {
@@ -297,7 +298,7 @@ impl RtspMessageRelay {
                 .to_ascii_lowercase()
                 .replace([' ', '"'], "")
                 .contains("stale=true");
-            builder = builder.challenges(&remove_auth_int_qop(value));
+            builder = builder.challenges(&remove_auth_int_qop(&normalize_challenges(value)));
         }
         let is_old = request.challenge_number == 0 || request.attempts == 1;
         match builder.build() {
@@ -533,6 +534,22 @@ mod tests {
         let wanted = b"$\0\0\x08\x80rtprtp!$\x01\0\x08\x80rtcprt!$\0\0\x08\x80rtprtp!";
         assert_eq!(relay.to_client, wanted);
         assert!(buffer.is_empty() && relay.skipped_byte_count() > 0);
+    }
+
+    #[test]
+    fn challenges_that_are_written_oddly_are_answered() {
+        for challenge in [
+            "Digest  realm=\"r\",   nonce=\"a\"",
+            "Digest realm=\"r\", nonce=\"a\", qop=\"\"",
+            "digest realm = \"r\",nonce=\"a\",,algorithm=\"\",qop=auth",
+        ] {
+            let mut relay = relay();
+            setup(&mut relay, 3, 0);
+            let refusal = format!("RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\nWWW-Authenticate: {challenge}\r\n\r\n");
+            assert_eq!(answer(&mut relay, &refusal), "", "{challenge}");
+            let again = text(&mut relay.to_camera);
+            assert!(again.contains("nonce=\"a\""), "{challenge}: {again}");
+        }
     }
 
     #[test]

@@ -1,0 +1,86 @@
+//! Writes the challenges of cameras as a strict parser reads them (RFC 9110 §11.6.1).
+
+/// Parameters that mean as much when they are empty as when they are missing.
+const OPTIONAL_PARAMETERS: [&str; 5] = ["qop", "algorithm", "stale", "charset", "userhash"];
+
+/// Writes each challenge of a `WWW-Authenticate` header with one space behind its scheme, and each value between quotes.
+/// Empty parameters that may be left out are.
+pub(super) fn normalize_challenges(header: &str) -> String {
+    let mut challenges: Vec<(&str, Vec<String>)> = Vec::new();
+    for element in split_at_unquoted_commas(header) {
+        let (head, value) = element.split_once('=').unwrap_or((element, ""));
+        let mut words = head.split_whitespace();
+        let (first, second) = (words.next(), words.next());
+        // `Scheme key=value`, `Scheme`, or `key=value`.
+        let key = match (first, second) {
+            (Some(scheme), key) if key.is_some() || !element.contains('=') => {
+                challenges.push((scheme, Vec::new()));
+                key
+            }
+            (key, _) => key,
+        };
+        let Some((key, (_, parameters))) = key.zip(challenges.last_mut()) else {
+            continue;
+        };
+        let value = value.trim();
+        let value = match value.strip_prefix('"') {
+            Some(quoted) => quoted.strip_suffix('"').unwrap_or(quoted),
+            None => value,
+        };
+        let is_optional = OPTIONAL_PARAMETERS.iter().any(|name| name.eq_ignore_ascii_case(key));
+        if !is_optional || value.contains(|c: char| !c.is_whitespace() && c != ',') {
+            parameters.push(format!("{key}=\"{value}\""));
+        }
+    }
+    let written = challenges
+        .iter()
+        .map(|(scheme, parameters)| format!("{scheme} {}", parameters.join(", ")));
+    let written: Vec<String> = written.map(|challenge| challenge.trim_end().to_owned()).collect();
+    written.join(", ")
+}
+
+/// Returns the elements of a list, without those that are empty.
+fn split_at_unquoted_commas(header: &str) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let elements = header.split(move |c: char| {
+        let is_escape = is_quoted && c == '\\' && !is_escaped;
+        if c == '"' && !is_escaped {
+            is_quoted = !is_quoted;
+        }
+        is_escaped = is_escape;
+        c == ',' && !is_quoted
+    });
+    elements.map(str::trim).filter(|element| !element.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn challenges_are_written_as_the_standard_has_them() {
+        for (header, wanted) in [
+            (
+                "Digest  realm=\"a, b\",nonce = \"1\" , qop=\"\"",
+                "Digest realm=\"a, b\", nonce=\"1\"",
+            ),
+            (
+                "Digest\trealm=cam,,nonce=a+b/c==,opaque=\"\",",
+                "Digest realm=\"cam\", nonce=\"a+b/c==\", opaque=\"\"",
+            ),
+            (
+                "Digest realm=\"a \\\"b\\\",\", nonce=\"1\", algorithm=, qop=\"auth,auth-int\"",
+                "Digest realm=\"a \\\"b\\\",\", nonce=\"1\", qop=\"auth,auth-int\"",
+            ),
+            (
+                "Negotiate, Basic   realm=\"x\", Digest realm=\"y\", nonce=\"1\", qop=\" , \"",
+                "Negotiate, Basic realm=\"x\", Digest realm=\"y\", nonce=\"1\"",
+            ),
+            ("Digest realm=\"unfinished", "Digest realm=\"unfinished\""),
+            ("realm=\"no scheme\"", ""),
+            ("", ""),
+        ] {
+            assert_eq!(normalize_challenges(header), wanted, "{header}");
+        }
+    }
+}
