@@ -111,10 +111,7 @@ impl Cookie {
                 }
                 "path" if value.starts_with('/') => value.clone_into(&mut cookie.path),
                 "secure" => cookie.is_secure = true,
-                "max-age" => {
-                    let seconds = value.parse::<i64>().ok()?;
-                    max_age = Some(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()));
-                }
+                "max-age" => max_age = parse_max_age(value).or(max_age),
                 // One that cannot be read is ignored (§5.2.1).
                 "expires" => date = cookie_date::parse_cookie_date(value).or(date),
                 _ => {}
@@ -149,6 +146,19 @@ fn is_host_in_domain(host: &str, domain: &str) -> bool {
         && host
             .strip_suffix(domain)
             .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// One that is no number is ignored, and not the cookie (§5.2.2).
+fn parse_max_age(value: &str) -> Option<Duration> {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = if value.starts_with('-') {
+        0
+    } else {
+        // All digits: it can only be too long.
+        digits.parse().unwrap_or(u64::MAX)
+    };
+    is_number.then(|| Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
@@ -191,6 +201,15 @@ mod tests {
             ("id=1; Path=/; Secure", "http://a.example.com/", false),
             ("id=1; Path=/; Secure", "https://a.example.com/", true),
             ("id=1; Path=/; Max-Age=0", "http://a.example.com/", false),
+            ("id=1; Path=/; Max-Age=-5", "http://a.example.com/", false),
+            (
+                "id=1; Path=/; Max-Age=99999999999999999999",
+                "http://a.example.com/",
+                true,
+            ),
+            ("id=1; Path=/; Max-Age=soon", "http://a.example.com/", true),
+            ("id=1; Path=/; Max-Age=; Max-Age=3600.5", "http://a.example.com/", true),
+            ("id=1; Path=/; Max-Age=0; Max-Age=soon", "http://a.example.com/", false),
             ("=1; Path=/", "http://a.example.com/", false),
             (
                 "id=1; Path=/; Expires=Sun, 29 Nov 2026 12:00:01 GMT",
