@@ -213,7 +213,7 @@ fn describe_trial_failure(failure: &TrialFailure, limit: Duration) -> (&'static 
             CameraError::CredentialsRejected => "credentials_rejected",
             CameraError::CredentialsRequired => "credentials_required",
             CameraError::NotFound => "not_found",
-            CameraError::NoSupportedTracks => "no_tracks",
+            CameraError::NoSupportedTracks(_) => "no_tracks",
             CameraError::StoppedSendingMedia | CameraError::NoMedia | CameraError::NoDecodableFrames => "no_media",
             _ => "failed",
         },

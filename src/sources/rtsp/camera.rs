@@ -95,9 +95,11 @@ pub enum CameraError {
     #[error("RTSP step {step:?} failed: {text}")]
     StepFailed { step: RtspStep, text: String },
     #[error(
-        "the camera offers no supported codec: neither video in H.264, H.265 or JPEG nor audio in Opus, G.711 or AAC"
+        "the camera offers no supported codec: neither video in H.264, H.265 or JPEG nor audio in Opus, G.711 or AAC{}",
+        offered_clause(.0)
     )]
-    NoSupportedTracks,
+    /// With what it offers instead.
+    NoSupportedTracks(Vec<String>),
     #[error("the camera stopped sending video (or audio, if it has no video)")]
     StoppedSendingMedia,
     #[error(
@@ -115,6 +117,13 @@ pub enum CameraError {
     PipelineFailed(String),
     #[error("the camera ended the RTSP session")]
     SessionEnded,
+}
+
+fn offered_clause(tracks: &[String]) -> String {
+    if tracks.is_empty() {
+        return String::new();
+    }
+    format!(" (it offers {})", tracks.join(", "))
 }
 
 /// RFC 2326 §3.2.

@@ -167,7 +167,7 @@ impl RtspClient {
             return Err(CameraError::Incompatible(CameraIncompatibility::Audio));
         }
         if tracks.is_empty() {
-            return Err(CameraError::NoSupportedTracks);
+            return Err(CameraError::NoSupportedTracks(left_out));
         }
         set_up_tracks_dropping_refused(camera, uses_rtsp_relay, &mut session, &mut tracks).await?;
         let playing = with_rtsp_request_timeout(

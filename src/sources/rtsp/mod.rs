@@ -198,7 +198,7 @@ impl<P: FrameSink> CameraSession<'_, P> {
     ) -> Result<(RtspClient, CameraFrame), FetchError> {
         let (client, plane, stream) = (self.client, self.media_plane, &self.registered_source.stream);
         let feed = FrameSource::new(stream.clone(), random_session_id(), &client.selected_tracks())
-            .map_err(|_| CameraError::NoSupportedTracks)?;
+            .map_err(|_| CameraError::NoSupportedTracks(Vec::new()))?;
         let mut attached = AttachedSource {
             frame_source: feed,
             media_plane: plane,

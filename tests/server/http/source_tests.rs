@@ -95,7 +95,7 @@ async fn each_cause_is_named_in_plain_words() {
         (
             json!({ "url": format!("rtsp://127.0.0.1:{strange}/") }),
             "no_tracks",
-            "the camera offers no supported codec".to_owned(),
+            "(it offers video MP4V-ES/90000)".to_owned(),
         ),
         (
             json!({ "url": format!("http://127.0.0.1:{playlist}/a.m3u8?token=s3cret") }),
