@@ -324,7 +324,7 @@ async fn a_configured_issuer_and_audience_are_required() {
 async fn a_session_ends_within_a_second_of_its_token() {
     let folder = Folder::new("expiry");
     let gateway = from_text(&format!("[auth]\njwt_secret = \"{SECRET}\"\n")).await;
-    let exp = in_seconds(2);
+    let exp = in_seconds(4);
     let claims = json!({"exp": exp, "publish": "*"});
     let token = signed(&folder, &json!({"alg": "HS256"}), &claims, SECRET);
     let session = publish(&gateway, "live", &token).await.location();
