@@ -1,6 +1,6 @@
 //! Renditions and variants of HLS origins: those that change, and those that cannot be played.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -53,7 +53,8 @@ impl AudioSource {
 }
 
 async fn follows(from: AudioSource, to: AudioSource) {
-    const LIVES: Duration = Duration::from_secs(6);
+    let is_dead = Arc::new(AtomicBool::new(false));
+    let dies = is_dead.clone();
     let started = OnceLock::new();
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
@@ -63,7 +64,7 @@ async fn follows(from: AudioSource, to: AudioSource) {
         let since = *started.get_or_init(|| tokio::time::Instant::now().into_std());
         Some(match folder {
             "" => format!("#EXTM3U\n{}{}", from.lines("dies"), to.lines("twin")).into_response(),
-            "dies" if since.elapsed() > LIVES => StatusCode::BAD_GATEWAY.into_response(),
+            "dies" if dies.load(Ordering::SeqCst) => StatusCode::BAD_GATEWAY.into_response(),
             _ => {
                 counted.fetch_add(usize::from(folder == "twin"), Ordering::SeqCst);
                 live(clip, since).into_response()
@@ -80,6 +81,7 @@ async fn follows(from: AudioSource, to: AudioSource) {
     let mut reader = Reader::open(&gateway);
     reader.times(MediaKind::Audio, 47).await;
     assert_eq!(asked.load(Ordering::SeqCst), 0, "{from:?} to {to:?}");
+    is_dead.store(true, Ordering::SeqCst);
     while asked.load(Ordering::SeqCst) == 0 {
         reader.times(MediaKind::Video, 5).await;
     }
