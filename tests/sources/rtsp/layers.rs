@@ -212,14 +212,15 @@ impl Viewer {
         );
     }
 
-    /// One line: no sequence number is missing, and timestamps rise without a jump.
+    /// One line: no sequence number is missing, and timestamps rise without a jump to another clock, whose origin is hours
+    /// away. While a camera dies there may be seconds without a picture.
     fn assert_unbroken(&self) {
         self.read(|received| {
             let packets: Vec<(u64, u64)> = received.video.iter().map(|(seq, time)| (*seq, *time)).collect();
             for pair in packets.windows(2) {
                 assert_eq!(pair[1].0, pair[0].0 + 1, "a sequence number is missing");
                 let step = pair[1].1.checked_sub(pair[0].1);
-                assert!(step.is_some_and(|step| step < 4 * 90_000), "{pair:?}");
+                assert!(step.is_some_and(|step| step < 60 * 90_000), "{pair:?}");
             }
         });
     }
@@ -272,6 +273,16 @@ async fn qualities(gateway: &Gateway) -> Vec<(Value, Value)> {
     all
 }
 
+async fn until_qualities(gateway: &Gateway, wanted: &[(Value, Value)]) {
+    let waiting = async {
+        while qualities(gateway).await != wanted {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, waiting).await;
+    assert!(waited.is_ok(), "{:?} instead of {wanted:?}", qualities(gateway).await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn viewers_get_different_layers_from_two_connections_and_the_loss_of_one_leaves_the_other() {
     let pair = CameraPair::start("h264+pcma", "h264+pcma");
@@ -290,9 +301,8 @@ async fn viewers_get_different_layers_from_two_connections_and_the_loss_of_one_l
     large.sees("the best layer", MAIN).await;
     assert_eq!(shown(&gateway).source_connections, 2);
     assert_eq!(small.read(|received| received.size), Some(SUB));
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
     let layers = [("main", "none"), ("sub", "none")].map(|(layer, reason)| (json!(layer), json!(reason)));
-    assert_eq!(qualities(&gateway).await, layers);
+    until_qualities(&gateway, &layers).await;
 
     // The main stream dies: the API says which, and the sub stream goes on.
     let port = pair.main.port;
@@ -372,8 +382,7 @@ async fn a_viewer_without_a_decoder_of_the_main_stream_gets_the_sub_stream() {
     .await;
     let viewer = Viewer::watch(&gateway, 3).await;
     viewer.sees("the sub stream", SUB).await;
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(qualities(&gateway).await, [(json!("sub"), json!("codec"))]);
+    until_qualities(&gateway, &[(json!("sub"), json!("codec"))]).await;
     assert!(shown(&gateway).transcodes.is_empty());
     viewer.assert_unbroken();
     gateway.stop().await;
