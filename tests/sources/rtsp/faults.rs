@@ -203,20 +203,26 @@ async fn a_camera_that_came_back_with_another_resolution() {
 /// A network of its own for a camera, which can be cut.
 struct Network {
     name: String,
+    /// Addresses of the gateway and of the camera.
+    addresses: [std::net::Ipv4Addr; 2],
 }
 
 impl Network {
     /// `None` where this cannot be had: it takes root and iproute2.
     fn new() -> Option<Self> {
         let name = format!("ms{}", std::process::id() % 100_000);
-        let network = Self { name };
+        // A network of four addresses for each process, in those for benchmarks (RFC 2544 appendix C.2.2).
+        let first = u32::from(std::net::Ipv4Addr::new(198, 18, 0, 0)) + std::process::id() % (1 << 15) * 4;
+        let addresses = [first + 1, first + 2].map(std::net::Ipv4Addr::from);
+        let [own, camera] = addresses.map(|address| format!("{address}/30"));
+        let network = Self { name, addresses };
         let (outside, inside) = (network.link("o"), network.link("i"));
         let made = run(&["netns", "add", &network.name])
             && run(&["link", "add", &outside, "type", "veth", "peer", "name", &inside])
             && run(&["link", "set", &inside, "netns", &network.name])
-            && run(&["addr", "add", "198.18.77.1/30", "dev", &outside])
+            && run(&["addr", "add", &own, "dev", &outside])
             && run(&["link", "set", &outside, "up"])
-            && run(&["-n", &network.name, "addr", "add", "198.18.77.2/30", "dev", &inside])
+            && run(&["-n", &network.name, "addr", "add", &camera, "dev", &inside])
             && run(&["-n", &network.name, "link", "set", &inside, "up"]);
         made.then_some(network)
     }
@@ -250,8 +256,9 @@ async fn a_camera_whose_network_was_cut() {
             "a network namespace takes root and iproute2",
         );
     };
-    let camera = Camera::start_in(&network.name, "198.18.77.2", 8554, "h264+pcma", &[]);
-    let gateway = gateway("rtsp = \"rtsp://198.18.77.2:8554/cam\"").await;
+    let address = network.addresses[1].to_string();
+    let camera = Camera::start_in(&network.name, &address, 8554, "h264+pcma", &[]);
+    let gateway = gateway(&format!("rtsp = \"rtsp://{address}:8554/cam\"")).await;
     until(&gateway, "plays", |now| plays_on(NOTHING, now)).await;
     let done = watch(&gateway);
     let (mut times, rounds) = (Times::default(), rounds());
