@@ -19,7 +19,7 @@ async fn probes_and_metrics_show_what_happens() {
     // The shard opens the viewer after the answer.
     let name = StreamName::parse("hall/stage-1").expect("name");
     let stream = gateway.media_plane().hub().find_stream(&name).expect("live");
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         if stream.with_state(|state| state.viewer_count()) == 1 {
             break;
         }

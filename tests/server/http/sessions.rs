@@ -304,7 +304,7 @@ async fn delete_ends_the_session_and_may_be_repeated_for_a_while() {
         let request = Request::new(method, &session).header("Content-Type", "application/trickle-ice-sdpfrag");
         assert_eq!(request.body(body).send(&gateway).await.status, 404, "{method} at once");
     }
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         if gateway.media_plane().session_count() == 0 {
             break;
         }

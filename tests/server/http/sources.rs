@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::http::access::{http, serve};
 use crate::http::client::{OBS, Reply, Request, from_text};
 
-const SHOW: &str = "[auth]\napi_token = \"secret\"\n[streams.show]\nsources = [{ whip = \"main\" }, { whip = \"backup\" }]\nhold_off = 1\n";
+const SHOW: &str = "[auth]\napi_token = \"secret\"\n[streams.show]\nsources = [{ whip = \"main\" }, { whip = \"backup\" }]\nhold_off = 1\nstall_timeout_ms = 2000\n";
 
 const KEY_FRAME: &[u8] = &[
     0, 0, 0, 1, 0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4, 0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80, 0, 0, 0, 1, 0x65, 0x88,
