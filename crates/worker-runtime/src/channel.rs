@@ -77,13 +77,13 @@ impl GatewayMessageReceiver {
 pub fn connect_to_gateway_and_lower_priority(
     name: &CStr,
 ) -> io::Result<(GatewayMessageSender, GatewayMessageReceiver)> {
-    // Only for people: nothing depends on it.
-    let _ = rustix::thread::set_name(name);
     // Before any other thread is started: all threads of the worker get it. It fails only where nice values are not
     // permitted at all, and then all processes are equal.
     if let Ok(nice) = rustix::process::getpriority_process(None) {
         let _ = rustix::process::setpriority_process(None, nice + WORKER_NICE_STEP);
     }
+    // For people; and a thread with this name has its priority.
+    let _ = rustix::thread::set_name(name);
     let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let gateway = GatewayMessageSender {
         gateway_socket: Arc::new(Mutex::new(stream.try_clone()?)),

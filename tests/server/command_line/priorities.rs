@@ -9,7 +9,10 @@ use super::{Running, program};
 fn nice_by_thread(pid: u32) -> BTreeMap<String, Vec<i32>> {
     let mut found = BTreeMap::<String, Vec<i32>>::new();
     for entry in fs::read_dir(format!("/proc/{pid}/task")).expect("threads") {
-        let stat = fs::read_to_string(entry.expect("thread").path().join("stat")).expect("stat");
+        // A thread may end meanwhile.
+        let Ok(stat) = fs::read_to_string(entry.expect("thread").path().join("stat")) else {
+            continue;
+        };
         let (name, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
         let name = name.split_once('(').expect("a name in parentheses").1;
         // proc(5): nice is the 19th field, the state after the name is the third.
