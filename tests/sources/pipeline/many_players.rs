@@ -102,7 +102,8 @@ async fn reloads_alone() {
     println!(
         "{RELOADS} reloads from one address: {answers:?}; {WATCHED} playlists for another one, each with its next segment"
     );
-    assert!((PER_ADDRESS / 2..=PER_ADDRESS).contains(&waited), "{answers:?}");
+    // On a slow machine the first are answered before the last are sent, so that more wait in all than at one time.
+    assert!((PER_ADDRESS / 2..RELOADS).contains(&waited), "{answers:?}");
     // 503, or a connection that was closed before the request had been sent.
     let refused: usize = [0, 503].iter().filter_map(|status| answers.get(status)).sum();
     assert_eq!(waited + refused, RELOADS, "{answers:?}");
