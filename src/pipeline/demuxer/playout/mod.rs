@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use thiserror::Error;
 
 use self::pacer::PlayoutPacer;
-use self::timelines::{Timelines, split_at_timestamp_jumps};
+use self::timelines::{OtherRenditionTimeline, Timelines, split_at_timestamp_jumps};
 use millstream_core::media::MediaKind;
 use millstream_core::media::container::{ContainerError, DemuxedSample, HlsSegmentDemuxer, SampleCodec};
 use millstream_worker_runtime::wire::{ChunkRole, DemuxJob, LeftOutTracksAndSegments, OutputTrackKinds, SegmentChunk};
@@ -61,13 +61,16 @@ struct DemuxedRendition {
     demuxer: HlsSegmentDemuxer,
     timeline_id: Option<u64>,
     incomplete_segment_bytes: BytesMut,
-    /// Samples of a timeline whose position is not known yet.
-    unpositioned_samples: Vec<DemuxedSample>,
+    /// Samples of a timeline whose position is not known yet, with its number in this rendition.
+    unpositioned_samples: Vec<(u64, DemuxedSample)>,
     frame_queue: VecDeque<QueuedFrame>,
     /// A segment was requested and has not arrived.
     segment_requested: bool,
     ended: bool,
+    /// Audio of it was given a playout time.
     has_delivered_audio: bool,
+    /// Playout time of its last frame.
+    queued_end: Option<Duration>,
 }
 
 struct QueuedFrame {
@@ -214,18 +217,37 @@ impl Playout {
 
     fn add_continuous_samples(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
         let leads = index == 0;
+        if leads {
+            self.timelines.position_timeline_and_advance_end(timeline, &samples);
+            self.enqueue(now, index, timeline, samples);
+            self.retry_unpositioned_samples(now);
+            return;
+        }
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return;
         };
-        if leads {
-            self.timelines.position_timeline_and_advance_end(timeline, &samples);
-        } else if !self.timelines.has_timeline_position(timeline) {
-            // The leading rendition either has not reached this timeline yet, or has already left it.
-            if self.timelines.is_timeline_newer_than_last(timeline) {
+        let Some(first) = samples.iter().map(|sample| sample.decode_time).min() else {
+            return;
+        };
+        let queued_end = rendition.queued_end;
+        match self
+            .timelines
+            .find_timeline_of_other_rendition(timeline, first, queued_end)
+        {
+            OtherRenditionTimeline::Positioned(position) => self.enqueue(now, index, position, samples),
+            OtherRenditionTimeline::Awaited => {
+                let samples = samples.into_iter().map(|sample| (timeline, sample));
                 rendition.unpositioned_samples.extend(samples);
             }
-            return;
+            OtherRenditionTimeline::Passed => {}
         }
+    }
+
+    fn enqueue(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
+        let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
+            return;
+        };
+        let leads = index == 0;
         let queued = rendition.frame_queue.len();
         rendition.enqueue(&self.timelines, timeline, samples);
         if let Some(first) = rendition.frame_queue.get(queued) {
@@ -235,10 +257,24 @@ impl Playout {
             }
             self.pacer.on_segment_arrival(now, first.decode_time, leads);
         }
-        for other in &mut self.renditions {
-            if !other.unpositioned_samples.is_empty() && other.timeline_id == Some(timeline) {
-                let waiting = std::mem::take(&mut other.unpositioned_samples);
-                other.enqueue(&self.timelines, timeline, waiting);
+    }
+
+    /// The leading rendition has gone on: others may wait for what it has reached.
+    fn retry_unpositioned_samples(&mut self, now: Instant) {
+        for index in 1..self.renditions.len() {
+            let Some(rendition) = self.renditions.get_mut(index) else {
+                return;
+            };
+            let mut waiting = std::mem::take(&mut rendition.unpositioned_samples)
+                .into_iter()
+                .peekable();
+            while let Some((timeline, first)) = waiting.next() {
+                let mut samples = vec![first];
+                while let Some((_, sample)) = waiting.next_if(|(next, _)| *next == timeline) {
+                    samples.push(sample);
+                }
+                let index = u8::try_from(index).unwrap_or(u8::MAX);
+                self.add_continuous_samples(now, index, timeline, samples);
             }
         }
     }
@@ -251,7 +287,6 @@ impl Playout {
             return;
         };
         if index > 0 {
-            separate.has_delivered_audio |= samples.iter().any(is(MediaKind::Audio));
             samples.retain(is(MediaKind::Audio));
         } else if samples.iter().any(is(MediaKind::Video)) {
             let count = &mut self.segments_without_separate_audio;
@@ -344,6 +379,8 @@ impl DemuxedRendition {
                 continue;
             };
             let ahead = sample.presentation_time.saturating_sub(sample.decode_time);
+            self.has_delivered_audio |= sample.codec.kind() == MediaKind::Audio;
+            self.queued_end = self.queued_end.max(Some(decode));
             self.frame_queue.push_back(QueuedFrame {
                 decode_time: decode,
                 presentation_time: decode + ahead,

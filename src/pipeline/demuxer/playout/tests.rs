@@ -174,6 +174,62 @@ fn audio_is_played_of_one_rendition() {
     }
 }
 
+/// The playlists of the renditions count discontinuities from different numbers, on one clock.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn separate_audio_whose_discontinuities_are_numbered_otherwise_is_played() {
+    let t = Instant::now();
+    for (video, audio) in [(5, 3), (3, 5)] {
+        for is_audio_first in [true, false] {
+            let mut playout = Playout::new(job(2));
+            for second in 0..6 {
+                let begin = Duration::from_secs(10 + second);
+                let segment = video_and_audio(begin, 2);
+                if is_audio_first {
+                    playout.add_samples(t, 1, audio, segment.clone());
+                }
+                playout.add_samples(t, 0, video, video_and_audio(begin, 1));
+                if !is_audio_first {
+                    playout.add_samples(t, 1, audio, segment);
+                }
+            }
+            let due = std::iter::from_fn(|| playout.poll(t + Duration::from_secs(9)));
+            let (video_frames, audio_frames): (Vec<_>, Vec<_>) = due.partition(|due| due.codec == SampleCodec::H264);
+            assert_eq!(
+                (video_frames.len(), audio_frames.len()),
+                (6 * 25, 6 * 50),
+                "{video} {audio}"
+            );
+            assert!(audio_frames.iter().all(|frame| frame.bytes[0] == 2));
+            assert_eq!(
+                video_frames.first().map(|frame| frame.presentation_time),
+                audio_frames.first().map(|frame| frame.presentation_time)
+            );
+        }
+    }
+}
+
+/// Audio that has neither the number nor the clock of the video does not replace the audio beside the video.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn separate_audio_that_has_no_place_does_not_silence_the_video() {
+    let t = Instant::now();
+    for number in [3, 7] {
+        let mut playout = Playout::new(job(2));
+        for second in 0..6 {
+            playout.add_samples(t, 1, number, video_and_audio(Duration::from_secs(9_000 + second), 2));
+            playout.add_samples(t, 0, 5, video_and_audio(Duration::from_secs(10 + second), 1));
+        }
+        let due = std::iter::from_fn(|| playout.poll(t + Duration::from_secs(9)));
+        let audio = due.filter(|due| due.codec == SampleCodec::Opus).count();
+        assert_eq!(
+            audio,
+            3 * 50,
+            "{number}: after the first seconds, in which it may still come"
+        );
+    }
+}
+
 /// The encoder of the origin restarts, and the segment goes on with other timestamps.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]

@@ -13,6 +13,20 @@ pub(super) struct Timelines {
     positions: VecDeque<TimelinePosition>,
     /// End of the last timeline.
     playout_end: Duration,
+    /// What is added to the number of a timeline of the other rendition: the playlists of an origin may count
+    /// discontinuities from different numbers. Wraps.
+    other_rendition_offset: u64,
+}
+
+/// Which timeline samples of the other rendition are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OtherRenditionTimeline {
+    /// The one with this number in the leading rendition.
+    Positioned(u64),
+    /// One that the leading rendition has not reached yet.
+    Awaited,
+    /// One that the leading rendition has left.
+    Passed,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +49,13 @@ const MAX_FORWARD_JUMP: Duration = Duration::from_secs(90);
 
 /// How far audio may start before the video.
 const MAX_AUDIO_LEAD_AT_TIMELINE_START: Duration = Duration::from_secs(10);
+
+/// How far renditions are apart at most if they have one clock.
+const MAX_RENDITION_DISTANCE: Duration = Duration::from_secs(60);
+
+/// How far the leading rendition has to be ahead on a timeline until others, which wait for a later one, are taken to be
+/// on it too.
+const MIN_LEAD_OF_SAME_TIMELINE: Duration = Duration::from_secs(1);
 
 /// Assumed duration of the last frame of a segment if it cannot be derived.
 const DEFAULT_FRAME_DURATION: Duration = Duration::from_millis(40);
@@ -66,14 +87,57 @@ impl Timelines {
         }
     }
 
-    /// Returns whether a timeline has a position.
-    pub(super) fn has_timeline_position(&self, timeline: u64) -> bool {
-        self.positions.iter().any(|position| position.timeline_id == timeline)
+    /// Finds the timeline of samples of the other rendition, which begin at `first`: by its number, or by its clock if the
+    /// numbers of the renditions do not agree. `queued_end` is the playout time that the other rendition has reached.
+    pub(super) fn find_timeline_of_other_rendition(
+        &mut self,
+        timeline: u64,
+        first: Duration,
+        queued_end: Option<Duration>,
+    ) -> OtherRenditionTimeline {
+        let offset = self.other_rendition_offset;
+        let numbered = timeline.wrapping_add(offset);
+        let is_known = self.has_timeline_position(numbered);
+        if is_known && (offset == 0 || self.is_plausible(numbered, first, queued_end)) {
+            return OtherRenditionTimeline::Positioned(numbered);
+        }
+        if is_known {
+            // The number was derived from timelines that followed each other on one clock.
+            self.other_rendition_offset = 0;
+            if self.has_timeline_position(timeline) {
+                return OtherRenditionTimeline::Positioned(timeline);
+            }
+        }
+        let numbered = timeline.wrapping_add(self.other_rendition_offset);
+        let Some(last) = self.positions.back().map(|last| last.timeline_id) else {
+            return OtherRenditionTimeline::Awaited;
+        };
+        let is_later = numbered > last;
+        let is_reached = self
+            .to_playout_time(last, first)
+            .is_some_and(|at| at + MIN_LEAD_OF_SAME_TIMELINE <= self.playout_end);
+        if self.is_plausible(last, first, queued_end) && (is_reached || !is_later) {
+            self.other_rendition_offset = last.wrapping_sub(timeline);
+            return OtherRenditionTimeline::Positioned(last);
+        }
+        if is_later {
+            OtherRenditionTimeline::Awaited
+        } else {
+            OtherRenditionTimeline::Passed
+        }
     }
 
-    /// Returns whether a timeline may still get a position.
-    pub(super) fn is_timeline_newer_than_last(&self, timeline: u64) -> bool {
-        self.positions.back().is_none_or(|last| last.timeline_id < timeline)
+    /// Whether samples may be of a timeline: they go on where those before ended, close to the leading rendition.
+    fn is_plausible(&self, timeline: u64, first: Duration, queued_end: Option<Duration>) -> bool {
+        self.to_playout_time(timeline, first).is_some_and(|at| {
+            at.abs_diff(self.playout_end) <= MAX_RENDITION_DISTANCE
+                && queued_end.is_none_or(|end| at + MAX_TIMESTAMP_BACKWARD_JUMP >= end)
+        })
+    }
+
+    /// Returns whether a timeline has a position.
+    fn has_timeline_position(&self, timeline: u64) -> bool {
+        self.positions.iter().any(|position| position.timeline_id == timeline)
     }
 
     /// Maps a time of a timeline to playout time; `None` if it is before the start of the timeline.
@@ -242,14 +306,51 @@ mod tests {
 
     #[test]
     fn past_timelines_are_distinguished_from_coming_ones() {
+        use OtherRenditionTimeline::{Awaited, Passed, Positioned};
         let mut timelines = Timelines::default();
-        assert!(timelines.is_timeline_newer_than_last(3) && !timelines.has_timeline_position(3));
+        let find = |timelines: &mut Timelines, id| timelines.find_timeline_of_other_rendition(id, ms(200_000), None);
+        assert_eq!(find(&mut timelines, 3), Awaited);
         timelines.position_timeline_and_advance_end(3, &samples([0, 40]));
-        assert!(
-            timelines.has_timeline_position(3)
-                && timelines.is_timeline_newer_than_last(4)
-                && !timelines.is_timeline_newer_than_last(2)
+        assert_eq!(
+            [2, 3, 4].map(|id| find(&mut timelines, id)),
+            [Passed, Positioned(3), Awaited]
         );
         assert_eq!(timelines.to_playout_time(2, ms(0)), None);
+    }
+
+    /// Each advertisement begins at zero, and audio may come first.
+    #[test]
+    fn a_timeline_of_another_clock_is_waited_for() {
+        use OtherRenditionTimeline::{Awaited, Positioned};
+        let mut timelines = Timelines::default();
+        for second in (0..30_000).step_by(6_000) {
+            timelines.position_timeline_and_advance_end(7, &samples((second..second + 6_000).step_by(40)));
+        }
+        let end = timelines.to_playout_time(7, ms(30_000));
+        assert_eq!(timelines.find_timeline_of_other_rendition(8, ms(0), end), Awaited);
+        timelines.position_timeline_and_advance_end(8, &samples((0..6_000).step_by(40)));
+        assert_eq!(timelines.find_timeline_of_other_rendition(8, ms(0), end), Positioned(8));
+    }
+
+    #[test]
+    fn numbers_that_differ_do_so_by_the_same_from_then_on() {
+        use OtherRenditionTimeline::{Awaited, Positioned};
+        for (video, audio) in [(5, 3), (3, 5), (1 << 32 | 2, 9)] {
+            let mut timelines = Timelines::default();
+            timelines.position_timeline_and_advance_end(video, &samples((100_000..106_000).step_by(40)));
+            let end = timelines.to_playout_time(video, ms(106_000));
+            let found = timelines.find_timeline_of_other_rendition(audio, ms(100_010), None);
+            assert_eq!(found, Positioned(video));
+            // Audio reaches the next one first.
+            assert_eq!(
+                timelines.find_timeline_of_other_rendition(audio + 1, ms(0), end),
+                Awaited
+            );
+            timelines.position_timeline_and_advance_end(video + 1, &samples((0..6_000).step_by(40)));
+            let found = timelines.find_timeline_of_other_rendition(audio + 1, ms(0), end);
+            assert_eq!(found, Positioned(video + 1));
+            let found = timelines.find_timeline_of_other_rendition(audio, ms(106_000), None);
+            assert_eq!(found, Positioned(video), "{video} {audio}");
+        }
     }
 }
