@@ -125,7 +125,7 @@ impl PlaylistCursor {
                 let part = OriginSegment {
                     uri: found.uri.clone(),
                     byte_range: found.byte_range,
-                    is_gap: found.is_gap,
+                    is_gap: found.is_gap || segment.is_gap,
                     follows_discontinuity: segment.follows_discontinuity && part == 0,
                     parts: Vec::new(),
                     ..segment.clone()
@@ -186,13 +186,17 @@ impl PlaylistCursor {
             raise_to_min_reload_interval(playlist.target_duration / 2)
         })
     }
+        if self.next_segment_number.replace(next) != Some(next) {
+            self.next_part_index = 0;
+        }
 
-    /// Returns the media sequence number to start at.
+    /// Returns the media sequence number to start at. While the live edge is a gap, that is the segment after it: what was
+    /// before has been shown already, or is older than a viewer of a live stream expects.
     fn initial_segment_number(&self, playlist: &MediaPlaylist) -> u64 {
         let segment = if playlist.has_ended {
             playlist.segments.first()
         } else {
-            playlist.segments.iter().rev().find(|segment| !segment.is_gap)
+            playlist.segments.last().filter(|segment| !segment.is_gap)
         };
         segment.map_or(playlist.next_segment_number, |segment| segment.media_sequence_number)
     }
@@ -253,7 +257,8 @@ fn latest_independent_part(playlist: &MediaPlaylist) -> Option<(u64, usize)> {
         .segment_in_progress
         .iter()
         .chain(playlist.segments.iter().rev());
-    newest.take(3).find_map(|segment| {
+    let mut newest = newest.take(3).take_while(|segment| !segment.is_gap);
+    newest.find_map(|segment| {
         let part = segment
             .parts
             .iter()

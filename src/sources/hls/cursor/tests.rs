@@ -184,6 +184,45 @@ fn an_older_list_of_another_server_is_waited_out() {
 }
 
 #[test]
+fn a_gap_at_the_live_edge_is_passed_and_what_was_before_is_not_shown_again() {
+    let list = |first: u64, gaps: &[u64]| {
+        let mut text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n");
+        for number in first..first + 4 {
+            text += if gaps.contains(&number) { "#EXT-X-GAP\n" } else { "" };
+            text += &format!("#EXTINF:4,\n{number}.ts\n");
+        }
+        media(&text)
+    };
+    let mut cursor = PlaylistCursor::new(true);
+    let ad = list(10, &[12, 13]);
+    cursor.on_playlist_loaded(&ad);
+    let step = cursor.advance_to_next_step(&ad);
+    assert!(matches!(step, CursorStep::ReloadPlaylist(_)), "{step:?}");
+    let ad = list(11, &[12, 13, 14]);
+    cursor.on_playlist_loaded(&ad);
+    let CursorStep::FetchSegment(gap, _) = cursor.advance_to_next_step(&ad) else {
+        panic!("the gap goes on")
+    };
+    assert!(gap.is_gap && gap.media_sequence_number == 14);
+    let over = list(13, &[13, 14]);
+    cursor.on_playlist_loaded(&over);
+    assert_eq!(fetched(cursor.advance_to_next_step(&over)).0, 15);
+}
+
+#[test]
+fn parts_of_an_encrypted_segment_are_gaps() {
+    let key = "#EXT-X-KEY:METHOD=SAMPLE-AES,URI=\"x\"\n#EXT-X-PART:DURATION=1,URI=\"8.0\"";
+    let list = media(&PARTS.replace("#EXT-X-PART:DURATION=1,URI=\"8.0\"", key));
+    let mut cursor = PlaylistCursor::new(true);
+    cursor.on_playlist_loaded(&list);
+    assert_eq!(uri(cursor.advance_to_next_step(&list)), "7.mp4");
+    let CursorStep::FetchSegment(part, _) = cursor.advance_to_next_step(&list) else {
+        panic!()
+    };
+    assert!(part.is_gap, "{part:?}");
+}
+
+#[test]
 fn a_discontinuity_number_that_is_never_advanced_does_not_go_back() {
     let list = |first: u64, marks: [bool; 2]| {
         let mut text = format!(
