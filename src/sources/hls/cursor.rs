@@ -38,8 +38,15 @@ pub enum CursorStep {
     Ended,
 }
 
-/// Consecutive older playlists after which the origin counts as restarted. A load-balanced origin may serve one once.
-const OLDER_PLAYLISTS_BEFORE_RESTART: u32 = 2;
+/// Consecutive older playlists after which the origin counts as restarted, if they end so far back that none of their
+/// segments can be the next one before long.
+const FAR_OLDER_PLAYLISTS_BEFORE_RESTART: u32 = 2;
+
+/// The same for playlists that end shortly before the next segment: a server behind a load balancer may lag for a while.
+const OLDER_PLAYLISTS_BEFORE_RESTART: u32 = 12;
+
+/// A recording that was cut out of a longer stream lists at least this much. What a live stream leaves behind is shorter.
+const MIN_RECORDING_DURATION: Duration = Duration::from_secs(120);
 
 /// Minimum interval between loads of a playlist.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(300);
@@ -89,15 +96,16 @@ impl PlaylistCursor {
         } else {
             self.unchanged_load_count.saturating_add(1)
         };
-        if self
+        let missing = self
             .next_segment_number
-            .is_some_and(|next| playlist.next_segment_number < next)
-        {
-            self.older_playlist_count += 1;
+            .map_or(0, |next| next.saturating_sub(playlist.next_segment_number));
+        self.older_playlist_count = if missing > 0 { self.older_playlist_count + 1 } else { 0 };
+        let older_before_restart = if missing > playlist.segments.len() as u64 {
+            FAR_OLDER_PLAYLISTS_BEFORE_RESTART
         } else {
-            self.older_playlist_count = 0;
-        }
-        if self.older_playlist_count >= OLDER_PLAYLISTS_BEFORE_RESTART {
+            OLDER_PLAYLISTS_BEFORE_RESTART
+        };
+        if self.older_playlist_count >= older_before_restart {
             self.restart();
         }
     }

@@ -184,6 +184,27 @@ fn an_older_list_of_another_server_is_waited_out() {
 }
 
 #[test]
+fn a_server_that_lags_is_waited_for() {
+    let mut cursor = PlaylistCursor::new(true);
+    let (old, new) = (live(9, 3), live(10, 3));
+    cursor.on_playlist_loaded(&new);
+    assert_eq!(fetched(cursor.advance_to_next_step(&new)), (12, 0));
+    for _ in 0..5 {
+        cursor.on_playlist_loaded(&old);
+        let step = cursor.advance_to_next_step(&old);
+        assert!(matches!(step, CursorStep::ReloadPlaylist(_)), "{step:?}");
+    }
+    let newer = live(11, 3);
+    cursor.on_playlist_loaded(&newer);
+    assert_eq!(fetched(cursor.advance_to_next_step(&newer)), (13, 0));
+    // The origin was restarted shortly after it began.
+    for _ in 0..OLDER_PLAYLISTS_BEFORE_RESTART {
+        cursor.on_playlist_loaded(&old);
+    }
+    assert_eq!(fetched(cursor.advance_to_next_step(&old)), (11, 1 << 32));
+}
+
+#[test]
 fn a_gap_at_the_live_edge_is_passed_and_what_was_before_is_not_shown_again() {
     let list = |first: u64, gaps: &[u64]| {
         let mut text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n");
