@@ -165,10 +165,8 @@ impl PlaylistCursor {
             Some(next) if next >= first.media_sequence_number => next,
             // The segment is no longer listed: skip to the edge and leave a gap.
             Some(_) => self.initial_segment_number(playlist),
-            // A sliding playlist that has ended was live. Its remaining segments are not played.
-            None if playlist.has_ended && !playlist.is_vod && first.media_sequence_number > 0 => {
-                return CursorStep::Ended;
-            }
+            // The remaining segments of a live stream that has ended are not played.
+            None if playlist.has_ended && !is_recording(playlist) => return CursorStep::Ended,
             None => self.initial_segment_number(playlist),
         };
         let index = usize::try_from(next.saturating_sub(first.media_sequence_number)).unwrap_or(usize::MAX);
@@ -188,15 +186,15 @@ impl PlaylistCursor {
             }
             return CursorStep::Ended;
         }
+        if self.next_segment_number.replace(next) != Some(next) {
+            self.next_part_index = 0;
+        }
         CursorStep::ReloadPlaylist(if self.unchanged_load_count == 0 {
             raise_to_min_reload_interval(last.duration)
         } else {
             raise_to_min_reload_interval(playlist.target_duration / 2)
         })
     }
-        if self.next_segment_number.replace(next) != Some(next) {
-            self.next_part_index = 0;
-        }
 
     /// Returns the media sequence number to start at. While the live edge is a gap, that is the segment after it: what was
     /// before has been shown already, or is older than a viewer of a live stream expects.
@@ -234,6 +232,7 @@ impl PlaylistCursor {
                     .discontinuity_count
                     .wrapping_add(u32::try_from(step).unwrap_or_default());
             }
+            // Without a number, or with one that is not advanced as the tags slide out of the playlist.
             Some(_) => {
                 self.discontinuity_count = self
                     .discontinuity_count
@@ -244,7 +243,17 @@ impl PlaylistCursor {
     }
 }
 
-            // Without a number, or with one that is not advanced as the tags slide out of the playlist.
+/// Whether a playlist that has ended is a recording, and not the end of a live stream whose first segments have slid out.
+fn is_recording(playlist: &MediaPlaylist) -> bool {
+    // Some packagers count from 1.
+    let is_whole = playlist
+        .segments
+        .first()
+        .is_some_and(|first| first.media_sequence_number <= 1);
+    let listed = || -> Duration { playlist.segments.iter().map(|segment| segment.duration).sum() };
+    playlist.keeps_all_segments || is_whole || listed() >= MIN_RECORDING_DURATION
+}
+
 /// The segment with this number, which may be in progress.
 fn segment_by_number(playlist: &MediaPlaylist, number: u64) -> Option<&OriginSegment> {
     let first = playlist

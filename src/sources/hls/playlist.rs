@@ -55,8 +55,8 @@ pub struct MediaPlaylist {
     pub target_duration: Duration,
     /// No segments will be added (EXT-X-ENDLIST).
     pub has_ended: bool,
-    /// The playlist type is VOD.
-    pub is_vod: bool,
+    /// Segments are never removed (EXT-X-PLAYLIST-TYPE is VOD or EVENT).
+    pub keeps_all_segments: bool,
     /// The origin supports blocking playlist reload (rfc8216bis §6.2.5.2).
     pub can_block_reload: bool,
     /// Segments are listed in parts (EXT-X-PART-INF).
@@ -243,7 +243,7 @@ impl<'a> PlaylistParser<'a> {
             "-X-DISCONTINUITY-SEQUENCE" => {
                 self.discontinuity_sequence = value.parse().ok().or(self.discontinuity_sequence);
             }
-            "-X-PLAYLIST-TYPE" => self.media.is_vod = value == "VOD",
+            "-X-PLAYLIST-TYPE" => self.media.keeps_all_segments = matches!(value, "VOD" | "EVENT"),
             "-X-ENDLIST" => self.media.has_ended = true,
             "-X-SERVER-CONTROL" => {
                 self.media.can_block_reload = attribute_value(value, "CAN-BLOCK-RELOAD").as_deref() == Some("YES")

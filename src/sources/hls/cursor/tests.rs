@@ -244,6 +244,38 @@ fn parts_of_an_encrypted_segment_are_gaps() {
 }
 
 #[test]
+fn a_recording_plays_whatever_number_it_begins_with() {
+    let recording = |kind: &str, first: u64, count: usize| {
+        media(&format!(
+            "#EXTM3U\n{kind}#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n{}#EXT-X-ENDLIST\n",
+            "#EXTINF:4,\na\n".repeat(count)
+        ))
+    };
+    for (kind, first, count, is_played) in [
+        ("", 0, 1, true),
+        ("", 1, 1, true),
+        ("", 2, 29, false),
+        ("", 9_000, 30, true),
+        ("#EXT-X-PLAYLIST-TYPE:VOD\n", 9_000, 1, true),
+        ("#EXT-X-PLAYLIST-TYPE:EVENT\n", 9_000, 1, true),
+    ] {
+        let list = recording(kind, first, count);
+        let mut cursor = PlaylistCursor::new(true);
+        for _ in 0..2 {
+            cursor.on_playlist_loaded(&list);
+            let step = cursor.advance_to_next_step(&list);
+            let begins =
+                matches!(&step, CursorStep::FetchSegment(segment, _) if segment.media_sequence_number == first);
+            assert_eq!(begins, is_played, "{kind}{first} {count}: {step:?}");
+            // It is repeated.
+            for _ in 1..count {
+                cursor.advance_to_next_step(&list);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_discontinuity_number_that_is_never_advanced_does_not_go_back() {
     let list = |first: u64, marks: [bool; 2]| {
         let mut text = format!(
