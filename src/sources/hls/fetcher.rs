@@ -322,31 +322,23 @@ impl RenditionFetcher {
 
     /// Fetches a segment and sends it to the worker. Returns `false` if the worker has exited.
     async fn fetch_and_send_segment(&mut self, segment: &OriginSegment, timeline: u64) -> Result<bool, HlsError> {
-        let key = match &segment.decryption_key {
-            None => None,
-            Some(key) => Some((
-                self.fetch_decryption_key(key).await?,
-                key.iv
-                    .unwrap_or_else(|| crypt::iv_from_media_sequence_number(segment.media_sequence_number)),
-            )),
-        };
         if let Some(init) = &segment.init_section
             && self.last_init_section.as_ref() != Some(&(timeline, init.clone()))
         {
-            let bytes = self
-                .fetch_with_retries(FileKind::InitSection, &init.uri, init.byte_range)
-                .await?;
-            let bytes = decrypt_if_encrypted(
-                bytes,
-                segment.decryption_key.as_ref().and_then(|known| known.iv).and(key),
-            )?;
+            let bytes = self.fetch_init_section(init, segment).await?;
             self.last_init_section = Some((timeline, init.clone()));
             self.send_chunk(ChunkRole::InitSection, timeline, bytes).await;
         }
         let bytes = self
             .fetch_with_retries(FileKind::Segment, &segment.uri, segment.byte_range)
             .await?;
-        let bytes = decrypt_if_encrypted(bytes, key)?;
+        let bytes = match &segment.decryption_key {
+            None => bytes,
+            Some(key) => {
+                let iv = crypt::iv_from_media_sequence_number(segment.media_sequence_number);
+                self.decrypt(&bytes, key, key.iv.unwrap_or(iv)).await?
+            }
+        };
         let Ok(permit) = self.links.segment_permits.acquire().await else {
             return Ok(false);
         };
@@ -359,6 +351,24 @@ impl RenditionFetcher {
             }
         }
         Ok(self.send_chunk(ChunkRole::LastSegmentData, timeline, rest).await)
+    }
+
+    /// Fetches an initialization section. It is encrypted with the key before it, if that has an initialization vector, or
+    /// not at all; some packagers list it before its key.
+    async fn fetch_init_section(&mut self, init: &InitSection, segment: &OriginSegment) -> Result<Bytes, HlsError> {
+        let bytes = self
+            .fetch_with_retries(FileKind::InitSection, &init.uri, init.byte_range)
+            .await?;
+        let key = init.decryption_key.as_ref().or(segment.decryption_key.as_ref());
+        match key.and_then(|key| Some((key, key.iv?))) {
+            Some((key, iv)) if !begins_with_mp4_box(&bytes) => self.decrypt(&bytes, key, iv).await,
+            _ => Ok(bytes),
+        }
+    }
+
+    async fn decrypt(&mut self, bytes: &Bytes, key: &KeyUriAndIv, iv: [u8; 16]) -> Result<Bytes, HlsError> {
+        let key = self.fetch_decryption_key(key).await?;
+        crypt::decrypt_aes_128_cbc(&key, iv, bytes).ok_or(HlsError::UndecryptableSegment)
     }
 
     async fn send_chunk(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
@@ -423,9 +433,7 @@ impl RenditionFetcher {
     }
 }
 
-fn decrypt_if_encrypted(bytes: Bytes, key: Option<([u8; 16], [u8; 16])>) -> Result<Bytes, HlsError> {
-    match key {
-        None => Ok(bytes),
-        Some((key, iv)) => crypt::decrypt_aes_128_cbc(&key, iv, &bytes).ok_or(HlsError::UndecryptableSegment),
-    }
+/// Whether an initialization section is in the clear.
+fn begins_with_mp4_box(bytes: &[u8]) -> bool {
+    matches!(bytes.get(4..8), Some(b"ftyp" | b"styp" | b"moov" | b"free" | b"skip"))
 }

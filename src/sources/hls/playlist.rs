@@ -116,6 +116,8 @@ pub struct ByteRange {
 pub struct InitSection {
     pub uri: String,
     pub byte_range: Option<ByteRange>,
+    /// The key that holds where it is listed, which need not be that of the segments (RFC 8216 §4.3.2.5).
+    pub decryption_key: Option<Arc<KeyUriAndIv>>,
 }
 
 /// How a segment is encrypted: AES-128 in CBC mode.
@@ -263,7 +265,10 @@ impl<'a> PlaylistParser<'a> {
                 self.discontinuity_count = self.discontinuity_count.saturating_add(1);
             }
             "-X-GAP" => self.next_segment.is_gap = true,
-            "-X-MAP" => self.next_segment.init_section = parse_init_section(value).map(Arc::new),
+            "-X-MAP" => {
+                let key = self.next_segment.decryption_key.clone();
+                self.next_segment.init_section = parse_init_section(value, key).map(Arc::new);
+            }
             "-X-KEY" => self.parse_key_tag(value),
             "-X-STREAM-INF" => self.pending_variant = Some(parse_variant(value)),
             "-X-MEDIA" => self.parse_audio_rendition(value),
@@ -469,7 +474,7 @@ fn parse_byte_range(text: &str) -> Option<(u64, Option<u64>)> {
     }
 }
 
-fn parse_init_section(value: &str) -> Option<InitSection> {
+fn parse_init_section(value: &str, decryption_key: Option<Arc<KeyUriAndIv>>) -> Option<InitSection> {
     let range = match attribute_value(value, "BYTERANGE") {
         None => None,
         Some(text) => {
@@ -483,6 +488,7 @@ fn parse_init_section(value: &str) -> Option<InitSection> {
     Some(InitSection {
         uri: attribute_value(value, "URI")?,
         byte_range: range,
+        decryption_key,
     })
 }
 

@@ -199,6 +199,27 @@ fn keys_of_others_stand_beside_ours_and_hide_only_their_segments() {
     );
 }
 
+/// RFC 8216 §4.3.2.5: an initialization section has the key that is listed before it.
+#[test]
+fn an_initialization_section_keeps_the_key_before_it() {
+    let key = |name: &str| format!("#EXT-X-KEY:METHOD=AES-128,URI=\"{name}\",IV=0x01\n");
+    let (map, segment) = ("#EXT-X-MAP:URI=\"init\"\n", "#EXTINF:1,\na\n");
+    let keys = |text: String| -> Vec<[Option<String>; 2]> {
+        let list = media(&format!("#EXTM3U\n{text}"));
+        let name = |key: &Option<Arc<KeyUriAndIv>>| key.as_ref().map(|key| key.uri.clone());
+        let of = |segment: &OriginSegment| {
+            let init = segment.init_section.as_ref().expect("one for all");
+            [name(&init.decryption_key), name(&segment.decryption_key)]
+        };
+        list.segments.iter().map(of).collect()
+    };
+    let (first, second) = (Some("1".to_owned()), Some("2".to_owned()));
+    let clear = [map, &key("1"), segment].concat();
+    assert_eq!(keys(clear), [[None, first.clone()]]);
+    let rotated = [&key("1"), map, segment, &key("2"), segment].concat();
+    assert_eq!(keys(rotated), [[first.clone(), first.clone()], [first, second]]);
+}
+
 #[test]
 fn of_a_long_live_playlist_the_end_is_kept() {
     let listed = "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST + 7);
