@@ -14,30 +14,36 @@ pub struct VariantLimits {
 
 /// Ranks how well viewers can play a variant; `None` if not at all. A variant without codecs is tried.
 fn codec_playability_score(variant: &Variant) -> Option<u8> {
-    let Some(codecs) = &variant.codecs else { return Some(1) };
-    let mut best = Some(2);
-    for codec in codecs.split(',').map(str::trim) {
-        let name = codec.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let mut best = None;
+    for name in media_codec_names(variant) {
         let found = match name.as_str() {
-            "avc1" | "avc3" | "mp4a" | "opus" => Some(2),
-            "hvc1" | "hev1" => Some(1),
-            // With unsupported audio the video still plays, and subtitles are not needed.
-            "ac-3" | "ec-3" | "ac-4" | "flac" | "stpp" | "wvtt" | "mp3" => Some(0),
-            _ => None,
+            "avc1" | "avc3" | "mp4a" | "opus" => 2,
+            "hvc1" | "hev1" => 1,
+            // With unsupported audio the video still plays.
+            "ac-3" | "ec-3" | "ac-4" | "flac" | "mp3" => 0,
+            _ => return None,
         };
-        best = best.zip(found).map(|(best, found)| best.min(found));
+        best = Some(best.unwrap_or(found).min(found));
     }
-    best
+    best.or(Some(1))
 }
+
+/// Returns the names of the codecs that a variant lists, without their profiles and without subtitles.
+fn media_codec_names(variant: &Variant) -> impl Iterator<Item = String> {
+    let codecs = variant.codecs.as_deref().unwrap_or_default().split(',');
+    codecs
+        .map(|codec| codec.split('.').next().unwrap_or_default().trim().to_ascii_lowercase())
+        .filter(|name| !name.is_empty() && !SUBTITLE_CODECS.contains(&name.as_str()))
+}
+
+/// Subtitles and captions, which are not played.
+const SUBTITLE_CODECS: [&str; 8] = ["stpp", "wvtt", "sbtt", "stxt", "tx3g", "c608", "c708", "webvtt"];
 
 /// Whether a variant has audio alone, as far as its attributes say.
 fn is_audio_only(variant: &Variant) -> bool {
-    let is_audio = |codec: &str| {
-        let name = codec.trim().split('.').next().unwrap_or_default().to_ascii_lowercase();
-        ["mp4a", "opus", "ac-3", "ec-3", "ac-4", "flac", "mp3"].contains(&name.as_str())
-    };
-    let codecs = variant.codecs.as_deref().filter(|_| variant.height.is_none());
-    codecs.is_some_and(|codecs| codecs.split(',').all(is_audio))
+    let is_audio = |name: &String| ["mp4a", "opus", "ac-3", "ec-3", "ac-4", "flac", "mp3"].contains(&name.as_str());
+    let mut names = media_codec_names(variant).peekable();
+    variant.height.is_none() && names.peek().is_some() && names.all(|name| is_audio(&name))
 }
 
 /// Maximum number of variants that are named as left out.
@@ -201,6 +207,23 @@ mod tests {
             let uris: Vec<&str> = ranked.iter().map(|variant| variant.uri.as_str()).collect();
             assert_eq!(uris, ["video", "audio"], "{video}");
         }
+    }
+
+    #[test]
+    fn empty_codecs_and_subtitles_do_not_matter() {
+        let lines = [
+            "1000000,CODECS=\"\"\nnone",
+            "9000000,RESOLUTION=1920x1080,CODECS=\"avc1.640028,\"\nempty",
+            "8000000,RESOLUTION=1920x1080,CODECS=\"avc1.640028, mp4a.40.2 ,,stpp.ttml.im1t\"\nsubtitles",
+            "7000000,RESOLUTION=1920x1080,CODECS=\"avc1.640028,mp4a.40.2,c608\"\ncaptions",
+            "64000,CODECS=\"mp4a.40.2,wvtt,\"\naudio",
+            "7000000,RESOLUTION=1920x1080,CODECS=\"dvh1.05.06,wvtt\"\nforeign",
+        ];
+        let lines = lines.map(|line| format!("#EXT-X-STREAM-INF:BANDWIDTH={line}\n"));
+        let multivariant = multivariant(&lines.concat());
+        let ranked = rank_playable_variants(&multivariant, VariantLimits::default()).expect("playable");
+        let uris: Vec<&str> = ranked.iter().map(|variant| variant.uri.as_str()).collect();
+        assert_eq!(uris, ["empty", "subtitles", "captions", "none", "audio"]);
     }
 
     #[test]
