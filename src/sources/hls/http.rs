@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, COOKIE, HeaderMap, HeaderValue, LOCATION, RANGE, SET_COOKIE};
 use reqwest::redirect::Policy;
@@ -179,10 +179,11 @@ impl OriginClient {
                 return Err(HttpError::Status(status.as_u16()));
             }
             let is_part = status.as_u16() == 206;
-            return Ok((
-                url,
-                extract_range(read_body(response, max_bytes).await?, range, is_part)?,
-            ));
+            let body = match range {
+                None => read_body(response, max_bytes).await?,
+                Some(range) => read_range(response, range, is_part, max_bytes).await?,
+            };
+            return Ok((url, body));
         }
         Err(HttpError::TooManyRedirects)
     }
@@ -252,19 +253,36 @@ async fn read_body(mut response: reqwest::Response, max_bytes: usize) -> Result<
     Ok(body.freeze())
 }
 
-/// Extracts the byte range from the response. A server without range support sends the whole file.
-fn extract_range(body: Bytes, range: Option<ByteRange>, is_partial: bool) -> Result<Bytes, HttpError> {
-    let Some(ByteRange { begin, length }) = range else {
-        return Ok(body);
-    };
+/// Maximum number of bytes before a range that are read from a server without range support.
+const MAX_DISCARDED_BYTES: u64 = 256 << 20;
+
+/// Reads a byte range. A server without range support sends the whole file: what is before the range is discarded, and
+/// what follows it is not read.
+async fn read_range(
+    mut response: reqwest::Response,
+    ByteRange { begin, length }: ByteRange,
+    is_partial: bool,
+    max_bytes: usize,
+) -> Result<Bytes, HttpError> {
     let length = usize::try_from(length).map_err(|_| HttpError::RangeUnavailable)?;
-    let begin = if is_partial {
-        0
-    } else {
-        usize::try_from(begin).map_err(|_| HttpError::RangeUnavailable)?
-    };
-    let end = begin.checked_add(length).filter(|end| *end <= body.len());
-    Ok(body.slice(begin..end.ok_or(HttpError::RangeUnavailable)?))
+    if length > max_bytes {
+        return Err(HttpError::BodyTooLarge(max_bytes));
+    }
+    let mut discarded = if is_partial { 0 } else { begin };
+    if discarded > MAX_DISCARDED_BYTES {
+        return Err(HttpError::RangeUnavailable);
+    }
+    let mut body = BytesMut::new();
+    while body.len() < length {
+        let chunk = response.chunk().await.map_err(|error| to_http_error(&error))?;
+        let mut chunk = chunk.ok_or(HttpError::RangeUnavailable)?;
+        let before = usize::try_from(discarded).unwrap_or(usize::MAX).min(chunk.len());
+        discarded -= before as u64;
+        chunk.advance(before);
+        chunk.truncate(length - body.len());
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
 }
 
 /// Converts an error without its URL, which may contain a token.
@@ -433,130 +451,4 @@ impl Resolve for AddressRestriction {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn url(text: &str) -> Url {
-        Url::parse(text).expect("a URL")
-    }
-
-    #[test]
-    fn secret_headers_go_to_the_configured_server_only() {
-        for (configured, other, expected) in [
-            ("http://a.example/x", "http://a.example/y", true),
-            ("http://a.example:80/x", "http://a.example/y", true),
-            ("http://a.example/x", "https://a.example/y", true),
-            ("https://a.example/x", "http://a.example/y", false),
-            ("http://a.example/x", "http://a.example:8080/y", false),
-            ("http://a.example:8080/x", "https://a.example/y", false),
-            ("http://a.example/x", "https://a.example:8443/y", false),
-            ("http://a.example/x", "http://b.example/y", false),
-        ] {
-            let sent = is_same_server_or_https_upgrade(&url(configured), &url(other));
-            assert_eq!(sent, expected, "{configured} -> {other}");
-        }
-    }
-
-    #[test]
-    fn a_public_name_does_not_become_a_private_one() {
-        let first_resolution = DnsRebindingGuard::default();
-        // The state outlives a restart of the source.
-        let permitted = |addresses: &[&str]| {
-            let guard = AddressRestriction {
-                allowed_networks: AllowedNetworks::default(),
-                configured_host: "a.example".to_owned(),
-                first_resolution: first_resolution.clone(),
-            };
-            let addresses: Vec<SocketAddr> = addresses
-                .iter()
-                .map(|address| SocketAddr::new(address.parse().expect("an address"), 0))
-                .collect();
-            guard
-                .filter_permitted_resolved_addresses("a.example", &addresses)
-                .map(|addresses| addresses.len())
-        };
-        assert_eq!(permitted(&["93.184.216.34"]), Ok(1));
-        assert_eq!(permitted(&["93.184.216.35", "10.0.0.1"]), Ok(1));
-        let private = "10.0.0.1".parse().expect("an address");
-        assert_eq!(permitted(&["10.0.0.1"]), Err(AddressError::NotPublic(private)));
-    }
-
-    fn socket_addresses(addresses: &[&str]) -> Vec<SocketAddr> {
-        let address = |text: &&str| SocketAddr::new(text.parse().expect("an address"), 0);
-        addresses.iter().map(address).collect()
-    }
-
-    #[test]
-    fn a_name_that_was_not_resolved_is_neither_public_nor_private() {
-        let allowed = AllowedNetworks::default();
-        let is_public = |found: &SocketAddr| {
-            allowed
-                .require_permitted_address(found.ip(), AddressOrigin::OriginServer)
-                .is_ok()
-        };
-        let resolution = DnsRebindingGuard::default();
-        assert!(!resolution.record_resolution_and_require_public(Instant::now(), &[], is_public));
-        // What follows is the first resolution.
-        assert!(!resolution.record_resolution_and_require_public(
-            Instant::now(),
-            &socket_addresses(&["10.0.0.1"]),
-            is_public
-        ));
-        let resolution = DnsRebindingGuard::default();
-        assert!(resolution.record_resolution_and_require_public(
-            Instant::now(),
-            &socket_addresses(&["93.184.216.34"]),
-            is_public
-        ));
-        assert!(resolution.record_resolution_and_require_public(Instant::now(), &[], is_public));
-    }
-
-    #[test]
-    fn a_public_name_has_moved_after_a_day_without_a_public_address() {
-        let allowed = AllowedNetworks::default();
-        let is_public = |found: &SocketAddr| {
-            allowed
-                .require_permitted_address(found.ip(), AddressOrigin::OriginServer)
-                .is_ok()
-        };
-        let (resolution, begin) = (DnsRebindingGuard::default(), Instant::now());
-        let (public, private) = (socket_addresses(&["93.184.216.34"]), socket_addresses(&["10.0.0.1"]));
-        let hours = |hours: u64| begin + Duration::from_secs(hours * 3_600);
-        for (at, found, expected) in [
-            (0, &public, true),
-            (1, &private, true),
-            (24, &private, true),
-            // One public address begins the day anew.
-            (24, &public, true),
-            (25, &private, true),
-            (48, &private, true),
-            (49, &private, false),
-            // From here on it is what the operator configured.
-            (50, &public, false),
-        ] {
-            assert_eq!(
-                resolution.record_resolution_and_require_public(hours(at), found, is_public),
-                expected,
-                "{at} h: {found:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_private_name_stays_what_the_operator_configured() {
-        let guard = AddressRestriction {
-            allowed_networks: AllowedNetworks::default(),
-            configured_host: "camera.local".to_owned(),
-            first_resolution: DnsRebindingGuard::default(),
-        };
-        for address in ["10.0.0.1:0", "10.0.0.2:0", "93.184.216.34:0"] {
-            let addresses = [address.parse().expect("an address")];
-            assert!(
-                guard
-                    .filter_permitted_resolved_addresses("camera.local", &addresses)
-                    .is_ok(),
-                "{address}"
-            );
-        }
-    }
-}
+mod tests;
