@@ -19,7 +19,7 @@ pub(super) struct ElementaryStreamParser {
     awaits_first_packet: bool,
     /// Header of the PES packet in progress, while it is incomplete.
     partial_pes_header: Option<Vec<u8>>,
-    /// Bytes of the PES packet in progress that are still to come, if it says how long it is.
+    /// Bytes of the PES packet in progress that are still to come, if it is of audio and says how long it is.
     pes_bytes_left: Option<usize>,
     /// A PES packet is in progress.
     in_pes_packet: bool,
@@ -131,7 +131,9 @@ impl ElementaryStreamParser {
             self.in_pes_packet = false;
             return;
         };
-        self.pes_bytes_left = parsed.payload_len;
+        // Some writers put the low 16 bits of a longer length there. Video goes on until the next packet begins.
+        let is_audio = matches!(self.parser, FrameParser::Audio { .. });
+        self.pes_bytes_left = parsed.payload_len.filter(|_| is_audio);
         let begun = parsed
             .timestamps
             .map(|ticks| ticks.to_decode_and_presentation_times(clock));

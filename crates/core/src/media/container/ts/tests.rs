@@ -89,7 +89,12 @@ impl Writer {
 
     /// A PES packet with a time, or without one.
     fn pes(&mut self, at: Option<u64>, contents: &[u8]) -> Vec<u8> {
-        let mut data = vec![0, 0, 1, 0xe0, 0, 0, 0x80];
+        self.pes_of_stated_length(at, 0, contents)
+    }
+
+    fn pes_of_stated_length(&mut self, at: Option<u64>, stated: u16, contents: &[u8]) -> Vec<u8> {
+        let [high, low] = stated.to_be_bytes();
+        let mut data = vec![0, 0, 1, 0xe0, high, low, 0x80];
         match at {
             Some(at) => {
                 let byte = |shift: u32| (at >> shift & 0xff) as u8;
@@ -193,6 +198,22 @@ fn a_frame_may_be_spread_over_packets() {
             whole.extend(writer.pes(at.filter(|_| is_timed), &unit[300..]));
         }
         check(&demux(&[whole]), 6);
+    }
+}
+
+/// Some writers store the low 16 bits of the length of a large frame.
+#[test]
+fn a_frame_may_be_longer_than_its_packet_says() {
+    for size in [400, 65_000, 65_536, 70_000, 200_000] {
+        let mut writer = Writer::new();
+        let mut whole = writer.tables();
+        let unit = [&AUD[..], &picture(size)].concat();
+        let stated = ((unit.len() + 8) & 0xffff) as u16;
+        for index in 0..3 {
+            whole.extend(writer.pes_of_stated_length(Some(900_000 + index * STEP), stated, &unit));
+        }
+        let sizes: Vec<usize> = demux(&[whole]).iter().map(|sample| sample.bytes.len()).collect();
+        assert_eq!(sizes, [unit.len(); 3]);
     }
 }
 
