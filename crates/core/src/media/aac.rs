@@ -15,8 +15,9 @@ pub struct AacConfig {
     pub channel_configuration: u8,
 }
 
-/// Maximum accepted length in bytes. AAC-LC needs two; with signalled extensions, five to seven.
-const MAX_AAC_CONFIG_BYTES: usize = 16;
+/// Maximum accepted length in bytes. AAC-LC needs two; with signalled extensions, five to seven; with a program config
+/// element and its comment, about thirty.
+const MAX_AAC_CONFIG_BYTES: usize = 64;
 
 /// ISO/IEC 14496-3 table 1.18.
 const AAC_SAMPLE_RATE_TABLE: [u32; 13] = [
@@ -26,7 +27,11 @@ const AAC_SAMPLE_RATE_TABLE: [u32; 13] = [
 impl AacConfig {
     /// AAC-LC, 48 kHz, two channels.
     pub(crate) const LC_48KHZ_STEREO: Self = Self {
-        bytes: [0x11, 0x90, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        bytes: {
+            let mut bytes = [0; MAX_AAC_CONFIG_BYTES];
+            [bytes[0], bytes[1]] = [0x11, 0x90];
+            bytes
+        },
         length: 2,
         sample_rate: 48_000,
         channel_configuration: 2,
@@ -96,6 +101,17 @@ mod tests {
         );
     }
 
+    /// Encoders write one for 5.1 with side speakers, which has no channel configuration of its own.
+    #[test]
+    fn a_program_config_element_with_a_comment_is_kept() {
+        let element = [0x11, 0x80, 0x04, 0xc8, 0x44, 0x00, 0x20, 0x00, 0xc4, 0x0c];
+        let comment = b"\x0dLavc60.31.102";
+        let bytes = [&element[..], comment, &[0x56, 0xe5, 0x00]].concat();
+        let config = AacConfig::parse(&bytes).expect("AAC-LC");
+        assert_eq!((config.sample_rate, config.channel_configuration), (48_000, 0));
+        assert_eq!(config.bytes(), bytes);
+    }
+
     #[test]
     fn malformed_configurations_are_rejected() {
         for bad in [
@@ -104,7 +120,7 @@ mod tests {
             &[0x00, 0x00],
             &[0x17, 0xff],
             &[0x16, 0x80],
-            &[0x11; 17],
+            &[0x11; 65],
         ] {
             assert_eq!(AacConfig::parse(bad), None, "{bad:02x?}");
         }
