@@ -13,7 +13,6 @@ use super::crypt;
 use super::cursor::{CursorStep, PlaylistCursor};
 use super::error::{FileKind, HlsError};
 use super::files::{PLAYLIST_FETCH_LIMITS, content_hash, fetch_file, parse_playlist};
-use super::gap::{Gap, SharedGap};
 use super::http::{FetchLimits, HttpError};
 use super::playlist::{InitSection, KeyUriAndIv, MediaPlaylist, OriginSegment, Playlist};
 use super::variant_resolver::VariantResolver;
@@ -34,8 +33,6 @@ pub(super) struct FetcherSharedState {
     pub(super) segment_permits: Arc<Semaphore>,
     pub(super) last_error: LastFetchError,
     pub(super) skipped: SkippedSegmentStats,
-    /// The gap that is passed in the leading rendition.
-    pub(super) gap: SharedGap,
     /// Number of renditions that are fetched.
     pub(super) rendition_count: usize,
     /// Notified if the source must be opened anew: another variant has other renditions.
@@ -150,7 +147,6 @@ impl RenditionFetcher {
             let wait = loop {
                 match self.cursor.advance_to_next_step(&list) {
                     CursorStep::FetchSegment(segment, _) if segment.is_gap => {
-                        self.expect_gap(segment.duration);
                         let encrypted = list
                             .encryption
                             .as_ref()
@@ -165,7 +161,6 @@ impl RenditionFetcher {
                         match self.fetch_and_send_segment(&segment, timeline).await {
                             Ok(true) => {
                                 self.set_last_error(None);
-                                self.end_gap();
                                 (self.consecutive_fetch_failures, has_fetched) = (0, true);
                             }
                             Ok(false) => return,
@@ -250,20 +245,6 @@ impl RenditionFetcher {
         }
         sleep(RETRY_INTERVAL).await;
         false
-    }
-
-    /// No frames of the leading rendition are expected while the gap lasts.
-    fn expect_gap(&self, duration: Duration) {
-        if self.rendition_index == 0 {
-            let mut gap = self.links.gap.lock().unwrap_or_else(PoisonError::into_inner);
-            gap.extend(Instant::now(), duration);
-        }
-    }
-
-    fn end_gap(&self) {
-        if self.rendition_index == 0 {
-            *self.links.gap.lock().unwrap_or_else(PoisonError::into_inner) = Gap::default();
-        }
     }
 
     /// Counts a segment that is left out.

@@ -12,7 +12,6 @@
 //! * `cookies`: cookies by host.
 //! * `fetcher`: follows one rendition; a source has one, or two if its audio is a separate rendition.
 //! * `crypt`: AES-128.
-//! * `gap`: how long media that is missing is waited for.
 //!
 //! Segments are parsed only in a worker process without network and file access ([`crate::pipeline::demuxer`]). Formats
 //! that a viewer cannot play are transcoded as for any other source.
@@ -22,13 +21,11 @@ use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::Instant;
 use url::Url;
 
 use self::cursor::PlaylistCursor;
 use self::error::{FileKind, HlsError};
 use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegmentStats};
-use self::gap::SharedGap;
 use self::http::{DnsRebindingGuard, HttpError, OriginClient};
 use self::left_out_report::LeftOutMediaReport;
 pub use self::variant_resolver::FailedVariants;
@@ -53,7 +50,6 @@ pub mod cursor;
 pub mod error;
 mod fetcher;
 mod files;
-mod gap;
 pub mod http;
 mod left_out_report;
 pub mod playlist;
@@ -97,9 +93,6 @@ const DEMUXER_WORKER_LIMITS: WorkerLimits = WorkerLimits {
 /// at a time.
 const STALL_TIMEOUT_TARGET_DURATIONS: u32 = 2;
 const MAX_STALL_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Interval between checks whether the source passes a gap.
-const GAP_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Returns the limits of the worker for segments of this target duration.
 fn demuxer_worker_limits(target_duration: Duration) -> WorkerLimits {
@@ -170,7 +163,6 @@ pub async fn run_hls_source<P: FrameSink>(
     let last_error: LastFetchError = Arc::new(Mutex::new(None));
     let requested: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
     let (skipped, reopen) = (SkippedSegmentStats::default(), Arc::new(Notify::new()));
-    let gap = SharedGap::default();
     let mut report = LeftOutMediaReport::new(entry, resolved.unplayable_variants, skipped.clone());
     let (rendition_count, mut first) = (renditions.len(), Some(Arc::new(first)));
     let mut fetching = tokio::task::JoinSet::new();
@@ -180,7 +172,6 @@ pub async fn run_hls_source<P: FrameSink>(
             segment_permits: segment_permits.clone(),
             last_error: last_error.clone(),
             skipped: skipped.clone(),
-            gap: gap.clone(),
             rendition_count,
             reopen: reopen.clone(),
         };
@@ -190,15 +181,10 @@ pub async fn run_hls_source<P: FrameSink>(
     }
     // An origin serves encoded media, so it cannot make key frames on request.
     let mut relay = WorkerFrameForwarder::new(&entry.stream, plane, false);
-    let mut gap_check = tokio::time::interval(GAP_CHECK_INTERVAL);
     loop {
         let message = tokio::select! {
             message = process.read_message_or_kill_worker() => message,
             () = reopen.notified() => return FetchError::Reopened,
-            _ = gap_check.tick() => {
-                restart_frame_timeout_in_gap(process, &gap);
-                continue;
-            }
         };
         report.update(&message);
         match message {
@@ -220,14 +206,6 @@ pub async fn run_hls_source<P: FrameSink>(
                 return prefer_last_fetch_error(error, &last_error);
             }
         }
-    }
-}
-
-/// Media that the origin leaves out is no stall.
-fn restart_frame_timeout_in_gap(process: &mut WorkerProcess, gap: &SharedGap) {
-    let gap = gap.lock().unwrap_or_else(PoisonError::into_inner);
-    if gap.is_awaited(Instant::now()) {
-        process.restart_frame_timeout();
     }
 }
 
