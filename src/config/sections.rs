@@ -276,7 +276,7 @@ section! {
         #[key("format", Restart, "`text`", "value_parsers::parse_named_variant")]
         pub format: LogFormat = LogFormat::Text,
 
-        /// Level, or directives such as `info,millstream::session=debug`.
+        /// Level, or directives such as `info,millstream_core::session=debug`.
         #[key("level", Restart, "`info`", "value_parsers::parse_log_directives")]
         pub level: String = "info".to_owned(),
 

@@ -26,7 +26,7 @@ fn the_environment_wins_over_the_file() {
             ("MILLSTREAM_WEBRTC__ANNOUNCE", "192.0.2.7, 2001:db8::7"),
             ("MILLSTREAM_WEBRTC__MAX_SESSIONS", "5"),
             ("MILLSTREAM_AUTH__TOKEN_IN_QUERY", "true"),
-            ("MILLSTREAM_LOG__LEVEL", "info, millstream::session=debug"),
+            ("MILLSTREAM_LOG__LEVEL", "info, millstream_core::session=debug"),
             ("MILLSTREAM_CONFIG", "elsewhere.toml"),
             ("MILLSTREAM_BIN", "/bin/true"),
             ("PATH", "/bin"),
@@ -36,7 +36,7 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(config.http.listen.port(), 2);
     let announced: Vec<String> = config.webrtc.announce.iter().map(ToString::to_string).collect();
     assert_eq!(announced, ["192.0.2.7", "2001:db8::7"]);
-    assert_eq!(config.log.level, "info,millstream::session=debug");
+    assert_eq!(config.log.level, "info,millstream_core::session=debug");
     assert!(config.auth.token_in_query);
     assert_eq!((config.webrtc.shards, config.webrtc.max_sessions), (3, 5));
 }

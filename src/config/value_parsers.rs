@@ -26,7 +26,7 @@ const HTTP_URL_FORMAT_TEXT: &str = "an http:// or https:// URL, such as \"https:
 const ORIGINS_FORMAT_TEXT: &str =
     "\"*\", or a list of origins without a path or a final `/`, such as [\"https://example.org\"]";
 const LOG_LEVEL_FORMAT_TEXT: &str = "a level (\"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\") or directives, such as \
-                     \"info,millstream::session=debug\"";
+                     \"info,millstream_core::session=debug\"";
 
 /// An enum whose variants are named by strings.
 pub(super) trait NamedVariants: Copy + 'static {
