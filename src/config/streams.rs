@@ -86,7 +86,7 @@ section! {
         #[key("silence_timeout", Live, "automatic", "value_parsers::parse_whole_seconds::<1, 3_600, _, _>")]
         pub silence_timeout: Option<Duration> = None,
 
-        /// Workarounds for cameras that deviate from RTSP.
+        /// Workarounds for cameras that deviate from RTSP: see docs/cameras.md.
         #[key("quirks", Live, "none", "value_parsers::parse_redacted_table")]
         pub quirks: Redacted<toml::Table> = Redacted::default(),
 

@@ -45,9 +45,6 @@ const FAR_OLDER_PLAYLISTS_BEFORE_RESTART: u32 = 2;
 /// The same for playlists that end shortly before the next segment: a server behind a load balancer may lag for a while.
 const OLDER_PLAYLISTS_BEFORE_RESTART: u32 = 12;
 
-/// A recording that was cut out of a longer stream lists at least this much. What a live stream leaves behind is shorter.
-const MIN_RECORDING_DURATION: Duration = Duration::from_secs(120);
-
 /// Minimum interval between loads of a playlist.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(300);
 
@@ -250,8 +247,7 @@ fn is_recording(playlist: &MediaPlaylist) -> bool {
         .segments
         .first()
         .is_some_and(|first| first.media_sequence_number <= 1);
-    let listed = || -> Duration { playlist.segments.iter().map(|segment| segment.duration).sum() };
-    playlist.keeps_all_segments || is_whole || listed() >= MIN_RECORDING_DURATION
+    playlist.keeps_all_segments || is_whole
 }
 
 /// The segment with this number, which may be in progress.

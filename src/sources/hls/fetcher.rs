@@ -304,7 +304,8 @@ impl RenditionFetcher {
     /// Fetches a segment and sends it to the worker. Returns `false` if the worker has exited.
     async fn fetch_and_send_segment(&mut self, segment: &OriginSegment, timeline: u64) -> Result<bool, HlsError> {
         if let Some(init) = &segment.init_section
-            && self.last_init_section.as_ref() != Some(&(timeline, init.clone()))
+            && !(self.last_init_section.as_ref())
+                .is_some_and(|(last, known)| *last == timeline && known.is_same_file(init))
         {
             let bytes = self.fetch_init_section(init, segment).await?;
             self.last_init_section = Some((timeline, init.clone()));

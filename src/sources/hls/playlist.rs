@@ -120,6 +120,13 @@ pub struct InitSection {
     pub decryption_key: Option<Arc<KeyUriAndIv>>,
 }
 
+impl InitSection {
+    /// Whether both are the same bytes once they are decrypted; the key before them changes while a playlist slides.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (&self.uri, self.byte_range) == (&other.uri, other.byte_range)
+    }
+}
+
 /// How a segment is encrypted: AES-128 in CBC mode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyUriAndIv {

@@ -9,6 +9,9 @@ use super::frame_assembler::RtpPacket;
 use super::packetizer::{MAX_NAL_BYTES, find_start_code, split_annex_b};
 use super::payload_discard::PayloadDiscardCounts;
 
+/// Fragments of a NAL unit that are held at most, however small they are.
+const MAX_HELD_FRAGMENTS: usize = 8_192;
+
 /// Separates the NAL units of one RTP stream. Codecs without NAL units pass unchanged.
 pub(super) struct NalUnitSeparator {
     codec: Codec,
@@ -69,7 +72,7 @@ impl NalUnitSeparator {
         let fragments = std::mem::take(&mut self.fragments);
         let has_embedded_units = is_complete && find_start_code(&joined, START_CODE.len()).is_some();
         let nal_units = if has_embedded_units {
-            self.separate(&joined)
+            self.separate(&joined, 2)
         } else {
             None
         };
@@ -89,7 +92,9 @@ impl NalUnitSeparator {
         }
         let Some(fragment) = NalFragment::parse(self.codec, &packet.payload) else {
             let nal_units = self.join_units_with_start_codes(&packet.payload);
-            let nal_units = nal_units.and_then(|joined| self.separate(&joined)).unwrap_or_default();
+            let min_count = if starts_with_start_code(&packet.payload) { 1 } else { 2 };
+            let nal_units = nal_units.and_then(|joined| self.separate(&joined, min_count));
+            let nal_units = nal_units.unwrap_or_default();
             return out.push(SeparatedPacket { packet, nal_units });
         };
         let must_be_held = if fragment.is_first {
@@ -110,8 +115,9 @@ impl NalUnitSeparator {
             self.joined_fragments.put_slice(header.unwrap_or_default());
         }
         self.joined_fragments.put_slice(fragment.body);
-        let (is_last, is_too_long) = (fragment.is_last, self.joined_fragments.len() > MAX_NAL_BYTES);
+        let is_last = fragment.is_last;
         self.fragments.push(packet);
+        let is_too_long = self.joined_fragments.len() > MAX_NAL_BYTES || self.fragments.len() >= MAX_HELD_FRAGMENTS;
         if is_last || is_too_long {
             self.end_unit(!is_too_long, out);
         }
@@ -148,8 +154,9 @@ impl NalUnitSeparator {
         })
     }
 
-    /// Splits at start codes, and drops what is no NAL unit. Returns `None` if nothing is left.
-    fn separate(&mut self, joined: &Bytes) -> Option<Vec<Bytes>> {
+    /// Splits at start codes, and drops what is no NAL unit. Returns `None` if fewer are left than `min_count`: bytes of one NAL
+    /// unit may look like a start code where an encoder does not escape them.
+    fn separate(&mut self, joined: &Bytes, min_count: usize) -> Option<Vec<Bytes>> {
         let mut nals = split_annex_b(joined).ok()?;
         nals.retain(|nal| {
             let valid = match self.codec {
@@ -161,7 +168,7 @@ impl NalUnitSeparator {
             }
             valid.is_ok()
         });
-        (!nals.is_empty()).then_some(nals)
+        (nals.len() >= min_count).then_some(nals)
     }
 }
 
@@ -412,5 +419,44 @@ mod tests {
         }
         assert_eq!(out.len(), 200, "unchanged");
         assert!(separator.fragments.is_empty());
+    }
+
+    #[test]
+    fn held_fragments_of_one_byte_are_bounded() {
+        let mut separator = NalUnitSeparator::new(Codec::H264);
+        let mut out = Vec::new();
+        for seq in 0..20_000 {
+            let packet = RtpPacket {
+                seq,
+                timestamp: 0,
+                marker: false,
+                arrival: Instant::now(),
+                payload: Bytes::copy_from_slice(&[0x7c, if seq == 0 { 0x87 } else { 0x07 }, 1]),
+            };
+            separator.push_packet(packet, &mut out);
+            assert!(separator.fragments.len() < MAX_HELD_FRAGMENTS);
+        }
+        assert!(out.len() >= MAX_HELD_FRAGMENTS);
+    }
+
+    #[test]
+    fn a_start_code_within_a_parameter_set_does_not_cut_it() {
+        let mut separator = NalUnitSeparator::new(Codec::H264);
+        let mut out = Vec::new();
+        // Timing in an SPS whose encoder escapes nothing.
+        let sps = [0x67, 0x42, 0xc0, 0x1f, 0, 0, 0, 1, 0, 0, 0, 0x32, 0x80];
+        let packet = RtpPacket {
+            seq: 0,
+            timestamp: 0,
+            marker: false,
+            arrival: Instant::now(),
+            payload: Bytes::copy_from_slice(&sps),
+        };
+        separator.push_packet(packet, &mut out);
+        assert!(out.iter().all(|separated| separated.nal_units.is_empty()));
+        assert_eq!(
+            out.first().map(|separated| &separated.packet.payload[..]),
+            Some(&sps[..])
+        );
     }
 }

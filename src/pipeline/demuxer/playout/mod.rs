@@ -211,16 +211,23 @@ impl Playout {
     fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, mut samples: Vec<DemuxedSample>) {
         self.drop_media_of_other_rendition(index, &mut samples);
         for run in split_at_timestamp_jumps(samples) {
-            self.add_continuous_samples(now, index, timeline, run);
+            self.add_continuous_samples(Some(now), index, timeline, run);
         }
     }
 
-    fn add_continuous_samples(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
+    /// Samples that waited for the leading rendition have no time of arrival.
+    fn add_continuous_samples(
+        &mut self,
+        arrived_at: Option<Instant>,
+        index: u8,
+        timeline: u64,
+        samples: Vec<DemuxedSample>,
+    ) {
         let leads = index == 0;
         if leads {
             self.timelines.position_timeline_and_advance_end(timeline, &samples);
-            self.enqueue(now, index, timeline, samples);
-            self.retry_unpositioned_samples(now);
+            self.enqueue(arrived_at, index, timeline, samples);
+            self.retry_unpositioned_samples();
             return;
         }
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
@@ -234,7 +241,7 @@ impl Playout {
             .timelines
             .find_timeline_of_other_rendition(timeline, first, queued_end)
         {
-            OtherRenditionTimeline::Positioned(position) => self.enqueue(now, index, position, samples),
+            OtherRenditionTimeline::Positioned(position) => self.enqueue(arrived_at, index, position, samples),
             OtherRenditionTimeline::Awaited => {
                 let samples = samples.into_iter().map(|sample| (timeline, sample));
                 rendition.unpositioned_samples.extend(samples);
@@ -243,7 +250,7 @@ impl Playout {
         }
     }
 
-    fn enqueue(&mut self, now: Instant, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
+    fn enqueue(&mut self, arrived_at: Option<Instant>, index: u8, timeline: u64, samples: Vec<DemuxedSample>) {
         let Some(rendition) = self.renditions.get_mut(usize::from(index)) else {
             return;
         };
@@ -255,12 +262,14 @@ impl Playout {
                 self.pacer
                     .record_burst_duration(last.decode_time.saturating_sub(first.decode_time));
             }
-            self.pacer.on_segment_arrival(now, first.decode_time, leads);
+            if let Some(arrived_at) = arrived_at {
+                self.pacer.on_segment_arrival(arrived_at, first.decode_time, leads);
+            }
         }
     }
 
     /// The leading rendition has gone on: others may wait for what it has reached.
-    fn retry_unpositioned_samples(&mut self, now: Instant) {
+    fn retry_unpositioned_samples(&mut self) {
         for index in 1..self.renditions.len() {
             let Some(rendition) = self.renditions.get_mut(index) else {
                 return;
@@ -274,7 +283,7 @@ impl Playout {
                     samples.push(sample);
                 }
                 let index = u8::try_from(index).unwrap_or(u8::MAX);
-                self.add_continuous_samples(now, index, timeline, samples);
+                self.add_continuous_samples(None, index, timeline, samples);
             }
         }
     }

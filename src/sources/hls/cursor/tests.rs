@@ -244,7 +244,7 @@ fn parts_of_an_encrypted_segment_are_gaps() {
 }
 
 #[test]
-fn a_recording_plays_whatever_number_it_begins_with() {
+fn a_recording_is_told_from_the_end_of_a_live_stream() {
     let recording = |kind: &str, first: u64, count: usize| {
         media(&format!(
             "#EXTM3U\n{kind}#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n{}#EXT-X-ENDLIST\n",
@@ -255,7 +255,7 @@ fn a_recording_plays_whatever_number_it_begins_with() {
         ("", 0, 1, true),
         ("", 1, 1, true),
         ("", 2, 29, false),
-        ("", 9_000, 30, true),
+        ("", 9_000, 30, false),
         ("#EXT-X-PLAYLIST-TYPE:VOD\n", 9_000, 1, true),
         ("#EXT-X-PLAYLIST-TYPE:EVENT\n", 9_000, 1, true),
     ] {
