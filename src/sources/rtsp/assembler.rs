@@ -9,8 +9,9 @@ use millstream_core::media::Codec;
 use millstream_core::media::aac_depacketizer::AacDepacketizer;
 use millstream_core::media::codec::PayloadFraming;
 use millstream_core::media::depacketizer::Frame;
-use millstream_core::media::frame_assembler::{FrameAssembler, RtpPacket};
+use millstream_core::media::frame_assembler::FrameAssembler;
 use millstream_core::media::marker::RtpPacketMetadata;
+use millstream_core::media::rtp_packet::RtpPacket;
 use millstream_core::media::timestamp_corrector::RtpTimestampCorrector;
 
 /// Assembles the frames of one track.

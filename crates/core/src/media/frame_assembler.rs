@@ -13,21 +13,9 @@ use super::marker::{RtpMarkerCorrector, RtpPacketMetadata};
 use super::nal_unit_separator::{NalUnitSeparator, SeparatedPacket};
 use super::packet::Packet;
 use super::payload_discard::PayloadDiscardCounts;
+use super::rtp_packet::RtpPacket;
 use super::timestamp_corrector::RtpTimestampCorrector;
 use super::{Codec, CodecFormat, MediaKind};
-
-/// One received RTP packet.
-#[derive(Clone, Debug)]
-pub struct RtpPacket {
-    /// Extended sequence number.
-    pub seq: u64,
-    /// Extended RTP timestamp, in units of the codec's clock rate.
-    pub timestamp: u64,
-    pub marker: bool,
-    pub arrival: Instant,
-    /// Without header and padding.
-    pub payload: Bytes,
-}
 
 /// Assembles the frames of one RTP stream.
 pub struct FrameAssembler {

@@ -19,6 +19,7 @@ pub mod packetizer;
 pub mod payload_discard;
 pub mod rtcp;
 pub mod rtp;
+pub mod rtp_packet;
 pub mod timestamp_corrector;
 mod timestamp_jumps;
 pub mod track_delivery;

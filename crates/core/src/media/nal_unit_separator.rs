@@ -5,9 +5,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 
 use super::Codec;
 use super::codec::{classify_h264_nal, classify_h265_nal, iter_aggregated_nals};
-use super::frame_assembler::RtpPacket;
 use super::packetizer::{MAX_NAL_BYTES, find_start_code, split_annex_b};
 use super::payload_discard::PayloadDiscardCounts;
+use super::rtp_packet::RtpPacket;
 
 /// Fragments of a NAL unit that are held at most, however small they are.
 const MAX_HELD_FRAGMENTS: usize = 8_192;
