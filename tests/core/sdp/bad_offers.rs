@@ -86,6 +86,9 @@ fn b10_an_offer_that_was_cut_off_names_the_line() {
 fn b11_version_and_grammar() {
     let obs = recorded(OBS);
     assert_eq!(whip(&edit(&obs, "v=0", "v=1")), (400, "bad_version", Some(1)));
+    // What ends within its header was cut off.
+    assert_eq!(whip("v=0\r\n").1, "bad_syntax");
+    assert_eq!(whip("v=0\r\no=- 1 1 IN IP4 192.0.2.1\r\ns=-\r\n").1, "bad_syntax");
     // The version tells a description from other text.
     assert_eq!(whip(&edit(&obs, "v=0\r\n", "")).1, "bad_syntax");
     let media = line_of(&obs, "m=video 9 UDP/TLS/RTP/SAVPF 96");

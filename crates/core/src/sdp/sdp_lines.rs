@@ -101,7 +101,7 @@ struct SdpLines<'a> {
     attribute_line_numbers: Vec<usize>,
     /// Line numbers and media tokens of the `m=` lines.
     media_lines: Vec<(usize, &'a str)>,
-    /// The version was written, and [`SESSION_LINES`] behind it.
+    has_version: bool,
     has_session_lines: bool,
 }
 
@@ -168,18 +168,33 @@ impl<'a> SdpLines<'a> {
             Some(b'a') if line.starts_with("a=candidate:") => return Ok(()),
             Some(b'a') => self.attribute_line_numbers.push(number),
             // The version tells a description from other text: it is never assumed.
-            Some(b'v') if !self.has_session_lines => {
-                self.has_session_lines = true;
+            Some(b'v') if !self.has_version => {
+                self.has_version = true;
                 self.write_line(number, line);
-                SESSION_LINES.iter().for_each(|line| self.write_line(number, line));
                 return Ok(());
             }
-            Some(b'o' | b's' | b't') if self.has_session_lines => return Ok(()),
+            Some(b'o' | b's') if self.has_version => return Ok(()),
+            Some(b't') if self.has_version => {
+                self.write_session_lines(number);
+                return Ok(());
+            }
             Some(b'v' | b'o' | b's' | b't') => {}
             _ => return Ok(()),
         }
+        if self.has_version {
+            self.write_session_lines(number);
+        }
         self.write_line(number, &written);
         Ok(())
+    }
+
+    /// Writes [`SESSION_LINES`], once: in front of the time, an attribute or a media section. An offer that has none of these
+    /// was cut off.
+    fn write_session_lines(&mut self, number: usize) {
+        if !self.has_session_lines {
+            self.has_session_lines = true;
+            SESSION_LINES.iter().for_each(|line| self.write_line(number, line));
+        }
     }
 
     fn write_line(&mut self, number: usize, line: &str) {
