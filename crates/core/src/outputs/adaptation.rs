@@ -423,7 +423,7 @@ fn saturate_bitrate_to_u32(bitrate: u64) -> u32 {
 }
 
 /// Whether a selection allows a layer.
-fn selection_allows_layer(selection: &LayerSelection, layer: &SimulcastLayer) -> bool {
+pub(super) fn selection_allows_layer(selection: &LayerSelection, layer: &SimulcastLayer) -> bool {
     match selection {
         LayerSelection::Automatic => true,
         LayerSelection::Named(rid) => layer.rid == *rid,
