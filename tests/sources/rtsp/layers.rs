@@ -192,6 +192,18 @@ impl Viewer {
         read(&self.received.lock().expect("not poisoned"))
     }
 
+    /// Waits for more packets of video.
+    async fn gets_more_packets(&self, count: u64) {
+        let newest = || self.read(|received| received.video.last_key_value().map_or(0, |(seq, _)| *seq));
+        let wanted = newest() + count;
+        let waiting = async {
+            while newest() < wanted {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "video goes on");
+    }
+
     /// Waits until pictures of this size come, and ten more packets.
     async fn sees(&self, what: &str, size: (u16, u16)) {
         let newest = || self.read(|received| received.video.last_key_value().map_or(0, |(seq, _)| *seq));
@@ -296,7 +308,8 @@ async fn viewers_get_different_layers_from_two_connections_and_the_loss_of_one_l
         stream.source_connections == 1
     })
     .await;
-    // Before its selection arrived it may have had the best layer.
+    // Until the next key frame of its layer it is sent the stream itself, which carries the largest one that is there.
+    small.gets_more_packets(60).await;
     small.received.lock().expect("not poisoned").sizes = vec![SUB];
 
     let large = Viewer::watch(&gateway, 2).await;
@@ -336,7 +349,7 @@ async fn viewers_get_different_layers_from_two_connections_and_the_loss_of_one_l
     assert_eq!(
         small.read(|received| received.sizes.clone()),
         [SUB],
-        "it sees nothing else from its selection on"
+        "it sees nothing else once it has its layer"
     );
     large.select(&gateway, json!({ "rid": "sub" })).await;
     large.sees("a selected layer", SUB).await;
