@@ -143,6 +143,34 @@ for (const [publisherName, viewerName] of [['Chromium', 'Firefox'], ['Firefox', 
   });
 }
 
+// Each browser guesses its DTLS role for such a channel, and its stream ids with it (RFC 8832 section 6).
+for (const name of ['Chromium', 'Firefox']) {
+  test(`a channel that a page in ${name} creates between its offer and the answer is used`, async (t) => {
+    const stream = `between-${name}`;
+    const publisher = await publish(browsers.Chromium, stream);
+    t.after(() => publisher.close());
+    const page = await open(browsers[name], `${gateway.origin}/`);
+    t.after(() => page.close());
+    await page.evaluate(async (endpoint) => {
+      window.received = [];
+      const pc = new RTCPeerConnection();
+      window.pc = pc;
+      pc.addTransceiver('video', { direction: 'recvonly' });
+      pc.createDataChannel('');
+      await pc.setLocalDescription();
+      const headers = { 'Content-Type': 'application/sdp' };
+      const response = await fetch(endpoint, { method: 'POST', headers, body: pc.localDescription.sdp });
+      window.chat = pc.createDataChannel('chat');
+      window.chat.onmessage = ({ data }) => window.received.push(data);
+      window.chat.onopen = () => window.chat.send('early');
+      await pc.setRemoteDescription({ type: 'answer', sdp: await response.text() });
+    }, `${gateway.origin}/whep/${stream}`);
+    const [text] = await until(() => received(page), ({ length }) => length > 0, 'its own message');
+    assert.equal(JSON.parse(text).text, 'early');
+    assert.deepEqual(page.faults, []);
+  });
+}
+
 test('channels go on in the session that replaces another one', async (t) => {
   const publisher = await publish(browsers.Chromium, 'again');
   t.after(() => publisher.close());

@@ -41,7 +41,7 @@ fn labels(world: &World) -> Vec<(u16, String)> {
 
 #[test]
 fn messages_pass_both_ways_in_both_roles_of_dtls_in_order_and_once_over_a_lossy_path() {
-    for (role, own, first) in [(DtlsRole::Client, 0, 1), (DtlsRole::Server, 1, 0)] {
+    for (role, own, gateways) in [(DtlsRole::Client, 0, 15), (DtlsRole::Server, 1, 14)] {
         for seed in 1..4 {
             let lossy = LinkConfig {
                 loss: 0.05,
@@ -70,10 +70,31 @@ fn messages_pass_both_ways_in_both_roles_of_dtls_in_order_and_once_over_a_lossy_
             let expected: Vec<_> = texts.iter().map(|text| ("down".to_owned(), text.clone())).collect();
             assert_eq!(world.texts_at_peer(), expected, "seed {seed}");
             // RFC 8832 §6: even ids are those of the DTLS client.
-            let both = [(own, "up".to_owned()), (first, "down".to_owned())];
+            let both = [(own, "up".to_owned()), (gateways, "down".to_owned())];
             assert!(both.iter().all(|channel| labels(&world).contains(channel)));
             assert_eq!(world.reason(), None);
         }
+    }
+}
+
+/// Chromium guesses its DTLS role for channels that are created after the offer and before the answer.
+#[test]
+fn channels_with_the_stream_ids_of_the_other_role_work_beside_those_of_the_gateway() {
+    for (role, guessed, id) in [(DtlsRole::Client, DtlsRole::Server, 1), (DtlsRole::Server, DtlsRole::Client, 0)] {
+        let base = setup(DataPeerRole::Publisher);
+        let mut world = World::new(Setup { role, ..base });
+        world.peer.use_data_channels_with_ids_of(guessed, &["a", "b"]);
+        world.run(3 * SECOND);
+        assert!(world.peer.send_data_message(world.now, id, b"up", true));
+        for label in ["a", "b", "c"] {
+            assert_eq!(world.session.send_data(world.now, &message(label, "down")), Ok(()));
+        }
+        world.run(SECOND);
+        assert_eq!(world.data(), [DataEvent::Ready, DataEvent::Message(message("a", "up"))]);
+        let expected = ["a", "b", "c"].map(|label| (label.to_owned(), "down".to_owned()));
+        assert_eq!(world.texts_at_peer(), expected);
+        let opened: Vec<String> = labels(&world).into_iter().map(|(_, label)| label).collect();
+        assert_eq!(opened, ["a", "b", "c"]);
     }
 }
 
@@ -162,7 +183,7 @@ fn a_channel_of_the_peer_is_used_for_its_label_and_replaced_after_it_was_closed(
     world.run(SECOND);
     assert_eq!(world.session.send_data(world.now, &message("a", "2")), Ok(()));
     world.run(SECOND);
-    assert_eq!(labels(&world), [(1, "a".to_owned())]);
+    assert_eq!(labels(&world), [(15, "a".to_owned())]);
     let texts: Vec<String> = world.texts_at_peer().into_iter().map(|(_, text)| text).collect();
     assert_eq!(texts, ["1", "2"]);
 }

@@ -223,7 +223,12 @@ impl Peer {
 
     /// Opens data channels with these labels when the handshake is over.
     pub fn use_data_channels(&mut self, labels: &[&str]) {
-        let first_stream_id = u16::from(self.config.role == DtlsRole::Server);
+        self.use_data_channels_with_ids_of(self.config.role, labels);
+    }
+
+    /// The same with the stream ids of this DTLS role (RFC 8832 §6), which a peer has to guess before the answer.
+    pub fn use_data_channels_with_ids_of(&mut self, role: DtlsRole, labels: &[&str]) {
+        let first_stream_id = u16::from(role == DtlsRole::Server);
         self.data = Some(Box::new(DataChannels::new(labels, first_stream_id)));
     }
 

@@ -67,11 +67,6 @@ impl DataChannels {
         self.channels.is_empty()
     }
 
-    /// Whether the gateway opens the stream with this id.
-    pub(super) fn is_gateway_stream_id(&self, stream_id: u16) -> bool {
-        stream_id % 2 == self.own_stream_id_parity
-    }
-
     pub(super) fn find_by_stream_id(&self, stream_id: u16) -> Option<&DataChannel> {
         self.channels.iter().find(|channel| channel.stream_id == stream_id)
     }
@@ -83,9 +78,12 @@ impl DataChannels {
         found.map(|channel| channel.stream_id)
     }
 
-    /// Returns the lowest id that the gateway can open a stream with.
-    pub(super) fn lowest_unused_gateway_stream_id(&self) -> Option<u16> {
-        (0..MAX_STREAMS).find(|id| self.is_gateway_stream_id(*id) && self.find_by_stream_id(*id).is_none())
+    /// Returns the highest id that the gateway can open a stream with. Peers count up from the lowest, and some use the ids of
+    /// the gateway: both would open the same one otherwise.
+    pub(super) fn highest_unused_gateway_stream_id(&self) -> Option<u16> {
+        let is_gateways = |id: u16| id % 2 == self.own_stream_id_parity;
+        let mut ids = (0..MAX_STREAMS).rev();
+        ids.find(|&id| is_gateways(id) && self.find_by_stream_id(id).is_none())
     }
 
     pub(super) fn insert(&mut self, channel: DataChannel) {
@@ -165,12 +163,14 @@ mod tests {
         let mut channels = DataChannels::new(0);
         channels.insert(DataChannel::new(0, label("a")));
         channels.insert(DataChannel::new(1, None));
-        assert_eq!(channels.lowest_unused_gateway_stream_id(), Some(2));
-        channels.remove(0);
-        assert_eq!(channels.lowest_unused_gateway_stream_id(), Some(0));
+        assert_eq!(channels.highest_unused_gateway_stream_id(), Some(MAX_STREAMS - 2));
+        channels.insert(DataChannel::new(MAX_STREAMS - 2, label("b")));
+        assert_eq!(channels.highest_unused_gateway_stream_id(), Some(MAX_STREAMS - 4));
+        channels.remove(MAX_STREAMS - 2);
+        assert_eq!(channels.highest_unused_gateway_stream_id(), Some(MAX_STREAMS - 2));
         for id in (0..MAX_STREAMS).step_by(2) {
             channels.insert(DataChannel::new(id, None));
         }
-        assert_eq!(channels.lowest_unused_gateway_stream_id(), None);
+        assert_eq!(channels.highest_unused_gateway_stream_id(), None);
     }
 }

@@ -280,9 +280,9 @@ impl ActiveDataTransport {
     fn accept_opened_channel(&mut self, stream_id: u16, bytes: &[u8]) {
         match DcepMessage::parse(bytes) {
             Some(DcepMessage::Open(open)) => {
-                // RFC 8832 §6: an id is opened by the side that it belongs to, and once.
-                if self.channels.is_gateway_stream_id(stream_id) || self.channels.find_by_stream_id(stream_id).is_some()
-                {
+                // RFC 8832 §6 gives each side its ids by its DTLS role. Chromium guesses that role for a channel that a page
+                // creates after its offer and before the answer, and then uses an id of the gateway.
+                if self.channels.find_by_stream_id(stream_id).is_some() {
                     return;
                 }
                 // A channel without a valid label is opened as well: some clients have one only for the m-section.
@@ -323,7 +323,7 @@ impl ActiveDataTransport {
     fn open_channel(&mut self, label: &DataLabel) -> Result<u16, DataSendError> {
         let id = self
             .channels
-            .lowest_unused_gateway_stream_id()
+            .highest_unused_gateway_stream_id()
             .ok_or(DataSendError::TooManyChannels)?;
         let open = DataChannelOpen::encode_reliable_ordered(label.as_str());
         if !self.association.open_stream(id) || !self.association.write_dcep(id, &open) {
