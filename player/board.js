@@ -29,9 +29,9 @@ async function updateThumbnails() {
     for (const { name } of streams.filter(({ live, video }) => live && video).slice(0, MAX_THUMBNAILS)) {
       const cached = thumbnails.get(name);
       if (cached && performance.now() - cached.at < (cached.failed ? THUMBNAIL_RETRY : THUMBNAIL_MAX_AGE)) continue;
-      const answer = await api(`streams/${name}/snapshot.jpg`).catch(() => null);
-      const url = answer?.ok ? await asDataUrl(await answer.blob()) : cached?.url;
-      thumbnails.set(name, { at: performance.now(), url, failed: !answer?.ok });
+      const loaded = await loadSnapshot(name).catch(() => null);
+      const url = loaded ?? cached?.url;
+      thumbnails.set(name, { at: performance.now(), url, failed: !loaded });
       if (url) cards.get(name)?.showThumbnail(url);
     }
   } finally {
@@ -39,10 +39,16 @@ async function updateThumbnails() {
   }
 }
 
+/** Returns a snapshot as a data URL; null if the gateway has none. Fails also while the picture is arriving. */
+async function loadSnapshot(name) {
+  const answer = await api(`streams/${name}/snapshot.jpg`);
+  return answer.ok ? asDataUrl(await answer.blob()) : null;
+}
+
 const asDataUrl = (blob) =>
-  new Promise((resolve) => {
+  new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
+    [reader.onload, reader.onerror] = [() => resolve(reader.result), () => reject(reader.error)];
     reader.readAsDataURL(blob);
   });
 

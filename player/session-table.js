@@ -26,7 +26,7 @@ class Row {
 
   constructor({ id, role }, onEnd) {
     const label = `End session of ${role} ${id}`;
-    this.#cells.at(-1).append(button('End session', () => api(`sessions/${id}`, { method: 'DELETE' }).then(onEnd), label));
+    this.#cells.at(-1).append(button('End session', () => api(`sessions/${id}`, { method: 'DELETE' }).then(onEnd, onEnd), label));
     this.node = element('tr', {}, ...this.#cells);
   }
 

@@ -107,7 +107,7 @@ export class StreamCard {
 
   #switchSource() {
     const isStopped = this.#last?.stream.source?.state === 'stopped';
-    api(`sources/${isStopped ? 'start' : 'stop'}/${this.#name}`, { method: 'POST' }).then(this.#refresh);
+    api(`sources/${isStopped ? 'start' : 'stop'}/${this.#name}`, { method: 'POST' }).then(this.#refresh, this.#refresh);
   }
 
   #toggle() {

@@ -135,7 +135,7 @@ function showSource() {
 }
 
 byId('source-switch').addEventListener('click', () => {
-  api(`sources/${source?.state === 'stopped' ? 'start' : 'stop'}/${name}`, { method: 'POST' }).then(page.update);
+  api(`sources/${source?.state === 'stopped' ? 'start' : 'stop'}/${name}`, { method: 'POST' }).then(page.update, page.update);
 });
 
 // Events
