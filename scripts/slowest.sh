@@ -17,6 +17,10 @@ printf '\nslowest tests, in seconds:\n'
 # Where only the end of a long log is kept, it says what to look at.
 if [ "$code" -ne 0 ]; then
   printf '\nwhat failed:\n'
-  sed -nE '/^✖ failing tests:|panicked at /,+12p' "$log" | cut -c 1-300 | head -n 60
+  # Of a reporter's list of failures each one with its first lines, of a panic its message.
+  awk '/^✖ failing tests:/ { list = 1; next }
+    list && /^✖ / { left = 20 }
+    !list && /panicked at / { left = 12 }
+    left > 0 { print; left -= 1 }' "$log" | cut -c 1-300 | head -n 120
 fi
 exit "$code"
