@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -28,6 +28,7 @@ use crate::control::stream_provider::GatewayStreamProvider;
 use crate::control::worker_limit::find_transcode_worker_owner;
 use crate::doctor::ports::{BindFailure, TransportProtocol};
 use crate::doctor::{self, FindingLevel};
+use crate::http::api::events::EventRecorder;
 use crate::http::forwarded_headers::TrustedProxies;
 use crate::http::server::{ListenerLimits, ServerOptions};
 use crate::http::tls::{ReloadingCertificate, TlsError};
@@ -61,6 +62,8 @@ pub struct Gateway {
     http_server_task: JoinHandle<()>,
     /// Media over TCP, STUN, token expiry, events of the API, and the report of dropped log lines.
     background_tasks: JoinSet<()>,
+    /// Records the events of the API.
+    event_recorder: Arc<Mutex<EventRecorder>>,
     /// Starts and stops transcodes on demand.
     transcode_task: Option<JoinHandle<()>>,
     generated_publish_token: Option<Secret>,
@@ -98,6 +101,8 @@ impl From<BindFailure> for GatewayStartError {
 const HTTP_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the shards may take to end.
 const SHARD_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long webhooks may take to accept the events that are waiting then, and those of the sessions that have just ended.
+const WEBHOOK_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Gateway {
     /// Starts media, then HTTP. The ports are bound when this returns.
@@ -170,7 +175,7 @@ impl Gateway {
             .sessions
             .replace_access_control_and_end_revoked(state.authenticator.access_control());
         let log = Arc::new(api::events::EventLog::default());
-        start_event_log_and_webhook_tasks(&state, &log, parts.webhook_targets, &mut tasks);
+        let recorder = start_event_log_and_webhook_tasks(&state, &log, parts.webhook_targets, &mut tasks);
         let router = http::router(state.clone(), api::router(&state, log));
         let options = server_options(&config, &state, tls);
         let server = tokio::spawn(server::serve_listener(listener, router, options, stop));
@@ -186,6 +191,7 @@ impl Gateway {
             http_stop_sender: stop_http,
             http_server_task: server,
             background_tasks: tasks,
+            event_recorder: recorder,
             fallback_publish_token: publish,
             config,
             programs,
@@ -322,6 +328,7 @@ impl Gateway {
             warn!("media shards did not stop in time; the gateway continues its shutdown without them");
         }
         self.background_tasks.shutdown().await;
+        self.deliver_last_events().await;
         let _ = self.http_stop_sender.send(true);
         let abort = self.http_server_task.abort_handle();
         if tokio::time::timeout(HTTP_SHUTDOWN_TIMEOUT, self.http_server_task)
@@ -331,6 +338,19 @@ impl Gateway {
             abort.abort();
         }
         info!("gateway stopped");
+    }
+
+    /// Records the events of the end, and waits for the webhooks to accept what waits for them.
+    async fn deliver_last_events(&self) {
+        let mut recorder = self.event_recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        recorder.record_changes();
+        drop(recorder);
+        let webhooks = &self.http_state.webhooks;
+        let delivered = tokio::time::timeout(WEBHOOK_SHUTDOWN_TIMEOUT, webhooks.wait_until_idle()).await;
+        if delivered.is_err() {
+            let events = webhooks.undelivered_event_count();
+            warn!(events, "events for webhooks not delivered before the gateway stopped; they are lost");
+        }
     }
 }
 
@@ -529,16 +549,16 @@ fn start_event_log_and_webhook_tasks(
     log: &Arc<api::events::EventLog>,
     targets: Vec<WebhookTarget>,
     tasks: &mut JoinSet<()>,
-) {
+) -> Arc<Mutex<EventRecorder>> {
     state.webhooks.replace_targets(targets);
     let webhooks = state.webhooks.clone();
     log.set_event_observer(Box::new(move |name, data| {
         webhooks.forward_event_to_webhooks(name, data)
     }));
-    tasks.spawn(api::events::record_events_and_log_warnings(
-        state.control.clone(),
-        log.clone(),
-    ));
+    let recorder = Arc::new(Mutex::new(EventRecorder::new(state.control.clone(), log.clone())));
+    let changes = state.control.media_plane.hub().change_notifier().clone();
+    tasks.spawn(api::events::record_events_on_change(recorder.clone(), changes));
+    recorder
 }
 
 /// Returns the function that tells for whom a stream is transcoded.

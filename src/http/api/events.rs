@@ -79,26 +79,45 @@ fn current_unix_time_secs() -> f64 {
     now.as_millis() as f64 / 1_000.0
 }
 
-/// Records events, and logs new warnings of streams, until the gateway ends.
-pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc<EventLog>) {
-    let mut previous_streams: BTreeMap<String, Value> = BTreeMap::new();
-    let mut seen_switches: BTreeMap<String, u64> = BTreeMap::new();
-    let mut previous_sessions: BTreeMap<String, &'static str> = BTreeMap::new();
-    let mut changes = control
-        .media_plane
-        .hub()
-        .change_notifier()
-        .listen([ChangeTopic::Everything]);
-    let mut logged = LoggedWarnings::default();
-    loop {
+/// Records events by comparing all streams and sessions with their last state, and logs new warnings of streams.
+pub struct EventRecorder {
+    control: Arc<ControlPlane>,
+    log: Arc<EventLog>,
+    previous_streams: BTreeMap<String, Value>,
+    seen_switches: BTreeMap<String, u64>,
+    previous_sessions: BTreeMap<String, &'static str>,
+    logged_warnings: LoggedWarnings,
+}
+
+impl EventRecorder {
+    pub fn new(control: Arc<ControlPlane>, log: Arc<EventLog>) -> Self {
+        Self {
+            control,
+            log,
+            previous_streams: BTreeMap::new(),
+            seen_switches: BTreeMap::new(),
+            previous_sessions: BTreeMap::new(),
+            logged_warnings: LoggedWarnings::default(),
+        }
+    }
+
+    /// Records what has changed since the last call.
+    pub fn record_changes(&mut self) {
+        self.record_stream_events();
+        self.record_session_events();
+    }
+
+    fn record_stream_events(&mut self) {
+        let Self { control, log, .. } = self;
         let mut now = BTreeMap::new();
         let all = streams::list_streams(control.media_plane.hub(), &control.source_registry, |name| {
             control.hls_service.viewer_count(name)
         });
         let live = all.iter().filter(|stream| stream.live);
-        logged.log_new_warnings(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
+        self.logged_warnings
+            .log_new_warnings(live.map(|stream| (stream.name.as_str(), stream.warnings.as_slice())));
         for stream in &all {
-            record_source_switch_events(&log, stream, &mut seen_switches);
+            record_source_switch_events(log, stream, &mut self.seen_switches);
         }
         for stream in all {
             let source = stream.source.as_ref();
@@ -111,25 +130,36 @@ pub async fn record_events_and_log_warnings(control: Arc<ControlPlane>, log: Arc
                 "source": source.map(|source| source.state),
                 "error": source.and_then(|source| source.last_error.clone()),
             });
-            if previous_streams.get(&stream.name) != Some(&shown) {
+            if self.previous_streams.get(&stream.name) != Some(&shown) {
                 log.add("stream", shown.clone());
             }
             now.insert(stream.name, shown);
         }
-        for gone in previous_streams.keys().filter(|name| !now.contains_key(*name)) {
+        for gone in self.previous_streams.keys().filter(|name| !now.contains_key(*name)) {
             log.add("stream", json!({ "stream": gone, "live": false, "gone": true }));
         }
-        previous_streams = now;
+        self.previous_streams = now;
+    }
+
+    fn record_session_events(&mut self) {
         let mut now = BTreeMap::new();
-        for (_, session) in sessions::describe_all_sessions(&control) {
-            if previous_sessions.get(&session.id) != Some(&session.state)
+        for (_, session) in sessions::describe_all_sessions(&self.control) {
+            if self.previous_sessions.get(&session.id) != Some(&session.state)
                 && let Ok(shown) = serde_json::to_value(&session)
             {
-                log.add("session", shown);
+                self.log.add("session", shown);
             }
             now.insert(session.id, session.state);
         }
-        previous_sessions = now;
+        self.previous_sessions = now;
+    }
+}
+
+/// Records events until the gateway ends, which then records the last ones.
+pub async fn record_events_on_change(recorder: Arc<Mutex<EventRecorder>>, changes: Arc<ChangeNotifier>) {
+    let mut changes = changes.listen([ChangeTopic::Everything]);
+    loop {
+        recorder.lock().unwrap_or_else(PoisonError::into_inner).record_changes();
         sleep(MIN_STATE_COMPARE_INTERVAL).await;
         // Warnings also come with time.
         let _ = timeout(MAX_STATE_COMPARE_INTERVAL, changes.changed()).await;

@@ -107,9 +107,25 @@ impl EventWebhooks {
 
     /// Returns the number of events that wait for a webhook.
     pub fn queued_event_count(&self) -> usize {
+        self.all_queues().iter().map(|queue| queue.len()).sum()
+    }
+
+    /// Returns the number of events that wait for a webhook or are being delivered.
+    pub fn undelivered_event_count(&self) -> usize {
+        self.all_queues().iter().map(|queue| queue.undelivered()).sum()
+    }
+
+    /// Waits until all events are accepted or given up.
+    pub async fn wait_until_idle(&self) {
+        for queue in self.all_queues() {
+            queue.wait_until_idle().await;
+        }
+    }
+
+    fn all_queues(&self) -> Vec<Arc<EventQueue>> {
         let webhooks = self.webhooks.read().unwrap_or_else(PoisonError::into_inner);
-        let queues = |webhook: &RunningWebhook| webhook.stream_events.queue.len() + webhook.session_events.queue.len();
-        webhooks.iter().map(queues).sum()
+        let queues = |webhook: &RunningWebhook| [&webhook.stream_events, &webhook.session_events].map(|it| it.queue.clone());
+        webhooks.iter().flat_map(queues).collect()
     }
 
     /// Passes an event of the log on to the webhooks that want it.

@@ -1,7 +1,7 @@
 //! The events that wait for a webhook.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -40,6 +40,9 @@ pub struct WebhookCounters {
 pub(super) struct EventQueue {
     waiting: Mutex<VecDeque<WebhookEvent>>,
     added: Notify,
+    /// Whether an event was taken that is neither accepted nor given up.
+    is_delivering: AtomicBool,
+    idle: Notify,
 }
 
 impl EventQueue {
@@ -59,11 +62,37 @@ impl EventQueue {
     /// Waits for the oldest event and takes it.
     pub(super) async fn pop(&self) -> WebhookEvent {
         loop {
-            let oldest = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            match oldest {
-                Some(event) => return event,
-                None => self.added.notified().await,
+            if let Some(event) = self.take_oldest() {
+                return event;
             }
+            self.idle.notify_waiters();
+            self.added.notified().await;
+        }
+    }
+
+    /// Takes the oldest event. It is being delivered until the next call.
+    fn take_oldest(&self) -> Option<WebhookEvent> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = waiting.pop_front();
+        // Under the lock: an event is always either waiting or being delivered.
+        self.is_delivering.store(oldest.is_some(), Ordering::Relaxed);
+        oldest
+    }
+
+    /// Number of events that wait or are being delivered.
+    pub(super) fn undelivered(&self) -> usize {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.len() + usize::from(self.is_delivering.load(Ordering::Relaxed))
+    }
+
+    /// Waits until no event waits or is being delivered.
+    pub(super) async fn wait_until_idle(&self) {
+        loop {
+            let idle = self.idle.notified();
+            if self.undelivered() == 0 {
+                return;
+            }
+            idle.await;
         }
     }
 
@@ -74,7 +103,10 @@ impl EventQueue {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -89,5 +121,23 @@ mod tests {
         let fitting = (0..MAX_QUEUED_EVENTS + 3).filter(|n| queue.push(event(*n))).count();
         assert_eq!((fitting, queue.len()), (MAX_QUEUED_EVENTS, MAX_QUEUED_EVENTS));
         assert_eq!(queue.pop().await, event(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_is_idle_after_its_last_event_is_delivered() {
+        let queue = EventQueue::default();
+        queue.wait_until_idle().await;
+        queue.push(WebhookEvent {
+            event_type: WebhookEventType::StreamLive,
+            time: SystemTime::UNIX_EPOCH,
+            data: json!(0),
+        });
+        let is_idle = async || timeout(Duration::from_secs(1), queue.wait_until_idle()).await.is_ok();
+        assert!(!is_idle().await, "it waits");
+        queue.pop().await;
+        assert!(!is_idle().await && queue.undelivered() == 1, "it is being delivered");
+        let next = timeout(Duration::from_secs(1), queue.pop());
+        let (next, ()) = tokio::join!(next, queue.wait_until_idle());
+        assert!(next.is_err());
     }
 }

@@ -369,3 +369,16 @@ fn mistakes_in_webhooks_are_named_without_secrets() {
     let many = "[[webhooks]]\nurl = \"http://a/\"\n".repeat(17);
     assert!(mistakes(&many).contains("`webhooks` has more than 16 webhooks"));
 }
+
+/// The sessions that a stop ends are among what receivers bill for.
+#[tokio::test]
+async fn what_a_stop_ends_is_delivered_before_the_gateway_has_stopped() {
+    let mut receiver = Receiver::start(0).await;
+    let gateway = from_text(&config(&[(&receiver, "events = [\"session.ended\"]")])).await;
+    let publisher = Request::publish("/whip/live", OBS).send(&gateway).await;
+    assert_eq!(publisher.status, 201);
+    gateway.stop().await;
+    let ended = receiver.received.try_recv().expect("an event");
+    assert_eq!(ended.event["type"], "session.ended");
+    assert_eq!(ended.event["data"]["stream"], "live");
+}
