@@ -291,6 +291,12 @@ fn run_bus_loop_with_repeat_and_heartbeats(
                 played = false;
                 timeline.running_time_offset.store(end, Ordering::Release);
                 timeline.sinks_at_eos_mask.store(0, Ordering::Release);
+                // Running times begin at zero again and the clock goes on: without this every frame would be late, and be
+                // passed on as fast as it is read.
+                let offset = i64::try_from(end).unwrap_or(i64::MAX);
+                for (_, sink) in sinks {
+                    sink.set_property("ts-offset", offset);
+                }
                 // A sink that is not used cannot forward the seek; from one that is used it reaches the whole source.
                 let sink = sinks
                     .iter()

@@ -133,6 +133,7 @@ async fn a_file_plays_over_and_over_at_its_own_speed() {
         let stream = format!("[streams.\"film\"]\npipeline = \"file\"\nparams = {{ path = \"{path}\" }}\n");
         let gateway = gateway(&stream).await;
         let first = plays(&gateway, "film").await;
+        let began = std::time::Instant::now();
         assert_eq!(
             (first.video_codec, first.audio_codec),
             (Some(Codec::H264), Some(Codec::Aac)),
@@ -143,6 +144,9 @@ async fn a_file_plays_over_and_over_at_its_own_speed() {
             seen.is_some_and(|seen| seen.video > first.video + 160 && seen.audio > first.audio + 230)
         };
         until(&gateway, "film", "begins again", twice).await;
+        // 160 frames at 25 per second, less the few that are read ahead.
+        let elapsed = began.elapsed();
+        assert!(elapsed > Duration::from_secs(5), "{name}: two repetitions within {elapsed:?}");
         assert_eq!(crate::pipeline::trouble(&gateway, "film"), "", "{name}");
         gateway.stop().await;
     }
