@@ -38,7 +38,7 @@ const SETTLE: Duration = Duration::from_millis(1500);
 const GRACE: Duration = Duration::from_millis(500);
 
 /// Longest wait for all viewers to find their place in the stream.
-const SYNCHRONISE_LIMIT: Duration = Duration::from_secs(10);
+const SYNCHRONISE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What to run.
 pub(crate) struct Plan<'a> {

@@ -20,9 +20,12 @@ use crate::{
 /// enough to cost nothing.
 const AUDIT_STEP: u32 = 256;
 
-/// A packet that is older than this when it arrives was sent to catch up, and for this time newer ones have to come before a
-/// viewer counts as at the live edge. While it catches up, the gateway may leave out what a newer key frame makes needless.
-const LIVE_EDGE_NS: u64 = 100_000_000;
+/// A packet that is older than this when it arrives was sent to catch up.
+const MAX_LIVE_EDGE_AGE_NS: u64 = 100_000_000;
+
+/// For this time newer ones have to come before a viewer counts as at the live edge. While it catches up, and be it by the
+/// last frame, the gateway leaves out what a newer key frame makes needless: this is more than a key frame interval.
+const LIVE_EDGE_DURATION_NS: u64 = 2_100_000_000;
 
 /// Payloads from this length on are all different.
 const UNIQUE_LEN: usize = 32;
@@ -205,11 +208,13 @@ impl Line {
             (None, Some(_)) if !unique => {}
             // While a viewer catches up the gateway may leave out what a newer key frame makes needless; its numbers go
             // on, so the constant is another one from there on. In a window it has to hold.
+            // What was never sent is damaged, and says nothing about the place.
             (Some(_), Some(found)) if self.window.is_none() => {
-                self.offset = timeline
-                    .find(track, found)
-                    .filter(|_| unique)
-                    .map(|origin| seq.wrapping_sub(origin));
+                let origin = timeline.find(track, found);
+                if !unique || origin.is_some() {
+                    self.offset = origin.filter(|_| unique).map(|origin| seq.wrapping_sub(origin));
+                    self.at_live_edge = None;
+                }
             }
             (None, Some(found)) => match timeline.find(track, found) {
                 Some(origin) => self.offset = Some(seq.wrapping_sub(origin)),
@@ -220,7 +225,7 @@ impl Line {
     }
 
     fn synchronised(&self) -> bool {
-        let is_live = |(first, last): (u64, u64)| last.saturating_sub(first) >= LIVE_EDGE_NS;
+        let is_live = |(first, last): (u64, u64)| last.saturating_sub(first) >= LIVE_EDGE_DURATION_NS;
         self.offset.is_some() && self.at_live_edge.is_some_and(is_live)
     }
 
@@ -231,7 +236,7 @@ impl Line {
         };
         let origin = seq.wrapping_sub(offset);
         let Some(window) = &mut self.window else {
-            let is_new = arrived_ns.saturating_sub(timeline.entry(track, origin).0) < LIVE_EDGE_NS;
+            let is_new = arrived_ns.saturating_sub(timeline.entry(track, origin).0) < MAX_LIVE_EDGE_AGE_NS;
             let first = self.at_live_edge.map_or(arrived_ns, |(first, _)| first);
             self.at_live_edge = is_new.then_some((first, arrived_ns));
             return;
@@ -303,7 +308,7 @@ mod tests {
     fn a_line_is_synchronised_after_a_while_at_the_live_edge() {
         const MS: u64 = 1_000_000;
         let timeline = Timeline::new();
-        for n in 0..200u64 {
+        for n in 0..300u64 {
             timeline.record(Track::Video, digest(&n.to_be_bytes().repeat(4)), 10 * MS * n);
         }
         let (mut line, mut tally) = (Line::default(), Tally::default());
@@ -314,9 +319,9 @@ mod tests {
         assert!(!arrives(&mut line, 0, MS), "of unknown place");
         line.offset = Some(0);
         assert!((1..50).all(|n| !arrives(&mut line, n, 500 * MS)), "behind");
-        assert!((50..60).all(|n| !arrives(&mut line, n, MS)), "not for long enough");
-        assert!(arrives(&mut line, 60, MS));
-        assert!(!arrives(&mut line, 61, 500 * MS), "behind again");
+        assert!((50..260).all(|n| !arrives(&mut line, n, MS)), "not for long enough");
+        assert!(arrives(&mut line, 260, MS));
+        assert!(!arrives(&mut line, 261, 500 * MS), "behind again");
     }
 
     #[test]
