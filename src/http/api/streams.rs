@@ -260,7 +260,7 @@ fn left_out_media_warnings(stream: &Stream) -> Vec<Warning> {
                     "The camera's audio codec ({audio}) is not supported: set it to G.711 with 8 kHz, AAC or Opus in the camera."
                 )
             } else {
-                format!("Audio of the source ({audio}) is left out: AAC and Opus are supported.")
+                format!("Audio of the source ({audio}) is left out: AAC is supported, and Opus in fragmented MP4.")
             },
         );
     }
