@@ -48,7 +48,7 @@ pub(crate) struct Tokens {
 pub(crate) fn guess(options: &Tokens) -> io::Result<bool> {
     let mut gateway = Gateway::start(&options.gateway)?;
     let watched = WatchedStream::start(gateway.http(), 1, Duration::ZERO)?;
-    thread::sleep(Duration::from_secs(1));
+    watched.synchronise()?;
 
     let window = |work: &dyn Fn()| -> io::Result<Tally> {
         watched.open()?;
