@@ -423,7 +423,7 @@ fn saturate_bitrate_to_u32(bitrate: u64) -> u32 {
 }
 
 /// Whether a selection allows a layer.
-pub(super) fn selection_allows_layer(selection: &LayerSelection, layer: &SimulcastLayer) -> bool {
+fn selection_allows_layer(selection: &LayerSelection, layer: &SimulcastLayer) -> bool {
     match selection {
         LayerSelection::Automatic => true,
         LayerSelection::Named(rid) => layer.rid == *rid,
@@ -431,6 +431,21 @@ pub(super) fn selection_allows_layer(selection: &LayerSelection, layer: &Simulca
             layer.resolution.is_some_and(|(w, h)| w <= *width && h <= *height)
         }
     }
+}
+
+/// Returns the layer that congestion control chose, if it is available and the selection allows it; otherwise the one that
+/// the selection leaves, whatever the path carries. The choice may be older than the selection, or than a change of the
+/// layers.
+pub(super) fn chosen_layer_unless_outdated(
+    selection: &LayerSelection,
+    layers: &[SimulcastLayer],
+    chosen: Option<&Rid>,
+) -> Option<Rid> {
+    let holds = |layer: &SimulcastLayer| {
+        Some(&layer.rid) == chosen && layer.is_available() && selection_allows_layer(selection, layer)
+    };
+    let chosen = chosen.filter(|_| layers.iter().any(holds)).cloned();
+    chosen.or_else(|| selection.choose_layer_rid(layers))
 }
 
 /// The highest of the last five samples, one each second.
@@ -465,5 +480,46 @@ impl PeakBitrate {
 
     fn highest(&self) -> u32 {
         self.samples.iter().copied().max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::layer::LayerOrigin;
+
+    #[test]
+    fn a_choice_that_is_older_than_a_selection_by_size_does_not_count() {
+        let layer = |rid: &str, size: (u16, u16), active| SimulcastLayer {
+            rid: Rid(rid.into()),
+            resolution: Some(size),
+            measured_bitrate: 0,
+            active,
+            is_carried_by_main_stream: false,
+            origin: LayerOrigin::Pushed,
+        };
+        let layers = |is_middle_active| {
+            [
+                layer("h", (1_280, 720), true),
+                layer("m", (640, 360), is_middle_active),
+                layer("l", (320, 180), true),
+            ]
+        };
+        let within = |width, height| LayerSelection::WithinSize { width, height };
+        for (selection, is_middle_active, chosen, wanted) in [
+            (within(640, 360), true, Some("l"), "l"),
+            (within(640, 360), true, Some("m"), "m"),
+            // It was chosen for a larger size, before there was a choice, or from other layers.
+            (within(640, 360), true, Some("h"), "m"),
+            (within(640, 360), true, None, "m"),
+            (within(640, 360), true, Some("gone"), "m"),
+            (within(640, 360), false, Some("m"), "l"),
+            (within(640, 179), true, Some("m"), "l"),
+            (within(1_280, 720), true, Some("m"), "m"),
+        ] {
+            let chosen = chosen.map(|rid| Rid(rid.into()));
+            let found = chosen_layer_unless_outdated(&selection, &layers(is_middle_active), chosen.as_ref());
+            assert_eq!(found, Some(Rid(wanted.into())), "{selection:?} {chosen:?}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::hub::stream::{LayerSelection, SimulcastLayer, StreamId, StreamState};
 use crate::hub::viewer_quality::ViewerQuality;
 use crate::media::Rid;
 use crate::media::rtcp::{self, ReportBlock};
-use crate::outputs::adaptation::{BurstRate, QualityLadderInputs, selection_allows_layer};
+use crate::outputs::adaptation::{BurstRate, QualityLadderInputs, chosen_layer_unless_outdated};
 use crate::outputs::transport_cc_egress::TransportCcEgress;
 use crate::outputs::viewer_track::AdaptiveSwitchOptions;
 use crate::session::egress::Egress;
@@ -102,14 +102,7 @@ impl Viewer {
             LayerSelection::Named(_) => self.layer_selection.choose_layer_rid(layers),
             LayerSelection::WithinSize { .. } => {
                 let chosen = self.adaptation.rid_of_layer(choice.layer);
-                // The choice may be older than the selection, or than a change of the layers.
-                let holds = |layer: &SimulcastLayer| {
-                    Some(&layer.rid) == chosen
-                        && layer.is_available()
-                        && selection_allows_layer(&self.layer_selection, layer)
-                };
-                let chosen = chosen.filter(|_| layers.iter().any(holds)).cloned();
-                chosen.or_else(|| self.layer_selection.choose_layer_rid(layers))
+                chosen_layer_unless_outdated(&self.layer_selection, layers, chosen)
             }
         }
     }
