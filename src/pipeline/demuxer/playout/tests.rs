@@ -183,7 +183,7 @@ fn separate_audio_whose_discontinuities_are_numbered_otherwise_is_played() {
         for is_audio_first in [true, false] {
             let mut playout = Playout::new(job(2));
             for second in 0..6 {
-                let begin = Duration::from_secs(10 + second);
+                let begin = Duration::from_secs(100 + second);
                 let segment = video_and_audio(begin, 2);
                 if is_audio_first {
                     playout.add_samples(t, 1, audio, segment.clone());
@@ -204,6 +204,40 @@ fn separate_audio_whose_discontinuities_are_numbered_otherwise_is_played() {
             assert_eq!(
                 video_frames.first().map(|frame| frame.presentation_time),
                 audio_frames.first().map(|frame| frame.presentation_time)
+            );
+        }
+    }
+}
+
+/// A source begins among advertisements of one segment each, whose clocks begin anew; its audio is one segment ahead or
+/// behind.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn audio_of_advertisements_is_played_with_their_video() {
+    let t = Instant::now();
+    for ahead in [true, false] {
+        let mut playout = Playout::new(job(2));
+        let ad = |number: u64| video_and_audio(Duration::from_secs(1), u8::try_from(number).expect("small"));
+        for number in 5..9 {
+            let audio = if ahead { number + 1 } else { number - 1 };
+            playout.add_samples(t, 0, number, ad(number));
+            playout.add_samples(t, 1, audio, ad(audio));
+        }
+        let due: Vec<DueFrame> = std::iter::from_fn(|| playout.poll(t + Duration::from_secs(9))).collect();
+        let mut heard: Vec<(u8, Duration)> = Vec::new();
+        for frame in due.iter().filter(|due| due.codec == SampleCodec::Opus) {
+            if heard.last().is_none_or(|(ad, _)| *ad != frame.bytes[0]) {
+                heard.push((frame.bytes[0], frame.presentation_time));
+            }
+        }
+        let ads: Vec<u8> = heard.iter().map(|(ad, _)| *ad).collect();
+        assert_eq!(ads, if ahead { [6, 7, 8] } else { [5, 6, 7] });
+        for (ad, begin) in heard {
+            // The first one is shown from one second on, and each for a second.
+            let shown = Duration::from_secs(u64::from(ad) - 4);
+            assert!(
+                begin.abs_diff(shown) < Duration::from_millis(50),
+                "{ad}: {begin:?}, {shown:?}"
             );
         }
     }

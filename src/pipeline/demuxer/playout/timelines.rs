@@ -16,6 +16,17 @@ pub(super) struct Timelines {
     /// What is added to the number of a timeline of the other rendition: the playlists of an origin may count
     /// discontinuities from different numbers. Wraps.
     other_rendition_offset: u64,
+    /// The last segment of the other rendition whose number is unknown, but whose times would fit.
+    unconfirmed: Option<UnconfirmedSegment>,
+}
+
+/// A segment of the other rendition that may be of the last timeline, or of one before or after it.
+#[derive(Clone, Copy, Debug)]
+struct UnconfirmedSegment {
+    timeline_id: u64,
+    first: Duration,
+    /// What the leading rendition had reached.
+    playout_end: Duration,
 }
 
 /// Which timeline samples of the other rendition are of.
@@ -56,6 +67,9 @@ const MAX_RENDITION_DISTANCE: Duration = Duration::from_secs(60);
 /// How far the leading rendition has to be ahead on a timeline until others, which wait for a later one, are taken to be
 /// on it too.
 const MIN_LEAD_OF_SAME_TIMELINE: Duration = Duration::from_secs(1);
+
+/// Clocks that show less than this may be those of several advertisements: each begins near zero.
+const MAX_CLOCK_OF_ADVERTISEMENT: Duration = Duration::from_secs(60);
 
 /// Assumed duration of the last frame of a segment if it cannot be derived.
 const DEFAULT_FRAME_DURATION: Duration = Duration::from_millis(40);
@@ -116,7 +130,8 @@ impl Timelines {
         let is_reached = self
             .to_playout_time(last, first)
             .is_some_and(|at| at + MIN_LEAD_OF_SAME_TIMELINE <= self.playout_end);
-        if self.is_plausible(last, first, queued_end) && (is_reached || !is_later) {
+        let may_be_last = self.is_plausible(last, first, queued_end) && (is_reached || !is_later);
+        if may_be_last && self.is_confirmed(timeline, first, is_later) {
             self.other_rendition_offset = last.wrapping_sub(timeline);
             return OtherRenditionTimeline::Positioned(last);
         }
@@ -124,6 +139,30 @@ impl Timelines {
             OtherRenditionTimeline::Awaited
         } else {
             OtherRenditionTimeline::Passed
+        }
+    }
+
+    /// Whether samples whose times fit the last timeline are of it, although they have another number: a source may begin
+    /// among advertisements that all begin near zero, with renditions that are one segment apart. Then the number of the
+    /// next segment is known: the leading rendition reaches the timeline, or the other one leaves it.
+    fn is_confirmed(&mut self, timeline: u64, first: Duration, is_later: bool) -> bool {
+        if first > MAX_CLOCK_OF_ADVERTISEMENT {
+            return true;
+        }
+        let playout_end = self.playout_end;
+        let before = self.unconfirmed.filter(|before| before.timeline_id == timeline);
+        let Some(before) = before else {
+            self.unconfirmed = Some(UnconfirmedSegment {
+                timeline_id: timeline,
+                first,
+                playout_end,
+            });
+            return false;
+        };
+        if is_later {
+            playout_end > before.playout_end
+        } else {
+            first > before.first
         }
     }
 
@@ -330,6 +369,38 @@ mod tests {
         assert_eq!(timelines.find_timeline_of_other_rendition(8, ms(0), end), Awaited);
         timelines.position_timeline_and_advance_end(8, &samples((0..6_000).step_by(40)));
         assert_eq!(timelines.find_timeline_of_other_rendition(8, ms(0), end), Positioned(8));
+    }
+
+    /// Renditions begin one segment apart among advertisements of one segment each.
+    #[test]
+    fn an_advertisement_is_not_taken_for_the_one_beside_it() {
+        use OtherRenditionTimeline::{Awaited, Passed, Positioned};
+        let ad = || samples((1_400..7_400).step_by(40));
+        // Audio is ahead.
+        let mut timelines = Timelines::default();
+        timelines.position_timeline_and_advance_end(5, &ad());
+        assert_eq!(timelines.find_timeline_of_other_rendition(6, ms(1_410), None), Awaited);
+        assert_eq!(timelines.find_timeline_of_other_rendition(6, ms(1_410), None), Awaited);
+        timelines.position_timeline_and_advance_end(6, &ad());
+        let found = timelines.find_timeline_of_other_rendition(6, ms(1_410), None);
+        assert_eq!(found, Positioned(6));
+        // Audio is behind.
+        let mut timelines = Timelines::default();
+        timelines.position_timeline_and_advance_end(5, &ad());
+        assert_eq!(timelines.find_timeline_of_other_rendition(4, ms(1_410), None), Passed);
+        let found = timelines.find_timeline_of_other_rendition(5, ms(1_410), None);
+        assert_eq!(found, Positioned(5));
+        // The numbers differ.
+        for audio in [4, 6] {
+            let mut timelines = Timelines::default();
+            timelines.position_timeline_and_advance_end(5, &ad());
+            let found = timelines.find_timeline_of_other_rendition(audio, ms(1_410), None);
+            assert_eq!(found, if audio < 5 { Passed } else { Awaited });
+            timelines.position_timeline_and_advance_end(5, &samples((7_400..13_400).step_by(40)));
+            let first = ms(if audio < 5 { 7_410 } else { 1_410 });
+            let found = timelines.find_timeline_of_other_rendition(audio, first, None);
+            assert_eq!(found, Positioned(5), "{audio}");
+        }
     }
 
     #[test]
