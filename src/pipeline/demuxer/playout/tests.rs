@@ -243,6 +243,28 @@ fn audio_of_advertisements_is_played_with_their_video() {
     }
 }
 
+/// Audio that waited for the video has not come late: the video is shown when it is due.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn waiting_audio_does_not_move_the_pacer() {
+    let t = Instant::now();
+    let mut playout = Playout::new(job(2));
+    // It begins shortly before the video.
+    playout.add_samples(t, 1, 0, video_and_audio(Duration::from_millis(9_900), 2));
+    assert_eq!(playout.next_frame_due_at(), None);
+    let later = t + Duration::from_secs(5);
+    playout.add_samples(later, 0, 0, video_and_audio(Duration::from_secs(10), 1));
+    let before = Duration::from_millis(100);
+    assert_eq!(
+        playout.next_frame_due_at(),
+        Some(later - before),
+        "the first audio frame"
+    );
+    let due = std::iter::from_fn(|| playout.poll(later));
+    let video = due.filter(|due| due.codec == SampleCodec::H264).count();
+    assert_eq!(video, 1, "the first frame is due when it comes");
+}
+
 /// Audio that has neither the number nor the clock of the video does not replace the audio beside the video.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
