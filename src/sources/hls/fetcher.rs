@@ -373,7 +373,8 @@ impl RenditionFetcher {
         let bytes = fetch_file(&self.resolver.client, FileKind::Key, &address, None, KEY_FETCH_LIMITS)
             .await?
             .1;
-        let key = <[u8; 16]>::try_from(bytes.as_ref()).map_err(|_| HlsError::UndecryptableSegment)?;
+        // Some servers end the key with a line break, which players ignore.
+        let key = *bytes.first_chunk().ok_or(HlsError::UndecryptableSegment)?;
         self.cached_decryption_key = Some((address, key));
         Ok(key)
     }
