@@ -19,6 +19,7 @@ mod escapes;
 mod failover_group;
 mod faults;
 mod hostile;
+mod init_sections;
 mod many_players;
 mod origin_servers;
 mod origins;

@@ -221,6 +221,26 @@ fn an_initialization_section_keeps_the_key_before_it() {
 }
 
 #[test]
+fn an_initialization_section_is_the_same_file_whatever_key_is_before_it() {
+    let of = |range: &str, key: &str, uri: &str| {
+        let list = media(&format!(
+            "#EXTM3U\n{key}#EXT-X-MAP:URI=\"{uri}\"{range}\n#EXTINF:1,\na\n"
+        ));
+        list.segments[0].init_section.clone().expect("listed")
+    };
+    let (key, range) = ("#EXT-X-KEY:METHOD=AES-128,URI=\"k\",IV=0x01\n", ",BYTERANGE=\"7@0\"");
+    let first = of(range, "", "init");
+    assert!(first.is_same_file(&first) && first.is_same_file(&of(range, key, "init")));
+    for other in [
+        of("", "", "init"),
+        of(",BYTERANGE=\"7@7\"", "", "init"),
+        of(range, "", "other"),
+    ] {
+        assert!(!first.is_same_file(&other), "{other:?}");
+    }
+}
+
+#[test]
 fn of_a_long_live_playlist_the_end_is_kept() {
     let listed = "#EXTINF:1,\na\n".repeat(MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST + 7);
     let list = media(&format!("#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:5\n{listed}"));
