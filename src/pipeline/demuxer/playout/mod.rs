@@ -92,6 +92,9 @@ const MAX_LISTED_UNSUPPORTED_TRACKS: usize = 8;
 /// Segments with video after which their own audio is played if the separate one has not come.
 const MAX_SEGMENTS_WITHOUT_SEPARATE_AUDIO: u32 = 3;
 
+/// A longer step between frames, if it is the only one, is a missing segment.
+const MAX_STEP_WITHIN_SEGMENT: Duration = Duration::from_secs(1);
+
 /// Number of consecutive segments that may be unplayable.
 const UNPLAYABLE_SEGMENTS_UNTIL_ERROR: u32 = 3;
 
@@ -257,13 +260,18 @@ impl Playout {
         let leads = index == 0;
         let queued = rendition.frame_queue.len();
         rendition.enqueue(&self.timelines, timeline, samples);
-        if let Some(first) = rendition.frame_queue.get(queued) {
+        let arrived: Vec<Duration> = rendition
+            .frame_queue
+            .iter()
+            .skip(queued)
+            .map(|frame| frame.decode_time)
+            .collect();
+        if let Some(first) = first_time_of_segment(&arrived) {
             if let Some(last) = rendition.frame_queue.back().filter(|_| leads) {
-                self.pacer
-                    .record_burst_duration(last.decode_time.saturating_sub(first.decode_time));
+                self.pacer.record_burst_duration(last.decode_time.saturating_sub(first));
             }
             if let Some(arrived_at) = arrived_at {
-                self.pacer.on_segment_arrival(arrived_at, first.decode_time, leads);
+                self.pacer.on_segment_arrival(arrived_at, first, leads);
             }
         }
     }
@@ -368,6 +376,30 @@ impl Playout {
     pub(super) fn has_playout_finished(&self) -> bool {
         let is_over = |rendition: &DemuxedRendition| rendition.ended && rendition.frame_queue.is_empty();
         self.renditions.iter().all(is_over)
+    }
+}
+
+/// Returns when a segment begins, of the times of the frames that came with it. Where segments before it are missing, the
+/// last frames before those come with it too, because their end was not known: they have not come late.
+fn first_time_of_segment(times: &[Duration]) -> Option<Duration> {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let first = times.first().copied();
+    let steps = || {
+        times
+            .windows(2)
+            .filter_map(|pair| Some((*pair.first()?, *pair.last()?)))
+    };
+    let longest = steps().map(|(from, to)| (to - from, to)).max();
+    let Some((gap, behind)) = longest.filter(|(gap, _)| *gap > MAX_STEP_WITHIN_SEGMENT) else {
+        return first;
+    };
+    let mut others = steps().filter(|(_, to)| *to != behind).map(|(from, to)| to - from);
+    // A source with few frames has long steps everywhere.
+    if others.all(|step| step < gap / 3) {
+        Some(behind)
+    } else {
+        first
     }
 }
 

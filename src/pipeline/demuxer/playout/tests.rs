@@ -243,6 +243,33 @@ fn audio_of_advertisements_is_played_with_their_video() {
     }
 }
 
+/// The last frames before missing segments come with the next one, when it is known where they end.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn a_gap_adds_no_latency() {
+    let t = Instant::now();
+    let mut playout = Playout::new(job(1));
+    let is_held_back = |sample: &DemuxedSample| sample.decode_time >= Duration::from_millis(10_940);
+    let (held_back, first): (Vec<_>, Vec<_>) = video_and_audio(Duration::from_secs(10), 1)
+        .into_iter()
+        .partition(is_held_back);
+    assert_eq!(held_back.len(), 4);
+    playout.add_samples(t, 0, 0, first);
+    let later = t + Duration::from_secs(15);
+    let next = video_and_audio(Duration::from_secs(25), 1);
+    playout.add_samples(later, 0, 0, [held_back, next].concat());
+    assert_eq!(std::iter::from_fn(|| playout.poll(later)).count(), 25 + 50 + 1);
+    assert_eq!(playout.next_frame_due_at(), Some(later + Duration::from_millis(40)));
+    // Few frames are no gap.
+    let ms = |times: &[u64]| times.iter().map(|ms| Duration::from_millis(*ms)).collect::<Vec<_>>();
+    assert_eq!(first_time_of_segment(&ms(&[0, 5_000, 10_000])), Some(Duration::ZERO));
+    assert_eq!(
+        first_time_of_segment(&ms(&[40, 0, 5_040, 5_000])),
+        Some(Duration::from_secs(5))
+    );
+    assert_eq!(first_time_of_segment(&[]), None);
+}
+
 /// Audio that waited for the video has not come late: the video is shown when it is due.
 #[test]
 #[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
