@@ -158,7 +158,8 @@ impl RenditionFetcher {
                         sleep(RETRY_INTERVAL).await;
                     }
                     CursorStep::FetchSegment(segment, timeline) => {
-                        match self.fetch_and_send_segment(&segment, timeline).await {
+                        let is_newest = is_among_newest(&list, &segment);
+                        match self.fetch_and_send_segment(&segment, timeline, is_newest).await {
                             Ok(true) => {
                                 self.set_last_error(None);
                                 (self.consecutive_fetch_failures, has_fetched) = (0, true);
@@ -302,7 +303,12 @@ impl RenditionFetcher {
     }
 
     /// Fetches a segment and sends it to the worker. Returns `false` if the worker has exited.
-    async fn fetch_and_send_segment(&mut self, segment: &OriginSegment, timeline: u64) -> Result<bool, HlsError> {
+    async fn fetch_and_send_segment(
+        &mut self,
+        segment: &OriginSegment,
+        timeline: u64,
+        is_newest: bool,
+    ) -> Result<bool, HlsError> {
         if let Some(init) = &segment.init_section
             && !(self.last_init_section.as_ref())
                 .is_some_and(|(last, known)| *last == timeline && known.is_same_file(init))
@@ -312,7 +318,7 @@ impl RenditionFetcher {
             self.send_chunk(ChunkRole::InitSection, timeline, bytes).await;
         }
         let bytes = self
-            .fetch_with_retries(FileKind::Segment, &segment.uri, segment.byte_range)
+            .fetch_with_retries(FileKind::Segment, &segment.uri, segment.byte_range, is_newest)
             .await?;
         let bytes = match &segment.decryption_key {
             None => bytes,
@@ -339,7 +345,7 @@ impl RenditionFetcher {
     /// not at all; some packagers list it before its key.
     async fn fetch_init_section(&mut self, init: &InitSection, segment: &OriginSegment) -> Result<Bytes, HlsError> {
         let bytes = self
-            .fetch_with_retries(FileKind::InitSection, &init.uri, init.byte_range)
+            .fetch_with_retries(FileKind::InitSection, &init.uri, init.byte_range, false)
             .await?;
         let key = init.decryption_key.as_ref().or(segment.decryption_key.as_ref());
         match key.and_then(|key| Some((key, key.iv?))) {
@@ -384,6 +390,7 @@ impl RenditionFetcher {
         kind: FileKind,
         uri: &str,
         range: Option<super::playlist::ByteRange>,
+        may_come_later: bool,
     ) -> Result<Bytes, HlsError> {
         let address = self.resolve_url(kind, uri)?;
         let bounds = match kind {
@@ -394,7 +401,10 @@ impl RenditionFetcher {
         loop {
             match fetch_file(&self.resolver.client, kind, &address, range, bounds).await {
                 Ok((_, bytes)) => return Ok(bytes),
-                Err(HlsError::Fetch { error, .. }) if error.is_transient() && attempts < MAX_FETCH_ATTEMPTS => {
+                Err(HlsError::Fetch { error, .. })
+                    if (error.is_transient() || may_come_later && error == HttpError::Status(404))
+                        && attempts < MAX_FETCH_ATTEMPTS =>
+                {
                     attempts += 1;
                     sleep(RETRY_INTERVAL).await;
                 }
@@ -414,6 +424,12 @@ impl RenditionFetcher {
     fn set_last_error(&self, error: Option<HlsError>) {
         *self.links.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
+}
+
+/// Whether a segment may be listed before all servers of the origin have it. Players do not notice: they stay three
+/// segments behind (rfc8216bis §6.3.3).
+fn is_among_newest(playlist: &MediaPlaylist, segment: &OriginSegment) -> bool {
+    !playlist.has_ended && segment.media_sequence_number.saturating_add(2) >= playlist.next_segment_number
 }
 
 /// Whether an initialization section is in the clear.

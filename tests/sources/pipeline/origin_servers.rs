@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
@@ -306,6 +306,38 @@ async fn an_origin_that_blocks_reloads_is_followed_over_its_restart() {
     let mut reader = Reader::open(&gateway);
     reader.times(MediaKind::Video, 25 * 12).await;
     assert!(refused.load(Ordering::SeqCst) > 0, "it was restarted");
+    assert_eq!(restarts(&gateway).await, 0, "{}", trouble(&gateway, "far"));
+    drop(reader);
+    gateway.stop().await;
+}
+
+/// A content delivery network whose playlists are faster than its segments: each is there at the second request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_that_are_listed_before_they_are_there_are_played() {
+    let (loads, asked) = (AtomicUsize::new(0), Mutex::new(HashMap::<String, usize>::new()));
+    let server = Server::start("early", move |file, _, _| {
+        if file == "live.m3u8" {
+            return Some(live(loads.fetch_add(1, Ordering::SeqCst)).into_response());
+        }
+        let mut asked = asked.lock().expect("no panic");
+        let count = asked.entry(file.to_owned()).or_default();
+        *count += 1;
+        (*count % 2 == 1 && file.ends_with(".ts")).then(|| StatusCode::NOT_FOUND.into_response())
+    })
+    .await;
+    server.film(10);
+    let gateway = source(&server.uri("live.m3u8"), "").await;
+    let mut reader = Reader::open(&gateway);
+    let times = reader.times(MediaKind::Video, 200).await;
+    let longest = times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max();
+    assert!(
+        longest <= Some(5 * FRAME as u64),
+        "none is left out: {:?}",
+        steps(&times)
+    );
+    let name = StreamName::parse("far").expect("a name");
+    let status = gateway.source_registry().get(&name).expect("configured").status();
+    assert_eq!(status.ignored_input.count, 0, "{:?}", status.ignored_input);
     assert_eq!(restarts(&gateway).await, 0, "{}", trouble(&gateway, "far"));
     drop(reader);
     gateway.stop().await;
