@@ -207,6 +207,7 @@ const SHELLS: [&str; 12] = [
     "sources/hls/fetcher.rs",
     "sources/hls/http.rs",
     "sources/hls/files.rs",
+    "sources/hls/gap.rs",
     "sources/hls/variant_resolver.rs",
     "sources/hls/left_out_report.rs",
     "outputs/hls/packaged_stream.rs",

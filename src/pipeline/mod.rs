@@ -10,6 +10,7 @@
 //!   Values are set as element properties after the line was parsed; they are never inserted into its text.
 //! * [`host_access`]: which files, devices and ports streams of the API may use.
 //! * [`worker_process`]: the gateway's side of a worker: start, supervision, stop.
+//! * [`expected_silence`]: pauses in the input of a worker that are no stall.
 //! * [`worker_executables`]: where the programs of workers are.
 //! * [`worker_slots`]: how many workers may run, and for whom.
 //! * [`demuxer`]: the worker that demuxes HLS segments, without GStreamer.
@@ -20,6 +21,7 @@
 
 pub mod demuxer;
 pub mod description;
+pub mod expected_silence;
 pub mod host_access;
 pub mod library;
 pub mod packages;

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::description::WorkerLimits;
+use super::expected_silence::ExpectedSilence;
 use super::packages;
 use super::worker_executables::{PIPELINE_WORKER_EXECUTABLE_NAME, WorkerExecutablesAndProcessSlots};
 use super::worker_slots::{WorkerSlot, WorkerSlotLimitReached};
@@ -47,6 +48,7 @@ pub struct WorkerProcess {
     last_message_at: Option<Instant>,
     /// Arrival of the last frame; `None` before the first.
     last_frame_at: Option<Instant>,
+    expected_silence: ExpectedSilence,
     next_health_check_at: Instant,
 }
 
@@ -234,6 +236,7 @@ impl WorkerProcess {
             frame_timeout_start: now,
             last_message_at: None,
             last_frame_at: None,
+            expected_silence: ExpectedSilence::default(),
             next_health_check_at: now + HEALTH_CHECK_INTERVAL,
         })
     }
@@ -251,6 +254,11 @@ impl WorkerProcess {
     /// Returns a handle that sends segment chunks.
     pub fn segment_chunk_sender(&self) -> SegmentChunkSender {
         SegmentChunkSender(self.command_sender.clone())
+    }
+
+    /// Returns a handle that announces pauses in the input of the worker.
+    pub fn expected_silence(&self) -> ExpectedSilence {
+        self.expected_silence.clone()
     }
 
     /// Requests a key frame from the encoder of the pipeline.
@@ -328,12 +336,15 @@ impl WorkerProcess {
                 limit: self.limits.memory,
             });
         }
+        let timeout_start = self
+            .expected_silence
+            .delay_timeout_start(self.last_frame_at.unwrap_or(self.frame_timeout_start));
         match self.last_frame_at {
-            None if now >= self.frame_timeout_start + self.limits.start_timeout() => {
+            None if now >= timeout_start + self.limits.start_timeout() => {
                 Err(WorkerProcessError::NoFirstFrame(self.limits.start_timeout()))
             }
             // A worker without heartbeats is not a stalled source: it is about to be reported as hung.
-            Some(frame) if now >= frame + self.limits.stall_timeout() && is_alive => {
+            Some(_) if now >= timeout_start + self.limits.stall_timeout() && is_alive => {
                 Err(WorkerProcessError::Stalled(self.limits.stall_timeout()))
             }
             _ => Ok(()),

@@ -10,6 +10,7 @@ use crate::config::{FailoverSourceKind, StandbyMode};
 use crate::control::ControlPlane;
 use crate::http::problem::Problem;
 use crate::sources::fetch::registry::{ConfiguredFailoverGroup, RegisteredSource, SourceRegistry};
+use crate::sources::fetch::status::SourceGap;
 use millstream_core::hub::name::StreamName;
 
 /// A configured source.
@@ -37,6 +38,10 @@ pub struct Source {
     /// Tracks that are left out because their codec is not supported, such as `audio L16/44100`, and variants of an HLS
     /// source, such as `variant dvh1.05.06`.
     pub left_out: Vec<String>,
+    /// The playlist goes on, but has nothing to play.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(super) gap: Option<SourceGap>,
     /// Input was ignored within the last minute.
     #[serde(skip)]
     #[schema(ignore)]
@@ -117,6 +122,7 @@ pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
         passed_over: status.ignored_input.count,
         passed_over_reason: status.ignored_input.first_description,
         left_out: status.unsupported_tracks,
+        gap: status.gap,
     }
 }
 

@@ -219,6 +219,7 @@ pub fn describe_stream(
         let text = format!("No media has arrived from the publisher for {} s.", silence.as_secs());
         shown.warnings.push(Warning { code: "no_media", text });
     }
+    shown.warnings.extend(gap_warning(&shown));
     shown.warnings.extend(left_out_media_warnings(&shown));
     shown.warnings.extend(unavailable_layer_warnings(&shown));
     Some(shown)
@@ -233,6 +234,21 @@ fn describe_data_tracks(state: &StreamState) -> Vec<DataTrack> {
             bytes: track.byte_count,
         })
         .collect()
+}
+
+/// Says that an HLS source waits for segments that have media.
+fn gap_warning(stream: &Stream) -> Option<Warning> {
+    let gap = stream.source.as_ref()?.gap.as_ref()?;
+    let text = format!(
+        "The HLS source has had no segment that can be played for {} s, though its playlist goes on ({}). The gateway \
+         waits for the next one.",
+        gap.since.elapsed().as_secs(),
+        gap.reason
+    );
+    Some(Warning {
+        code: "source_gap",
+        text,
+    })
 }
 
 /// Names what of a source is left out, as far as it matters: audio if there is no other, variants that may be better, and

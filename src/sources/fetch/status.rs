@@ -46,6 +46,14 @@ impl SourceState {
     }
 }
 
+/// A time in which the playlist of a source goes on, but its segments have no media that can be played.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceGap {
+    pub since: Instant,
+    /// Why the first segment is left out.
+    pub reason: String,
+}
+
 /// State and history of a source.
 #[derive(Clone, Debug, Default)]
 pub struct SourceStatus {
@@ -59,6 +67,8 @@ pub struct SourceStatus {
     pub fallback_reason: Option<&'static str>,
     /// What the source sent and was passed over in this session.
     pub ignored_input: IgnoredInputStats,
+    /// The origin goes on, but has nothing to play.
+    pub gap: Option<SourceGap>,
     /// Tracks of the source whose codec is not supported.
     pub unsupported_tracks: Vec<String>,
 }

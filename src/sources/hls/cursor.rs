@@ -131,6 +131,7 @@ impl PlaylistCursor {
                     uri: found.uri.clone(),
                     byte_range: found.byte_range,
                     is_gap: found.is_gap || segment.is_gap,
+                    duration: playlist.part_target.unwrap_or(segment.duration),
                     follows_discontinuity: segment.follows_discontinuity && part == 0,
                     parts: Vec::new(),
                     ..segment.clone()

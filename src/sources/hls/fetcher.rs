@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::debug;
 use url::Url;
 
@@ -13,6 +13,7 @@ use super::crypt;
 use super::cursor::{CursorStep, PlaylistCursor};
 use super::error::{FileKind, HlsError};
 use super::files::{PLAYLIST_FETCH_LIMITS, content_hash, fetch_file, parse_playlist};
+use super::gap::SharedGap;
 use super::http::{FetchLimits, HttpError};
 use super::playlist::{InitSection, KeyUriAndIv, MediaPlaylist, OriginSegment, Playlist};
 use super::variant_resolver::VariantResolver;
@@ -27,12 +28,15 @@ pub(super) type LastFetchError = Arc<Mutex<Option<HlsError>>>;
 pub(super) type SkippedSegmentStats = Arc<Mutex<IgnoredInputStats>>;
 
 /// What a fetcher shares with the worker and with the other fetchers of its source.
+#[derive(Clone)]
 pub(super) struct FetcherSharedState {
     pub(super) chunk_sender: SegmentChunkSender,
     /// A permit for each segment that the worker requested.
     pub(super) segment_permits: Arc<Semaphore>,
     pub(super) last_error: LastFetchError,
     pub(super) skipped: SkippedSegmentStats,
+    /// The gap in the leading rendition.
+    pub(super) gap: SharedGap,
     /// Number of renditions that are fetched.
     pub(super) rendition_count: usize,
     /// Notified if the source must be opened anew: another variant has other renditions.
@@ -61,6 +65,10 @@ pub(super) struct RenditionFetcher {
     last_playlist: Option<(u64, Arc<MediaPlaylist>)>,
     /// Segment and part that the origin waits for, if it supports blocking playlist reload.
     blocking_reload_position: Option<(u64, Option<usize>)>,
+    /// Segments without media since the last one with media.
+    consecutive_gap_segments: usize,
+    /// When another variant was looked for in a gap.
+    last_gap_free_variant_search_at: Option<Instant>,
 }
 
 /// Limits of a segment.
@@ -95,6 +103,11 @@ const MAX_FETCH_ATTEMPTS: u32 = 3;
 const FETCH_FAILURES_BEFORE_VARIANT_RESOLUTION: u32 = 3;
 const MIN_VARIANT_RESOLUTION_INTERVAL: Duration = Duration::from_secs(2);
 
+/// How long a gap lasts until another variant is looked for, how often, and for how long the gap is not followed meanwhile.
+const GAP_BEFORE_VARIANT_SEARCH: Duration = Duration::from_secs(6);
+const GAP_FREE_VARIANT_SEARCH_INTERVAL: Duration = Duration::from_secs(30);
+const GAP_FREE_VARIANT_SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl RenditionFetcher {
     pub(super) fn new(
         resolver: Arc<VariantResolver>,
@@ -117,6 +130,8 @@ impl RenditionFetcher {
             last_variant_resolution_at: None,
             last_playlist: None,
             blocking_reload_position: None,
+            consecutive_gap_segments: 0,
+            last_gap_free_variant_search_at: None,
         }
     }
 
@@ -147,21 +162,14 @@ impl RenditionFetcher {
             let wait = loop {
                 match self.cursor.advance_to_next_step(&list) {
                     CursorStep::FetchSegment(segment, _) if segment.is_gap => {
-                        let encrypted = list
-                            .encryption
-                            .as_ref()
-                            .map(|how| format!("it is encrypted with {how}"));
-                        self.record_skipped_segment(
-                            encrypted.unwrap_or_else(|| "the origin marks it as missing".to_owned()),
-                        );
-                        // Avoids a busy loop over a playlist that has only gaps.
-                        sleep(RETRY_INTERVAL).await;
+                        self.pass_over_gap_segment(&list, segment.duration).await;
                     }
                     CursorStep::FetchSegment(segment, timeline) => {
                         let is_newest = is_among_newest(&list, &segment);
                         match self.fetch_and_send_segment(&segment, timeline, is_newest).await {
                             Ok(true) => {
                                 self.set_last_error(None);
+                                self.end_gap();
                                 (self.consecutive_fetch_failures, has_fetched) = (0, true);
                             }
                             Ok(false) => return,
@@ -246,6 +254,46 @@ impl RenditionFetcher {
         }
         sleep(RETRY_INTERVAL).await;
         false
+    }
+
+    /// Passes over a segment without media. The leading rendition is followed as long as its playlist goes on.
+    async fn pass_over_gap_segment(&mut self, list: &MediaPlaylist, duration: Duration) {
+        let encrypted = (list.encryption.as_ref()).map(|how| format!("it is encrypted with {how}"));
+        let why = encrypted.unwrap_or_else(|| "the origin marks it as missing".to_owned());
+        self.record_skipped_segment(why.clone());
+        self.consecutive_gap_segments = self.consecutive_gap_segments.saturating_add(1);
+        if list.has_ended && self.consecutive_gap_segments > list.segments.len() {
+            // Avoids a busy loop over a recording that has only gaps, for which nothing is worth waiting.
+            sleep(RETRY_INTERVAL).await;
+        } else if self.rendition_index == 0 {
+            let lasted = self.links.gap.extend(duration, &why);
+            if lasted >= GAP_BEFORE_VARIANT_SEARCH && !list.has_ended {
+                self.leave_for_variant_without_gap().await;
+            }
+        }
+    }
+
+    fn end_gap(&mut self) {
+        self.consecutive_gap_segments = 0;
+        if self.rendition_index == 0 {
+            self.links.gap.end();
+        }
+    }
+
+    /// Opens the source anew if another variant has media. It is looked for each half minute.
+    async fn leave_for_variant_without_gap(&mut self) {
+        let is_due = self
+            .last_gap_free_variant_search_at
+            .is_none_or(|searched| searched.elapsed() >= GAP_FREE_VARIANT_SEARCH_INTERVAL);
+        if !is_due {
+            return;
+        }
+        self.last_gap_free_variant_search_at = Some(Instant::now());
+        let search = self.resolver.prefer_variant_without_gap();
+        if timeout(GAP_FREE_VARIANT_SEARCH_TIMEOUT, search).await == Ok(true) {
+            self.links.reopen.notify_one();
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Counts a segment that is left out.

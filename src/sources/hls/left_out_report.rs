@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use tracing::info;
 
 use super::fetcher::SkippedSegmentStats;
+use super::gap::SharedGap;
 use crate::pipeline::worker_process::WorkerProcessError;
 use crate::sources::fetch::registry::RegisteredSource;
 use crate::sources::rtsp::incompatibility::IgnoredInputStats;
@@ -24,6 +25,7 @@ impl<'a> LeftOutMediaReport<'a> {
         entry.modify_status_without_notifying(|status| {
             status.unsupported_tracks.clone_from(&variants);
             status.ignored_input = IgnoredInputStats::default();
+            status.gap = None;
         });
         Self {
             entry,
@@ -52,6 +54,24 @@ impl<'a> LeftOutMediaReport<'a> {
             self.entry
                 .modify_status_without_notifying(|status| status.unsupported_tracks = all);
         }
+        self.update_skipped_segments();
+    }
+
+    /// Shows that a gap has begun or ended.
+    pub(super) fn update_gap(&mut self, gap: &SharedGap) {
+        let (gap, stream) = (gap.get(), &self.entry.stream);
+        match &gap {
+            Some(gap) => {
+                info!(%stream, why = gap.reason, "HLS source has nothing to play: its playlist goes on with segments that are left out");
+            }
+            None => info!(%stream, "HLS source has segments to play again"),
+        }
+        self.entry.modify_status_without_notifying(|status| status.gap = gap);
+        self.update_skipped_segments();
+    }
+
+    fn update_skipped_segments(&mut self) {
+        let stream = &self.entry.stream;
         let skipped = self.skipped.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let count = skipped.count.saturating_add(self.by_worker.segments);
         if count == self.shown_count {
@@ -69,6 +89,13 @@ impl<'a> LeftOutMediaReport<'a> {
                 last_at: Some(tokio::time::Instant::now().into_std()),
             };
         });
+    }
+}
+
+impl Drop for LeftOutMediaReport<'_> {
+    /// A source that has ended waits for nothing.
+    fn drop(&mut self) {
+        self.entry.modify_status_without_notifying(|status| status.gap = None);
     }
 }
 

@@ -11,6 +11,7 @@
 //! * `resolver`: chooses a variant, and another one when it fails (`variants` ranks them).
 //! * `cookies`: cookies by host.
 //! * `fetcher`: follows one rendition; a source has one, or two if its audio is a separate rendition.
+//! * `gap`: what lasts while the origin goes on without media.
 //! * `crypt`: AES-128.
 //!
 //! Segments are parsed only in a worker process without network and file access ([`crate::pipeline::demuxer`]). Formats
@@ -26,6 +27,7 @@ use url::Url;
 use self::cursor::PlaylistCursor;
 use self::error::{FileKind, HlsError};
 use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegmentStats};
+use self::gap::SharedGap;
 use self::http::{DnsRebindingGuard, HttpError, OriginClient};
 use self::left_out_report::LeftOutMediaReport;
 pub use self::variant_resolver::FailedVariants;
@@ -50,6 +52,7 @@ pub mod cursor;
 pub mod error;
 mod fetcher;
 mod files;
+mod gap;
 pub mod http;
 mod left_out_report;
 pub mod playlist;
@@ -160,20 +163,23 @@ pub async fn run_hls_source<P: FrameSink>(
     let Some(process) = &mut running.0 else {
         return FetchError::StreamOccupied;
     };
-    let last_error: LastFetchError = Arc::new(Mutex::new(None));
     let requested: Vec<Arc<Semaphore>> = renditions.iter().map(|_| Arc::new(Semaphore::new(0))).collect();
-    let (skipped, reopen) = (SkippedSegmentStats::default(), Arc::new(Notify::new()));
-    let mut report = LeftOutMediaReport::new(entry, resolved.unplayable_variants, skipped.clone());
-    let (rendition_count, mut first) = (renditions.len(), Some(Arc::new(first)));
+    let shared = FetcherSharedState {
+        chunk_sender: process.segment_chunk_sender(),
+        segment_permits: Arc::new(Semaphore::new(0)),
+        last_error: Arc::new(Mutex::new(None)),
+        skipped: SkippedSegmentStats::default(),
+        gap: SharedGap::new(process.expected_silence()),
+        rendition_count: renditions.len(),
+        reopen: Arc::new(Notify::new()),
+    };
+    let mut report = LeftOutMediaReport::new(entry, resolved.unplayable_variants, shared.skipped.clone());
+    let mut first = Some(Arc::new(first));
     let mut fetching = tokio::task::JoinSet::new();
     for ((rendition_index, url), segment_permits) in (0u8..).zip(renditions).zip(&requested) {
         let links = FetcherSharedState {
-            chunk_sender: process.segment_chunk_sender(),
             segment_permits: segment_permits.clone(),
-            last_error: last_error.clone(),
-            skipped: skipped.clone(),
-            rendition_count,
-            reopen: reopen.clone(),
+            ..shared.clone()
         };
         let cursor = PlaylistCursor::new(origin.repeats_recording);
         let fetcher = RenditionFetcher::new(resolver.clone(), rendition_index, url, cursor, links);
@@ -182,9 +188,8 @@ pub async fn run_hls_source<P: FrameSink>(
     // An origin serves encoded media, so it cannot make key frames on request.
     let mut relay = WorkerFrameForwarder::new(&entry.stream, plane, false);
     loop {
-        let message = tokio::select! {
-            message = process.read_message_or_kill_worker() => message,
-            () = reopen.notified() => return FetchError::Reopened,
+        let Some(message) = read_message_and_report_gaps(process, &shared, &mut report).await else {
+            return FetchError::Reopened;
         };
         report.update(&message);
         match message {
@@ -199,12 +204,33 @@ pub async fn run_hls_source<P: FrameSink>(
                 }
             }
             Err(error) => {
-                let has_failed = last_error.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+                let has_failed = shared
+                    .last_error
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .is_some();
                 if !has_failed && is_no_frames_error(&error) {
                     resolver.mark_current_variant_failed();
                 }
-                return prefer_last_fetch_error(error, &last_error);
+                return prefer_last_fetch_error(error, &shared.last_error);
             }
+        }
+    }
+}
+
+/// Returns the next message of the worker; `None` if the source must be opened anew.
+async fn read_message_and_report_gaps(
+    process: &mut WorkerProcess,
+    shared: &FetcherSharedState,
+    report: &mut LeftOutMediaReport<'_>,
+) -> Option<Result<MessageFromWorker, WorkerProcessError>> {
+    // It is not begun again: the timeout for the exit of a worker would be.
+    let mut reading = std::pin::pin!(process.read_message_or_kill_worker());
+    loop {
+        tokio::select! {
+            message = &mut reading => return Some(message),
+            () = shared.reopen.notified() => return None,
+            () = shared.gap.changed() => report.update_gap(&shared.gap),
         }
     }
 }

@@ -120,6 +120,23 @@ pub struct InitSection {
     pub decryption_key: Option<Arc<KeyUriAndIv>>,
 }
 
+impl MediaPlaylist {
+    /// Checks that there is something to decrypt. The playlist of a source that is played may list nothing but an
+    /// advertisement for a while.
+    ///
+    /// # Errors
+    ///
+    /// [`PlaylistError::UnsupportedEncryption`].
+    pub fn require_supported_encryption(&self) -> Result<(), PlaylistError> {
+        match &self.encryption {
+            Some(how) if self.segments.iter().all(|segment| segment.is_gap) => {
+                Err(PlaylistError::UnsupportedEncryption(how.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl InitSection {
     /// Whether both are the same bytes once they are decrypted; the key before them changes while a playlist slides.
     pub fn is_same_file(&self, other: &Self) -> bool {
@@ -398,11 +415,10 @@ impl<'a> PlaylistParser<'a> {
         if !self.multivariant.variants.is_empty() {
             return Ok(Playlist::Multivariant(self.multivariant));
         }
-        let is_rung_usable = |listed: &ListedSegment<'_>| !listed.has_unsupported_encryption;
         let has_foreign = self.segments.iter().any(|listed| listed.has_unsupported_encryption);
         self.media.encryption = self.unsupported_encryption.clone().filter(|_| has_foreign);
         match self.unsupported_encryption.take() {
-            Some(foreign) if !self.segments.iter().any(is_rung_usable) => {
+            Some(foreign) if self.segments.is_empty() => {
                 return Err(PlaylistError::UnsupportedEncryption(foreign));
             }
             _ if self.segments.is_empty()

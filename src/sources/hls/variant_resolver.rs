@@ -94,6 +94,7 @@ impl VariantResolver {
         }
         let multivariant = match playlist {
             Playlist::Media(first) => {
+                first.require_supported_encryption()?;
                 let renditions = vec![found];
                 return Ok(RenditionUrlsAndFirstPlaylist {
                     rendition_urls: renditions,
@@ -142,6 +143,7 @@ impl VariantResolver {
             (main, Playlist::Media(media)) => (main, media),
             (_, Playlist::Multivariant(_)) => return Err(HlsError::NestedMultivariant),
         };
+        first.require_supported_encryption()?;
         let mut renditions = vec![main];
         if let Some(uri) = audio_rendition_uri(multivariant, variant) {
             renditions.push(join(uri)?);
@@ -151,6 +153,45 @@ impl VariantResolver {
             first_playlist: first,
             unplayable_variants: unplayable_variant_names(multivariant),
         })
+    }
+
+    /// Finds a variant that has media while the one that is played has a gap. Returns whether there is one; it is preferred
+    /// from the next start on.
+    pub(super) async fn prefer_variant_without_gap(&self) -> bool {
+        let Some(current) = self.lock_current_variant_uri().clone() else {
+            return false;
+        };
+        let loaded = load_playlist(&self.client, &self.playlist_url, PLAYLIST_FETCH_LIMITS).await;
+        let Ok((found, Playlist::Multivariant(multivariant))) = loaded else {
+            return false;
+        };
+        let Ok(mut variants) = rank_playable_variants(&multivariant, self.variant_limits) else {
+            return false;
+        };
+        variants.retain(|variant| variant.uri != current);
+        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant.uri));
+        let mut without_media = vec![current.as_str()];
+        for variant in variants.into_iter().take(MAX_VARIANT_TRIES) {
+            let opened = self
+                .load_variant_playlist_and_urls(&found, &multivariant, variant)
+                .await;
+            let has_media = opened.is_ok_and(|opened| {
+                let playlist = opened.first_playlist;
+                let mut newest = playlist.segments.iter().rev().take(2);
+                // The gap of this one may have ended only just before that of the other.
+                !playlist.has_ended && !playlist.segments.is_empty() && newest.all(|segment| !segment.is_gap)
+            });
+            if has_media {
+                info!(
+                    host = self.playlist_url.host_str().unwrap_or_default(),
+                    "variant of the HLS origin has a gap; the gateway plays another variant"
+                );
+                without_media.iter().for_each(|uri| self.failed_variants.add(uri));
+                return true;
+            }
+            without_media.push(&variant.uri);
+        }
+        false
     }
 
     /// Returns the address of a rendition of the variant that is played; `None` if there is only one variant.

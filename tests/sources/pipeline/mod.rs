@@ -18,6 +18,7 @@ mod cycles;
 mod escapes;
 mod failover_group;
 mod faults;
+mod gaps;
 mod hostile;
 mod init_sections;
 mod many_players;

@@ -114,7 +114,7 @@ async fn a_twin_with_another_audio_rendition_is_followed() {
     follows(AudioSource::Separate, AudioSource::Separate).await;
 }
 
-fn shown(gateway: &Gateway) -> Stream {
+pub(super) fn shown(gateway: &Gateway) -> Stream {
     let name = StreamName::parse("far").expect("a name");
     streams::describe_stream(&name, gateway.media_plane().hub(), gateway.source_registry(), |_| 0).expect("configured")
 }
