@@ -224,15 +224,15 @@ fn audio_of_advertisements_is_played_with_their_video() {
             playout.add_samples(t, 1, audio, ad(audio));
         }
         let due: Vec<DueFrame> = std::iter::from_fn(|| playout.poll(t + Duration::from_secs(9))).collect();
-        let mut heard: Vec<(u8, Duration)> = Vec::new();
+        let mut played: Vec<(u8, Duration)> = Vec::new();
         for frame in due.iter().filter(|due| due.codec == SampleCodec::Opus) {
-            if heard.last().is_none_or(|(ad, _)| *ad != frame.bytes[0]) {
-                heard.push((frame.bytes[0], frame.presentation_time));
+            if played.last().is_none_or(|(ad, _)| *ad != frame.bytes[0]) {
+                played.push((frame.bytes[0], frame.presentation_time));
             }
         }
-        let ads: Vec<u8> = heard.iter().map(|(ad, _)| *ad).collect();
+        let ads: Vec<u8> = played.iter().map(|(ad, _)| *ad).collect();
         assert_eq!(ads, if ahead { [6, 7, 8] } else { [5, 6, 7] });
-        for (ad, begin) in heard {
+        for (ad, begin) in played {
             // The first one is shown from one second on, and each for a second.
             let shown = Duration::from_secs(u64::from(ad) - 4);
             assert!(
