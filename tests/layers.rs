@@ -199,7 +199,7 @@ fn each_foreign_stack_is_named_in_few_places() {
 }
 
 /// Clients of other servers: they wait for sockets and read the clock, and hand on what they read with its time.
-const SHELLS: [&str; 12] = [
+const SHELLS: [&str; 13] = [
     "sources/onvif",
     "sources/rtsp",
     "sources/fetch",
