@@ -33,6 +33,7 @@ pub(super) struct Publisher {
     pending: Vec<Vec<u8>>,
     /// When a request for a key frame arrived.
     pub requests: Vec<Instant>,
+    pub ignores_key_frame_requests: bool,
     kind: Encoder,
     /// Sequence number of the next retransmission.
     rtx_seq: u16,
@@ -96,6 +97,7 @@ impl Publisher {
             audio_requests: Vec::new(),
             pending: Vec::new(),
             requests: Vec::new(),
+            ignores_key_frame_requests: false,
             kind: Encoder::Obs,
             rtx_seq: 0,
             audio_rtx_seq: 0,
@@ -284,6 +286,9 @@ impl Publisher {
                 }
                 RtcpMessage::KeyFrameRequest { media_ssrc } => {
                     self.requests.push(now);
+                    if self.ignores_key_frame_requests {
+                        continue;
+                    }
                     let mut lower = self.lower_layers.iter_mut();
                     if let Some((_, video)) = lower.find(|(ssrc, _)| Ssrc(*ssrc) == media_ssrc) {
                         video.request_key_frame();

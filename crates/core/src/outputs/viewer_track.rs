@@ -43,6 +43,8 @@ struct PendingStreamSwitch {
     suspends_current: bool,
     /// A key frame has to be requested.
     requests_key_frame: bool,
+    /// When the current stream is sent although it was suspended: better another layer than none.
+    suspended_until: Option<Instant>,
 }
 
 /// Maximum wait for a new key frame of the next layer, longer than the usual key frame interval. After that the cached
@@ -105,12 +107,39 @@ impl ViewerTrack {
         self.next_switch = None;
     }
 
-    /// Returns when a pending switch between layers stops waiting and uses the cached key frame.
+    /// Returns when a pending switch between layers stops waiting: for a key frame that is not the cached one, or for any.
     pub(super) fn layer_switch_key_frame_deadline(&self) -> Option<Instant> {
-        self.pending_stream_switch
-            .as_ref()?
-            .key_frame_wait
-            .map(|(_, until)| until)
+        let next = self.pending_stream_switch.as_ref()?;
+        next.key_frame_wait.map(|(_, until)| until).or(next.suspended_until)
+    }
+
+    /// Has a viewer that was sent nothing so far begin with the layer that it waits for, if there is one: what the stream
+    /// itself carries may be larger than the viewer wants. Returns whether that is so.
+    pub(super) fn begin_with_pending_layer(&mut self, now: Instant) -> bool {
+        if self.track_sender.sender_report_counts().packet_count > 0 {
+            return false;
+        }
+        let Some(next) = &mut self.pending_stream_switch else {
+            return false;
+        };
+        if !next.target_stream.key.is_lower_simulcast_layer() || next.suspends_current {
+            return next.suspends_current;
+        }
+        let key_frame_wait = next.target_stream.with_state(|state| {
+            let is_live = state.source().is_some();
+            is_live.then(|| key_frame_wait_for_start(now, state))
+        });
+        let Some(key_frame_wait) = key_frame_wait else {
+            return false;
+        };
+        next.key_frame_wait = key_frame_wait;
+        next.requests_key_frame = key_frame_wait.is_some();
+        next.suspends_current = true;
+        next.suspended_until = Some(now + MAX_LAYER_SWITCH_KEY_FRAME_WAIT);
+        let out = &mut self.track_sender;
+        self.current_stream
+            .with_state(|state| out.stop_until_next_key_frame(state.video.ring()));
+        true
     }
 
     /// Returns the streams that the track reads or waits for.
@@ -169,6 +198,7 @@ impl ViewerTrack {
             key_frame_wait,
             suspends_current,
             requests_key_frame: key_frame_wait.is_some() && !comes_unasked,
+            suspended_until: None,
         });
     }
 
@@ -250,7 +280,24 @@ impl ViewerTrack {
             // The wait is over and there is no cached key frame: switch at the next one.
             next.key_frame_wait = None;
         }
+        self.end_suspension_if_due(now);
         None
+    }
+
+    /// The layer that the viewer was to begin with has sent no key frame for too long.
+    fn end_suspension_if_due(&mut self, now: Instant) {
+        let out = &mut self.track_sender;
+        if let Some(next) = &mut self.pending_stream_switch
+            && next.suspended_until.is_some_and(|until| until <= now)
+        {
+            next.suspended_until = None;
+            next.suspends_current = false;
+            self.current_stream.with_state(|state| {
+                if state.source().is_some() {
+                    out.start_at_cached_key_frame(now, state.video.ring());
+                }
+            });
+        }
     }
 }
 

@@ -157,7 +157,7 @@ impl Viewer {
         self.playback_started = true;
         self.adaptation.set_path_bitrate_hint(path_bitrate);
         self.next_sender_report_at = Some(now + SENDER_REPORT_INTERVAL / 4);
-        let starts_with_layer = self.choose_initial_layer(now);
+        let starts_with_layer = self.choose_initial_stream(now);
         let (video, audio) = (&mut self.video, &mut self.audio);
         let needs_key_frame = self.stream.with_state(|state| {
             if let Some(audio) = audio {
@@ -197,6 +197,7 @@ impl Viewer {
         if let Some(played) = self.viewer_track_mut(kind) {
             played.begin_stream_switch(now, stream, is_playing);
         }
+        self.begin_with_selected_layer(now);
     }
 
     /// Handles batches lost on the way to this shard: packets that are still in the ring are sent from there.

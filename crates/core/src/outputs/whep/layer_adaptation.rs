@@ -117,8 +117,21 @@ impl Viewer {
         }
     }
 
+    /// Chooses what the viewer starts with. Returns whether that is a layer of its own.
+    pub(super) fn choose_initial_stream(&mut self, now: Instant) -> bool {
+        let is_layer = self.choose_initial_layer(now);
+        self.begin_with_selected_layer(now) || is_layer
+    }
+
+    /// A viewer that selected a layer before it was sent anything begins with that.
+    pub(super) fn begin_with_selected_layer(&mut self, now: Instant) -> bool {
+        let is_selected = self.playback_started && self.layer_selection != LayerSelection::Automatic;
+        let video = self.video.as_mut().filter(|_| is_selected);
+        video.is_some_and(|video| video.begin_with_pending_layer(now))
+    }
+
     /// Has congestion control choose what the viewer starts with. Returns whether that is a layer of its own.
-    pub(super) fn choose_initial_layer(&mut self, now: Instant) -> bool {
+    fn choose_initial_layer(&mut self, now: Instant) -> bool {
         if !self.adaptation.is_enabled {
             return false;
         }
