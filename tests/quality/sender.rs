@@ -222,7 +222,10 @@ impl Sender {
         let at = self.at(now);
         while let Some((packet, bytes)) = self.queue.front().copied() {
             let allowed = match &mut self.control {
-                Control::Ours(controller, _) => controller.may_send_video_now(at),
+                Control::Ours(controller, _) => {
+                    let time = controller.send_time(at);
+                    controller.may_send_video_now(time)
+                }
                 Control::Gcc(baseline) => baseline.allows(now),
             };
             if !allowed {
@@ -265,7 +268,8 @@ impl Sender {
                 let batch = (now / 1_000) as u32;
                 flushes.record_batch_flush_time(batch, at);
                 let number = controller.peek_next_transport_sequence_number();
-                controller.on_packet_sent(at, batch, bytes, kind);
+                let time = controller.send_time(at);
+                controller.on_packet_sent(time, batch, bytes, kind);
                 number
             }
             Control::Gcc(baseline) => {

@@ -95,6 +95,7 @@ use overload::{
     OverloadReason, OverloadThresholds, SlightOverloadTimer, is_received_bitrate_sufficient, is_slight_overload,
 };
 use pacer::{MIN_PACING_BITRATE, Pacer};
+pub use pacing::SendTime;
 pub use prober::ProbeResult;
 use prober::{ProbeInputs, Prober};
 pub use quality::{DeliveredQuality, LayerDecisionCause, QualityLimitationReason};
@@ -226,15 +227,14 @@ impl CongestionController {
     /// A packet with [`Self::peek_next_transport_sequence_number`] joined this batch of the outbox. `bytes` is its size on
     /// the wire, with headers of UDP and IP.
     #[inline]
-    pub fn on_packet_sent(&mut self, now: Instant, batch: u32, bytes: u32, kind: PacketPurpose) {
-        let now = micros_since_origin(self.origin, now);
+    pub fn on_packet_sent(&mut self, now: SendTime, batch: u32, bytes: u32, kind: PacketPurpose) {
         let number = self.next_transport_sequence_number;
         self.next_transport_sequence_number = number.wrapping_add(1);
         self.packets_since_feedback = self.packets_since_feedback.saturating_add(1);
         self.prober.on_packet_sent(number, bytes, kind == PacketPurpose::Probe);
         self.pacer.spend_credit(bytes);
         if let Some(estimator) = &mut self.estimator {
-            estimator.on_packet_sent(now, batch, number, bytes);
+            estimator.on_packet_sent(now.micros, batch, number, bytes);
         }
     }
 
@@ -710,7 +710,7 @@ mod tests {
             viewer.now += 10 * MS;
             viewer
                 .controller
-                .on_packet_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
+                .on_packet_sent(viewer.controller.send_time(viewer.now), 0, 1_200, PacketPurpose::Media);
             feed(&mut viewer, next.wrapping_add(number.min(99)));
             let is_recent = viewer.controller.is_twcc_feedback_usable(viewer.now);
             assert_eq!(is_recent, number < 200, "{number}");
@@ -747,7 +747,7 @@ mod tests {
             let [high, low] = viewer.controller.peek_next_transport_sequence_number().to_be_bytes();
             viewer
                 .controller
-                .on_packet_sent(viewer.now, 0, 1_200, PacketPurpose::Media);
+                .on_packet_sent(viewer.controller.send_time(viewer.now), 0, 1_200, PacketPurpose::Media);
             let body = [0, 0, 0, 1, 0, 0, 0, 2, high, low, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0];
             assert!(viewer.controller.on_twcc_feedback(viewer.now, &body, &flushes));
             // It panics at a probe.

@@ -93,6 +93,12 @@ impl Pacer {
             // What an idle time has given stays until it is spent, unless the rate falls.
             refilled.min(ordinary).max(self.credit_bytes.min(after_idle))
         };
+        self.has_credit()
+    }
+
+    /// Whether a packet may leave, as of the last refill.
+    #[inline]
+    pub(super) fn has_credit(&self) -> bool {
         self.credit_bytes > 0
     }
 

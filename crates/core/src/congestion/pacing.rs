@@ -10,14 +10,34 @@ use super::sent::micros_since_origin;
 /// What has waited for too long leaves at this multiple of the pacing rate.
 const BACKLOG_PACING_FACTOR: u64 = 2;
 
+/// The time at which packets are sent; see [`CongestionController::send_time`].
+#[derive(Clone, Copy, Debug)]
+pub struct SendTime {
+    /// Microseconds since the origin of the shard.
+    pub(super) micros: u64,
+}
+
 impl CongestionController {
+    /// Converts the time of a tick, once for all packets that are sent in it.
+    #[inline]
+    pub fn send_time(&self, now: Instant) -> SendTime {
+        SendTime {
+            micros: micros_since_origin(self.origin, now),
+        }
+    }
+
     /// Returns whether the pacer lets a packet of video leave now. If not, it stays in the ring for
     /// [`super::pacer::PACING_INTERVAL_US`].
     #[inline]
-    pub fn may_send_video_now(&mut self, now: Instant) -> bool {
-        let now = micros_since_origin(self.origin, now);
+    pub fn may_send_video_now(&mut self, now: SendTime) -> bool {
         self.pacer
-            .refill_credit_and_can_send(now, self.burst_bitrate.unwrap_or(self.pacing_bitrate))
+            .refill_credit_and_can_send(now.micros, self.burst_bitrate.unwrap_or(self.pacing_bitrate))
+    }
+
+    /// Returns the same as [`Self::may_send_video_now`] for the time of the last call of that: no credit comes without time.
+    #[inline]
+    pub fn may_send_more_video(&self) -> bool {
+        self.pacer.has_credit()
     }
 
     /// Returns how many bytes of video the pacer lets leave now.

@@ -239,11 +239,11 @@ impl Prober {
     #[inline]
     pub(super) fn on_packet_sent(&mut self, number: u16, bytes: u32, is_probe: bool) {
         let signed = bytes.min(u32::from(u16::MAX)).cast_signed();
-        if !is_probe {
+        if !is_probe && self.sustained_probe_credit_bytes < MAX_PROBE_CREDIT_BYTES {
             self.sustained_probe_credit_bytes = (self.sustained_probe_credit_bytes
                 + signed * PROBE_CREDIT_PERCENT_OF_SENT / 100)
                 .min(MAX_PROBE_CREDIT_BYTES);
-        } else if self.phase == ProbePhase::SendingSustainedProbe {
+        } else if is_probe && self.phase == ProbePhase::SendingSustainedProbe {
             self.sustained_probe_credit_bytes = self.sustained_probe_credit_bytes.saturating_sub(signed);
         }
         if matches!(

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::congestion::{CongestionController, PacketPurpose};
+use crate::congestion::{CongestionController, PacketPurpose, SendTime};
 use crate::session::egress::RtpEgress;
 use crate::session::outbox::{
     MAX_EXTENSION_LEN, RTP_HEADER_LEN, RtpHeader, TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN, TransportSequenceNumber,
@@ -12,8 +12,10 @@ use crate::session::srtp::{MAX_AUTH_TAG_LEN, SrtpError};
 /// The RTP of one viewer, on its way out.
 pub struct TransportCcEgress<'a> {
     rtp: RtpEgress<'a>,
-    /// What counts the packets of tracks that carry transport-wide numbers.
-    controller: Option<&'a mut CongestionController>,
+    /// What counts the packets of tracks that carry transport-wide numbers, and its time.
+    controller: Option<(&'a mut CongestionController, SendTime)>,
+    /// The pacer was asked once: its credit is that of this time.
+    has_asked_pacer: bool,
     now: Instant,
 }
 
@@ -48,7 +50,15 @@ fn has_room_for_extension(extension_len: usize, payload_and_padding: usize) -> b
 
 impl<'a> TransportCcEgress<'a> {
     pub fn new(rtp: RtpEgress<'a>, controller: Option<&'a mut CongestionController>, now: Instant) -> Self {
-        Self { rtp, controller, now }
+        Self {
+            rtp,
+            controller: controller.map(|controller| {
+                let time = controller.send_time(now);
+                (controller, time)
+            }),
+            has_asked_pacer: false,
+            now,
+        }
     }
 
     /// Returns the time of the tick.
@@ -59,9 +69,14 @@ impl<'a> TransportCcEgress<'a> {
     /// Whether the pacer lets a packet of video leave now.
     #[inline]
     pub fn may_send_video(&mut self) -> bool {
-        self.controller
-            .as_deref_mut()
-            .is_none_or(|controller| controller.may_send_video_now(self.now))
+        let Some((controller, time)) = &mut self.controller else {
+            return true;
+        };
+        if std::mem::replace(&mut self.has_asked_pacer, true) {
+            controller.may_send_more_video()
+        } else {
+            controller.may_send_video_now(*time)
+        }
     }
 
     /// Sends a packet, with the playout delay of its header if that fits. Returns its transport-wide number, if it has one.
@@ -86,8 +101,8 @@ impl<'a> TransportCcEgress<'a> {
             Some(_) => MAX_EXTENSION_LEN - TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN,
             None => 0,
         };
-        let numbered = id.zip(self.controller.as_deref_mut());
-        header.transport_sequence_number = numbered.as_ref().map(|(id, controller)| TransportSequenceNumber {
+        let numbered = id.zip(self.controller.as_mut());
+        header.transport_sequence_number = numbered.as_ref().map(|(id, (controller, _))| TransportSequenceNumber {
             extension_id: *id,
             number: controller.peek_next_transport_sequence_number(),
         });
@@ -95,12 +110,12 @@ impl<'a> TransportCcEgress<'a> {
             Some(original) => self.rtp.send_rtx(header, original, payload.bytes)?,
             None => self.rtp.send(header, payload.bytes)?,
         }
-        let Some((_, controller)) = numbered else {
+        let Some((_, (controller, time))) = numbered else {
             return Ok(None);
         };
         let number = controller.peek_next_transport_sequence_number();
         controller.on_packet_sent(
-            self.now,
+            *time,
             self.rtp.current_batch_number(),
             wire_len(length + delay_len),
             purpose,

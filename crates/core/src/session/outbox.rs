@@ -159,8 +159,7 @@ impl Outbox {
         payload: &[u8],
     ) -> Result<(), SrtpError> {
         let start = self.buffer.len();
-        self.buffer.extend_from_slice(&header.to_fixed_header_bytes());
-        header.append_extension(&mut self.buffer);
+        header.append_to(&mut self.buffer);
         let header_len = self.buffer.len() - start;
         self.buffer.extend_from_slice(prefix);
         self.buffer.extend_from_slice(payload);
@@ -244,17 +243,24 @@ impl RtpHeader {
         bytes
     }
 
-    /// Appends the header extension, if there is any: elements in the one-byte format (RFC 8285 §4.2).
-    fn append_extension(self, out: &mut Vec<u8>) {
+    /// Appends the header, with elements in the one-byte format if it has an extension (RFC 8285 §4.2).
+    fn append_to(self, out: &mut Vec<u8>) {
+        let fixed = self.to_fixed_header_bytes();
+        if let (Some(number), None) = (self.transport_sequence_number, self.playout_delay) {
+            // The header of nearly all numbered packets: appended at once.
+            let mut bytes = [0; RTP_HEADER_LEN + TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN];
+            let (first, extension) = bytes.split_at_mut(RTP_HEADER_LEN);
+            first.copy_from_slice(&fixed);
+            extension.copy_from_slice(&number.header_extension());
+            out.extend_from_slice(&bytes);
+            return;
+        }
         let number = self
             .transport_sequence_number
             .map(TransportSequenceNumber::header_extension_element);
-        let Some(delay) = self.playout_delay.map(PlayoutDelay::header_extension_element) else {
-            if let Some([head, high, low]) = number {
-                out.extend_from_slice(&[0xbe, 0xde, 0, 1, head, high, low, 0]);
-            }
-            return;
-        };
+        let delay = self.playout_delay.map(PlayoutDelay::header_extension_element);
+        out.extend_from_slice(&fixed);
+        let Some(delay) = delay else { return };
         match number {
             Some(number) => {
                 out.extend_from_slice(&[0xbe, 0xde, 0, 2]);
@@ -271,6 +277,12 @@ impl RtpHeader {
 }
 
 impl TransportSequenceNumber {
+    /// The whole extension with this element alone.
+    fn header_extension(self) -> [u8; TRANSPORT_SEQUENCE_NUMBER_EXTENSION_LEN] {
+        let element = u64::from(self.extension_id << 4 | 1) << 24 | u64::from(self.number) << 8;
+        (0xbede_0001 << 32 | element).to_be_bytes()
+    }
+
     fn header_extension_element(self) -> [u8; 3] {
         let [high, low] = self.number.to_be_bytes();
         [self.extension_id << 4 | 1, high, low]
