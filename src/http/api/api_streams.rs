@@ -1,7 +1,5 @@
 //! Streams that are set by the API: `POST`, `PUT`, `PATCH` and `DELETE /api/v1/streams/{stream}`.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -11,14 +9,13 @@ use serde_json::{Map, Value};
 
 use super::extract::Path;
 use super::retained_secret_check::find_secrets_for_another_server;
-use super::snapshot::SnapshotFormat;
+use super::state::ApiState;
+use super::stream_settings::{add_entity_tag, describe_stream_with_settings};
+use super::stream_subresources::allowed_methods_of_stream_subresource;
 use super::streams::Stream;
-use super::{ApiState, SOURCE_CHOICE_SUFFIX, data, describe_one_stream};
-use crate::config::json::{apply_merge_patch, json_from_table, json_from_toml, table_from_json};
+use crate::config::json::{apply_merge_patch, json_from_table, table_from_json};
 use crate::config::state_file::ApiStream;
-use crate::config::{
-    ConfigKey, ConfigLocation, ConfigMistake, ConfigSection as _, HlsSourceConfig, PipelineSourceConfig, RtspConfig,
-};
+use crate::config::{ConfigLocation, ConfigMistake};
 use crate::control::api_streams::{ApiStreamChange, ApiStreamError, EntityTagPrecondition};
 use crate::http::body;
 use crate::http::precondition::IfMatchResult;
@@ -30,9 +27,6 @@ const MAX_STREAM_SETTINGS_BODY_BYTES: usize = 64 * 1024;
 
 const JSON_MEDIA_TYPE: &str = "application/json";
 const MERGE_PATCH_MEDIA_TYPE: &str = "application/merge-patch+json";
-
-/// What is shown in place of a secret.
-const HIDDEN_SECRET_TEXT: &str = "(hidden)";
 
 /// Adds a stream that the gateway pulls. The members of the body are the keys of `[streams."NAME"]`.
 #[utoipa::path(
@@ -188,20 +182,6 @@ fn settable_stream_name(path: &str) -> Result<StreamName, Problem> {
     }
 }
 
-/// Returns the methods of a resource below a stream; `None` if the path is that of a stream.
-pub(super) fn allowed_methods_of_stream_subresource(path: &str) -> Option<&'static str> {
-    if SnapshotFormat::ALL_FORMATS
-        .iter()
-        .any(|image| path.ends_with(image.path_suffix()))
-    {
-        return Some("GET, HEAD");
-    }
-    if path.ends_with(data::DATA_PATH_SUFFIX) {
-        return Some("POST");
-    }
-    path.ends_with(SOURCE_CHOICE_SUFFIX).then_some("PUT")
-}
-
 async fn store_stream_and_respond(
     api: ApiState,
     name: &StreamName,
@@ -213,7 +193,7 @@ async fn store_stream_and_respond(
     // A change goes on to its end when the client leaves.
     let setting = tokio::spawn(async move { control.set_api_stream(stream, may_exist, precondition).await });
     let ApiStreamChange { stream, is_new } = setting.await.unwrap_or(Err(ApiStreamError::Stopping))?;
-    let shown = describe_one_stream(&api, name).unwrap_or_else(|| Stream {
+    let shown = describe_stream_with_settings(&api.control, name).unwrap_or_else(|| Stream {
         name: name.to_string(),
         ..Stream::default()
     });
@@ -267,13 +247,6 @@ pub(super) async fn read_json_object_body(
     })
 }
 
-/// Adds the entity tag of the settings to a response.
-pub(super) fn add_entity_tag(headers: &mut HeaderMap, stream: &ApiStream) {
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", stream.opaque_tag())) {
-        headers.insert(header::ETAG, tag);
-    }
-}
-
 /// Returns the condition that `If-Match` and `If-None-Match` set (RFC 9110 §13.1).
 fn precondition_from_headers(headers: &HeaderMap) -> EntityTagPrecondition {
     let headers = headers.clone();
@@ -285,56 +258,6 @@ fn precondition_from_headers(headers: &HeaderMap) -> EntityTagPrecondition {
         let is_only_new = headers.get(header::IF_NONE_MATCH).is_some_and(|value| value == "*");
         matches && !(is_only_new && tag.is_some())
     })
-}
-
-/// Returns settings without secrets: of a URL only scheme, host and port.
-pub(super) fn settings_without_secrets(stream: &Arc<ApiStream>) -> Map<String, Value> {
-    let keys: Vec<&ConfigKey> = [
-        RtspConfig::CONFIG_KEYS,
-        HlsSourceConfig::CONFIG_KEYS,
-        PipelineSourceConfig::CONFIG_KEYS,
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let settings = stream.settings.iter();
-    let shown = settings.map(|(name, value)| {
-        let is_public = keys.iter().any(|key| key.name == name && !key.is_secret);
-        let value = if is_public {
-            json_from_toml(value)
-        } else {
-            hide_secrets(value)
-        };
-        (name.clone(), value)
-    });
-    shown.collect()
-}
-
-/// Returns a value with its structure, without its texts.
-fn hide_secrets(value: &toml::Value) -> Value {
-    match value {
-        toml::Value::String(text) => redacted_url_origin(text)
-            .unwrap_or_else(|| HIDDEN_SECRET_TEXT.to_owned())
-            .into(),
-        toml::Value::Array(items) => items.iter().map(hide_secrets).collect(),
-        toml::Value::Table(table) => {
-            let members = table.iter();
-            Value::Object(
-                members
-                    .map(|(name, value)| (name.clone(), hide_secrets(value)))
-                    .collect(),
-            )
-        }
-        other => json_from_toml(other),
-    }
-}
-
-/// Returns scheme, host and port of a URL. User, path and query may be secrets.
-fn redacted_url_origin(text: &str) -> Option<String> {
-    let url = url::Url::parse(text.trim()).ok()?;
-    let host = url.host_str().filter(|host| !host.is_empty())?;
-    let port = url.port().map_or_else(String::new, |port| format!(":{port}"));
-    Some(format!("{}://{host}{port}/..", url.scheme()))
 }
 
 /// Returns the problem for settings with mistakes.
@@ -375,37 +298,7 @@ impl From<ApiStreamError> for Problem {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn settings_are_shown_without_secrets() {
-        let name = StreamName::parse("door").expect("a name");
-        let settings = json!({
-            "hls": "https://user@origin.example:8443/s3cret/a.m3u8?token=s3cret",
-            "headers": { "Authorization": "Bearer s3cret", "n": 1 },
-            "max_height": 720,
-            "on_demand": true,
-            "stop_after": 5,
-        });
-        let Value::Object(settings) = settings else { panic!() };
-        let stream = Arc::new(
-            parse_stream_settings(&name, &settings)
-                .map_err(|p| p.detail)
-                .expect("valid"),
-        );
-        assert_eq!(
-            Value::Object(settings_without_secrets(&stream)),
-            json!({
-                "hls": "https://origin.example:8443/..",
-                "headers": { "Authorization": "(hidden)", "n": 1 },
-                "max_height": 720,
-                "on_demand": true,
-                "stop_after": 5,
-            })
-        );
-    }
 
     #[test]
     fn a_condition_names_the_settings_that_may_be_changed() {

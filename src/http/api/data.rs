@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::ApiState;
+use super::state::ApiState;
 use crate::http::body;
 use crate::http::problem::{Problem, ProblemError};
 use crate::shard::data::DataMessageRefusal;

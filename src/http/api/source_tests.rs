@@ -14,8 +14,9 @@ use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
 
 use super::api_streams::{config_mistakes_problem, parse_stream_settings, read_json_object_body};
+use super::snapshot;
+use super::state::ApiState;
 use super::streams::{self, Stream};
-use super::{ApiState, snapshot};
 use crate::control::api_streams::{ApiStreamError, build_source};
 use crate::control::source_tests::SourceTestEnvironment;
 use crate::http::problem::Problem;

@@ -15,7 +15,7 @@ use utoipa::openapi::schema::{ArrayBuilder, Object, ObjectBuilder, OneOfBuilder,
 
 use super::api_streams::read_json_object_body;
 use super::extract::Path;
-use super::{ApiClient, ApiState};
+use super::state::{ApiClient, ApiState};
 use crate::access::issued_tokens::{IssuedToken, TokenLifetime, to_unix_seconds};
 use crate::access::pattern::StreamNamePattern;
 use crate::access::{AccessControl, Grant, Permissions};
