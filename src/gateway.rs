@@ -8,51 +8,52 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::RngCore as _;
-use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
+use self::background_tasks::{
+    release_free_memory_periodically, report_dropped_log_lines, start_event_log_and_webhook_tasks,
+};
+use self::media_plane::{accept_ice_tcp, start_media_on_same_udp_and_tcp_port};
 use self::sources_and_credentials::{SourcesAndCredentials, api_stream_context};
 use crate::access::AccessControl;
-use crate::access::credentials::AuthCredentials;
-use crate::config::{self, Config, ConfigError, ReloadMode, Secret};
+use crate::config::{Config, Secret};
 use crate::control::ControlPlane;
 use crate::control::api_streams::ApiStreams;
 use crate::control::client_settings::ClientSettings;
 use crate::control::failover_groups::run_failover_timeouts;
-use crate::control::reload::{ReloadReplySender, ReloadRequestSender, Reloaded};
+use crate::control::reload::{ReloadReplySender, ReloadRequestSender};
 use crate::control::sessions::SessionTable;
 use crate::control::stream_provider::GatewayStreamProvider;
 use crate::control::worker_limit::find_transcode_worker_owner;
 use crate::doctor::ports::{BindFailure, TransportProtocol};
 use crate::doctor::{self, FindingLevel};
 use crate::http::api::events::EventRecorder;
-use crate::http::forwarded_headers::TrustedProxies;
 use crate::http::server::{ListenerLimits, ServerOptions};
 use crate::http::tls::{ReloadingCertificate, TlsError};
-use crate::http::webhooks::target::WebhookTarget;
 use crate::http::{self, HttpState, api, server};
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::worker_slots::WorkerSlots;
-use crate::shard::{MediaPlane, MediaPlaneSettings, MediaPlaneStartError, SessionLimits, discovery, socket, watchdog};
+use crate::shard::{MediaPlane, discovery};
 use crate::sources::fetch::registry::SourceRegistry;
-use crate::telemetry;
 use crate::transcode::{self, WorkerOwnerLookup};
-use millstream_core::hub::data_settings::DataSettings;
-use millstream_core::hub::name::StreamKey;
-use millstream_core::session::CryptoSetupError;
 use millstream_core::session::identity::DtlsIdentity;
 
+pub use self::start_error::GatewayStartError;
+
+mod background_tasks;
 pub mod banner;
 pub mod config_check;
 pub mod discover;
 pub mod health;
+mod media_plane;
 pub mod reload;
+mod replace_config;
 pub mod run;
 pub mod sources_and_credentials;
+mod start_error;
 
 /// A running gateway.
 pub struct Gateway {
@@ -74,27 +75,6 @@ pub struct Gateway {
     /// The programs of the workers.
     programs: WorkerExecutablesAndProcessSlots,
     reload_request_receiver: Option<mpsc::Receiver<ReloadReplySender>>,
-}
-
-/// Why the gateway did not start. Each text contains the configuration key to change.
-#[derive(Debug, Error)]
-pub enum GatewayStartError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Bind(Box<BindFailure>),
-    #[error("webrtc.listen: the media plane cannot be started: {0}")]
-    Media(#[source] MediaPlaneStartError),
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    #[error(transparent)]
-    DtlsIdentity(#[from] CryptoSetupError),
-}
-
-impl From<BindFailure> for GatewayStartError {
-    fn from(failure: BindFailure) -> Self {
-        Self::Bind(Box::new(failure))
-    }
 }
 
 /// How long requests may take to end when the gateway stops.
@@ -231,83 +211,6 @@ impl Gateway {
         self.reload_request_receiver.take()
     }
 
-    /// Applies another configuration, except for keys that need a restart. Only sources that have changed are
-    /// restarted.
-    ///
-    /// # Errors
-    ///
-    /// All mistakes in the configuration. Nothing has changed then.
-    pub async fn replace_config(&mut self, config: Config) -> Result<Reloaded, ConfigError> {
-        let parts = SourcesAndCredentials::build(&config, &self.programs)?;
-        // First: nothing that the API has set may hold up a revocation.
-        let (sessions_ended, tokens_ended) = self.replace_access_control(parts.credentials);
-        let differs = self.config.changed_keys_except_streams(&config);
-        let control = &self.http_state.control;
-        control.set_client_settings(ClientSettings::new(&config));
-        self.http_state.webhooks.replace_targets(parts.webhook_targets);
-        // From here on to the end no stream is set by the API.
-        let mut api_context = control.api_streams.lock().await;
-        let new_context = api_stream_context(&config, &parts.pipeline_library, &self.programs);
-        let mut sources = parts.configured_sources;
-        sources.extend(control.api_streams.build_sources(&new_context));
-        let failed = sources.iter().filter(|source| !source.is_ready());
-        let failed = failed.map(|source| source.stream_config.name.to_string()).collect();
-        let affects_sources =
-            |key: &&config::ConfigKey| ["pipelines.", "sources."].iter().any(|part| key.path.starts_with(part));
-        let restarts_all = differs
-            .iter()
-            .any(|key| key.reload_mode == ReloadMode::Live && affects_sources(key));
-        control.reconcile_failover_groups(&config.failover_groups);
-        let reconciled = control.supervisor.reconcile(sources, restarts_all).await;
-        *api_context = Some(new_context);
-        drop(api_context);
-        let paths = |reload| {
-            let keys = differs.iter().filter(move |key| key.reload_mode == reload);
-            keys.map(|key| key.path.to_owned()).collect()
-        };
-        let name = |key: &StreamKey| match key.failover_source() {
-            Some(source) => format!("{} ({source})", key.name),
-            None => key.name.to_string(),
-        };
-        let names = |streams: Vec<StreamKey>| streams.iter().map(name).collect();
-        let reloaded = Reloaded {
-            changed: paths(ReloadMode::Live),
-            needs_restart: paths(ReloadMode::Restart),
-            started: names(reconciled.started),
-            stopped: names(reconciled.stopped),
-            restarted: names(reconciled.restarted),
-            failed,
-            sessions_ended,
-            tokens_ended,
-        };
-        info!(?reloaded, "configuration reloaded");
-        if !reloaded.needs_restart.is_empty() {
-            warn!(keys = ?reloaded.needs_restart, "some changed configuration keys take effect only after a restart of the gateway");
-        }
-        log_config_warnings(&config);
-        self.config = config;
-        Ok(reloaded)
-    }
-
-    /// Replaces the access rules and ends the sessions that they do not permit. Returns how many were running, and how many
-    /// tokens that the API has issued ended with the credential that issued them.
-    fn replace_access_control(&self, credentials: AuthCredentials) -> (usize, usize) {
-        let control = &self.http_state.control;
-        let configured = credentials.publish_token.clone();
-        let publish = configured.unwrap_or_else(|| self.fallback_publish_token.clone());
-        let access = AccessControl::new(credentials, &publish);
-        let access = Arc::new(access.with_issued_tokens(control.api_streams.issued_tokens().clone()));
-        // First of sessions: one that the new rules permit must not meet the old ones there.
-        let sessions_ended = control.sessions.replace_access_control_and_end_revoked(access.clone());
-        let previous = self.http_state.authenticator.access_control();
-        self.http_state.authenticator.replace_access_control(access.clone());
-        let tokens = control.api_streams.issued_tokens().list_all();
-        let ended = tokens
-            .iter()
-            .filter(|token| previous.is_issued_token_valid(token) && !access.is_issued_token_valid(token));
-        (sessions_ended, ended.count())
-    }
-
     /// Rejects new sessions from now on. Existing ones continue.
     pub fn start_draining(&self) {
         self.http_state.control.reject_new_sessions();
@@ -354,36 +257,6 @@ impl Gateway {
     }
 }
 
-/// How often dropped log lines are reported.
-const DROPPED_LOG_LINES_REPORT_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Logs how many lines were dropped, as soon as the queue has room.
-async fn report_dropped_log_lines() {
-    let mut reported = telemetry::dropped_log_line_count();
-    loop {
-        tokio::time::sleep(DROPPED_LOG_LINES_REPORT_INTERVAL).await;
-        let dropped = telemetry::dropped_log_line_count();
-        if dropped > reported {
-            warn!(
-                lines = dropped - reported,
-                "log lines dropped: standard error is read too slowly"
-            );
-            reported = dropped;
-        }
-    }
-}
-
-/// How often memory that was freed is given back to the system.
-const FREE_MEMORY_RETURN_INTERVAL: Duration = Duration::from_secs(15);
-
-/// Gives memory that was freed back to the system, now and then. It takes some microseconds per MiB of free memory.
-async fn release_free_memory_periodically() {
-    loop {
-        tokio::time::sleep(FREE_MEMORY_RETURN_INTERVAL).await;
-        let _ = tokio::task::spawn_blocking(socket::trim_free_heap_memory).await;
-    }
-}
-
 /// Logs the doctor's findings about the host.
 fn log_doctor_findings(config: &Config) {
     for finding in doctor::run_startup_checks(config) {
@@ -423,96 +296,6 @@ fn log_config_warnings(config: &Config) {
     }
 }
 
-/// Starts media on the same port number for UDP and TCP. If the kernel chooses the number, it may be free for one of
-/// them only, so that several attempts are made.
-fn start_media_on_same_udp_and_tcp_port(
-    config: &Config,
-    identity: &Arc<DtlsIdentity>,
-) -> Result<(MediaPlane, Option<TcpListener>), GatewayStartError> {
-    let mut attempts = if config.webrtc.listen.port() == 0 { 16 } else { 1 };
-    loop {
-        attempts -= 1;
-        match bind_and_start_media(config, identity) {
-            Err(GatewayStartError::Bind(failure)) if attempts > 0 && failure.is_in_use => {}
-            started => return started,
-        }
-    }
-}
-
-fn bind_and_start_media(
-    Config {
-        webrtc: config, limits, ..
-    }: &Config,
-    identity: &Arc<DtlsIdentity>,
-) -> Result<(MediaPlane, Option<TcpListener>), GatewayStartError> {
-    let failed = |error: io::Error| {
-        let failure = BindFailure::new("webrtc.listen", TransportProtocol::Tcp, config.listen, &error);
-        GatewayStartError::from(failure)
-    };
-    let bind = || server::bind_tokio_listener(config.listen).map_err(failed);
-    let tcp = config.tcp.then(bind).transpose()?;
-    let mut listen = config.listen;
-    if let Some(tcp) = &tcp {
-        listen.set_port(tcp.local_addr().map_err(failed)?.port());
-    }
-    let settings = |listen| MediaPlaneSettings {
-        listen,
-        announced_addresses: config.announce.clone(),
-        shard_count: config.shards,
-        viewer_congestion_control: config.congestion_control,
-        viewer_playout_delay: config.playout_delay,
-        data_settings: DataSettings {
-            is_enabled: config.data_channels,
-            retained_messages: config.retained_messages,
-            viewer_messages: config.viewer_messages,
-        },
-        session_limits: SessionLimits {
-            max_sessions: config.max_sessions,
-            max_half_open: limits.half_open_sessions,
-            half_open_reserved_for_token_holders: limits.half_open_reserved,
-            max_half_open_per_address: limits.half_open_per_address,
-        },
-        connect_timeout: config.connect_timeout,
-        fatal_stall_timeout: watchdog::FATAL_STALL_TIMEOUT,
-    };
-    let started = match MediaPlane::start(settings(listen), identity.clone()) {
-        Err(MediaPlaneStartError::Bind { address, source }) => match server::ipv4_fallback_if_no_ipv6(address) {
-            Some(address) => MediaPlane::start(settings(address), identity.clone()),
-            None => Err(MediaPlaneStartError::Bind { address, source }),
-        },
-        started => started,
-    };
-    let media = started.map_err(|error| match error {
-        MediaPlaneStartError::Bind { address, source } => {
-            BindFailure::new("webrtc.listen", TransportProtocol::Udp, address, &source).into()
-        }
-        error => GatewayStartError::Media(error),
-    })?;
-    Ok((media, tcp))
-}
-
-/// Accepts media over TCP (RFC 6544).
-fn accept_ice_tcp(
-    listener: TcpListener,
-    media: &MediaPlane,
-    limits: &config::LimitsConfig,
-    stop: watch::Receiver<bool>,
-) -> impl Future<Output = ()> + use<> {
-    media.enable_tcp_candidates();
-    let media = media.clone();
-    let serve = move |stream, peer| {
-        let media = media.clone();
-        async move {
-            let reason = media.serve_tcp_connection(stream, peer).await;
-            debug!(%peer, ?reason, "WebRTC media connection over TCP ended");
-        }
-    };
-    let limits = ListenerLimits::new(limits, TrustedProxies::default());
-    // Media has no health checks: connections wait until there are descriptors again.
-    let serve_reserved = None::<fn(TcpStream, SocketAddr) -> std::future::Ready<()>>;
-    server::accept_and_serve_connections(listener, limits, |_| {}, stop, (serve, serve_reserved))
-}
-
 /// Makes the control plane, and starts the task that keeps its session table.
 fn start_control_plane(
     config: &Config,
@@ -541,24 +324,6 @@ fn start_control_plane(
         });
     }
     control
-}
-
-/// Starts the tasks that record events, and pass them on to webhooks.
-fn start_event_log_and_webhook_tasks(
-    state: &HttpState,
-    log: &Arc<api::events::EventLog>,
-    targets: Vec<WebhookTarget>,
-    tasks: &mut JoinSet<()>,
-) -> Arc<Mutex<EventRecorder>> {
-    state.webhooks.replace_targets(targets);
-    let webhooks = state.webhooks.clone();
-    log.set_event_observer(Box::new(move |name, data| {
-        webhooks.forward_event_to_webhooks(name, data)
-    }));
-    let recorder = Arc::new(Mutex::new(EventRecorder::new(state.control.clone(), log.clone())));
-    let changes = state.control.media_plane.hub().change_notifier().clone();
-    tasks.spawn(api::events::record_events_on_change(recorder.clone(), changes));
-    recorder
 }
 
 /// Returns the function that tells for whom a stream is transcoded.
