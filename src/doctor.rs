@@ -12,7 +12,7 @@ use crate::gateway::sources_and_credentials::load_builtin_and_folder_pipelines;
 use crate::http::server;
 use crate::http::tls;
 use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
-use crate::pipeline::worker_process;
+use crate::pipeline::{pipeline_check, worker_error};
 use crate::shard::socket::{UDP_RECEIVE_BUFFER_BYTES, UDP_SEND_BUFFER_BYTES};
 
 pub mod ports;
@@ -290,7 +290,7 @@ async fn check_pipelines(config: &Config) -> Vec<CheckFinding> {
     let used: Vec<&str> = config.streams.iter().filter_map(StreamConfig::pipeline_name).collect();
     let mut mistakes = Vec::new();
     let trials = load_builtin_and_folder_pipelines(config, &mut mistakes).pipeline_check_jobs();
-    let findings = match worker_process::check_pipelines(&WorkerExecutablesAndProcessSlots::find_installed(), trials)
+    let findings = match pipeline_check::check_pipelines(&WorkerExecutablesAndProcessSlots::find_installed(), trials)
         .await
     {
         Ok(findings) => findings,
@@ -314,7 +314,7 @@ async fn check_pipelines(config: &Config) -> Vec<CheckFinding> {
             let what = format!(
                 "pipeline {}: {}",
                 finding.name,
-                worker_process::describe_failure_with_advice(&failure)
+                worker_error::describe_failure_with_advice(&failure)
             );
             match used.contains(&finding.name.as_str()) {
                 true => CheckFinding::failure(

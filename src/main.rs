@@ -14,7 +14,7 @@ use millstream::gateway::discover::{CameraDiscoveryOptions, discover};
 use millstream::gateway::reload::ConfigLoader;
 use millstream::gateway::run::{self, ProcessSignals};
 use millstream::gateway::{config_check, health};
-use millstream::pipeline::worker_process::DEMUXER_COMMAND;
+use millstream::pipeline::worker_command::DEMUXER_COMMAND;
 use millstream::{Config, Gateway, telemetry};
 
 /// WHIP/WHEP live-streaming gateway.

@@ -11,7 +11,7 @@ use crate::doctor;
 use crate::doctor::ports::{self, BindFailure, TransportProtocol};
 use crate::http::{server, tls};
 use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
-use crate::pipeline::worker_process;
+use crate::pipeline::{pipeline_check, worker_error};
 
 /// Why `millstream check` fails.
 #[derive(Debug, Error)]
@@ -74,7 +74,7 @@ pub async fn check_loaded_config(
 async fn report_pipeline_availability(config: &Config, print: impl Fn(&str)) -> Vec<String> {
     let used = || config.streams.iter().filter_map(StreamConfig::pipeline_name);
     let library = load_builtin_and_folder_pipelines(config, &mut Vec::new());
-    let findings = match worker_process::check_pipelines(
+    let findings = match pipeline_check::check_pipelines(
         &WorkerExecutablesAndProcessSlots::find_installed(),
         library.pipeline_check_jobs(),
     )
@@ -95,7 +95,7 @@ async fn report_pipeline_availability(config: &Config, print: impl Fn(&str)) -> 
         print(&format!(
             "pipeline {}: {}\n",
             finding.name,
-            worker_process::describe_failure_with_advice(&failure)
+            worker_error::describe_failure_with_advice(&failure)
         ));
         if used().any(|name| name == finding.name) {
             missing.push(finding.name);

@@ -166,7 +166,7 @@ impl PipelineDescription {
         self.launch.contains("name=video_in") || self.launch.contains("name=audio_in")
     }
 
-    /// Returns a job for [`super::worker_process::check_pipelines`]: parameters without a default are omitted.
+    /// Returns a job for [`super::pipeline_check::check_pipelines`]: parameters without a default are omitted.
     pub fn pipeline_check_job(&self) -> PipelineJob {
         let defaults = self.params.values().filter_map(|parameter| {
             let value = parameter.validated_value(parameter.default.as_ref()?).ok()?;

@@ -9,8 +9,9 @@
 //! * [`description`]: a file of `pipelines/`: a launch line with named sinks and sources, typed parameters, limits.
 //!   Values are set as element properties after the line was parsed; they are never inserted into its text.
 //! * [`host_access`]: which files, devices and ports streams of the API may use.
-//! * [`worker_process`]: the gateway's side of a worker: start, supervision, stop.
+//! * [`worker_process`]: the gateway's side of a worker: start, supervision, stop. [`worker_error`]: why it stopped.
 //! * [`expected_silence`]: pauses in the input of a worker that are no stall.
+//! * [`pipeline_check`]: what this host lacks for pipelines.
 //! * [`worker_executables`]: where the programs of workers are.
 //! * [`worker_slots`]: how many workers may run, and for whom.
 //! * [`demuxer`]: the worker that demuxes HLS segments, without GStreamer.
@@ -26,6 +27,10 @@ pub mod host_access;
 pub mod library;
 pub mod packages;
 pub mod parameter;
+pub mod pipeline_check;
+pub mod worker_command;
+pub mod worker_error;
 pub mod worker_executables;
 pub mod worker_process;
 pub mod worker_slots;
+mod worker_stderr;

@@ -1,34 +1,30 @@
 //! The gateway's side of one worker process: it starts the worker with a socket, supervises its heartbeats, frames and
 //! memory, and kills it if necessary. A crash of the worker is only an error here.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream as StdStream;
-use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use thiserror::Error;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tracing::debug;
 
 use super::description::WorkerLimits;
 use super::expected_silence::ExpectedSilence;
-use super::packages;
-use super::worker_executables::{PIPELINE_WORKER_EXECUTABLE_NAME, WorkerExecutablesAndProcessSlots};
-use super::worker_slots::{WorkerSlot, WorkerSlotLimitReached};
+use super::worker_command::{demuxer_command, pipeline_worker_command, set_socket_and_environment};
+use super::worker_error::{HEARTBEAT_TIMEOUT, start_error};
+use super::worker_executables::WorkerExecutablesAndProcessSlots;
+use super::worker_slots::WorkerSlot;
+use super::worker_stderr::log_stderr;
 use millstream_worker_runtime::wire::{
-    self, DemuxJob, MessageFromWorker, MessageToWorker, PipelineCheckResult, PipelineJob, SegmentChunk, WireError,
-    WireFrame, WorkerFailure,
+    DemuxJob, MessageFromWorker, MessageToWorker, PipelineJob, SegmentChunk, WireFrame,
 };
+
+pub use super::worker_error::WorkerProcessError;
 
 /// A running worker.
 pub struct WorkerProcess {
@@ -75,41 +71,6 @@ impl Drop for RunningWorkerCountGuard {
     }
 }
 
-/// Why a worker stopped or must be stopped.
-#[derive(Debug, Error)]
-pub enum WorkerProcessError {
-    #[error("the pipeline or demuxer worker cannot be started: {0}")]
-    CannotStart(io::Error),
-    #[error("no further worker may run: {0}")]
-    NoSlot(#[from] WorkerSlotLimitReached),
-    #[error(
-        "the program {PIPELINE_WORKER_EXECUTABLE_NAME}, which runs pipelines, is not installed: put it next to the program of the gateway, \
-         from the same release"
-    )]
-    WorkerNotInstalled,
-    #[error(
-        "GStreamer is not installed ({library} is missing); install the missing Debian packages with: apt-get install {}",
-        packages::GSTREAMER_LIBRARY_PACKAGES
-    )]
-    GStreamerNotInstalled { library: String },
-    #[error("the pipeline or demuxer worker crashed ({0})")]
-    Crashed(ExitStatus),
-    #[error("the pipeline or demuxer worker hung: it sent no heartbeat for {} ms", HEARTBEAT_TIMEOUT.as_millis())]
-    Hung,
-    #[error("the pipeline or demuxer worker used {used} MiB of memory, more than its limit of {limit} MiB")]
-    MemoryLimitExceeded { used: u64, limit: u32 },
-    #[error("the pipeline or demuxer worker delivered no frame within {0:?} of its start")]
-    NoFirstFrame(Duration),
-    #[error("the pipeline or demuxer worker delivered no frame for {0:?}")]
-    Stalled(Duration),
-    #[error("the pipeline or demuxer worker sent an invalid message: {0}")]
-    InvalidMessage(#[from] WireError),
-    #[error("{}", describe_failure_with_advice(.0))]
-    WorkerFailed(WorkerFailure),
-    #[error("the pipeline or HLS source reached the end of its media")]
-    SourceEnded,
-}
-
 /// Sends segment chunks to a worker.
 #[derive(Clone, Debug)]
 pub struct SegmentChunkSender(mpsc::Sender<MessageToWorker>);
@@ -120,20 +81,6 @@ impl SegmentChunkSender {
         self.0.send(MessageToWorker::SegmentChunk(chunk)).await.is_ok()
     }
 }
-
-/// Returns a failure as text, with advice on how to fix it.
-pub fn describe_failure_with_advice(failure: &WorkerFailure) -> String {
-    match failure {
-        WorkerFailure::Missing(elements) => format!("{failure}; {}", packages::install_advice(elements)),
-        failure => failure.to_string(),
-    }
-}
-
-/// Command of the gateway's program that runs [`super::demuxer`].
-pub const DEMUXER_COMMAND: &str = "demuxer";
-
-/// Maximum time between two messages; heartbeats arrive every 200 ms.
-const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(1_000);
 
 /// Maximum time until the first message: the program is read from disk, and plugins are loaded.
 const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -146,30 +93,6 @@ const MAX_QUEUED_WORKER_MESSAGES: usize = 256;
 
 /// How long a worker may take to stop gracefully, for example to close its session with a camera.
 const GRACEFUL_STOP_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// Checking all pipelines loads all their plugins; the first run also scans every installed plugin.
-const PIPELINE_CHECK_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Maximum number of lines of a worker that are logged, and maximum bytes of each.
-const MAX_LOGGED_STDERR_LINES: usize = 200;
-const MAX_LOGGED_STDERR_LINE_BYTES: u64 = 500;
-
-/// Environment variables passed to a worker. All others, such as tokens and proxies, are withheld.
-const PASSED_ENV_VARIABLES: [&str; 12] = [
-    "PATH",
-    "HOME",
-    "LANG",
-    "XDG_CACHE_HOME",
-    "GST_REGISTRY",
-    "GST_PLUGIN_PATH",
-    "GST_PLUGIN_SYSTEM_PATH",
-    // If these are set, GStreamer ignores their counterparts without a version.
-    "GST_REGISTRY_1_0",
-    "GST_PLUGIN_PATH_1_0",
-    "GST_PLUGIN_SYSTEM_PATH_1_0",
-    "GST_DEBUG",
-    "LD_LIBRARY_PATH",
-];
 
 impl WorkerProcess {
     /// Starts a worker for a job.
@@ -403,96 +326,8 @@ impl WorkerProcess {
     }
 }
 
-/// Checks in a worker process what this host lacks for each job.
-///
-/// # Errors
-///
-/// A [`WorkerProcessError`] if the check itself fails.
-pub async fn check_pipelines(
-    programs: &WorkerExecutablesAndProcessSlots,
-    jobs: Vec<(String, PipelineJob)>,
-) -> Result<Vec<PipelineCheckResult>, WorkerProcessError> {
-    let (mut command, mut ours) = set_socket_and_environment(pipeline_worker_command(&programs.pipeline_worker))
-        .map_err(WorkerProcessError::CannotStart)?;
-    let mut child = command.spawn().map_err(start_error)?;
-    drop(command);
-    let missing_library = Arc::new(OnceLock::new());
-    let logging = child
-        .stderr
-        .take()
-        .map(|stderr| tokio::spawn(log_stderr(stderr, child.id(), missing_library.clone())));
-    let checking = async {
-        let mut bytes = BytesMut::new();
-        MessageToWorker::CheckPipelines(jobs).write(&mut bytes);
-        // A worker that could not be loaded does not read it; the end of its output says so.
-        let _ = ours.write_all(&bytes).await;
-        let mut buffer = BytesMut::new();
-        loop {
-            while let Some(message) = MessageFromWorker::take_message_from_buffer(&mut buffer)? {
-                if let MessageFromWorker::CheckResults(findings) = message {
-                    return Ok(findings);
-                }
-            }
-            if ours.read_buf(&mut buffer).await.unwrap_or(0) == 0 {
-                let status = child.wait().await.map_err(WorkerProcessError::CannotStart)?;
-                if let Some(logging) = logging {
-                    let _ = logging.await;
-                }
-                return Err(match missing_library.get() {
-                    Some(library) => WorkerProcessError::GStreamerNotInstalled {
-                        library: library.clone(),
-                    },
-                    None => WorkerProcessError::Crashed(status),
-                });
-            }
-        }
-    };
-    tokio::time::timeout(PIPELINE_CHECK_TIMEOUT, checking)
-        .await
-        .unwrap_or(Err(WorkerProcessError::Hung))
-}
-
 /// Exit status of the dynamic linker for a program that it cannot load.
 const DYNAMIC_LINKER_ERROR_EXIT_CODE: i32 = 127;
-
-fn start_error(error: io::Error) -> WorkerProcessError {
-    match error.kind() {
-        io::ErrorKind::NotFound => WorkerProcessError::WorkerNotInstalled,
-        _ => WorkerProcessError::CannotStart(error),
-    }
-}
-
-fn pipeline_worker_command(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg0(PIPELINE_WORKER_EXECUTABLE_NAME);
-    command
-}
-
-fn demuxer_command(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.arg0("millstream").arg(DEMUXER_COMMAND);
-    command
-}
-
-/// Returns the command and our end of the socket. Dropping the command closes the worker's end in this process.
-fn set_socket_and_environment(mut command: Command) -> io::Result<(Command, UnixStream)> {
-    let (ours, theirs) = StdStream::pair()?;
-    ours.set_nonblocking(true)?;
-    command
-        .env_clear()
-        .envs(
-            PASSED_ENV_VARIABLES
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        )
-        // Per-thread malloc arenas would make up most of a worker's memory.
-        .env("MALLOC_ARENA_MAX", "2")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    Ok((command, UnixStream::from_std(ours)?))
-}
 
 async fn write_queued_messages_to_worker(mut writer: OwnedWriteHalf, mut queue: mpsc::Receiver<MessageToWorker>) {
     let mut bytes = BytesMut::new();
@@ -505,49 +340,9 @@ async fn write_queued_messages_to_worker(mut writer: OwnedWriteHalf, mut queue: 
     }
 }
 
-/// Logs what the libraries of a worker write to standard error, within bounds.
-async fn log_stderr(stderr: ChildStderr, id: Option<u32>, missing_library: Arc<OnceLock<String>>) {
-    let mut reader = BufReader::new(stderr);
-    for _ in 0..MAX_LOGGED_STDERR_LINES {
-        let mut line = Vec::new();
-        let mut limited = (&mut reader).take(MAX_LOGGED_STDERR_LINE_BYTES);
-        match limited.read_until(b'\n', &mut line).await {
-            Ok(1..) => {
-                let text = wire::sanitize_worker_text(&String::from_utf8_lossy(&line));
-                if let Some(library) = parse_missing_library(&text) {
-                    let _ = missing_library.set(library.to_owned());
-                }
-                debug!(worker = id, text, "pipeline or demuxer worker wrote to standard error");
-            }
-            Ok(0) | Err(_) => return,
-        }
-    }
-    // If nobody read the pipe, the worker would block on it.
-    let _ = tokio::io::copy(&mut reader, &mut tokio::io::sink()).await;
-}
-
-/// Returns the library that the dynamic linker (ld.so(8)) did not find, if this line of its output says so.
-fn parse_missing_library(line: &str) -> Option<&str> {
-    let (_, rest) = line.split_once("error while loading shared libraries: ")?;
-    rest.split(':').next()
-}
-
 /// Resident memory of a process in bytes.
 fn resident_memory_bytes(id: u32) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{id}/statm")).ok()?;
     let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_library_is_read_from_the_output_of_the_dynamic_linker() {
-        let line = "millstream-worker: error while loading shared libraries: libgstapp-1.0.so.0: cannot open shared \
-                    object file: No such file or directory";
-        assert_eq!(parse_missing_library(line), Some("libgstapp-1.0.so.0"));
-        assert_eq!(parse_missing_library("libgstapp-1.0.so.0: something else"), None);
-    }
 }

@@ -24,8 +24,9 @@ use tracing::{debug, info, warn};
 use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::library::PipelineLibrary;
 use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
-use crate::pipeline::worker_process::{self, WorkerProcess, WorkerProcessError};
+use crate::pipeline::worker_process::{WorkerProcess, WorkerProcessError};
 use crate::pipeline::worker_slots::{WorkerOwner, WorkerSlotReservation};
+use crate::pipeline::{pipeline_check, worker_error};
 use crate::sources::fetch::attached_source::{AttachedSource, random_session_id};
 use crate::sources::fetch::backoff::Backoff;
 use crate::sources::fetch::pipeline::{StopWorkerOnDrop, announced_track};
@@ -130,7 +131,7 @@ async fn detect_supported_conversions(
     let trials = pipelines
         .map(|(name, description)| (name.to_owned(), description.pipeline_check_job()))
         .collect();
-    let findings = match worker_process::check_pipelines(programs, trials).await {
+    let findings = match pipeline_check::check_pipelines(programs, trials).await {
         Ok(findings) => findings,
         Err(error) => {
             warn!(%error, "transcoding disabled: the check of the conversion pipelines failed");
@@ -150,7 +151,7 @@ async fn detect_supported_conversions(
                     codec = codec.name(),
                     transcode = transcode.label(),
                     pipeline = name,
-                    problem = worker_process::describe_failure_with_advice(failure),
+                    problem = worker_error::describe_failure_with_advice(failure),
                     "transcoding from this codec unavailable: its pipeline cannot run on this host"
                 );
             }

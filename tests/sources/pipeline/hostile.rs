@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use millstream::pipeline::description::PipelineDescription;
-use millstream::pipeline::worker_process;
+use millstream::pipeline::pipeline_check;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -120,7 +120,7 @@ async fn texts_never_become_elements() {
             ((*payload).to_owned(), job)
         })
         .collect();
-    let findings = worker_process::check_pipelines(&programs(), jobs)
+    let findings = pipeline_check::check_pipelines(&programs(), jobs)
         .await
         .expect("it tells");
     assert!(findings.iter().all(|finding| finding.failure.is_none()), "{findings:?}");
@@ -154,7 +154,7 @@ async fn launch_lines_that_write_are_refused() {
         let job = PipelineDescription::from_toml(&text)
             .expect("a description")
             .pipeline_check_job();
-        let findings = worker_process::check_pipelines(&programs(), vec![("x".to_owned(), job)])
+        let findings = pipeline_check::check_pipelines(&programs(), vec![("x".to_owned(), job)])
             .await
             .expect("it tells");
         let failure = findings[0].failure.clone().expect("refused");

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use millstream::pipeline::library::PipelineLibrary;
-use millstream::pipeline::worker_process::{self, WorkerProcess};
+use millstream::pipeline::pipeline_check;
+use millstream::pipeline::worker_process::WorkerProcess;
 use millstream::pipeline::worker_slots::{WorkerOwner, WorkerSlots};
 use millstream_core::hub::name::StreamName;
 use millstream_core::media::Codec;
@@ -66,7 +67,7 @@ pub(super) fn film(folder: &Folder, name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_of_them_can_be_built_here() {
-    let findings = worker_process::check_pipelines(
+    let findings = pipeline_check::check_pipelines(
         &programs(),
         PipelineLibrary::with_shipped_pipelines().pipeline_check_jobs(),
     )

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use millstream::Gateway;
 use millstream::pipeline::library::PipelineLibrary;
+use millstream::pipeline::pipeline_check;
 use millstream::pipeline::worker_executables::{PIPELINE_WORKER_EXECUTABLE_NAME, WorkerExecutablesAndProcessSlots};
-use millstream::pipeline::worker_process;
 
 use crate::pipeline::{Folder, config, programs, trouble};
 
@@ -33,7 +33,7 @@ async fn check_error(pipeline: PathBuf) -> String {
         pipeline_worker: pipeline,
         ..programs()
     };
-    let error = worker_process::check_pipelines(
+    let error = pipeline_check::check_pipelines(
         &programs,
         PipelineLibrary::with_shipped_pipelines().pipeline_check_jobs(),
     )
