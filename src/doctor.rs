@@ -13,7 +13,7 @@ use crate::http::server;
 use crate::http::tls;
 use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::pipeline::{pipeline_check, worker_error};
-use crate::shard::socket::{UDP_RECEIVE_BUFFER_BYTES, UDP_SEND_BUFFER_BYTES};
+use crate::shard::system_calls::socket::{UDP_RECEIVE_BUFFER_BYTES, UDP_SEND_BUFFER_BYTES};
 
 pub mod ports;
 

@@ -74,7 +74,7 @@ fn main() -> ExitCode {
             Err(error) => print_error(&error.into()),
         };
     }
-    millstream::shard::socket::limit_malloc_arenas();
+    millstream::shard::system_calls::process::limit_malloc_arenas();
     match load_config_and_run_command(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => print_error(&error),

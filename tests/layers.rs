@@ -235,14 +235,14 @@ fn invariant_2_time_and_chance_are_arguments_below_the_shells() {
 }
 
 #[test]
-fn unsafe_code_stands_in_the_system_call_module_only() {
+fn unsafe_code_stands_in_the_folder_of_system_calls_only() {
     let with_unsafe: Vec<PathBuf> = sources()
         .filter(|(_, _, text)| text.contains("unsafe {"))
         .map(|(_, path, _)| path)
         .collect();
-    assert_eq!(with_unsafe.len(), 1, "{with_unsafe:?}");
+    assert!(!with_unsafe.is_empty(), "the test reads nothing");
     assert!(
-        with_unsafe.iter().all(|path| path.ends_with("shard/socket.rs")),
+        with_unsafe.iter().all(|path| path.starts_with("shard/system_calls")),
         "{with_unsafe:?}"
     );
 }

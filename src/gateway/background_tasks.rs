@@ -9,7 +9,7 @@ use tracing::warn;
 use crate::http::api::events::EventRecorder;
 use crate::http::webhooks::target::WebhookTarget;
 use crate::http::{HttpState, api};
-use crate::shard::socket;
+use crate::shard::system_calls::process;
 use crate::telemetry;
 
 /// How often dropped log lines are reported.
@@ -38,7 +38,7 @@ const FREE_MEMORY_RETURN_INTERVAL: Duration = Duration::from_secs(15);
 pub(super) async fn release_free_memory_periodically() {
     loop {
         tokio::time::sleep(FREE_MEMORY_RETURN_INTERVAL).await;
-        let _ = tokio::task::spawn_blocking(socket::trim_free_heap_memory).await;
+        let _ = tokio::task::spawn_blocking(process::trim_free_heap_memory).await;
     }
 }
 

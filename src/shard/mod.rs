@@ -24,7 +24,7 @@ pub mod data;
 pub mod discovery;
 mod error;
 mod runner;
-pub mod socket;
+pub mod system_calls;
 pub mod tcp;
 pub mod watchdog;
 
@@ -32,7 +32,8 @@ pub use self::addresses::host_addresses_with_loopback_last;
 use self::clock::{now, read_monotonic_and_wall_clock};
 pub use self::error::{MediaPlaneStartError, SessionRefusal};
 use self::runner::ShardRunner;
-use self::socket::{ShardSocket, ShardWaker};
+use self::system_calls::socket::ShardSocket;
+use self::system_calls::wait::ShardWaker;
 use self::tcp::TcpConnections;
 use self::watchdog::{ShardTicks, StalledShard, Watchdog};
 use crate::sources::fetch::attached_source::random_session_id;

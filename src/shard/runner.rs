@@ -11,7 +11,11 @@ use rand::RngCore as _;
 use tracing::{debug, error, info};
 
 use super::clock::now;
-use super::socket::{self, DatagramReceiver, DatagramSender, ShardSocket, ShardWaker};
+use super::system_calls::process;
+use super::system_calls::receiver::DatagramReceiver;
+use super::system_calls::sender::DatagramSender;
+use super::system_calls::socket::ShardSocket;
+use super::system_calls::wait::{ShardWaker, wait_for_datagram_or_wake_up};
 use super::tcp::{TcpConnections, UdpOrTcpSender};
 use super::watchdog::{self, ShardPhase, ShardTicks};
 use millstream_core::hub::mailbox::Mailbox;
@@ -73,7 +77,7 @@ impl ShardRunner {
             .spawn(move || {
                 raise_thread_priority();
                 self.shard_ticks
-                    .record_thread_start(self.index, now(), socket::thread_id());
+                    .record_thread_start(self.index, now(), process::thread_id());
                 self.run(core);
                 self.shard_ticks.enter_phase(self.index, ShardPhase::Stopped);
             })
@@ -119,7 +123,7 @@ impl ShardRunner {
             due.min(watchdog::IDLE_TICK_INTERVAL)
         });
         self.enter_phase(ShardPhase::Waiting);
-        socket::wait_for_datagram_or_wake_up(&self.socket, &self.waker, Some(timeout));
+        wait_for_datagram_or_wake_up(&self.socket, &self.waker, Some(timeout));
         self.shard_ticks.record_tick(self.index, now());
     }
 

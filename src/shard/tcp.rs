@@ -24,7 +24,7 @@ use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout, timeout_at};
 
-use super::socket::DatagramSender;
+use super::system_calls::sender::DatagramSender;
 use millstream_core::hub::lock::{LockRank, RankedGuard, RankedMutex};
 use millstream_core::session::ice;
 use millstream_core::session::outbox::{DatagramSink, GsoRun};

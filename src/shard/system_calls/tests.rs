@@ -1,5 +1,14 @@
-use super::*;
-use millstream_core::session::outbox::Destination;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::receiver::DatagramReceiver;
+use super::sender::DatagramSender;
+use super::socket::ShardSocket;
+use super::wait::{ShardWaker, wait_for_datagram_or_wake_up};
+use millstream_core::session::outbox::{DatagramSink as _, Destination, GsoRun};
+use millstream_core::shard::counters::SendCounters;
 
 fn exchange(listen: SocketAddr, from: SocketAddr, segmentation: bool) {
     let port = Arc::new(ShardSocket::bind(listen).expect("binds"));
@@ -87,40 +96,4 @@ fn a_destination_that_the_kernel_refuses_does_not_stop_the_others() {
     sender.send_gso_runs(&[7; 10], &runs);
     assert_eq!(peer.recv(&mut [0; 64]).expect("arrives"), 10);
     assert_eq!(counters.dropped_by_kernel.load(Ordering::Relaxed), 1);
-}
-
-/// Resident memory of this process, in MiB.
-#[cfg(target_env = "gnu")]
-fn resident_mib() -> usize {
-    let text = std::fs::read_to_string("/proc/self/statm").expect("statm");
-    let pages: usize = text
-        .split(' ')
-        .nth(1)
-        .expect("a second field")
-        .parse()
-        .expect("a number");
-    pages * 4 / 1024
-}
-
-#[cfg(target_env = "gnu")]
-#[test]
-fn memory_between_allocations_that_live_on_is_given_back() {
-    let allocate = || {
-        // Each block of 32 KiB is followed by one that lives on, so that no end of an arena becomes free.
-        let pairs = (0..4_096).map(|_| (vec![1_u8; 32 * 1024], Box::new([1_u8; 64])));
-        let (blocks, kept): (Vec<_>, Vec<_>) = pairs.unzip();
-        (blocks.len(), kept)
-    };
-    let (count, kept) = std::thread::spawn(allocate).join().expect("ends");
-    let before = resident_mib();
-    trim_free_heap_memory();
-    let after = resident_mib();
-    assert_eq!((count, kept.len()), (4_096, 4_096));
-    // 128 MiB were freed; other tests allocate meanwhile.
-    assert!(after + 64 < before, "{before} MiB before, {after} MiB after");
-}
-
-#[test]
-fn small_machines_have_one_arena_and_large_ones_one_for_four_processors() {
-    assert_eq!([1, 2, 4, 5, 16, 128].map(allocator_arena_count), [1, 1, 1, 2, 4, 32]);
 }
