@@ -3,14 +3,18 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use self::pending_frame::{PendingFrame, fill_opus_pause};
 use super::cmaf::{CodecConfig, frame_to_mp4_sample};
 use super::paused_video::PausedVideo;
-use super::rendition::{Msn, RENDITION_ROLE_COUNT, Rendition, RenditionRole, TimedFrame};
+use super::rendition::{Msn, RENDITION_ROLE_COUNT, Rendition, RenditionRole};
 use millstream_core::hub::track::TrackFormatAndClock;
 use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
 use millstream_core::media::depacketizer::Frame;
 use millstream_core::media::packet::TrackTime;
 use millstream_core::media::{Codec, CodecFormat, MediaKind};
+
+mod pending_frame;
+mod segment_alignment;
 
 /// Packages the renditions of one stream.
 #[derive(Debug, Default)]
@@ -52,75 +56,11 @@ struct TimelineOrigin {
     track_times: [Option<TrackTime>; RENDITION_ROLE_COUNT],
 }
 
-/// A frame whose duration is known once the next one arrives.
-#[derive(Clone, Debug)]
-struct PendingFrame {
-    codec: Codec,
-    /// Timestamp on the timeline, in ticks of the codec's clock rate.
-    start_ticks: u64,
-    key_frame: bool,
-    bytes: bytes::Bytes,
-    /// It repeats the frame before, because video pauses.
-    is_repeated: bool,
-}
-
 /// Audio waits for video that is at most this far behind.
 const MAX_VIDEO_LAG_TO_HOLD_AUDIO: Duration = Duration::from_secs(2);
 
 /// Maximum duration of a frame; a longer one is followed by a gap, which players skip.
 const MAX_FRAME_DURATION: Duration = Duration::from_secs(5);
-
-impl PendingFrame {
-    fn start_time(&self) -> Duration {
-        ticks_to_duration(self.start_ticks, self.codec.clock_rate())
-    }
-}
-
-/// Opus frames after which a pause is filled: a sender with DTX sends a frame each 400 ms (RFC 6716 §2.1.9).
-const MAX_UNFILLED_OPUS_TICKS: u32 = 48_000 * 150 / 1_000;
-
-/// Duration of a filling frame, in ticks.
-const OPUS_FILLER_FRAME_TICKS: u32 = 960;
-
-/// Splits an Opus frame that a pause follows into itself and frames without content, which the decoder conceals as it
-/// does in a WebRTC client: no frame is longer than a part may be.
-fn fill_opus_pause(pending: PendingFrame, ticks: u32) -> Vec<(PendingFrame, u32)> {
-    let first_byte = pending.bytes.first().copied();
-    let (Codec::Opus, Some(toc), true) = (pending.codec, first_byte, ticks > MAX_UNFILLED_OPUS_TICKS) else {
-        return vec![(pending, ticks)];
-    };
-    // The bandwidth and the mode of the frame, one frame of 20 ms, and no content (RFC 6716 §3.1).
-    let config = match toc >> 3 {
-        silk @ 0..=11 => silk / 4 * 4 + 1,
-        hybrid @ 12..=15 => hybrid / 2 * 2 + 1,
-        celt => celt / 4 * 4 + 3,
-    };
-    let filling = bytes::Bytes::copy_from_slice(&[config << 3 | toc & 0b100]);
-    let own_ticks = OPUS_FILLER_FRAME_TICKS * 3;
-    let mut frames = Vec::new();
-    let begin = pending.start_ticks;
-    frames.push((pending, own_ticks));
-    let mut at = own_ticks;
-    while at < ticks {
-        let rest = ticks - at;
-        // The last one takes what is left, so that the next frame follows without a gap.
-        let frame_ticks = if rest < OPUS_FILLER_FRAME_TICKS * 2 {
-            rest
-        } else {
-            OPUS_FILLER_FRAME_TICKS
-        };
-        let frame = PendingFrame {
-            codec: Codec::Opus,
-            start_ticks: begin + u64::from(at),
-            key_frame: true,
-            bytes: filling.clone(),
-            is_repeated: false,
-        };
-        frames.push((frame, frame_ticks));
-        at += frame_ticks;
-    }
-    frames
-}
 
 /// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -133,26 +73,25 @@ pub struct MonotonicAndWallTime {
 impl Packager {
     /// Returns the rendition of a role, if it exists.
     pub fn rendition(&self, role: RenditionRole) -> Option<&Rendition> {
-        self.renditions[rendition_role_index(role)].as_ref()
+        self.renditions[role.index()].as_ref()
     }
 
     /// Returns resolution and frame rate of a video rendition.
     pub fn resolution_and_frame_rate(&self, role: RenditionRole) -> ResolutionAndFrameRate {
-        self.video_info[rendition_role_index(role)]
+        self.video_info[role.index()]
     }
 
     /// Removes a rendition that is no longer needed.
     pub fn remove_rendition(&mut self, role: RenditionRole) {
-        let removed = self.renditions[rendition_role_index(role)].take();
+        let removed = self.renditions[role.index()].take();
         if let Some(removed) = removed.filter(|removed| removed.segments().len() > 0) {
-            self.first_unused_msn[rendition_role_index(role)] =
-                self.first_unused_msn[rendition_role_index(role)].max(removed.next_msn());
+            self.first_unused_msn[role.index()] = self.first_unused_msn[role.index()].max(removed.next_msn());
         }
-        self.pending_frames[rendition_role_index(role)] = None;
-        self.queued_audio[rendition_role_index(role)].clear();
+        self.pending_frames[role.index()] = None;
+        self.queued_audio[role.index()].clear();
         self.paused_video.reset_layer(role);
         if let Some(origin) = &mut self.timeline_origin {
-            origin.track_times[rendition_role_index(role)] = None;
+            origin.track_times[role.index()] = None;
         }
     }
 
@@ -170,27 +109,6 @@ impl Packager {
         self.needs_discontinuity = [true; RENDITION_ROLE_COUNT];
     }
 
-    /// Returns the last complete segment of a rendition if another rendition has not completed the corresponding
-    /// segment yet. It is hidden from players that start, because they would start the renditions one segment apart. A
-    /// rendition that is behind by more is not waited for.
-    pub fn segment_without_counterpart(&self, role: RenditionRole) -> Option<Msn> {
-        let ends = |rendition: &Rendition| -> Vec<Duration> {
-            let complete = rendition.segments().filter(|segment| segment.is_complete);
-            complete
-                .map(|segment| segment.start_time + segment.duration())
-                .collect()
-        };
-        let own = self.rendition(role)?;
-        let [.., before, last] = ends(own)[..] else { return None };
-        let others = self.renditions.iter().flatten().filter(|other| other.role != role);
-        let settled = others.filter_map(|other| ends(other).last().copied()).all(|other| {
-            let ends_at = |end: Duration| other.abs_diff(end) <= before.abs_diff(last) / 2;
-            !ends_at(before)
-        });
-        let last = own.segments().rfind(|segment| segment.is_complete)?;
-        (!settled).then_some(last.msn)
-    }
-
     /// Whether a complete segment is available, so that players can start.
     pub fn has_complete_segment(&self) -> bool {
         let first = self
@@ -201,12 +119,12 @@ impl Packager {
 
     fn flush_pending_frames(&mut self) {
         for role in RenditionRole::ALL_ROLES {
-            if let Some(pending) = self.pending_frames[rendition_role_index(role)].take() {
+            if let Some(pending) = self.pending_frames[role.index()].take() {
                 // The duration of the last frame is unknown; assume 1/30 s.
                 let ticks = pending.codec.clock_rate() / 30;
-                self.queued_audio[rendition_role_index(role)].push_back((pending, ticks));
+                self.queued_audio[role.index()].push_back((pending, ticks));
             }
-            while let Some((pending, ticks)) = self.queued_audio[rendition_role_index(role)].pop_front() {
+            while let Some((pending, ticks)) = self.queued_audio[role.index()].pop_front() {
                 self.append_to_rendition(role, pending, ticks);
             }
         }
@@ -233,7 +151,7 @@ impl Packager {
         let at = age.and_then(|age| now.checked_sub(age)).unwrap_or(now);
         let wall = wall.saturating_sub(now.saturating_duration_since(at));
         let mut times = [None; RENDITION_ROLE_COUNT];
-        times[rendition_role_index(role)] = Some(time);
+        times[role.index()] = Some(time);
         self.timeline_origin = Some(TimelineOrigin {
             captured_at: at,
             wall_clock_time: wall,
@@ -263,13 +181,13 @@ impl Packager {
             return false;
         };
         let rate = frame.codec.clock_rate();
-        let begin = match origin.track_times[rendition_role_index(role)] {
+        let begin = match origin.track_times[role.index()] {
             Some(begin) => begin,
             None => {
                 let Some(begin) = track.clock.track_time_for_capture_at(origin.captured_at) else {
                     return false;
                 };
-                origin.track_times[rendition_role_index(role)] = Some(begin);
+                origin.track_times[role.index()] = Some(begin);
                 begin
             }
         };
@@ -300,7 +218,7 @@ impl Packager {
             bytes,
             is_repeated: false,
         };
-        let Some(pending) = self.pending_frames[rendition_role_index(role)].replace(next) else {
+        let Some(pending) = self.pending_frames[role.index()].replace(next) else {
             return false;
         };
         let frame_ticks = time.saturating_sub(pending.start_ticks);
@@ -312,7 +230,7 @@ impl Packager {
         match kind {
             MediaKind::Video => self.append_to_rendition(role, pending, ticks) | self.release_queued_audio(),
             MediaKind::Audio => {
-                self.queued_audio[rendition_role_index(role)].extend(fill_opus_pause(pending, ticks));
+                self.queued_audio[role.index()].extend(fill_opus_pause(pending, ticks));
                 self.repeat_frames_of_paused_video() | self.release_queued_audio()
             }
         }
@@ -323,7 +241,7 @@ impl Packager {
         let mut updated = false;
         let video = self.pending_video_frame_start();
         for role in [RenditionRole::Audio, RenditionRole::AacAudio] {
-            let queued = &self.queued_audio[rendition_role_index(role)];
+            let queued = &self.queued_audio[role.index()];
             let newest = queued
                 .back()
                 .map_or(Duration::ZERO, |(pending, _)| pending.start_time());
@@ -332,11 +250,8 @@ impl Packager {
                 Some(_) | None => Duration::MAX,
             };
             let passed = |(pending, _): &(PendingFrame, u32)| pending.start_time() + AUDIO_ALIGN_TOLERANCE < until;
-            while self.queued_audio[rendition_role_index(role)]
-                .front()
-                .is_some_and(passed)
-            {
-                let Some((pending, ticks)) = self.queued_audio[rendition_role_index(role)].pop_front() else {
+            while self.queued_audio[role.index()].front().is_some_and(passed) {
+                let Some((pending, ticks)) = self.queued_audio[role.index()].pop_front() else {
                     break;
                 };
                 updated |= self.append_to_rendition(role, pending, ticks);
@@ -359,7 +274,7 @@ impl Packager {
 
     /// Repeats the last frame of a video layer up to a position on the timeline.
     fn repeat_last_frame(&mut self, role: RenditionRole, until: Duration) -> bool {
-        let index = rendition_role_index(role);
+        let index = role.index();
         let mut updated = false;
         while let Some(pending) = self.pending_frames[index].clone()
             && self.renditions[index].is_some()
@@ -381,7 +296,7 @@ impl Packager {
 
     /// Fills a pause of the video up to the next frame, which is at `position`.
     fn fill_video_pause_and_record_frame(&mut self, role: RenditionRole, frame: &Frame, position: Duration) {
-        let pending = self.pending_frames[rendition_role_index(role)].as_ref();
+        let pending = self.pending_frames[role.index()].as_ref();
         if pending.is_some_and(|pending| pending.is_repeated) {
             self.repeat_last_frame(role, position);
         }
@@ -391,14 +306,14 @@ impl Packager {
 
     /// Position of the newest audio frame on the timeline.
     fn newest_audio_position(&self) -> Option<Duration> {
-        self.pending_frames[rendition_role_index(RenditionRole::Audio)]
+        self.pending_frames[RenditionRole::Audio.index()]
             .as_ref()
             .map(PendingFrame::start_time)
     }
 
     /// Position of the pending video frame on the timeline; all earlier ones are in the rendition.
     fn pending_video_frame_start(&self) -> Option<Duration> {
-        self.pending_frames[rendition_role_index(RenditionRole::Video)]
+        self.pending_frames[RenditionRole::Video.index()]
             .as_ref()
             .map(PendingFrame::start_time)
     }
@@ -413,7 +328,7 @@ impl Packager {
         let (Some(format), Some(resolution)) = (track.format, track.resolution) else {
             return;
         };
-        self.video_info[rendition_role_index(role)] = ResolutionAndFrameRate {
+        self.video_info[role.index()] = ResolutionAndFrameRate {
             resolution: Some(resolution),
             frame_rate: track.frame_rate,
         };
@@ -432,8 +347,8 @@ impl Packager {
         header: CodecConfig,
         wall: Duration,
     ) {
-        let discontinuity = &mut self.needs_discontinuity[rendition_role_index(role)];
-        let rendition = &mut self.renditions[rendition_role_index(role)];
+        let discontinuity = &mut self.needs_discontinuity[role.index()];
+        let rendition = &mut self.renditions[role.index()];
         match rendition {
             // Segments last at least one second, so a rendition that starts later gets higher numbers from the wall
             // clock. Those of all renditions are cut at the key frames of the video.
@@ -451,100 +366,6 @@ impl Packager {
         }
     }
 
-    fn append_to_rendition(&mut self, role: RenditionRole, pending: PendingFrame, frame_ticks: u32) -> bool {
-        let Some(origin) = self.timeline_origin else {
-            return false;
-        };
-        let begin = pending.start_time();
-        let wall = origin.wall_clock_time + begin.saturating_sub(self.timeline_offset);
-        let discontinuity = self.needs_discontinuity[rendition_role_index(role)];
-        let next_cut = self.next_audio_segment_start(role, begin);
-        let number = self.corresponding_video_msn(role, begin);
-        let video_is_ahead = self.pending_video_frame_start().is_some_and(|video| begin <= video);
-        let kind = role.kind();
-        let Some(rendition) = &mut self.renditions[rendition_role_index(role)] else {
-            return false;
-        };
-        let is_first = rendition.segments().len() == 0;
-        let cuts = match kind {
-            _ if is_first || discontinuity => kind == MediaKind::Audio || pending.key_frame,
-            _ if rendition.must_cut_segment_for_overlong_frame(frame_ticks) => true,
-            MediaKind::Video => {
-                pending.key_frame && rendition.has_segment_reached_min_duration()
-                    || rendition.has_segment_reached_max_duration()
-                    || pending.is_repeated && rendition.has_segment_reached_target_duration()
-            }
-            MediaKind::Audio => match next_cut {
-                AudioSegmentStart::AtVideoSegment(next) => {
-                    next.is_some_and(|next| begin + AUDIO_ALIGN_TOLERANCE >= next)
-                        || rendition.has_segment_reached_max_duration()
-                }
-                AudioSegmentStart::Anywhere => rendition.has_segment_reached_min_duration(),
-            },
-        };
-        if cuts {
-            if is_first && let Some(number) = number {
-                let unused = self.first_unused_msn[rendition_role_index(role)];
-                if number + 1 == unused && video_is_ahead {
-                    // A part of this segment was served before the rendition was removed. The next number is unused,
-                    // and comes soon.
-                    return false;
-                }
-                rendition.set_first_msn(number.max(unused));
-            }
-            rendition.start_segment(begin, wall, discontinuity);
-            self.needs_discontinuity[rendition_role_index(role)] = false;
-        } else if discontinuity {
-            return false;
-        }
-        rendition.push_frame(TimedFrame {
-            start_ticks: pending.start_ticks,
-            duration_ticks: frame_ticks,
-            key_frame: pending.key_frame,
-            bytes: pending.bytes,
-        }) || cuts
-    }
-
-    /// Returns where to cut audio: at the segment boundaries of the video, so that the segments of both are aligned.
-    /// Plain players start a fixed number of segments before the end of each rendition. Audio may be behind the video
-    /// by more than a segment, or continue without it.
-    fn next_audio_segment_start(&self, role: RenditionRole, begin: Duration) -> AudioSegmentStart {
-        let (Some(video), Some(own)) = (self.rendition(RenditionRole::Video), self.rendition(role)) else {
-            return AudioSegmentStart::Anywhere;
-        };
-        if self.pending_video_frame_start().is_some_and(|video| begin > video) {
-            return AudioSegmentStart::Anywhere;
-        }
-        let begun = own
-            .segments()
-            .next_back()
-            .map_or(Duration::ZERO, |last| last.start_time);
-        let mut begins = video.segments().map(|segment| segment.start_time);
-        AudioSegmentStart::AtVideoSegment(begins.find(|begin| *begin > begun + AUDIO_ALIGN_TOLERANCE))
-    }
-
-    /// Returns the number of the video segment that corresponds to a segment of another rendition starting at `begin`.
-    /// Equal numbers need not mean equal times (rfc8216bis §4.4.3.2), but some players, e.g. ffmpeg, assume it. The
-    /// numbers diverge when audio continues without video, because numbers must not be skipped.
-    fn corresponding_video_msn(&self, role: RenditionRole, begin: Duration) -> Option<Msn> {
-        if role == RenditionRole::Video {
-            return None;
-        }
-        let video = self.rendition(RenditionRole::Video)?;
-        let pending = self.pending_frames[rendition_role_index(RenditionRole::Video)].as_ref();
-        let next = pending.filter(|pending| pending.key_frame && video.has_segment_reached_min_duration());
-        let numbered = video.segments().map(|segment| (segment.start_time, segment.msn));
-        let begun = numbered.chain(next.map(|pending| (pending.start_time(), video.next_msn())));
-        let slack = match role.kind() {
-            MediaKind::Audio => AUDIO_ALIGN_TOLERANCE,
-            MediaKind::Video => LAYER_ALIGN_TOLERANCE,
-        };
-        begun
-            .take_while(|(video_begin, _)| *video_begin <= begin + slack)
-            .last()
-            .map(|(_, msn)| msn)
-    }
-
     /// Whether HLS players support a format without transcoding.
     pub fn supports_format(format: CodecFormat) -> bool {
         matches!(
@@ -554,26 +375,5 @@ impl Packager {
     }
 }
 
-/// Where the next audio segment starts.
-#[derive(Clone, Copy, Debug)]
-enum AudioSegmentStart {
-    /// With the video segment that follows the current audio segment; `None` if that has not started yet.
-    AtVideoSegment(Option<Duration>),
-    Anywhere,
-}
-
 /// Maximum duration of an audio frame: an audio segment may start this much before the video segment.
 const AUDIO_ALIGN_TOLERANCE: Duration = Duration::from_millis(30);
-
-/// Layers respond to the same key frame request within this time.
-const LAYER_ALIGN_TOLERANCE: Duration = Duration::from_millis(150);
-
-fn rendition_role_index(role: RenditionRole) -> usize {
-    match role {
-        RenditionRole::Video => 0,
-        RenditionRole::VideoLayer2 => 1,
-        RenditionRole::VideoLayer3 => 2,
-        RenditionRole::Audio => 3,
-        RenditionRole::AacAudio => 4,
-    }
-}

@@ -42,6 +42,17 @@ impl RenditionRole {
     /// The video layers, best first.
     pub const VIDEO_LAYERS: [Self; 3] = [Self::Video, Self::VideoLayer2, Self::VideoLayer3];
 
+    /// Position in [`Self::ALL_ROLES`].
+    pub(super) fn index(self) -> usize {
+        match self {
+            Self::Video => 0,
+            Self::VideoLayer2 => 1,
+            Self::VideoLayer3 => 2,
+            Self::Audio => 3,
+            Self::AacAudio => 4,
+        }
+    }
+
     /// Name of the role in URLs.
     pub fn name(self) -> &'static str {
         match self {
