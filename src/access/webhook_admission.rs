@@ -162,7 +162,7 @@ impl WebhookAdmission {
             }
             WebhookRequestClass::FromSuspectAddress => MAX_OPEN_REQUESTS_OF_SUSPECT_ADDRESS,
         };
-        let host = address.map(|address| (AddressPrefix::of_host(address), size));
+        let host = address.map(|address| (AddressPrefix::host_prefix_of(address), size));
         let site = address.and_then(|address| Some((AddressPrefix::site_prefix_of(address)?, 2 * size)));
         let class = kind.queue_index();
         let mut requests = self.lock_request_counters();

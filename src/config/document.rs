@@ -48,7 +48,7 @@ impl<'a> ConfigDocument<'a> {
         let mut places = BTreeMap::new();
         document.collect_key_locations(&document.table, "", &mut places);
         document.key_locations = places;
-        document.set_first_lines_of_duplicates();
+        document.record_first_occurrences_of_duplicate_keys();
         document
     }
 
@@ -197,7 +197,7 @@ impl<'a> ConfigDocument<'a> {
     }
 
     /// Adds to each duplicate the line that it repeats.
-    fn set_first_lines_of_duplicates(&mut self) {
+    fn record_first_occurrences_of_duplicate_keys(&mut self) {
         for index in 0..self.duplicate_key_mistakes.len() {
             let line = self
                 .duplicate_key_mistakes

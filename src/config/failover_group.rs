@@ -10,7 +10,7 @@ use super::document::join_key_path;
 use super::mistake::{ConfigMistake, MistakeKind};
 use super::reader::ConfigReader;
 use super::section::section;
-use super::value_parsers::{self, NamedVariants};
+use super::value_parsers::{self, ConfigEnum};
 use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
 
 /// The sources of a stream that has several.
@@ -60,8 +60,8 @@ pub enum StandbyMode {
     Cold,
 }
 
-impl NamedVariants for StandbyMode {
-    const NAMED_VARIANTS: &'static [(&'static str, Self)] = &[("warm", Self::Warm), ("cold", Self::Cold)];
+impl ConfigEnum for StandbyMode {
+    const VALUES_BY_NAME: &'static [(&'static str, Self)] = &[("warm", Self::Warm), ("cold", Self::Cold)];
 }
 
 section! {
@@ -93,7 +93,7 @@ section! {
 
         /// What a source that the gateway pulls does while a better one is live: `warm` keeps it connected, `cold` starts it
         /// when it is needed.
-        #[key("standby", Live, "`warm`", "value_parsers::parse_named_variant")]
+        #[key("standby", Live, "`warm`", "value_parsers::parse_config_enum")]
         pub standby: StandbyMode = StandbyMode::Warm,
     }
 }

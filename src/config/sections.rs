@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::secret::Secret;
 use super::section::section;
-use super::value_parsers::{self, NamedVariants};
+use super::value_parsers::{self, ConfigEnum};
 pub use super::value_types::{AllowedOrigins, TurnUser};
 use crate::pipeline::worker_slots::WorkerSlotLimits;
 use millstream_core::hub::data_settings::ViewerMessageRecipients;
@@ -51,7 +51,7 @@ section! {
 
         /// When a viewer's offer is answered by 406 with a counter-offer (WHEP §4.3.2): `never`, `when_needed` (the
         /// offer cannot be accepted) or `always`.
-        #[key("counter_offer", Live, "`never`", "value_parsers::parse_named_variant")]
+        #[key("counter_offer", Live, "`never`", "value_parsers::parse_config_enum")]
         pub counter_offer: CounterOfferMode = CounterOfferMode::Never,
 
         /// Answer an empty POST of a viewer with an offer, for players that implement the WHEP draft of 2022.
@@ -103,7 +103,7 @@ section! {
 
         /// Who gets the data channel messages of viewers: `off` (nobody), `publisher`, or `all` (the publisher and all
         /// viewers of the stream).
-        #[key("viewer_messages", Restart, "`off`", "value_parsers::parse_named_variant")]
+        #[key("viewer_messages", Restart, "`off`", "value_parsers::parse_config_enum")]
         pub viewer_messages: ViewerMessageRecipients = ViewerMessageRecipients::Off,
 
         /// Media threads, 0 to 64. 0 starts one per processor.
@@ -273,7 +273,7 @@ section! {
     /// LogConfig output.
     pub struct LogConfig("log") {
         /// Format of log lines: `text` or `json`.
-        #[key("format", Restart, "`text`", "value_parsers::parse_named_variant")]
+        #[key("format", Restart, "`text`", "value_parsers::parse_config_enum")]
         pub format: LogFormat = LogFormat::Text,
 
         /// Level, or directives such as `info,millstream_core::session=debug`.
@@ -312,16 +312,16 @@ pub enum CounterOfferMode {
     Always,
 }
 
-impl NamedVariants for CounterOfferMode {
-    const NAMED_VARIANTS: &'static [(&'static str, Self)] = &[
+impl ConfigEnum for CounterOfferMode {
+    const VALUES_BY_NAME: &'static [(&'static str, Self)] = &[
         ("never", Self::Never),
         ("when_needed", Self::WhenNeeded),
         ("always", Self::Always),
     ];
 }
 
-impl NamedVariants for ViewerMessageRecipients {
-    const NAMED_VARIANTS: &'static [(&'static str, Self)] =
+impl ConfigEnum for ViewerMessageRecipients {
+    const VALUES_BY_NAME: &'static [(&'static str, Self)] =
         &[("off", Self::Off), ("publisher", Self::Publisher), ("all", Self::All)];
 }
 
@@ -332,6 +332,6 @@ pub enum LogFormat {
     Json,
 }
 
-impl NamedVariants for LogFormat {
-    const NAMED_VARIANTS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+impl ConfigEnum for LogFormat {
+    const VALUES_BY_NAME: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }

@@ -15,7 +15,7 @@ use super::mistake::{ConfigMistake, MistakeKind, nearest_name};
 use super::reader::ConfigReader;
 use super::secret::Redacted;
 use super::section::{ConfigSection as _, STREAMS_SECTION, section};
-use super::value_parsers::{self, NamedVariants};
+use super::value_parsers::{self, ConfigEnum};
 use millstream_core::hub::name::{SourceName, StreamKey, StreamName};
 
 /// A configured source of a stream that the gateway pulls.
@@ -62,7 +62,7 @@ section! {
         pub rtsp: Redacted<String> = Redacted::default(),
 
         /// How RTP is sent: `tcp` within the RTSP connection, or `udp`.
-        #[key("transport", Live, "`tcp`", "value_parsers::parse_named_variant")]
+        #[key("transport", Live, "`tcp`", "value_parsers::parse_config_enum")]
         pub transport: RtspTransport = RtspTransport::Tcp,
 
         /// User, unless the URL contains one.
@@ -165,8 +165,8 @@ pub enum RtspTransport {
     Udp,
 }
 
-impl NamedVariants for RtspTransport {
-    const NAMED_VARIANTS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
+impl ConfigEnum for RtspTransport {
+    const VALUES_BY_NAME: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp), ("udp", Self::Udp)];
 }
 
 /// Default of `stop_after`.

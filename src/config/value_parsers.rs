@@ -29,9 +29,9 @@ const LOG_LEVEL_FORMAT_TEXT: &str = "a level (\"off\", \"error\", \"warn\", \"in
                      \"info,millstream_core::session=debug\"";
 
 /// An enum whose variants are named by strings.
-pub(super) trait NamedVariants: Copy + 'static {
-    /// Each name and its variant.
-    const NAMED_VARIANTS: &'static [(&'static str, Self)];
+pub(super) trait ConfigEnum: Copy + 'static {
+    /// Each name in the configuration and its value.
+    const VALUES_BY_NAME: &'static [(&'static str, Self)];
 }
 
 /// Parses a value with a function that returns `None` for an invalid one.
@@ -167,9 +167,9 @@ fn integer_within(value: &Value, least: u64, most: u64) -> Option<u64> {
     (least..=most).contains(&number).then_some(number)
 }
 
-/// Parses a name of a variant.
-pub(super) fn parse_named_variant<'de, D: Deserializer<'de>, T: NamedVariants>(value: D) -> Result<T, D::Error> {
-    let names: Vec<&str> = T::NAMED_VARIANTS.iter().map(|(name, _)| *name).collect();
+/// Parses the name of a value of an enum.
+pub(super) fn parse_config_enum<'de, D: Deserializer<'de>, T: ConfigEnum>(value: D) -> Result<T, D::Error> {
+    let names: Vec<&str> = T::VALUES_BY_NAME.iter().map(|(name, _)| *name).collect();
     let quoted: Vec<String> = names.iter().map(|name| format!("{name:?}")).collect();
     let expected = match quoted.split_last() {
         Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
@@ -177,7 +177,7 @@ pub(super) fn parse_named_variant<'de, D: Deserializer<'de>, T: NamedVariants>(v
     };
     let value = Value::deserialize(value).ok();
     let text = value.as_ref().and_then(Value::as_str).unwrap_or_default();
-    let chosen = T::NAMED_VARIANTS.iter().find(|(name, _)| *name == text);
+    let chosen = T::VALUES_BY_NAME.iter().find(|(name, _)| *name == text);
     chosen.map(|(_, choice)| *choice).ok_or_else(|| {
         let meant = nearest_name(text, names.iter().copied());
         let meant = meant.map_or_else(String::new, |meant| format!(" (did you mean {meant:?}?)"));

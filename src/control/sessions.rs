@@ -134,7 +134,7 @@ pub struct SessionTable {
     media_plane: MediaPlane,
     state: Mutex<SessionTableState>,
     token_expiry_sender: mpsc::UnboundedSender<(SystemTime, SessionId)>,
-    kept_token_expiries: AtomicUsize,
+    pending_token_expiries: AtomicUsize,
 }
 
 /// Receives the expiry times of tokens, for [`SessionTable::run_session_removal_and_token_expiry`].
@@ -147,7 +147,7 @@ impl SessionTable {
             media_plane: media,
             state: Mutex::default(),
             token_expiry_sender: expiries,
-            kept_token_expiries: AtomicUsize::new(0),
+            pending_token_expiries: AtomicUsize::new(0),
         };
         (table, expiring)
     }
@@ -295,12 +295,12 @@ impl SessionTable {
         if expiries.has_many_stale_entries(entries.open_sessions.len()) {
             expiries.retain(|session| entries.open_sessions.contains_key(&session));
         }
-        self.kept_token_expiries.store(expiries.len(), Ordering::Relaxed);
+        self.pending_token_expiries.store(expiries.len(), Ordering::Relaxed);
     }
 
-    /// Returns how many expiry times of tokens were kept when this was last looked at.
-    pub fn kept_token_expiry_count(&self) -> usize {
-        self.kept_token_expiries.load(Ordering::Relaxed)
+    /// Returns how many expiry times of tokens were pending at the last check.
+    pub fn pending_token_expiry_count(&self) -> usize {
+        self.pending_token_expiries.load(Ordering::Relaxed)
     }
 
     fn remove_expired_offers(&self) {

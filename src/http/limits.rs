@@ -43,7 +43,10 @@ impl PerAddressRateLimit {
             return Ok(());
         };
         let full_at = self.bucket_full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = full_at.get(&AddressPrefix::of_host(address)).copied().unwrap_or(now);
+        let bucket = full_at
+            .get(&AddressPrefix::host_prefix_of(address))
+            .copied()
+            .unwrap_or(now);
         let wait = (bucket.max(now) + interval).saturating_duration_since(now + interval * self.burst);
         if wait.is_zero() { Ok(()) } else { Err(wait) }
     }
@@ -58,11 +61,11 @@ impl PerAddressRateLimit {
             return Ok(());
         };
         let mut full_at = self.bucket_full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = AddressPrefix::of_host(address);
+        let mut key = AddressPrefix::host_prefix_of(address);
         if full_at.len() >= MAX_RATE_LIMIT_BUCKETS && !full_at.contains_key(&key) {
             full_at.retain(|_, full_at| *full_at > now);
             if full_at.len() >= MAX_RATE_LIMIT_BUCKETS {
-                key = AddressPrefix::of_host(SHARED_RATE_LIMIT_BUCKET_KEY);
+                key = AddressPrefix::host_prefix_of(SHARED_RATE_LIMIT_BUCKET_KEY);
             }
         }
         let bucket = full_at.entry(key).or_insert(now);

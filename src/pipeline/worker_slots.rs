@@ -217,7 +217,7 @@ impl SlotUsage {
         if self.without_token >= limits.max_workers_for_streams_without_token() {
             return Err(WorkerSlotLimitReached::ReservedForTokenHolders(self.without_token));
         }
-        match address.and_then(|address| self.peer_by_address.exhausted_prefix(address)) {
+        match address.and_then(|address| self.peer_by_address.prefix_at_limit(address)) {
             Some(_) => Err(WorkerSlotLimitReached::AddressInUse(limits.max_workers_per_address)),
             None => Ok(()),
         }

@@ -507,7 +507,7 @@ impl MediaPlane {
             return false;
         };
         mailbox
-            .push_control(ShardMessage::ChooseLayer { session: id, selection })
+            .push_control(ShardMessage::SelectLayer { session: id, selection })
             .is_ok()
     }
 

@@ -103,7 +103,7 @@ pub async fn start_transcoding_service<P: FrameSink + Clone + 'static>(
     Some(tokio::spawn(async move {
         let mut jobs = JoinSet::new();
         while let Some(key) = keys.recv().await {
-            let Some(target) = key.transcode_target() else { continue };
+            let Some(target) = key.transcoded_to() else { continue };
             let job = TranscodeJob {
                 original_stream: key.name.clone(),
                 key: key.clone(),

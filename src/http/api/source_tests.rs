@@ -37,7 +37,8 @@ const TEST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The result of a test.
 #[derive(Debug, Default, Serialize, ToSchema)]
-pub struct SourceTest {
+#[schema(as = SourceTest)]
+pub struct SourceTestResult {
     /// The source delivers media that the gateway can forward.
     pub ok: bool,
     /// Why it does not: `name_not_resolved`, `refused`, `timeout`, `unreachable`, `not_allowed`, `credentials_required`,
@@ -70,7 +71,7 @@ pub struct BrowserTracks {
     path = "/api/v1/sources/test",
     request_body(content = Object, description = "the keys of `[streams.\"NAME\"]`, or `url`"),
     responses(
-        (status = 200, body = SourceTest, description = "the result, also if the source cannot be read"),
+        (status = 200, body = SourceTestResult, description = "the result, also if the source cannot be read"),
         (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
         (status = 503, description = "too many sources are being tested"),
     )
@@ -79,7 +80,7 @@ pub(super) async fn test_source(
     State(api): State<ApiState>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<SourceTest>, Problem> {
+) -> Result<Json<SourceTestResult>, Problem> {
     let mut settings = read_json_object_body(&headers, body, &["application/json"]).await?;
     let takes_snapshot = settings
         .remove("snapshot")
@@ -105,19 +106,19 @@ pub(super) async fn test_source(
     let (trial, known) = bench.run_source_trial(source, context.source_test_timeout).await;
     if let Err(failure) = known {
         let (cause, detail) = describe_trial_failure(&failure, context.source_test_timeout);
-        return Ok(Json(SourceTest {
+        return Ok(Json(SourceTestResult {
             cause: Some(cause),
             detail: Some(detail),
             seconds: started.elapsed().as_secs_f64(),
-            ..SourceTest::default()
+            ..SourceTestResult::default()
         }));
     }
     let hub = bench.trial_source_hub().hub();
-    let mut result = SourceTest {
+    let mut result = SourceTestResult {
         ok: true,
         stream: streams::describe_stream(&name, hub, &trial.registry, |_| 0),
         browsers: Some(describe_browser_tracks(&api, hub, &name)),
-        ..SourceTest::default()
+        ..SourceTestResult::default()
     };
     if let Some(stream) = &mut result.stream {
         // Its name is that of the test.

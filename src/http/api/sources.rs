@@ -94,7 +94,8 @@ pub(super) struct DescribedFailoverGroup {
 /// A choice between the sources of a stream.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub struct SourceChoice {
+#[schema(as = SourceChoice)]
+pub struct ChooseSourceRequest {
     /// Name of a source; `null` leaves the selection to the gateway.
     #[serde(deserialize_with = "Option::deserialize")]
     #[schema(required = true)]
@@ -183,7 +184,7 @@ pub(super) fn describe_failover_group(
 
 /// Chooses between the sources of a stream.
 pub(super) fn choose_source(control: &ControlPlane, stream: &StreamName, body: &[u8]) -> Result<StatusCode, Problem> {
-    let choice: SourceChoice = serde_json::from_slice(body).map_err(|error| {
+    let choice: ChooseSourceRequest = serde_json::from_slice(body).map_err(|error| {
         let detail = format!("send {{\"source\": \"NAME\"}}, or {{\"source\": null}} for automatic selection: {error}");
         Problem::new(StatusCode::BAD_REQUEST, "bad_source_choice", detail)
     })?;

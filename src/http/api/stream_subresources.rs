@@ -8,7 +8,7 @@ use axum::response::Response;
 use super::authorization::authorize_snapshot;
 use super::data;
 use super::snapshot::{self, SnapshotFormat};
-use super::sources::{self, SourceChoice};
+use super::sources::{self, ChooseSourceRequest};
 use super::state::ApiState;
 use crate::http::body;
 use crate::http::problem::Problem;
@@ -86,7 +86,7 @@ pub(super) fn take_png() {}
     put,
     path = "/api/v1/streams/{stream}/source",
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
-    request_body = SourceChoice,
+    request_body = ChooseSourceRequest,
     responses(
         (status = 204, description = "the source is chosen"),
         (status = 400, description = "the body is not a choice"),

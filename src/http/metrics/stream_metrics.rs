@@ -236,7 +236,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
         page.begin_metric_family(family, "gauge", help);
         for (stream, target) in variants
             .iter()
-            .filter_map(|stream| Some((stream, stream.key.transcode_target()?)))
+            .filter_map(|stream| Some((stream, stream.key.transcoded_to()?)))
         {
             let labels = format!("stream=\"{}\",{label}=\"{}\"", stream.key.name, target.label());
             page.add_sample_with_label_list(&labels, stream.with_state(|state| state.viewer_count()));

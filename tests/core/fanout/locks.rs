@@ -52,7 +52,7 @@ fn shards_whose_viewers_change_layers_crosswise_never_wait_for_each_other() {
                     // The first message names the layer; when the second one comes, its cached key frame has to do.
                     for _ in 0..2 {
                         let selection = LayerSelection::Named(Rid(rid.into()));
-                        core.handle_message(now, ShardMessage::ChooseLayer { session, selection });
+                        core.handle_message(now, ShardMessage::SelectLayer { session, selection });
                         now += PATIENCE;
                     }
                     core.finish_tick(now);

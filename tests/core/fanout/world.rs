@@ -422,7 +422,7 @@ impl World {
     /// A viewer wants a layer.
     pub(super) fn choose_layer(&mut self, index: usize, selection: LayerSelection) {
         let session = self.nodes[index].session;
-        self.send_to_shard_of(index, ShardMessage::ChooseLayer { session, selection });
+        self.send_to_shard_of(index, ShardMessage::SelectLayer { session, selection });
     }
 
     fn send_to_shard_of(&mut self, index: usize, message: ShardMessage) {

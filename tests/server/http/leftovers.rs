@@ -98,7 +98,7 @@ async fn the_expiry_of_a_token_is_not_kept_longer_than_the_sessions_that_it_open
         let session = offer.send(&gateway).await.location();
         assert_eq!(Request::new("DELETE", &session).send(&gateway).await.status, 200);
     }
-    let kept = || gateway.sessions().kept_token_expiry_count();
+    let kept = || gateway.sessions().pending_token_expiry_count();
     let counted = async {
         while kept() < SESSIONS {
             tokio::time::sleep(Duration::from_secs(1)).await;

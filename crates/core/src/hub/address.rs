@@ -22,7 +22,7 @@ const IPV6_SITE_PREFIX_LENGTH: u32 = 48;
 
 impl AddressPrefix {
     /// The IPv4 address, or the /64 of an IPv6 address. A mapped IPv4 address is the IPv4 address.
-    pub fn of_host(address: IpAddr) -> Self {
+    pub fn host_prefix_of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(ip) => Self {
                 network: ip.into(),
@@ -42,7 +42,7 @@ impl AddressPrefix {
 
     /// Whether an address belongs to it.
     pub fn contains(self, address: IpAddr) -> bool {
-        Self::of_host(address) == self || Self::site_prefix_of(address) == Some(self)
+        Self::host_prefix_of(address) == self || Self::site_prefix_of(address) == Some(self)
     }
 
     fn from_ipv6(ip: Ipv6Addr, length: u32) -> Self {
@@ -74,7 +74,7 @@ impl PerAddressBudget {
     }
 
     /// The host or the site of an address, if it holds as much as it may.
-    pub fn exhausted_prefix(&self, address: IpAddr) -> Option<AddressPrefix> {
+    pub fn prefix_at_limit(&self, address: IpAddr) -> Option<AddressPrefix> {
         let is_used_up =
             |(key, limit): &(AddressPrefix, usize)| self.used_by_prefix.get(key).is_some_and(|held| held >= limit);
         let mut levels = self.host_and_site_limits(address).into_iter().flatten();
@@ -85,9 +85,9 @@ impl PerAddressBudget {
     ///
     /// # Errors
     ///
-    /// What [`Self::exhausted_prefix`] says; nothing was taken.
+    /// What [`Self::prefix_at_limit`] says; nothing was taken.
     pub fn try_acquire(&mut self, address: IpAddr) -> Result<(), AddressPrefix> {
-        if let Some(key) = self.exhausted_prefix(address) {
+        if let Some(key) = self.prefix_at_limit(address) {
             return Err(key);
         }
         for (key, _) in self.host_and_site_limits(address).into_iter().flatten() {
@@ -116,7 +116,10 @@ impl PerAddressBudget {
     fn host_and_site_limits(&self, address: IpAddr) -> [Option<(AddressPrefix, usize)>; 2] {
         let site = AddressPrefix::site_prefix_of(address)
             .map(|site| (site, self.limit_per_host.saturating_mul(SITE_TO_HOST_LIMIT_RATIO)));
-        [Some((AddressPrefix::of_host(address), self.limit_per_host)), site]
+        [
+            Some((AddressPrefix::host_prefix_of(address), self.limit_per_host)),
+            site,
+        ]
     }
 }
 
@@ -131,20 +134,20 @@ mod tests {
     #[test]
     fn an_ipv4_address_is_a_host_and_an_ipv6_host_is_its_subnet() {
         assert_eq!(
-            AddressPrefix::of_host(ip("192.0.2.1")),
-            AddressPrefix::of_host(ip("::ffff:192.0.2.1"))
+            AddressPrefix::host_prefix_of(ip("192.0.2.1")),
+            AddressPrefix::host_prefix_of(ip("::ffff:192.0.2.1"))
         );
         assert_ne!(
-            AddressPrefix::of_host(ip("192.0.2.1")),
-            AddressPrefix::of_host(ip("192.0.2.2"))
+            AddressPrefix::host_prefix_of(ip("192.0.2.1")),
+            AddressPrefix::host_prefix_of(ip("192.0.2.2"))
         );
-        let host = AddressPrefix::of_host(ip("2001:db8:1:2::3"));
+        let host = AddressPrefix::host_prefix_of(ip("2001:db8:1:2::3"));
         assert!(host.contains(ip("2001:db8:1:2:ffff::1")) && !host.contains(ip("2001:db8:1:3::3")));
         let site = AddressPrefix::site_prefix_of(ip("2001:db8:1:2::3")).expect("IPv6");
         assert!(site.contains(ip("2001:db8:1:ffff::1")) && !site.contains(ip("2001:db8:2:2::3")));
         assert_eq!(AddressPrefix::site_prefix_of(ip("192.0.2.1")), None);
         assert_ne!(
-            AddressPrefix::of_host(ip("2001:db8:1::")),
+            AddressPrefix::host_prefix_of(ip("2001:db8:1::")),
             AddressPrefix::site_prefix_of(ip("2001:db8:1::")).expect("IPv6")
         );
     }
@@ -157,13 +160,13 @@ mod tests {
             assert_eq!(budget.try_acquire(ip(address)), Ok(()));
             assert_eq!(
                 budget.try_acquire(ip(address)),
-                Err(AddressPrefix::of_host(ip(address)))
+                Err(AddressPrefix::host_prefix_of(ip(address)))
             );
         }
         assert_eq!(budget.try_acquire(ip("192.0.2.2")), Ok(()));
         assert_eq!(
             budget.try_acquire(ip("2001:db8::ffff")),
-            Err(AddressPrefix::of_host(ip("2001:db8::1")))
+            Err(AddressPrefix::host_prefix_of(ip("2001:db8::1")))
         );
         budget.release(ip("2001:db8::1"));
         assert_eq!(budget.try_acquire(ip("2001:db8::ffff")), Ok(()));

@@ -62,7 +62,7 @@ impl ReachedLimit {
 
 /// Place of a half-open session in the order of their offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct HalfOpenOfferOrder(u64);
+pub(crate) struct HalfOpenSequenceNumber(u64);
 
 /// A half-open session.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,7 @@ pub(crate) struct HalfOpenSession {
 pub(crate) struct HalfOpenSessions {
     limits: SessionLimits,
     /// The oldest first.
-    sessions_by_id: BTreeMap<HalfOpenOfferOrder, HalfOpenSession>,
+    sessions_by_id: BTreeMap<HalfOpenSequenceNumber, HalfOpenSession>,
     /// Those whose requests had no token.
     session_count_without_token: usize,
     last_half_open_id: u64,
@@ -110,7 +110,7 @@ impl HalfOpenSessions {
         &self,
         requester: SessionRequester,
         sessions: usize,
-    ) -> Result<Option<(HalfOpenOfferOrder, ReachedLimit)>, ReachedLimit> {
+    ) -> Result<Option<(HalfOpenSequenceNumber, ReachedLimit)>, ReachedLimit> {
         let Some((full, host)) = self.reached_limit(requester, sessions) else {
             return Ok(None);
         };
@@ -139,7 +139,7 @@ impl HalfOpenSessions {
         } else {
             &self.budget_without_token
         };
-        if let Some(host) = requester.address.and_then(|address| budget.exhausted_prefix(address)) {
+        if let Some(host) = requester.address.and_then(|address| budget.prefix_at_limit(address)) {
             return Some((ReachedLimit::HalfOpenPerAddress, Some(host)));
         }
         let all = self
@@ -154,7 +154,7 @@ impl HalfOpenSessions {
         (sessions >= self.limits.max_sessions).then_some((ReachedLimit::Sessions, None))
     }
 
-    fn oldest_evictable(&self, may_be_evicted: impl Fn(&HalfOpenSession) -> bool) -> Option<HalfOpenOfferOrder> {
+    fn oldest_evictable(&self, may_be_evicted: impl Fn(&HalfOpenSession) -> bool) -> Option<HalfOpenSequenceNumber> {
         let mut oldest = self
             .sessions_by_id
             .iter()
@@ -170,9 +170,9 @@ impl HalfOpenSessions {
         id: SessionId,
         shard: ShardIndex,
         requester: SessionRequester,
-    ) -> HalfOpenOfferOrder {
+    ) -> HalfOpenSequenceNumber {
         self.last_half_open_id += 1;
-        let ticket = HalfOpenOfferOrder(self.last_half_open_id);
+        let ticket = HalfOpenSequenceNumber(self.last_half_open_id);
         self.session_count_without_token += usize::from(!requester.has_token);
         if let Some(address) = requester.address {
             // That there is room was asked before.
@@ -189,14 +189,14 @@ impl HalfOpenSessions {
     }
 
     /// It no longer gives way.
-    pub(crate) fn mark_connectivity_check_passed(&mut self, ticket: HalfOpenOfferOrder) {
+    pub(crate) fn mark_connectivity_check_passed(&mut self, ticket: HalfOpenSequenceNumber) {
         if let Some(waiting) = self.sessions_by_id.get_mut(&ticket) {
             waiting.passed_connectivity_check = true;
         }
     }
 
     /// It is connected, or has ended.
-    pub(crate) fn remove(&mut self, ticket: HalfOpenOfferOrder) -> Option<HalfOpenSession> {
+    pub(crate) fn remove(&mut self, ticket: HalfOpenSequenceNumber) -> Option<HalfOpenSession> {
         let waiting = self.sessions_by_id.remove(&ticket)?;
         self.session_count_without_token -= usize::from(!waiting.requester.has_token);
         if let Some(address) = waiting.requester.address {
@@ -253,7 +253,7 @@ mod tests {
     }
 
     fn check_all(pool: &mut HalfOpenSessions) {
-        let tickets: Vec<HalfOpenOfferOrder> = pool.sessions_by_id.keys().copied().collect();
+        let tickets: Vec<HalfOpenSequenceNumber> = pool.sessions_by_id.keys().copied().collect();
         tickets
             .into_iter()
             .for_each(|ticket| pool.mark_connectivity_check_passed(ticket));

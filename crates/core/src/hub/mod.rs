@@ -114,7 +114,7 @@ impl Hub {
         stream.with_state(change);
         drop(streams);
         if is_new
-            && key.transcode_target().is_some()
+            && key.transcoded_to().is_some()
             && let Some(transcoder) = self.transcoder.get()
         {
             (transcoder.on_transcoded_stream_opened)(&key);

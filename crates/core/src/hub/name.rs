@@ -152,8 +152,8 @@ impl StreamKey {
         }
     }
 
-    /// Returns the target of a transcoded stream; `None` for other streams.
-    pub fn transcode_target(&self) -> Option<TranscodeTarget> {
+    /// Returns what a transcoded stream was transcoded to; `None` for other streams.
+    pub fn transcoded_to(&self) -> Option<TranscodeTarget> {
         match self.variant {
             StreamVariant::Transcoded(target) => Some(target),
             StreamVariant::Original | StreamVariant::FailoverSource(_) | StreamVariant::SimulcastLayer(_) => None,

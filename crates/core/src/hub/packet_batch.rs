@@ -25,19 +25,19 @@ pub struct PacketBatchToDeliver {
 /// What the failover groups that a stream is a source of need beside its packets.
 pub struct FailoverFeed {
     pub inputs: Vec<FailoverInput>,
-    pub source: SourceState,
+    pub source: SourceAndTrackProperties,
 }
 
 /// The source of a stream and what is known of its tracks.
 #[derive(Clone, Copy, Debug)]
-pub struct SourceState {
+pub struct SourceAndTrackProperties {
     pub source: SourceRef,
     pub video: TrackSourceProperties,
     pub audio: TrackSourceProperties,
     pub responds_to_key_frame_requests: bool,
 }
 
-impl SourceState {
+impl SourceAndTrackProperties {
     /// Returns that of a stream; `None` without a source.
     pub(crate) fn from_stream_state(state: &StreamState) -> Option<Self> {
         Some(Self {
@@ -55,7 +55,7 @@ impl FailoverFeed {
         if inputs.is_empty() {
             return None;
         }
-        let source = SourceState::from_stream_state(state)?;
+        let source = SourceAndTrackProperties::from_stream_state(state)?;
         Some(Box::new(Self { inputs, source }))
     }
 }

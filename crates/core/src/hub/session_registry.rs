@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::changes::{ChangeNotifier, ChangeTopic};
-use super::half_open::{HalfOpenOfferOrder, HalfOpenSessions};
+use super::half_open::{HalfOpenSequenceNumber, HalfOpenSessions};
 pub use super::half_open::{ReachedLimit, SessionLimits, SessionRequester};
 use super::lock::{LockRank, RankedGuard, RankedMutex};
 use super::shrink_sparse::{shrink_sparse_map, shrink_sparse_queue};
@@ -60,7 +60,7 @@ struct SessionEntry {
     shard: ShardIndex,
     state: SessionState,
     /// Of a half-open one.
-    half_open_id: Option<HalfOpenOfferOrder>,
+    half_open_id: Option<HalfOpenSequenceNumber>,
 }
 
 /// A session that gave way to another one: its shard has to end it.

@@ -74,7 +74,7 @@ impl ViewerTrack {
 
     /// Whether the track reads a transcode, or will after a pending switch.
     pub(super) fn is_target_transcoded(&self) -> bool {
-        self.target_stream().key.transcode_target().is_some()
+        self.target_stream().key.transcoded_to().is_some()
     }
 
     /// Whether a switch to this stream is pending.
@@ -97,13 +97,13 @@ impl ViewerTrack {
     }
 
     /// Says how the next switch begins. What is to begin as at the start does so, whatever is chosen then.
-    pub(super) fn set_next_switch_options(&mut self, switch: AdaptiveSwitchOptions) {
+    pub(super) fn prepare_adaptive_switch(&mut self, switch: AdaptiveSwitchOptions) {
         let is_start = self.next_switch.is_some_and(|prepared| prepared.is_start);
         self.next_switch = self.next_switch.filter(|_| is_start).or(Some(switch));
     }
 
-    /// The switch that was prepared is not needed.
-    pub(super) fn clear_next_switch_options(&mut self) {
+    /// Discards the switch that was prepared, which is not needed.
+    pub(super) fn discard_prepared_switch(&mut self) {
         self.next_switch = None;
     }
 

@@ -19,7 +19,7 @@ pub enum ShardMessage {
     /// Opens a session.
     OpenSession(Box<NewSession>),
     /// A viewer selects another simulcast layer.
-    ChooseLayer {
+    SelectLayer {
         session: SessionId,
         selection: LayerSelection,
     },

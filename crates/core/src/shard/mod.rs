@@ -132,7 +132,7 @@ impl ShardCore {
     pub fn handle_message(&mut self, now: Instant, message: ShardMessage) {
         match message {
             ShardMessage::OpenSession(opening) => self.open_session(now, *opening),
-            ShardMessage::ChooseLayer { session, selection } => {
+            ShardMessage::SelectLayer { session, selection } => {
                 self.set_viewer_layer_selection(now, session, selection)
             }
             ShardMessage::CloseSession { session, reason } => {
@@ -194,7 +194,9 @@ impl ShardCore {
             ShardMessage::StreamChanged { stream } => self.on_formats_or_layers_changed(now, stream),
             ShardMessage::StreamData { stream, message } => self.send_data_to_viewers(now, stream, &message),
             ShardMessage::DataForSession { session, message } => self.send_data_to_session(now, session, &message),
-            ShardMessage::RequestKeyFrame { session, layer } => self.request_key_frame(now, session, layer.as_ref()),
+            ShardMessage::RequestKeyFrame { session, layer } => {
+                self.request_key_frame_from_publisher(now, session, layer.as_ref())
+            }
             ShardMessage::Stop => {
                 self.stopping = true;
                 for key in self.peers.keys() {

@@ -31,7 +31,7 @@ impl PathCapacities {
     /// Records what the path to a host carries now, in bits per second. The last measurement counts: viewers of one host
     /// have one path.
     pub fn record(&self, now: Instant, host: IpAddr, bitrate: u32) {
-        let host = AddressPrefix::of_host(host);
+        let host = AddressPrefix::host_prefix_of(host);
         let mut by_host = self.lock_hosts();
         if by_host.len() >= MAX_REMEMBERED_HOSTS && !by_host.contains_key(&host) {
             by_host.retain(|_, capacity| capacity.is_recent(now));
@@ -53,7 +53,7 @@ impl PathCapacities {
     /// Returns what the path to a host carried within the last ten minutes, in bits per second.
     pub fn recent_bitrate(&self, now: Instant, host: IpAddr) -> Option<u32> {
         let by_host = self.lock_hosts();
-        let capacity = by_host.get(&AddressPrefix::of_host(host))?;
+        let capacity = by_host.get(&AddressPrefix::host_prefix_of(host))?;
         capacity.is_recent(now).then_some(capacity.bitrate)
     }
 

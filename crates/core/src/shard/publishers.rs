@@ -50,9 +50,9 @@ impl ShardCore {
         self.run_peer_timer(now, key);
     }
 
-    pub(super) fn request_key_frame_from_source(&mut self, now: Instant, source: SourceRef, layer: Option<Rid>) {
+    pub(super) fn route_key_frame_request(&mut self, now: Instant, source: SourceRef, layer: Option<Rid>) {
         if source.shard == self.index {
-            self.request_key_frame(now, source.session_id, layer.as_ref());
+            self.request_key_frame_from_publisher(now, source.session_id, layer.as_ref());
         } else if let Some(mailbox) = self.shared.mailbox(source.shard) {
             // If the message is lost, this viewer or another one requests again.
             let _ = mailbox.push_low_priority(ShardMessage::RequestKeyFrame {
@@ -62,7 +62,7 @@ impl ShardCore {
         }
     }
 
-    pub(super) fn request_key_frame(&mut self, now: Instant, session: SessionId, layer: Option<&Rid>) {
+    pub(super) fn request_key_frame_from_publisher(&mut self, now: Instant, session: SessionId, layer: Option<&Rid>) {
         let Some(key) = self.peers.slot_index_by_session_id(session) else {
             return;
         };

@@ -82,7 +82,7 @@ impl ShardCore {
         while let Some(output) = self.run_viewer_until_action(now, key) {
             match output {
                 ViewerShardAction::RequestKeyFrame { source, layer } => {
-                    self.request_key_frame_from_source(now, source, layer);
+                    self.route_key_frame_request(now, source, layer);
                 }
                 ViewerShardAction::Subscribe { kind, stream } => {
                     self.subscribe_and_switch_to_stream(now, key, kind, &stream)

@@ -169,7 +169,7 @@ impl H264Inspector {
 
     /// What follows has unrelated timestamps.
     pub(super) fn on_timestamp_discontinuity(&mut self) {
-        self.parameter_sets.forget_access_units_on_restart();
+        self.parameter_sets.on_timestamp_discontinuity();
         self.b_frame_detector.on_timestamp_discontinuity();
     }
 

@@ -88,7 +88,7 @@ impl H265Inspector {
 
     /// What follows has unrelated timestamps.
     pub(super) fn on_timestamp_discontinuity(&mut self) {
-        self.parameter_sets.forget_access_units_on_restart();
+        self.parameter_sets.on_timestamp_discontinuity();
         self.b_frame_detector.on_timestamp_discontinuity();
     }
 

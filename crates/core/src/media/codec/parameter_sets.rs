@@ -170,8 +170,8 @@ impl ParameterSetStore {
         }
     }
 
-    /// Forgets the recent access units, whose timestamps are unrelated to those that follow.
-    pub(super) fn forget_access_units_on_restart(&mut self) {
+    /// Forgets the recent access units: the timestamps that follow are unrelated to theirs.
+    pub(super) fn on_timestamp_discontinuity(&mut self) {
         self.access_units.clear();
     }
 

@@ -369,7 +369,7 @@ mod switches {
     }
 
     fn begin_switch(t: Instant, video: &mut ViewerTrack, to: &Arc<Stream>) {
-        video.set_next_switch_options(AdaptiveSwitchOptions {
+        video.prepare_adaptive_switch(AdaptiveSwitchOptions {
             is_start: false,
             is_step_down: true,
             received_bitrate: 500_000,

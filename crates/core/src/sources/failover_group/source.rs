@@ -8,7 +8,7 @@ use super::settings::FailoverSourceSettings;
 use super::status::FailoverSourceState;
 use super::track_copy::TrackCopyStart;
 use crate::hub::failover_input::FailoverInput;
-use crate::hub::packet_batch::SourceState;
+use crate::hub::packet_batch::SourceAndTrackProperties;
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{SessionId, Stream, StreamState};
 use crate::hub::track::Track;
@@ -46,7 +46,7 @@ pub(super) struct ObservedVideo {
 /// What is shown of a source at first.
 #[derive(Debug)]
 pub(super) struct SourceCopyStart {
-    pub state: SourceState,
+    pub state: SourceAndTrackProperties,
     pub formats: AudioVideoFormats,
     pub video: TrackCopyStart,
     pub audio: TrackCopyStart,
@@ -159,7 +159,7 @@ impl FailoverSource {
             let oldest_audio = audio.iter().map(|entry| entry.insertion_order).min();
             let inserted = state.audio.ring().insertion_count();
             Some(SourceCopyStart {
-                state: SourceState::from_stream_state(state)?,
+                state: SourceAndTrackProperties::from_stream_state(state)?,
                 formats: state.formats()?,
                 video,
                 audio: track_copy_start(&state.audio, audio),

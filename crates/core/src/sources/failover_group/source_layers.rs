@@ -15,7 +15,7 @@ use super::status::FailoverSourceState;
 use super::track_copy::TrackCopy;
 use crate::hub::Hub;
 use crate::hub::name::{StreamKey, StreamName};
-use crate::hub::packet_batch::{PacketBatchToDeliver, SourceState};
+use crate::hub::packet_batch::{PacketBatchToDeliver, SourceAndTrackProperties};
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{LayerOrigin, SessionId, SimulcastLayer, Stream};
 use crate::media::track_delivery::TranscodeTarget;
@@ -240,7 +240,7 @@ impl SourceLayers {
         &mut self,
         index: usize,
         packets: &[Arc<RingEntry>],
-        source: &SourceState,
+        source: &SourceAndTrackProperties,
     ) -> Option<PacketBatchToDeliver> {
         let copy = self.layers.get_mut(index)?.copy.as_mut()?;
         copy.copy_packets(packets, source)
@@ -316,7 +316,11 @@ impl SourceLayer {
 }
 
 impl LayerCopy {
-    fn copy_packets(&mut self, packets: &[Arc<RingEntry>], source: &SourceState) -> Option<PacketBatchToDeliver> {
+    fn copy_packets(
+        &mut self,
+        packets: &[Arc<RingEntry>],
+        source: &SourceAndTrackProperties,
+    ) -> Option<PacketBatchToDeliver> {
         let (stream, session) = (self.stream.clone(), self.session);
         stream.with_state(|state| {
             if !state.is_source_session(session) {

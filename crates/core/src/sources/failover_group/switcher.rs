@@ -17,7 +17,7 @@ use crate::hub::Hub;
 use crate::hub::failover_input::FailoverInput;
 use crate::hub::lock::{LockRank, RankedGuard, RankedMutex};
 use crate::hub::name::{SourceName, StreamName};
-use crate::hub::packet_batch::{PacketBatchToDeliver, SourceState};
+use crate::hub::packet_batch::{PacketBatchToDeliver, SourceAndTrackProperties};
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream};
 use crate::media::MediaKind;
@@ -216,7 +216,7 @@ impl FailoverGroup {
         now: Instant,
         hub: &Hub,
         input: &FailoverInput,
-        (batch, source): (&PacketBatchToDeliver, &SourceState),
+        (batch, source): (&PacketBatchToDeliver, &SourceAndTrackProperties),
     ) -> FailoverOutput {
         let mut state = self.lock_state();
         let mut output = FailoverOutput::default();
@@ -280,7 +280,7 @@ impl FailoverState {
         &mut self,
         now: Instant,
         packets: &[Arc<RingEntry>],
-        source: &SourceState,
+        source: &SourceAndTrackProperties,
         output: &mut FailoverOutput,
     ) {
         let Some(shown) = &mut self.shown else { return };
@@ -497,7 +497,7 @@ impl ShownSource {
         &mut self,
         now: Instant,
         (video, audio): (&[Arc<RingEntry>], &[Arc<RingEntry>]),
-        source: &SourceState,
+        source: &SourceAndTrackProperties,
     ) -> Option<PacketBatchToDeliver> {
         self.last_copied_at = now;
         let (stream, session) = (self.stream.clone(), self.session);

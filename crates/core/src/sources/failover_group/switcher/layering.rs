@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{FailoverOutput, FailoverState};
 use crate::hub::Hub;
-use crate::hub::packet_batch::SourceState;
+use crate::hub::packet_batch::SourceAndTrackProperties;
 use crate::hub::ring::RingEntry;
 use crate::media::clock::{TrackClock, ticks_to_duration};
 
@@ -19,7 +19,7 @@ impl FailoverState {
         now: Instant,
         hub: &Hub,
         index: usize,
-        (packets, source): (&[Arc<RingEntry>], &SourceState),
+        (packets, source): (&[Arc<RingEntry>], &SourceAndTrackProperties),
         output: &mut FailoverOutput,
     ) {
         let Some(layers) = &mut self.layers else { return };
