@@ -15,7 +15,12 @@ use utoipa::OpenApi;
 use self::authorization::require_api_access;
 use self::events::{EventLog, EventLogReader};
 use self::openapi::CommonOperationParts;
+// Without the module: it would be the tag of its operations in the OpenAPI document.
+use self::session_handlers::*;
+use self::source_handlers::*;
 use self::state::ApiState;
+use self::stream_handlers::*;
+use self::stream_subresources::*;
 use crate::access::Grant;
 use crate::control::reload::Reloaded;
 use crate::http::problem::{Problem, ProblemDocument};
@@ -52,25 +57,25 @@ pub mod warnings;
                        `insufficient_scope` otherwise."
     ),
     paths(
-        stream_handlers::all_streams,
-        stream_handlers::one_stream,
+        all_streams,
+        one_stream,
         api_streams::add_stream,
         api_streams::put_stream,
         api_streams::patch_stream,
         api_streams::remove_stream,
         data::send_data_message,
-        stream_subresources::take_snapshot,
-        stream_subresources::take_png,
-        session_handlers::all_sessions,
-        session_handlers::one_session,
-        session_handlers::end_session,
-        source_handlers::start_source,
-        source_handlers::stop_source,
+        take_snapshot,
+        take_png,
+        all_sessions,
+        one_session,
+        end_session,
+        start_source,
+        stop_source,
         source_tests::test_source,
         tokens::all_tokens,
         tokens::issue_token,
         tokens::revoke_token,
-        stream_subresources::choose_source,
+        choose_source,
         reload,
         stream_events,
         openapi_document
@@ -88,22 +93,19 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
         authenticator: state.authenticator.clone(),
     };
     Router::new()
-        .route("/api/v1/streams", get(stream_handlers::all_streams))
+        .route("/api/v1/streams", get(all_streams))
         .route(
             "/api/v1/streams/{*stream}",
-            get(stream_handlers::one_stream)
-                .post(stream_handlers::add_stream_or_send_data_message)
-                .put(stream_handlers::put_stream_or_choose_source)
+            get(one_stream)
+                .post(add_stream_or_send_data_message)
+                .put(put_stream_or_choose_source)
                 .patch(api_streams::patch_stream)
                 .delete(api_streams::remove_stream),
         )
-        .route("/api/v1/sessions", get(session_handlers::all_sessions))
-        .route(
-            "/api/v1/sessions/{id}",
-            get(session_handlers::one_session).delete(session_handlers::end_session),
-        )
-        .route("/api/v1/sources/start/{*stream}", post(source_handlers::start_source))
-        .route("/api/v1/sources/stop/{*stream}", post(source_handlers::stop_source))
+        .route("/api/v1/sessions", get(all_sessions))
+        .route("/api/v1/sessions/{id}", get(one_session).delete(end_session))
+        .route("/api/v1/sources/start/{*stream}", post(start_source))
+        .route("/api/v1/sources/stop/{*stream}", post(stop_source))
         .route("/api/v1/sources/test", post(source_tests::test_source))
         .route("/api/v1/tokens", get(tokens::all_tokens).post(tokens::issue_token))
         .route("/api/v1/tokens/{id}", delete(tokens::revoke_token))
@@ -122,7 +124,7 @@ pub fn router(state: &HttpState, log: Arc<EventLog>) -> Router {
 /// Handles methods that a path does not support. The router adds `Allow`, unless its wildcard stands for several resources.
 async fn refuse_method(uri: Uri) -> Problem {
     let below_streams = uri.path().strip_prefix("/api/v1/streams/");
-    if let Some(allow) = below_streams.and_then(stream_subresources::allowed_methods_of_stream_subresource) {
+    if let Some(allow) = below_streams.and_then(allowed_methods_of_stream_subresource) {
         return Problem::method_not_allowed(allow);
     }
     let detail = "this URL does not support the request method: `Allow` lists those that it supports";
