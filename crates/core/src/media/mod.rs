@@ -204,3 +204,6 @@ impl CodecFormat {
         }
     }
 }
+
+#[cfg(test)]
+mod ffmpeg_clip;

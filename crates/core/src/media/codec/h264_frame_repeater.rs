@@ -249,29 +249,15 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::media::ffmpeg_clip::make_h264_clip;
     use crate::media::packetizer::split_annex_b;
 
     /// Frames of a test pattern as access units, each with a delimiter first.
     fn encode(folder: &std::path::Path, options: &[&str]) -> Vec<Vec<Bytes>> {
-        let path = folder.join("clip.h264");
-        let made = Command::new("ffmpeg")
-            .args([
-                "-loglevel",
-                "error",
-                "-y",
-                "-f",
-                "lavfi",
-                "-i",
-                "testsrc2=size=320x180:rate=25",
-                "-t",
-                "2",
-            ])
-            .args(["-pix_fmt", "yuv420p", "-c:v", "libx264", "-bf", "0", "-g", "30"])
-            .args(options)
-            .arg(&path)
-            .status();
-        assert!(made.expect("ffmpeg is installed").success());
-        let bytes = Bytes::from(std::fs::read(&path).expect("a file"));
+        const CLIP: &str = "clip.h264";
+        let options = [&["-bf", "0", "-g", "30"], options, &[CLIP]].concat();
+        make_h264_clip(folder, &["testsrc2=size=320x180:rate=25"], &options);
+        let bytes = Bytes::from(std::fs::read(folder.join(CLIP)).expect("a file"));
         let mut units: Vec<Vec<Bytes>> = Vec::new();
         for nal in split_annex_b(&bytes).expect("start codes") {
             if nal[0] & 0x1f == 9 {

@@ -1,6 +1,5 @@
 //! Containers as written by encoders, and malformed ones.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::media::MediaKind;
+use crate::media::ffmpeg_clip::make_h264_clip;
 
 /// Segments of a two-second file: 25 frames per second with B-frames, and audio.
 fn film(options: &[&str]) -> Vec<(String, Bytes)> {
@@ -15,26 +15,11 @@ fn film(options: &[&str]) -> Vec<(String, Bytes)> {
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let folder = std::env::temp_dir().join(format!("millstream-container-{}-{count}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
-    let made = Command::new("ffmpeg")
-        .current_dir(&folder)
-        .args([
-            "-loglevel",
-            "error",
-            "-y",
-            "-f",
-            "lavfi",
-            "-i",
-            "testsrc=size=160x90:rate=25",
-        ])
-        .args(["-f", "lavfi", "-i", "sine=frequency=440:sample_rate=44100", "-t", "2"])
-        .args([
-            "-c:v", "libx264", "-bf", "2", "-g", "25", "-pix_fmt", "yuv420p", "-c:a", "aac",
-        ])
-        .args(["-f", "hls", "-hls_time", "1", "-hls_playlist_type", "vod"])
-        .args(options)
-        .arg("list.m3u8")
-        .status();
-    assert!(made.expect("ffmpeg is installed").success());
+    let inputs = ["testsrc=size=160x90:rate=25", "sine=frequency=440:sample_rate=44100"];
+    let of_both = ["-bf", "2", "-g", "25", "-c:a", "aac"];
+    let of_hls = ["-f", "hls", "-hls_time", "1", "-hls_playlist_type", "vod"];
+    let options = [&of_both[..], &of_hls, options, &["list.m3u8"]].concat();
+    make_h264_clip(&folder, &inputs, &options);
     let files = std::fs::read_dir(&folder).expect("the folder").map(|file| {
         let path = file.expect("a file").path();
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
