@@ -101,6 +101,7 @@ pub mod config;
 pub mod control;
 pub mod doctor;
 pub mod gateway;
+mod header_list;
 pub mod http;
 pub mod outputs;
 pub mod pipeline;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Folders from the bottom to the top. Those in one row may use each other, but for [`STRANGERS`].
 const LAYERS: [&[&str]; 9] = [
-    &["media"],
+    &["media", "header_list"],
     &["sdp", "session", "hub", "congestion", "pipeline"],
     &["config", "telemetry"],
     &["sources", "outputs"],

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
+use crate::header_list::split_outside_quotes;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Address of the client, as a request extension.
@@ -80,7 +82,11 @@ fn header_list_elements_from_right<'a>(
     is_quoted: bool,
 ) -> impl Iterator<Item = &'a str> + use<'a> {
     let lines = headers.get_all(name).iter().map(axum::http::HeaderValue::as_bytes);
-    let elements: Vec<&[u8]> = lines.flat_map(|line| split_unquoted(line, b',', is_quoted)).collect();
+    let split = |line: &'a [u8]| match is_quoted {
+        true => split_line(line, b','),
+        false => line.split(|byte| *byte == b',').collect(),
+    };
+    let elements: Vec<&[u8]> = lines.flat_map(split).collect();
     let text = |element| std::str::from_utf8(element).map_or(UNREADABLE_LIST_ELEMENT, str::trim);
     elements.into_iter().rev().map(text)
 }
@@ -88,30 +94,20 @@ fn header_list_elements_from_right<'a>(
 /// An element that is no address.
 const UNREADABLE_LIST_ELEMENT: &str = "?";
 
-/// Splits at a separator that is not within a quoted string (RFC 9110 §5.6.4). Where a quotation has no end, nobody knows
-/// what the client wrote and what a proxy appended: all of it is one unknown element.
-fn split_unquoted(text: &[u8], separator: u8, is_quoted: bool) -> Vec<&[u8]> {
-    let (mut in_quotes, mut escaped) = (false, false);
-    let parts = text.split(|byte| {
-        let is_escaped = std::mem::take(&mut escaped);
-        match byte {
-            b'\\' if in_quotes && !is_escaped => escaped = true,
-            b'"' if is_quoted && !is_escaped => in_quotes = !in_quotes,
-            _ => return *byte == separator && !in_quotes,
-        }
-        false
-    });
-    let parts = parts.collect();
-    if in_quotes {
+/// Returns the elements of a line. Where a quotation has no end, nobody knows what the client wrote and what a proxy
+/// appended: all of it is one unknown element.
+fn split_line(line: &[u8], separator: u8) -> Vec<&[u8]> {
+    let split = split_outside_quotes(line, separator);
+    if split.has_unterminated_quote {
         vec![UNREADABLE_LIST_ELEMENT.as_bytes()]
     } else {
-        parts
+        split.elements
     }
 }
 
 /// Returns the address of the parameter `for` (RFC 7239 §5.2).
 fn parse_forwarded_for_parameter(element: &str) -> Option<IpAddr> {
-    let pairs = split_unquoted(element.as_bytes(), b';', true);
+    let pairs = split_line(element.as_bytes(), b';');
     let text = pairs.into_iter().filter_map(|pair| std::str::from_utf8(pair).ok());
     let mut pairs = text.filter_map(|pair| pair.split_once('='));
     let (_, value) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;

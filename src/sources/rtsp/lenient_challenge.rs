@@ -1,5 +1,7 @@
 //! Writes the challenges of cameras as a strict parser reads them (RFC 9110 §11.6.1).
 
+use crate::header_list::split_outside_quotes;
+
 /// Parameters that mean as much when they are empty as when they are missing.
 const OPTIONAL_PARAMETERS: [&str; 5] = ["qop", "algorithm", "stale", "charset", "userhash"];
 
@@ -7,7 +9,7 @@ const OPTIONAL_PARAMETERS: [&str; 5] = ["qop", "algorithm", "stale", "charset", 
 /// Empty parameters that may be left out are.
 pub(super) fn normalize_challenges(header: &str) -> String {
     let mut challenges: Vec<(&str, Vec<String>)> = Vec::new();
-    for element in split_at_unquoted_commas(header) {
+    for element in non_empty_elements(header) {
         let (head, value) = element.split_once('=').unwrap_or((element, ""));
         let mut words = head.split_whitespace();
         let (first, second) = (words.next(), words.next());
@@ -40,17 +42,10 @@ pub(super) fn normalize_challenges(header: &str) -> String {
 }
 
 /// Returns the elements of a list, without those that are empty.
-fn split_at_unquoted_commas(header: &str) -> impl Iterator<Item = &str> {
-    let (mut is_quoted, mut is_escaped) = (false, false);
-    let elements = header.split(move |c: char| {
-        let is_escape = is_quoted && c == '\\' && !is_escaped;
-        if c == '"' && !is_escaped {
-            is_quoted = !is_quoted;
-        }
-        is_escaped = is_escape;
-        c == ',' && !is_quoted
-    });
-    elements.map(str::trim).filter(|element| !element.is_empty())
+fn non_empty_elements(header: &str) -> impl Iterator<Item = &str> {
+    let elements = split_outside_quotes(header.as_bytes(), b',').elements.into_iter();
+    let texts = elements.filter_map(|element| std::str::from_utf8(element).ok());
+    texts.map(str::trim).filter(|element| !element.is_empty())
 }
 
 #[cfg(test)]
@@ -71,6 +66,10 @@ mod tests {
             (
                 "Digest realm=\"a \\\"b\\\",\", nonce=\"1\", algorithm=, qop=\"auth,auth-int\"",
                 "Digest realm=\"a \\\"b\\\",\", nonce=\"1\", qop=\"auth,auth-int\"",
+            ),
+            (
+                "Digest realm=\"a \\\", b\", nonce=\"1\"",
+                "Digest realm=\"a \\\", b\", nonce=\"1\"",
             ),
             (
                 "Negotiate, Basic   realm=\"x\", Digest realm=\"y\", nonce=\"1\", qop=\" , \"",
