@@ -245,14 +245,18 @@ impl Gateway {
 
     /// Records the events of the end, and waits for the webhooks to accept what waits for them.
     async fn deliver_last_events(&self) {
-        let mut recorder = self.event_recorder.lock().unwrap_or_else(PoisonError::into_inner);
-        recorder.record_changes();
-        drop(recorder);
+        self.event_recorder
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .record_changes();
         let webhooks = &self.http_state.webhooks;
         let delivered = tokio::time::timeout(WEBHOOK_SHUTDOWN_TIMEOUT, webhooks.wait_until_idle()).await;
         if delivered.is_err() {
             let events = webhooks.undelivered_event_count();
-            warn!(events, "events for webhooks not delivered before the gateway stopped; they are lost");
+            warn!(
+                events,
+                "events for webhooks not delivered before the gateway stopped; they are lost"
+            );
         }
     }
 }

@@ -124,7 +124,8 @@ impl EventWebhooks {
 
     fn all_queues(&self) -> Vec<Arc<EventQueue>> {
         let webhooks = self.webhooks.read().unwrap_or_else(PoisonError::into_inner);
-        let queues = |webhook: &RunningWebhook| [&webhook.stream_events, &webhook.session_events].map(|it| it.queue.clone());
+        let queues =
+            |webhook: &RunningWebhook| [&webhook.stream_events, &webhook.session_events].map(|it| it.queue.clone());
         webhooks.iter().flat_map(queues).collect()
     }
 

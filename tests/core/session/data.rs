@@ -80,7 +80,10 @@ fn messages_pass_both_ways_in_both_roles_of_dtls_in_order_and_once_over_a_lossy_
 /// Chromium guesses its DTLS role for channels that are created after the offer and before the answer.
 #[test]
 fn channels_with_the_stream_ids_of_the_other_role_work_beside_those_of_the_gateway() {
-    for (role, guessed, id) in [(DtlsRole::Client, DtlsRole::Server, 1), (DtlsRole::Server, DtlsRole::Client, 0)] {
+    for (role, guessed, id) in [
+        (DtlsRole::Client, DtlsRole::Server, 1),
+        (DtlsRole::Server, DtlsRole::Client, 0),
+    ] {
         let base = setup(DataPeerRole::Publisher);
         let mut world = World::new(Setup { role, ..base });
         world.peer.use_data_channels_with_ids_of(guessed, &["a", "b"]);

@@ -134,7 +134,7 @@ async fn a_file_plays_over_and_over_at_its_own_speed() {
         let stream = format!("[streams.\"film\"]\npipeline = \"file\"\nparams = {{ path = \"{path}\" }}\n");
         let gateway = gateway(&stream).await;
         let first = plays(&gateway, "film").await;
-        let began = std::time::Instant::now();
+        let began = tokio::time::Instant::now();
         assert_eq!(
             (first.video_codec, first.audio_codec),
             (Some(Codec::H264), Some(Codec::Aac)),
@@ -147,7 +147,10 @@ async fn a_file_plays_over_and_over_at_its_own_speed() {
         until(&gateway, "film", "begins again", twice).await;
         // 160 frames at 25 per second, less the few that are read ahead.
         let elapsed = began.elapsed();
-        assert!(elapsed > Duration::from_secs(5), "{name}: two repetitions within {elapsed:?}");
+        assert!(
+            elapsed > Duration::from_secs(5),
+            "{name}: two repetitions within {elapsed:?}"
+        );
         assert_eq!(crate::pipeline::trouble(&gateway, "film"), "", "{name}");
         gateway.stop().await;
     }
