@@ -215,6 +215,7 @@ fn play_until_end(
     for (index, (kind, sink)) in built.appsinks.iter().enumerate() {
         configure_appsink(index, *kind, sink, gateway, &timeline)?;
     }
+    leave_no_sink_to_be_waited_for(&pipeline);
     for input in &job.inputs {
         let source = match input.media.kind() {
             MediaKind::Video => &built.video_appsrc,
@@ -315,6 +316,16 @@ fn run_bus_loop_with_repeat_and_heartbeats(
                 let _ = pipeline.recalculate_latency();
             }
             _ => {}
+        }
+    }
+}
+
+/// A sink that waits for a first frame would hold up the others; and after a seek it would give the pipeline a new base
+/// time, which the offset of a repetition does not expect.
+fn leave_no_sink_to_be_waited_for(pipeline: &gst::Pipeline) {
+    for sink in pipeline.iterate_sinks().into_iter().flatten() {
+        if sink.has_property("async") {
+            sink.set_property("async", false);
         }
     }
 }
@@ -461,8 +472,6 @@ fn configure_appsink(
     sink.set_max_buffers(MAX_BUFFERS_PER_APPSINK);
     sink.set_drop(false);
     sink.set_wait_on_eos(false);
-    // A track that the stream turns out not to have must not block the others.
-    sink.set_property("async", false);
     let (gateway, timeline) = (gateway.clone(), timeline.clone());
     let announced: Mutex<Option<TrackFormat>> = Mutex::new(None);
     let (ended_timeline, bit) = (timeline.clone(), appsink_mask_bit(index));
