@@ -245,16 +245,18 @@ impl Gateway {
 
     /// Records the events of the end, and waits for the webhooks to accept what waits for them.
     async fn deliver_last_events(&self) {
+        let webhooks = &self.http_state.webhooks;
+        let lost_before = webhooks.lost_event_count();
+        webhooks.begin_stop();
         self.event_recorder
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .record_changes();
-        let webhooks = &self.http_state.webhooks;
-        let delivered = tokio::time::timeout(WEBHOOK_SHUTDOWN_TIMEOUT, webhooks.wait_until_idle()).await;
-        if delivered.is_err() {
-            let events = webhooks.undelivered_event_count();
+        let _ = tokio::time::timeout(WEBHOOK_SHUTDOWN_TIMEOUT, webhooks.wait_until_idle()).await;
+        let lost = webhooks.lost_event_count() - lost_before + webhooks.undelivered_event_count() as u64;
+        if lost > 0 {
             warn!(
-                events,
+                events = lost,
                 "events for webhooks not delivered before the gateway stopped; they are lost"
             );
         }

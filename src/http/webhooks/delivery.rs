@@ -12,7 +12,8 @@ use reqwest::header::CONTENT_TYPE;
 use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
 use super::queue::{EventQueue, WebhookCounters, WebhookEvent};
@@ -28,6 +29,9 @@ const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_secs(300),
 ];
 
+/// Wait between two attempts while the gateway stops.
+const RETRY_DELAY_AT_STOP: Duration = Duration::from_millis(100);
+
 /// Number of these for an event of a session: there may be many, and they soon mean little.
 const SESSION_EVENT_RETRIES: usize = 3;
 
@@ -42,10 +46,15 @@ pub(super) struct WebhookClient {
     counters: Arc<WebhookCounters>,
     failure_log_limiter: Mutex<LogRateLimiter>,
     is_disabled: AtomicBool,
+    is_stopping: watch::Receiver<bool>,
 }
 
 impl WebhookClient {
-    pub(super) fn new(target: WebhookTarget, counters: Arc<WebhookCounters>) -> Self {
+    pub(super) fn new(
+        target: WebhookTarget,
+        counters: Arc<WebhookCounters>,
+        is_stopping: watch::Receiver<bool>,
+    ) -> Self {
         let builder = reqwest::Client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(DELIVERY_TIMEOUT)
@@ -59,6 +68,7 @@ impl WebhookClient {
             counters,
             failure_log_limiter: Mutex::default(),
             is_disabled: AtomicBool::new(false),
+            is_stopping,
         }
     }
 
@@ -98,12 +108,20 @@ impl WebhookClient {
                 }
                 DeliveryFailure::Rejected(_) => break,
                 DeliveryFailure::Temporary(_) => match delays.next() {
-                    Some(delay) => sleep(*delay).await,
+                    Some(delay) => self.wait_before_retry(*delay).await,
                     None => break,
                 },
             }
         }
         self.counters.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits between two attempts: shortly while the gateway stops, for what waits behind the event would be lost.
+    async fn wait_before_retry(&self, delay: Duration) {
+        let mut is_stopping = self.is_stopping.clone();
+        if timeout(delay, is_stopping.wait_for(|stops| *stops)).await.is_ok() {
+            sleep(RETRY_DELAY_AT_STOP).await;
+        }
     }
 
     async fn send(&self, id: &str, body: &str) -> Result<(), DeliveryFailure> {

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::warn;
@@ -34,6 +35,8 @@ pub struct EventWebhooks {
     webhooks: RwLock<Vec<RunningWebhook>>,
     translator: Mutex<EventTranslator>,
     pub counters: Arc<WebhookCounters>,
+    /// Whether the gateway stops.
+    is_stopping: watch::Sender<bool>,
 }
 
 /// A webhook and what waits for it.
@@ -66,8 +69,8 @@ impl Drop for EventDelivery {
 }
 
 impl RunningWebhook {
-    fn start(target: WebhookTarget, counters: Arc<WebhookCounters>) -> Self {
-        let client = Arc::new(WebhookClient::new(target.clone(), counters));
+    fn start(target: WebhookTarget, counters: Arc<WebhookCounters>, is_stopping: watch::Receiver<bool>) -> Self {
+        let client = Arc::new(WebhookClient::new(target.clone(), counters, is_stopping));
         Self {
             target,
             stream_events: EventDelivery::start(client.clone()),
@@ -100,7 +103,8 @@ impl EventWebhooks {
         webhooks.retain(|webhook| targets.contains(&webhook.target) && !webhook.client.is_disabled());
         for target in targets {
             if webhooks.iter().all(|webhook| webhook.target != target) {
-                webhooks.push(RunningWebhook::start(target, self.counters.clone()));
+                let is_stopping = self.is_stopping.subscribe();
+                webhooks.push(RunningWebhook::start(target, self.counters.clone(), is_stopping));
             }
         }
     }
@@ -113,6 +117,16 @@ impl EventWebhooks {
     /// Returns the number of events that wait for a webhook or are being delivered.
     pub fn undelivered_event_count(&self) -> usize {
         self.all_queues().iter().map(|queue| queue.undelivered()).sum()
+    }
+
+    /// Makes room for the events of the end, and tries at once again what failed.
+    pub fn begin_stop(&self) {
+        self.is_stopping.send_replace(true);
+    }
+
+    /// Returns the number of events that were given up or dropped.
+    pub fn lost_event_count(&self) -> u64 {
+        self.counters.given_up.load(Ordering::Relaxed) + self.counters.dropped.load(Ordering::Relaxed)
     }
 
     /// Waits until all events are accepted or given up.
@@ -147,7 +161,8 @@ impl EventWebhooks {
             .iter()
             .filter(|webhook| webhook.target.is_subscribed_to(event.event_type));
         for webhook in wanting {
-            if !webhook.queue_for_event_type(event.event_type).push(event.clone()) {
+            let queue = webhook.queue_for_event_type(event.event_type);
+            if !queue.push(event.clone(), *self.is_stopping.borrow()) {
                 self.counters.dropped.fetch_add(1, Ordering::Relaxed);
                 webhook.log_dropped_event();
             }

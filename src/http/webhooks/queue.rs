@@ -13,6 +13,9 @@ use crate::config::WebhookEventType;
 /// Maximum number of events that wait in one queue.
 const MAX_QUEUED_EVENTS: usize = 1_000;
 
+/// The same while the gateway stops, which ends all sessions at once.
+const MAX_QUEUED_EVENTS_AT_STOP: usize = 100_000;
+
 /// An event to be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct WebhookEvent {
@@ -47,10 +50,15 @@ pub(super) struct EventQueue {
 
 impl EventQueue {
     /// Adds an event. Returns `false` if the oldest one had to be dropped.
-    pub(super) fn push(&self, event: WebhookEvent) -> bool {
+    pub(super) fn push(&self, event: WebhookEvent, is_stopping: bool) -> bool {
+        let max = if is_stopping {
+            MAX_QUEUED_EVENTS_AT_STOP
+        } else {
+            MAX_QUEUED_EVENTS
+        };
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push_back(event);
-        let fits = waiting.len() <= MAX_QUEUED_EVENTS;
+        let fits = waiting.len() <= max;
         if !fits {
             waiting.pop_front();
         }
@@ -118,8 +126,14 @@ mod tests {
             time: SystemTime::UNIX_EPOCH,
             data: json!(n),
         };
-        let fitting = (0..MAX_QUEUED_EVENTS + 3).filter(|n| queue.push(event(*n))).count();
+        let fitting = (0..MAX_QUEUED_EVENTS + 3)
+            .filter(|n| queue.push(event(*n), false))
+            .count();
         assert_eq!((fitting, queue.len()), (MAX_QUEUED_EVENTS, MAX_QUEUED_EVENTS));
+        assert!(
+            queue.push(event(MAX_QUEUED_EVENTS + 3), true),
+            "all sessions end at a stop"
+        );
         assert_eq!(queue.pop().await, event(3));
     }
 
@@ -127,11 +141,14 @@ mod tests {
     async fn a_queue_is_idle_after_its_last_event_is_delivered() {
         let queue = EventQueue::default();
         queue.wait_until_idle().await;
-        queue.push(WebhookEvent {
-            event_type: WebhookEventType::StreamLive,
-            time: SystemTime::UNIX_EPOCH,
-            data: json!(0),
-        });
+        queue.push(
+            WebhookEvent {
+                event_type: WebhookEventType::StreamLive,
+                time: SystemTime::UNIX_EPOCH,
+                data: json!(0),
+            },
+            false,
+        );
         let is_idle = async || timeout(Duration::from_secs(1), queue.wait_until_idle()).await.is_ok();
         assert!(!is_idle().await, "it waits");
         queue.pop().await;

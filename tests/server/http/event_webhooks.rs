@@ -382,3 +382,19 @@ async fn what_a_stop_ends_is_delivered_before_the_gateway_has_stopped() {
     assert_eq!(ended.event["type"], "session.ended");
     assert_eq!(ended.event["data"]["stream"], "live");
 }
+
+/// What waits behind an event that failed is not lost because that one would be sent again in five seconds only.
+#[tokio::test]
+async fn what_failed_is_sent_again_at_once_when_the_gateway_stops() {
+    let mut receiver = Receiver::start(2).await;
+    let gateway = from_text(&config(&[(&receiver, "")])).await;
+    make_live(&gateway, "live");
+    let first = receiver.next().await;
+    make_live(&gateway, "behind");
+    assert_eq!(receiver.next().await.id, first.id);
+    gateway.stop().await;
+    let again = receiver.received.try_recv().expect("an event");
+    assert_eq!(again.id, first.id);
+    let behind = receiver.received.try_recv().expect("the event behind it");
+    assert_eq!(behind.event["data"]["stream"], "behind");
+}
