@@ -111,7 +111,7 @@ fn what_a_publisher_sends_reaches_the_viewers_of_all_shards_by_its_label() {
     assert!(world.nodes[without].data.is_empty() && world.nodes[publisher].data.is_empty());
     // The channel that the viewer has opened is used; the other one has got one of the gateway.
     assert_eq!(world.nodes[own_channel].peer.data_channels(), [(0, "score".to_owned())]);
-    let channels = [(0, "for-the-section".to_owned()), (15, "score".to_owned())];
+    let channels = [(0, "for-the-section".to_owned()), (9, "score".to_owned())];
     assert_eq!(world.nodes[none].peer.data_channels(), channels);
     assert_eq!(
         world

@@ -10,6 +10,7 @@ pub(super) struct DataChannel {
     pub(super) stream_id: u16,
     /// `None` if it is being closed, or the peer opened it with a label that no data track can have.
     pub(super) label: Option<DataLabel>,
+    is_opened_by_peer: bool,
     /// Lengths of the messages that were written and not all acknowledged.
     unacknowledged: VecDeque<u32>,
     unacknowledged_bytes: usize,
@@ -28,12 +29,21 @@ const MAX_UNACKNOWLEDGED_BYTES: usize = 256 << 10;
 const MAX_UNACKNOWLEDGED_MESSAGES: usize = 2_048;
 
 impl DataChannel {
+    /// A channel that the gateway opens.
     pub(super) fn new(stream_id: u16, label: Option<DataLabel>) -> Self {
         Self {
             stream_id,
             label,
+            is_opened_by_peer: false,
             unacknowledged: VecDeque::new(),
             unacknowledged_bytes: 0,
+        }
+    }
+
+    pub(super) fn opened_by_peer(stream_id: u16, label: Option<DataLabel>) -> Self {
+        Self {
+            is_opened_by_peer: true,
+            ..Self::new(stream_id, label)
         }
     }
 
@@ -78,11 +88,20 @@ impl DataChannels {
         found.map(|channel| channel.stream_id)
     }
 
-    /// Returns the highest id that the gateway can open a stream with. Peers count up from the lowest, and some use the ids of
-    /// the gateway: both would open the same one otherwise.
-    pub(super) fn highest_unused_gateway_stream_id(&self) -> Option<u16> {
+    /// Whether the peer may open one more channel.
+    pub(super) fn can_peer_open_channel(&self) -> bool {
+        let channels = self.channels.iter();
+        channels.filter(|channel| channel.is_opened_by_peer).count() < usize::from(MAX_STREAMS / 2)
+    }
+
+    /// Returns the id that the gateway opens its next stream with. It counts down: peers count up from the lowest, some use the
+    /// ids of the gateway, and both would open the same one otherwise. Some peers have ten streams by default.
+    pub(super) fn unused_gateway_stream_id(&self) -> Option<u16> {
+        const DEFAULT_STREAM_COUNT: u16 = 10;
         let is_gateways = |id: u16| id % 2 == self.own_stream_id_parity;
-        let mut ids = (0..MAX_STREAMS).rev();
+        let mut ids = (0..DEFAULT_STREAM_COUNT)
+            .rev()
+            .chain((DEFAULT_STREAM_COUNT..MAX_STREAMS).rev());
         ids.find(|&id| is_gateways(id) && self.find_by_stream_id(id).is_none())
     }
 
@@ -94,7 +113,10 @@ impl DataChannels {
     pub(super) fn close_channel(&mut self, stream_id: u16) {
         let mut channels = self.channels.iter_mut();
         if let Some(channel) = channels.find(|channel| channel.stream_id == stream_id) {
-            *channel = DataChannel::new(stream_id, None);
+            *channel = DataChannel {
+                is_opened_by_peer: channel.is_opened_by_peer,
+                ..DataChannel::new(stream_id, None)
+            };
         }
     }
 
@@ -163,14 +185,14 @@ mod tests {
         let mut channels = DataChannels::new(0);
         channels.insert(DataChannel::new(0, label("a")));
         channels.insert(DataChannel::new(1, None));
-        assert_eq!(channels.highest_unused_gateway_stream_id(), Some(MAX_STREAMS - 2));
-        channels.insert(DataChannel::new(MAX_STREAMS - 2, label("b")));
-        assert_eq!(channels.highest_unused_gateway_stream_id(), Some(MAX_STREAMS - 4));
-        channels.remove(MAX_STREAMS - 2);
-        assert_eq!(channels.highest_unused_gateway_stream_id(), Some(MAX_STREAMS - 2));
+        assert_eq!(channels.unused_gateway_stream_id(), Some(8));
+        channels.insert(DataChannel::new(8, label("b")));
+        assert_eq!(channels.unused_gateway_stream_id(), Some(6));
+        channels.remove(8);
+        assert_eq!(channels.unused_gateway_stream_id(), Some(8));
         for id in (0..MAX_STREAMS).step_by(2) {
             channels.insert(DataChannel::new(id, None));
         }
-        assert_eq!(channels.highest_unused_gateway_stream_id(), None);
+        assert_eq!(channels.unused_gateway_stream_id(), None);
     }
 }

@@ -282,14 +282,14 @@ impl ActiveDataTransport {
             Some(DcepMessage::Open(open)) => {
                 // RFC 8832 §6 gives each side its ids by its DTLS role. Chromium guesses that role for a channel that a page
                 // creates after its offer and before the answer, and then uses an id of the gateway.
-                if self.channels.find_by_stream_id(stream_id).is_some() {
+                if self.channels.find_by_stream_id(stream_id).is_some() || !self.channels.can_peer_open_channel() {
                     return;
                 }
                 // A channel without a valid label is opened as well: some clients have one only for the m-section.
                 let label = DataLabel::parse(&open.label).ok();
                 self.association.set_reliability(stream_id, &open);
                 self.association.write_dcep(stream_id, &DATA_CHANNEL_ACK);
-                self.channels.insert(DataChannel::new(stream_id, label));
+                self.channels.insert(DataChannel::opened_by_peer(stream_id, label));
             }
             Some(DcepMessage::Ack) | None => {}
         }
@@ -323,7 +323,7 @@ impl ActiveDataTransport {
     fn open_channel(&mut self, label: &DataLabel) -> Result<u16, DataSendError> {
         let id = self
             .channels
-            .highest_unused_gateway_stream_id()
+            .unused_gateway_stream_id()
             .ok_or(DataSendError::TooManyChannels)?;
         let open = DataChannelOpen::encode_reliable_ordered(label.as_str());
         if !self.association.open_stream(id) || !self.association.write_dcep(id, &open) {
