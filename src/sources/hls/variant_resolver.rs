@@ -16,7 +16,7 @@ use super::http::{HttpError, OriginClient};
 use super::playlist::{MediaPlaylist, MultivariantPlaylist, Playlist, Variant};
 use super::variants::{VariantLimits, audio_rendition_uri, rank_playable_variants, unplayable_variant_names};
 
-/// Variants that failed recently, by checksums of their URIs, which may be long. They outlive a restart of the source.
+/// Variants that failed recently, by checksums of what identifies them, which may be long. They outlive a restart of the source.
 #[derive(Clone, Debug, Default)]
 pub struct FailedVariants(Arc<Mutex<Vec<(u64, Instant)>>>);
 
@@ -28,21 +28,21 @@ const MAX_FAILED_VARIANTS: usize = 64;
 const MAX_VARIANT_TRIES: usize = 6;
 
 impl FailedVariants {
-    fn add(&self, uri: &str) {
-        let uri = content_hash(uri.as_bytes());
+    fn add(&self, id: &str) {
+        let id = content_hash(id.as_bytes());
         let mut dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        dead.retain(|(known, _)| *known != uri);
+        dead.retain(|(known, _)| *known != id);
         if dead.len() >= MAX_FAILED_VARIANTS {
             dead.remove(0);
         }
-        dead.push((uri, Instant::now()));
+        dead.push((id, Instant::now()));
     }
 
-    fn contains(&self, uri: &str) -> bool {
-        let uri = content_hash(uri.as_bytes());
+    fn contains(&self, id: &str) -> bool {
+        let id = content_hash(id.as_bytes());
         let dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         dead.iter()
-            .any(|(known, since)| *known == uri && since.elapsed() < FAILED_VARIANT_DEMOTION_PERIOD)
+            .any(|(known, since)| *known == id && since.elapsed() < FAILED_VARIANT_DEMOTION_PERIOD)
     }
 }
 
@@ -52,8 +52,8 @@ pub(super) struct VariantResolver {
     playlist_url: Url,
     variant_limits: VariantLimits,
     failed_variants: FailedVariants,
-    /// URI of the variant that is played; `None` if there is only one.
-    current_variant_uri: Mutex<Option<String>>,
+    /// Id of the variant that is played; `None` if there is only one.
+    current_variant_id: Mutex<Option<String>>,
     /// Addresses of its renditions.
     rendition_urls: Mutex<Vec<Url>>,
 }
@@ -76,7 +76,7 @@ impl VariantResolver {
             playlist_url: address,
             variant_limits: choice,
             failed_variants: dead,
-            current_variant_uri: Mutex::new(None),
+            current_variant_id: Mutex::new(None),
             rendition_urls: Mutex::default(),
         }
     }
@@ -105,7 +105,7 @@ impl VariantResolver {
             Playlist::Multivariant(multivariant) => multivariant,
         };
         let mut variants = rank_playable_variants(&multivariant, self.variant_limits)?;
-        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant.uri));
+        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant_id(&multivariant, variant)));
         let mut failed = None;
         for variant in variants.into_iter().take(MAX_VARIANT_TRIES) {
             match self
@@ -113,12 +113,12 @@ impl VariantResolver {
                 .await
             {
                 Ok(opened) => {
-                    *self.lock_current_variant_uri() = Some(variant.uri.clone());
+                    *self.lock_current_variant_id() = Some(variant_id(&multivariant, variant));
                     *self.rendition_urls.lock().unwrap_or_else(PoisonError::into_inner) = opened.rendition_urls.clone();
                     return Ok(opened);
                 }
                 Err(error) => {
-                    self.failed_variants.add(&variant.uri);
+                    self.failed_variants.add(&variant_id(&multivariant, variant));
                     failed.get_or_insert(error);
                 }
             }
@@ -158,7 +158,7 @@ impl VariantResolver {
     /// Finds a variant that has media while the one that is played has a gap. Returns whether there is one; it is preferred
     /// from the next start on.
     pub(super) async fn prefer_variant_without_gap(&self) -> bool {
-        let Some(current) = self.lock_current_variant_uri().clone() else {
+        let Some(current) = self.lock_current_variant_id().clone() else {
             return false;
         };
         let loaded = load_playlist(&self.client, &self.playlist_url, PLAYLIST_FETCH_LIMITS).await;
@@ -168,9 +168,9 @@ impl VariantResolver {
         let Ok(mut variants) = rank_playable_variants(&multivariant, self.variant_limits) else {
             return false;
         };
-        variants.retain(|variant| variant.uri != current);
-        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant.uri));
-        let mut without_media = vec![current.as_str()];
+        variants.retain(|variant| variant_id(&multivariant, variant) != current);
+        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant_id(&multivariant, variant)));
+        let mut without_media = vec![current.clone()];
         for variant in variants.into_iter().take(MAX_VARIANT_TRIES) {
             let opened = self
                 .load_variant_playlist_and_urls(&found, &multivariant, variant)
@@ -186,10 +186,10 @@ impl VariantResolver {
                     host = self.playlist_url.host_str().unwrap_or_default(),
                     "variant of the HLS origin has a gap; the gateway plays another variant"
                 );
-                without_media.iter().for_each(|uri| self.failed_variants.add(uri));
+                without_media.iter().for_each(|id| self.failed_variants.add(id));
                 return true;
             }
-            without_media.push(&variant.uri);
+            without_media.push(variant_id(&multivariant, variant));
         }
         false
     }
@@ -202,16 +202,59 @@ impl VariantResolver {
 
     /// Tries the other variants before the one that is played, from the next start on.
     pub(super) fn mark_current_variant_failed(&self) {
-        if let Some(uri) = self.lock_current_variant_uri().take() {
+        if let Some(id) = self.lock_current_variant_id().take() {
             info!(
                 host = self.playlist_url.host_str().unwrap_or_default(),
                 "variant of the HLS origin failed; the gateway tries another variant"
             );
-            self.failed_variants.add(&uri);
+            self.failed_variants.add(&id);
         }
     }
 
-    fn lock_current_variant_uri(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.current_variant_uri.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_current_variant_id(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.current_variant_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns what identifies a variant each time that the playlist is loaded: the URIs of many origins have a token of each
+/// request. Variants with equal attributes, as redundant ones (RFC 8216 §4.3.4.2), are told apart by their URIs.
+fn variant_id(multivariant: &MultivariantPlaylist, variant: &Variant) -> String {
+    let attributes = |variant: &Variant| (variant.bandwidth, variant.height, variant.codecs.clone());
+    let own = attributes(variant);
+    let all = &multivariant.variants;
+    match all.iter().filter(|other| attributes(other) == own).count() {
+        0 | 1 => format!("{own:?}"),
+        _ => variant.uri.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variant_is_known_again_by_its_attributes_if_those_are_its_own() {
+        let playlist = |token: &str, bandwidths: [u64; 3]| MultivariantPlaylist {
+            variants: bandwidths
+                .iter()
+                .enumerate()
+                .map(|(number, bandwidth)| Variant {
+                    uri: format!("{number}.m3u8?token={token}"),
+                    bandwidth: *bandwidth,
+                    height: Some(720),
+                    codecs: None,
+                    audio_group_id: None,
+                })
+                .collect(),
+            audio_renditions: Vec::new(),
+        };
+        let ids = |playlist: &MultivariantPlaylist| -> Vec<String> {
+            let variants = playlist.variants.iter();
+            variants.map(|variant| variant_id(playlist, variant)).collect()
+        };
+        let (one, other) = (ids(&playlist("a", [1, 2, 3])), ids(&playlist("b", [1, 2, 3])));
+        assert!(one == other && one[0] != one[1]);
+        let redundant = ids(&playlist("a", [1, 2, 2]));
+        assert!(redundant[1] != redundant[2] && redundant[0] == one[0]);
     }
 }
