@@ -404,7 +404,12 @@ impl RenditionFetcher {
 
     async fn decrypt(&mut self, bytes: &Bytes, key: &KeyUriAndIv, iv: [u8; 16]) -> Result<Bytes, HlsError> {
         let key = self.fetch_decryption_key(key).await?;
-        crypt::decrypt_aes_128_cbc(&key, iv, bytes).ok_or(HlsError::UndecryptableSegment)
+        let decrypted = crypt::decrypt_aes_128_cbc(&key, iv, bytes);
+        if decrypted.is_none() {
+            // The key may be wrong: it is fetched again for the next segment.
+            self.cached_decryption_key = None;
+        }
+        decrypted.ok_or(HlsError::UndecryptableSegment)
     }
 
     async fn send_chunk(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
@@ -427,8 +432,12 @@ impl RenditionFetcher {
         let bytes = fetch_file(&self.resolver.client, FileKind::Key, &address, None, KEY_FETCH_LIMITS)
             .await?
             .1;
-        // Some servers end the key with a line break, which players ignore.
-        let key = *bytes.first_chunk().ok_or(HlsError::UndecryptableSegment)?;
+        // Some servers end the key with a line break, which players ignore. A longer text is that of an error.
+        let (key, rest) = bytes.split_first_chunk().ok_or(HlsError::UndecryptableSegment)?;
+        if !rest.trim_ascii().is_empty() {
+            return Err(HlsError::UndecryptableSegment);
+        }
+        let key = *key;
         self.cached_decryption_key = Some((address, key));
         Ok(key)
     }
