@@ -9,8 +9,9 @@ use tokio::time::Instant;
 #[derive(Clone, Debug, Default)]
 pub struct ExpectedSilence(Arc<Mutex<Option<Instant>>>);
 
-/// Longest pause ahead: what announces a longer one is likely to be wrong.
-const MAX_SILENCE_AHEAD: Duration = Duration::from_secs(600);
+/// Longest pause ahead: a live source announces its pauses as they come, and what announces a longer one is likely to be
+/// wrong. A source that stands still afterwards is noticed so much later at most.
+const MAX_SILENCE_AHEAD: Duration = Duration::from_secs(90);
 
 impl ExpectedSilence {
     /// Adds a pause that begins when those before it are over, at the earliest now.
@@ -49,6 +50,6 @@ mod tests {
         for _ in 0..1_000 {
             silence.extend(Duration::MAX);
         }
-        assert_eq!(silence.delay_timeout_start(begin), at(620));
+        assert_eq!(silence.delay_timeout_start(begin), at(110));
     }
 }

@@ -183,13 +183,15 @@ async fn segments_of_a_gap_are_passed_over_at_once() {
             if begun.elapsed() >= Duration::from_secs(2) {
                 noted.get_or_init(now);
                 text += &"#EXT-X-GAP\n#EXTINF:0.01,\nnone.ts\n".repeat(COUNT);
-                text += "#EXTINF:1,\nfilm4.ts\n#EXTINF:1,\nfilm5.ts\n";
+                for number in 4..12 {
+                    text += &format!("#EXTINF:1,\nfilm{number}.ts\n");
+                }
             }
             text.into_response()
         })
     })
     .await;
-    film(&server.folder.0, 6, &["-hls_playlist_type", "vod"], "film.m3u8");
+    film(&server.folder.0, 12, &["-hls_playlist_type", "vod"], "film.m3u8");
     let gateway = source(&server.uri("live.m3u8"), "").await;
     let mut reader = Reader::open(&gateway);
     // From the last segment of the first list to the last one.

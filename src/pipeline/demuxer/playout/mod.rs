@@ -394,9 +394,12 @@ fn first_time_of_segment(times: &[Duration]) -> Option<Duration> {
     let Some((gap, behind)) = longest.filter(|(gap, _)| *gap > MAX_STEP_WITHIN_SEGMENT) else {
         return first;
     };
-    let mut others = steps().filter(|(_, to)| *to != behind).map(|(from, to)| to - from);
-    // A source with few frames has long steps everywhere.
-    if others.all(|step| step < gap / 3) {
+    let mut others = steps()
+        .filter(|(_, to)| *to != behind)
+        .map(|(from, to)| to - from)
+        .peekable();
+    // A source with few frames has long steps everywhere, or no other one.
+    if others.peek().is_some() && others.all(|step| step < gap / 3) {
         Some(behind)
     } else {
         first

@@ -267,6 +267,7 @@ fn a_gap_adds_no_latency() {
         first_time_of_segment(&ms(&[40, 0, 5_040, 5_000])),
         Some(Duration::from_secs(5))
     );
+    assert_eq!(first_time_of_segment(&ms(&[0, 5_000])), Some(Duration::ZERO));
     assert_eq!(first_time_of_segment(&[]), None);
 }
 
