@@ -1,6 +1,6 @@
 //! Access control: static tokens for some streams, signed tokens, and the authorization webhook.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use millstream::Gateway;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::http::client::{OBS, PUBLISH, Reply, Request, VIEWER, from_text, gateway, make_live};
 
@@ -422,9 +422,12 @@ async fn keys_may_be_fetched_and_change() {
     assert_eq!(asked.load(Ordering::Relaxed), 1);
     gateway.stop().await;
 
-    let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    // Bound, so that nobody else gets the port, and without a listener.
+    let nobody = TcpSocket::new_v4().expect("a socket");
+    nobody
+        .bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        .expect("a free port");
     let away = nobody.local_addr().expect("bound");
-    drop(nobody);
     let gateway = from_text(&format!("[auth]\njwks_url = \"http://{away}/keys\"\n")).await;
     make_live(&gateway, "live");
     let reply = play(&gateway, "live", &token("one", "rsa.pem")).await;

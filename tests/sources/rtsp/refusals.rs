@@ -1,11 +1,12 @@
 //! Cameras that reject requests: what is retried, how often, and what is reported.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::rtsp::{PATIENCE, gateway, poll, trouble};
 
@@ -82,11 +83,12 @@ async fn a_camera_that_takes_connections_and_never_answers_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_refusal_says_what_to_do() {
-    let (closed, nobody) = {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        (listener.local_addr().expect("it is bound").port(), listener)
-    };
-    drop(nobody);
+    // Bound, so that nobody else gets the port, and without a listener.
+    let nobody = TcpSocket::new_v4().expect("a socket");
+    nobody
+        .bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        .expect("a free port");
+    let closed = nobody.local_addr().expect("it is bound").port();
     let (moved, ..) = refusing("302 Moved Temporarily").await;
     let (locked, ..) = refusing("401 Unauthorized").await;
     for (port, wanted) in [
