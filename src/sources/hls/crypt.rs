@@ -4,6 +4,12 @@ use aws_lc_rs::cipher::{AES_128, DecryptingKey, DecryptionContext, UnboundCipher
 use aws_lc_rs::iv::FixedLength;
 use bytes::Bytes;
 
+/// Reads the file of a key. Some servers end it with a line break, which players ignore; a longer text is that of an error.
+pub(super) fn read_aes_128_key(file: &[u8]) -> Option<[u8; 16]> {
+    let (key, rest) = file.split_first_chunk()?;
+    rest.trim_ascii().is_empty().then_some(*key)
+}
+
 /// Decrypts a whole segment. Returns `None` if the key is wrong. As players do, it passes over padding that is missing or
 /// wrong and a last block that is cut off, if what is decrypted begins as media does: with a wrong key it would not.
 pub(super) fn decrypt_aes_128_cbc(key: &[u8; 16], iv: [u8; 16], segment: &[u8]) -> Option<Bytes> {
@@ -72,6 +78,21 @@ mod tests {
             None
         );
         assert_eq!(decrypt_aes_128_cbc(&key, iv_from_media_sequence_number(7), &[]), None);
+    }
+
+    #[test]
+    fn a_key_is_sixteen_bytes_and_perhaps_a_line_break() {
+        let key = *b"sixteen bytes 16";
+        for end in ["", "\n", "\r\n"] {
+            assert_eq!(read_aes_128_key(&[&key[..], end.as_bytes()].concat()), Some(key));
+        }
+        for file in [
+            "fifteen bytes !",
+            "<html><body>Forbidden</body></html>",
+            "000102030405060708090a0b0c0d0e0f",
+        ] {
+            assert_eq!(read_aes_128_key(file.as_bytes()), None, "{file}");
+        }
     }
 
     /// Packagers leave out the padding of what ends with a block anyway, and servers cut off the end.

@@ -432,12 +432,7 @@ impl RenditionFetcher {
         let bytes = fetch_file(&self.resolver.client, FileKind::Key, &address, None, KEY_FETCH_LIMITS)
             .await?
             .1;
-        // Some servers end the key with a line break, which players ignore. A longer text is that of an error.
-        let (key, rest) = bytes.split_first_chunk().ok_or(HlsError::UndecryptableSegment)?;
-        if !rest.trim_ascii().is_empty() {
-            return Err(HlsError::UndecryptableSegment);
-        }
-        let key = *key;
+        let key = crypt::read_aes_128_key(&bytes).ok_or(HlsError::UndecryptableSegment)?;
         self.cached_decryption_key = Some((address, key));
         Ok(key)
     }
