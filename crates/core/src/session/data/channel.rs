@@ -181,6 +181,22 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_has_half_of_the_channels_whatever_their_ids() {
+        let mut channels = DataChannels::new(1);
+        channels.insert(DataChannel::new(9, label("own")));
+        for id in 0..MAX_STREAMS / 2 {
+            assert!(channels.can_peer_open_channel(), "{id}");
+            channels.insert(DataChannel::opened_by_peer(id, label("a")));
+        }
+        assert!(!channels.can_peer_open_channel());
+        // One that is being closed keeps its place until both directions are reset.
+        channels.close_channel(0);
+        assert!(!channels.can_peer_open_channel());
+        channels.remove(0);
+        assert!(channels.can_peer_open_channel());
+    }
+
+    #[test]
     fn ids_are_those_of_the_role_and_free() {
         let mut channels = DataChannels::new(0);
         channels.insert(DataChannel::new(0, label("a")));
