@@ -215,7 +215,7 @@ fn play_until_end(
     for (index, (kind, sink)) in built.appsinks.iter().enumerate() {
         configure_appsink(index, *kind, sink, gateway, &timeline)?;
     }
-    leave_no_sink_to_be_waited_for(&pipeline);
+    disable_async_state_changes_of_sinks(&pipeline);
     for input in &job.inputs {
         let source = match input.media.kind() {
             MediaKind::Video => &built.video_appsrc,
@@ -322,7 +322,7 @@ fn run_bus_loop_with_repeat_and_heartbeats(
 
 /// A sink that waits for a first frame would hold up the others; and after a seek it would give the pipeline a new base
 /// time, which the offset of a repetition does not expect.
-fn leave_no_sink_to_be_waited_for(pipeline: &gst::Pipeline) {
+fn disable_async_state_changes_of_sinks(pipeline: &gst::Pipeline) {
     for sink in pipeline.iterate_sinks().into_iter().flatten() {
         if sink.has_property("async") {
             sink.set_property("async", false);
