@@ -20,7 +20,15 @@ function findFaults() {
     for (let at = parentOf(element); at; at = parentOf(at)) if (holds(at)) return true;
     return false;
   };
-  const isScrolled = (element) => ['auto', 'scroll'].includes(getComputedStyle(element).overflowX) || ['auto', 'scroll'].includes(getComputedStyle(element).overflowY);
+  // Asked of each ancestor of each element.
+  const scrolled = new Map();
+  const isScrolled = (element) => {
+    if (!scrolled.has(element)) {
+      const { overflowX, overflowY } = getComputedStyle(element);
+      scrolled.set(element, [overflowX, overflowY].some((overflow) => ['auto', 'scroll'].includes(overflow)));
+    }
+    return scrolled.get(element);
+  };
   const isShown = (element) =>
     element.checkVisibility({ opacityProperty: true, visibilityProperty: true }) && !hasAncestor(element, (at) => at.localName === 'svg')
     && !element.matches('.hidden, .segments input, option, br, script, style');
@@ -53,14 +61,14 @@ function findFaults() {
     });
     return { left, right, top, bottom };
   };
-  const controls = shown.filter((element) => element.matches('a, button, input, select'));
-  for (const [index, a] of controls.entries()) {
-    for (const b of controls.slice(index + 1)) {
-      if (a.contains(b) || b.contains(a)) continue;
-      const [one, two] = [visibleRect(a), visibleRect(b)];
-      const x = Math.min(one.right, two.right) - Math.max(one.left, two.left);
-      const y = Math.min(one.bottom, two.bottom) - Math.max(one.top, two.top);
-      if (x > 1 && y > 1) faults.push(`overlap: ${describe(a)} and ${describe(b)}`);
+  const controls = shown.filter((element) => element.matches('a, button, input, select'))
+    .map((element) => ({ element, rect: visibleRect(element) }));
+  for (const [index, one] of controls.entries()) {
+    for (const two of controls.slice(index + 1)) {
+      const x = Math.min(one.rect.right, two.rect.right) - Math.max(one.rect.left, two.rect.left);
+      const y = Math.min(one.rect.bottom, two.rect.bottom) - Math.max(one.rect.top, two.rect.top);
+      if (x <= 1 || y <= 1 || one.element.contains(two.element) || two.element.contains(one.element)) continue;
+      faults.push(`overlap: ${describe(one.element)} and ${describe(two.element)}`);
     }
   }
   return faults;
