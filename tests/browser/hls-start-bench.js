@@ -1,5 +1,6 @@
 // Measures how plain hls.js, with its defaults, starts on the LL-HLS of the gateway: the time to the first frame, the delay
-// behind the publisher, and every error event. Prints JSON lines and a summary; judges nothing.
+// behind the publisher, and every error event. Beside the first frame stands what the browser alone takes for it (`floor`).
+// Prints JSON lines and a summary; judges nothing.
 //
 //   node hls-start-bench.js [--starts 20] [--seconds 6] [--gop 2] [--audio] [--json FILE]
 //
@@ -38,6 +39,9 @@ function print(name, results) {
   const stalled = results.filter(({ stalls }) => stalls.length > 0).length;
   console.log(`${name}: ${results.length} starts (min / median / max in ms)`);
   console.log(`  first frame       ${summary(numbers(results, 'first'))}`);
+  console.log(`  the browser alone ${summary(numbers(results, 'floor'))}`);
+  const added = results.filter(({ floor }) => floor !== null).map(({ first, floor }) => ({ added: Math.max(first - floor, 0) }));
+  console.log(`  the rest          ${summary(numbers(added, 'added'))}`);
   console.log(`  behind, at first  ${summary(numbers(results, 'behind'))}`);
   console.log(`  behind, at end    ${summary(numbers(results, 'later'))}`);
   console.log(`  starts with a gap of over 250 ms between frames: ${stalled}; error events: ${JSON.stringify(counts)}`);

@@ -6,10 +6,12 @@ import { BLOCKS, FPS } from './clip.js';
 export const CLIP_SECONDS = 12;
 
 /**
- * Measures one start in a page of its own: `{ first, behind, later, frames, stalls, errors }`. `first` is the time from the
- * creation of hls.js to the first frame, `behind` and `later` the delay of the first and of the last frame behind the
- * publisher, `stalls` the gaps of over 250 ms between frames, all in milliseconds; `errors` are the error events. The
- * delay is that of the number in the frame if the clip began at `frame0`, otherwise that of `EXT-X-PROGRAM-DATE-TIME`.
+ * Measures one start in a page of its own: `{ first, floor, behind, later, frames, stalls, errors }`. `first` is the time from
+ * the creation of hls.js to the first frame, `floor` the time that the browser takes to show the same frame from the same
+ * bytes when it has all of them at once, without hls.js and without the gateway; `behind` and `later` are the delay of the
+ * first and of the last frame behind the publisher, `stalls` the gaps of over 250 ms between frames, all in milliseconds;
+ * `errors` are the error events. The delay is that of the number in the frame if the clip began at `frame0`, otherwise that
+ * of `EXT-X-PROGRAM-DATE-TIME`.
  */
 export async function measureStart(browser, gateway, stream, { frame0, seconds }) {
   const page = await browser.newPage();
@@ -53,12 +55,34 @@ async function play({ url, frame0, blocks: { x, y, size, bits }, fps, clipFrames
   hls.on(globalThis.Hls.Events.ERROR, (_, { details, fatal, error }) => {
     if (!ended) errors.push([details, fatal && '(fatal)', details === 'internalException' && error?.message].filter(Boolean).join(' '));
   });
+  // What the first frame is made from.
+  const tracks = new Map();
+  hls.on(globalThis.Hls.Events.BUFFER_CODECS, (_, codecs) => {
+    for (const [type, { container, codec } = {}] of Object.entries(codecs)) if (container) tracks.set(type, { mime: `${container};codecs=${codec}`, appended: [] });
+  });
+  hls.on(globalThis.Hls.Events.BUFFER_APPENDING, (_, { type, data }) => {
+    if (!first) tracks.get(type)?.appended.push(data.slice());
+  });
+  /** Shows the first frame again. */
+  const measureFloor = async () => {
+    const again = Object.assign(document.createElement('video'), { muted: true, playsInline: true });
+    const media = new MediaSource();
+    document.body.replaceChildren(again);
+    const begin = performance.now();
+    const shown = new Promise((resolve) => again.requestVideoFrameCallback(() => resolve(Math.round(performance.now() - begin))));
+    again.src = URL.createObjectURL(media);
+    await new Promise((resolve) => media.addEventListener('sourceopen', resolve, { once: true }));
+    for (const { mime, appended } of tracks.values()) media.addSourceBuffer(mime).appendBuffer(await new Blob(appended).arrayBuffer());
+    again.currentTime = first.position;
+    again.play().catch(() => {});
+    return Promise.race([shown, new Promise((resolve) => setTimeout(resolve, 5_000, null))]);
+  };
   const stalls = [];
   let [first, last, frames] = [null, 0, 0];
   const onFrame = (now) => {
     if (last && now - last > 250) stalls.push(Math.round(now - last));
     [last, frames] = [now, frames + 1];
-    first ??= { ms: Math.round(performance.now() - begin), behind: behind() };
+    first ??= { ms: Math.round(performance.now() - begin), behind: behind(), position: video.currentTime };
     video.requestVideoFrameCallback(onFrame);
   };
   video.requestVideoFrameCallback(onFrame);
@@ -69,5 +93,5 @@ async function play({ url, frame0, blocks: { x, y, size, bits }, fps, clipFrames
   const result = { first: first?.ms ?? null, behind: Math.round(first?.behind ?? -1), later: Math.round(behind() ?? -1), frames, stalls, errors };
   ended = true;
   hls.destroy();
-  return result;
+  return { ...result, floor: first && (await measureFloor()) };
 }
