@@ -125,7 +125,7 @@ pub(super) async fn test_source(
         stream.name.clear();
     }
     if takes_snapshot {
-        let taking = take_test_snapshot(&api, &bench, &name);
+        let taking = jpeg_data_url_of_tested_source(&api, &bench, &name);
         result.snapshot = timeout(TEST_SNAPSHOT_TIMEOUT, taking).await.ok().flatten();
     }
     result.seconds = started.elapsed().as_secs_f64();
@@ -153,7 +153,11 @@ fn replace_url_with_source_kind_key(settings: &mut Map<String, Value>) -> Result
     Ok(())
 }
 
-async fn take_test_snapshot(api: &ApiState, bench: &SourceTestEnvironment, name: &StreamName) -> Option<String> {
+async fn jpeg_data_url_of_tested_source(
+    api: &ApiState,
+    bench: &SourceTestEnvironment,
+    name: &StreamName,
+) -> Option<String> {
     let hub = bench.trial_source_hub().hub();
     let track = find_source_track(hub, name, MediaKind::Video)?;
     // The hub of the gateway knows what this host can transcode.

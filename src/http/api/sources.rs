@@ -103,7 +103,7 @@ pub struct ChooseSourceRequest {
 }
 
 /// How long segments that are missing are warned of.
-const MISSING_SEGMENTS_WARNING_DURATION: Duration = Duration::from_secs(60);
+const MISSING_SEGMENTS_WARNING_SHOWN_FOR: Duration = Duration::from_secs(60);
 
 /// Describes a source that the gateway pulls.
 pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
@@ -119,7 +119,7 @@ pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
         has_recently_ignored: status
             .ignored_input
             .last_at
-            .is_some_and(|last| last.elapsed() < MISSING_SEGMENTS_WARNING_DURATION),
+            .is_some_and(|last| last.elapsed() < MISSING_SEGMENTS_WARNING_SHOWN_FOR),
         passed_over: status.ignored_input.count,
         passed_over_reason: status.ignored_input.first_description,
         left_out: status.unsupported_tracks,

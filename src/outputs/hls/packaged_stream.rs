@@ -147,12 +147,12 @@ impl PackagedStream {
         packager: &Packager,
         role: RenditionRole,
         skip: bool,
-        unaligned_segment: Option<Msn>,
+        segment_without_counterpart: Option<Msn>,
     ) -> Option<Arc<RenderedPlaylist>> {
         let key = PlaylistKey::Media {
             role,
             skip,
-            unaligned_segment,
+            segment_without_counterpart,
         };
         self.playlist_cache.lock().get_or_render(key, || {
             let others = RenditionRole::ALL_ROLES.into_iter().filter(|other| *other != role);
@@ -165,7 +165,7 @@ impl PackagedStream {
                 rendition,
                 &others,
                 skip,
-                unaligned_segment,
+                segment_without_counterpart,
                 QUERY_PLACEHOLDER,
             ))
         })

@@ -174,7 +174,7 @@ pub fn render_media_playlist(
     rendition: &Rendition,
     others: &[&Rendition],
     skip: bool,
-    unaligned_segment: Option<Msn>,
+    segment_without_counterpart: Option<Msn>,
     query: &str,
 ) -> String {
     let target = rendition.target_duration_secs();
@@ -190,11 +190,11 @@ pub fn render_media_playlist(
     let _ = writeln!(out, "#EXT-X-PART-INF:PART-TARGET={:.3}", part_target.as_secs_f64());
     let all = rendition.segments();
     let segments: Vec<&Segment> = all
-        .take_while(|segment| unaligned_segment.is_none_or(|last| segment.msn <= last))
+        .take_while(|segment| segment_without_counterpart.is_none_or(|last| segment.msn <= last))
         .collect();
     let complete = segments
         .iter()
-        .filter(|segment| is_listed_as_complete(segment, unaligned_segment))
+        .filter(|segment| is_listed_as_complete(segment, segment_without_counterpart))
         .count();
     let window = window_segment_count(segments.iter().take(complete).copied(), MAX_LISTED_SEGMENTS);
     let (unlisted, listed) = segments.split_at(complete - window);
@@ -232,13 +232,13 @@ pub fn render_media_playlist(
         first_msn: first,
         starts_with_gap,
         part_target,
-        segment_without_counterpart: unaligned_segment,
+        segment_without_counterpart,
         // Parts are listed of the newest segments only.
         parts_listed_from: end.saturating_sub(Duration::from_secs(target) * PART_LISTING_TARGET_DURATIONS),
     };
     list.write_segments(&mut out, listed.iter().copied().skip(skipped));
     let name = rendition.role.name();
-    let (msn, part) = unaligned_segment.map_or_else(|| rendition.next_part_position(), |last| (last + 1, 0));
+    let (msn, part) = segment_without_counterpart.map_or_else(|| rendition.next_part_position(), |last| (last + 1, 0));
     let _ = writeln!(
         out,
         "#EXT-X-PRELOAD-HINT:TYPE=PART,URI=\"{name}-{msn}.{part}.m4s{query}\""
@@ -338,8 +338,8 @@ impl SegmentListWriter<'_> {
     }
 }
 
-fn is_listed_as_complete(segment: &Segment, unaligned_segment: Option<Msn>) -> bool {
-    segment.is_complete && Some(segment.msn) != unaligned_segment
+fn is_listed_as_complete(segment: &Segment, segment_without_counterpart: Option<Msn>) -> bool {
+    segment.is_complete && Some(segment.msn) != segment_without_counterpart
 }
 
 /// Writes where the other renditions are (§4.4.5.4).

@@ -60,7 +60,7 @@ pub(super) enum PlaylistKey {
     Media {
         role: RenditionRole,
         skip: bool,
-        unaligned_segment: Option<Msn>,
+        segment_without_counterpart: Option<Msn>,
     },
     /// `listed_roles` has one bit for each [`RenditionRole`], in the order of [`RenditionRole::ALL_ROLES`].
     Multivariant { listed_roles: u8 },

@@ -249,8 +249,8 @@ impl HlsService {
             };
             // A player that waits for a certain segment gets it even if it is unsettled.
             let is_start = directives.msn.is_none();
-            let unaligned_segment = is_start.then(|| packager.segment_without_counterpart(role)).flatten();
-            is_available.then(|| live.media_playlist(packager, role, directives.skip, unaligned_segment))?
+            let segment_without_counterpart = is_start.then(|| packager.segment_without_counterpart(role)).flatten();
+            is_available.then(|| live.media_playlist(packager, role, directives.skip, segment_without_counterpart))?
         });
         let rendered = rendered.await?;
         live.lock_viewers()

@@ -92,7 +92,7 @@ pub use layer_switch::{NewLayerStartPoint, choose_new_layer_start_point};
 use non_twcc_evaluator::NonTwccEvaluator;
 pub use non_twcc_evaluator::ReceiverReportSummary;
 use overload::{
-    OverloadReason, OverloadThresholds, SlightOverloadTimer, is_received_bitrate_sufficient, is_slight_overload,
+    OverloadReason, OverloadThresholds, SlightOverloadTimer, is_overload_at_most_slight, is_received_bitrate_sufficient,
 };
 use pacer::{MIN_PACING_BITRATE, Pacer};
 pub use pacing::SendTime;
@@ -402,7 +402,8 @@ impl CongestionController {
             return None;
         }
         let received = self.received_bitrate().unwrap_or(0);
-        let is_slight = overload != OverloadReason::Loss && is_slight_overload(received, self.sent_wire_bitrate);
+        let is_slight =
+            overload != OverloadReason::Loss && is_overload_at_most_slight(received, self.sent_wire_bitrate);
         if is_slight
             && !self
                 .slight_overload

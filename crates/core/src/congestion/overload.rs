@@ -39,7 +39,7 @@ pub(super) fn is_received_bitrate_sufficient(received: u32, sent: u32) -> bool {
 }
 
 /// Whether nearly as much arrives as is sent, both in bits per second.
-pub(super) fn is_slight_overload(received: u32, sent: u32) -> bool {
+pub(super) fn is_overload_at_most_slight(received: u32, sent: u32) -> bool {
     u64::from(received) * 100 >= u64::from(sent) * SLIGHT_OVERLOAD_MIN_RECEIVED_PERCENT_OF_SENT
 }
 
@@ -355,8 +355,8 @@ mod tests {
 
     #[test]
     fn slight_overload_is_acted_upon_if_it_is_still_there() {
-        assert!(is_slight_overload(750, 1_000));
-        assert!(!is_slight_overload(749, 1_000));
+        assert!(is_overload_at_most_slight(750, 1_000));
+        assert!(!is_overload_at_most_slight(749, 1_000));
         let mut slight = SlightOverloadTimer::default();
         assert!(!slight.is_due_or_start_wait(10_000 * MS, || 32_768));
         assert!(!slight.is_due_or_start_wait(10_249 * MS, || 0));

@@ -97,13 +97,13 @@ impl ViewerTrack {
     }
 
     /// Says how the next switch begins. What is to begin as at the start does so, whatever is chosen then.
-    pub(super) fn prepare_adaptive_switch(&mut self, switch: AdaptiveSwitchOptions) {
+    pub(super) fn set_options_of_next_switch(&mut self, switch: AdaptiveSwitchOptions) {
         let is_start = self.next_switch.is_some_and(|prepared| prepared.is_start);
         self.next_switch = self.next_switch.filter(|_| is_start).or(Some(switch));
     }
 
     /// Discards the switch that was prepared, which is not needed.
-    pub(super) fn discard_prepared_switch(&mut self) {
+    pub(super) fn clear_options_of_next_switch(&mut self) {
         self.next_switch = None;
     }
 

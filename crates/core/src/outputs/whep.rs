@@ -383,7 +383,9 @@ impl Viewer {
                     return output;
                 }
                 self.pending_work.reselect_streams = false;
-                self.video.iter_mut().for_each(ViewerTrack::discard_prepared_switch);
+                self.video
+                    .iter_mut()
+                    .for_each(ViewerTrack::clear_options_of_next_switch);
                 // A switch between layers waits for a key frame, which a request brings sooner.
                 let mut switching = self.video.iter_mut();
                 self.pending_work.request_key_frame |= switching.any(ViewerTrack::take_key_frame_request);

@@ -369,7 +369,7 @@ mod switches {
     }
 
     fn begin_switch(t: Instant, video: &mut ViewerTrack, to: &Arc<Stream>) {
-        video.prepare_adaptive_switch(AdaptiveSwitchOptions {
+        video.set_options_of_next_switch(AdaptiveSwitchOptions {
             is_start: false,
             is_step_down: true,
             received_bitrate: 500_000,

@@ -246,7 +246,7 @@ impl Viewer {
     /// The layers are there: what is chosen begins as at the start.
     fn set_initial_layer_switch_options(&mut self) {
         if let Some(video) = &mut self.video {
-            video.prepare_adaptive_switch(AdaptiveSwitchOptions {
+            video.set_options_of_next_switch(AdaptiveSwitchOptions {
                 is_start: true,
                 is_step_down: false,
                 received_bitrate: 0,
@@ -262,7 +262,7 @@ impl Viewer {
         self.adaptation.record_layer_choice(switch);
         let is_pinned = matches!(self.layer_selection, LayerSelection::Named(_));
         if let Some(video) = self.video.as_mut().filter(|_| !is_pinned) {
-            video.prepare_adaptive_switch(AdaptiveSwitchOptions {
+            video.set_options_of_next_switch(AdaptiveSwitchOptions {
                 is_start: false,
                 is_step_down: before.is_some_and(|before| switch.layer < before.layer),
                 received_bitrate: self.adaptation.controller.received_bitrate().unwrap_or(0),
