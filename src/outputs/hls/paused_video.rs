@@ -1,16 +1,14 @@
 //! Repeats the last frame of video that pauses while audio goes on, such as of a camera that is switched off: players stop
-//! where one of the two ends. Only H.264 without interlacing can be repeated; other video ends there.
+//! where one of the two ends. Most H.264 and H.265, VP9 and AV1 can be repeated; other video ends there.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::rendition::RenditionRole;
-use millstream_core::media::Codec;
 use millstream_core::media::clock::{duration_to_ticks, ticks_to_duration};
-use millstream_core::media::codec::h264_frame_repeater::H264FrameRepeater;
+use millstream_core::media::codec::frame_repeater::FrameRepeater;
 use millstream_core::media::depacketizer::Frame;
-use millstream_core::media::packetizer::split_annex_b;
 
 /// The video layers of one stream, each with its last frame.
 #[derive(Debug, Default)]
@@ -22,7 +20,7 @@ pub(super) struct PausedVideo {
 
 #[derive(Debug, Default)]
 struct PausedLayer {
-    repeater: H264FrameRepeater,
+    repeater: FrameRepeater,
     repeated_until_ticks: u64,
 }
 
@@ -43,10 +41,7 @@ impl PausedVideo {
     pub(super) fn observe_frame(&mut self, role: RenditionRole, frame: &Frame, lag: Duration) {
         self.longest_lag = self.longest_lag.max(lag);
         if let Some(layer) = self.layer_mut(role) {
-            match (frame.codec, split_annex_b(&frame.bytes)) {
-                (Codec::H264, Ok(nals)) => layer.repeater.observe_frame(&nals),
-                _ => layer.repeater = H264FrameRepeater::default(),
-            }
+            layer.repeater.observe_frame(frame);
         }
     }
 
@@ -74,11 +69,10 @@ impl PausedVideo {
             return None;
         }
         let layer = self.layer_mut(role)?;
-        let nal = layer.repeater.build_repeated_frame()?;
+        let sample = layer.repeater.build_repeated_sample()?;
         let next_ticks = last_ticks + duration_to_ticks(REPETITION_INTERVAL, VIDEO_CLOCK_RATE);
         layer.repeated_until_ticks = next_ticks;
-        let length = u32::try_from(nal.len()).ok()?;
-        Some((next_ticks, [&length.to_be_bytes()[..], &nal].concat().into()))
+        Some((next_ticks, sample))
     }
 
     /// Returns the earliest position of the next frame of a role.

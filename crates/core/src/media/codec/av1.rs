@@ -230,6 +230,71 @@ impl Av1Config {
     }
 }
 
+/// Iterates over the OBUs of a temporal unit that have size fields: type and content. Stops at the first one without, and
+/// at one that is truncated.
+pub(super) fn iter_sized_obus(mut unit: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (&header, rest) = unit.split_first().filter(|(header, _)| **header & 0x02 != 0)?;
+        let rest = if header & 0x04 != 0 { rest.get(1..)? } else { rest };
+        let (length, body) = parse_leb128(rest)?;
+        let (content, next) = body.split_at_checked(length)?;
+        unit = next;
+        Some((header >> 3 & 0x0f, content))
+    })
+}
+
+/// What frame headers need of the sequence header, to be read up to the slots that they refresh (AV1 §5.5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Av1FrameHeaderParams {
+    /// `None` if each frame says it.
+    pub(super) forced_screen_content_tools: Option<bool>,
+    /// Frames with tools for screen content say whether their motion vectors are integers.
+    pub(super) selects_integer_motion_vectors: bool,
+    pub(super) order_hint_bits: u32,
+}
+
+impl Av1FrameHeaderParams {
+    /// `None` if frame headers have fields that are rarely used: timing information and frame IDs.
+    pub(super) fn parse(content: &[u8]) -> Option<Self> {
+        let mut flags = BitReader::new(content);
+        flags.skip(4); // seq_profile, still_picture
+        let (is_reduced, has_timing) = (flags.read_flag()?, flags.read_flag()?);
+        if is_reduced || has_timing {
+            return None;
+        }
+        let mut bits = BitReader::new(content);
+        bits.skip(4);
+        skip_to_frame_size(&mut bits)?;
+        parse_resolution(&mut bits)?;
+        if bits.read_flag()? {
+            return None; // frame_id_numbers_present_flag
+        }
+        bits.skip(3 + 4); // superblock size, filters of intra prediction, and compound prediction tools
+        let has_order_hints = bits.read_flag()?;
+        if has_order_hints {
+            bits.skip(2); // enable_jnt_comp, enable_ref_frame_mvs
+        }
+        // seq_choose_screen_content_tools, seq_force_screen_content_tools
+        let forced_screen_content_tools = if bits.read_flag()? {
+            None
+        } else {
+            Some(bits.read_flag()?)
+        };
+        let mut selects_integer_motion_vectors = true;
+        if forced_screen_content_tools != Some(false) {
+            selects_integer_motion_vectors = bits.read_flag()?;
+            if !selects_integer_motion_vectors {
+                bits.skip(1); // seq_force_integer_mv
+            }
+        }
+        Some(Self {
+            forced_screen_content_tools,
+            selects_integer_motion_vectors,
+            order_hint_bits: if has_order_hints { bits.read_bits(3)? + 1 } else { 0 },
+        })
+    }
+}
+
 /// Level and tier of the first operating point. Timing information is not parsed: WebRTC encoders do not write it.
 fn parse_level_and_tier(bits: &mut BitReader<'_>) -> Option<(u8, u8)> {
     if bits.read_flag()? {

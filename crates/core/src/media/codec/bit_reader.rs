@@ -2,6 +2,7 @@
 //! panic.
 
 /// A bit position in a byte slice.
+#[derive(Clone)]
 pub(crate) struct BitReader<'a> {
     bytes: &'a [u8],
     bit_position: usize,
@@ -10,6 +11,11 @@ pub(crate) struct BitReader<'a> {
 impl<'a> BitReader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, bit_position: 0 }
+    }
+
+    /// Returns the number of bits that were read or skipped.
+    pub(crate) fn position(&self) -> usize {
+        self.bit_position
     }
 
     /// Reads one bit.

@@ -14,7 +14,7 @@ use super::h264_cabac;
 
 /// Repeats the frames of one stream.
 #[derive(Debug, Default)]
-pub struct H264FrameRepeater {
+pub(super) struct H264FrameRepeater {
     sequence_params: BTreeMap<u32, SequenceParams>,
     picture_params: BTreeMap<u32, PictureParams>,
     last_frame: Option<LastFrame>,
@@ -57,7 +57,7 @@ const MAX_MACROBLOCKS: u32 = 139_264;
 
 impl H264FrameRepeater {
     /// Records a frame, given as NAL units without start codes.
-    pub fn observe_frame(&mut self, nals: &[Bytes]) {
+    pub(super) fn observe_frame(&mut self, nals: &[Bytes]) {
         let mut frame = None;
         for nal in nals {
             let Some((&header, body)) = nal.split_first() else {
@@ -82,7 +82,7 @@ impl H264FrameRepeater {
     }
 
     /// Returns the NAL unit that repeats the last frame; `None` if that cannot be done, such as for interlaced video.
-    pub fn build_repeated_frame(&self) -> Option<Bytes> {
+    pub(super) fn build_repeated_frame(&self) -> Option<Bytes> {
         let last = self.last_frame?;
         let picture = self.picture_params.get(&last.pps_id)?;
         let sequence = self.sequence_params.get(&picture.sps_id)?;
@@ -138,7 +138,10 @@ impl H264FrameRepeater {
             bits.write_bits(1, 1); // rbsp_stop_one_bit
             bits.align_with_zeros();
         }
-        Some(build_nal_unit_from_rbsp(NON_REFERENCE_SLICE_NAL_HEADER, bits.bytes()))
+        Some(build_nal_unit_from_rbsp(
+            &[NON_REFERENCE_SLICE_NAL_HEADER],
+            bits.bytes(),
+        ))
     }
 
     /// Reads the first slice of a frame.
@@ -230,8 +233,8 @@ impl PictureParams {
 }
 
 /// Makes a NAL unit, with emulation prevention bytes (ITU-T H.264 §7.4.1).
-fn build_nal_unit_from_rbsp(header: u8, rbsp: &[u8]) -> Bytes {
-    let mut nal = vec![header];
+pub(super) fn build_nal_unit_from_rbsp(header: &[u8], rbsp: &[u8]) -> Bytes {
+    let mut nal = header.to_vec();
     let mut zeros = 0;
     for byte in rbsp {
         if zeros >= 2 && *byte <= 3 {

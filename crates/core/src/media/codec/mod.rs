@@ -11,14 +11,19 @@ use self::inspection_findings::KeyFrameAndFormatFindings;
 use super::{Codec, CodecFormat};
 
 pub mod av1;
+mod av1_frame_repeater;
 pub mod bit_reader;
 mod bit_writer;
+mod cabac_encoder;
+pub mod frame_repeater;
 mod h264;
 mod h264_cabac;
-pub mod h264_frame_repeater;
+mod h264_frame_repeater;
 mod h264_recovery_point;
 mod h264_slice;
 mod h265;
+mod h265_frame_repeater;
+mod h265_repeater_params;
 mod h265_slice;
 mod inspection_findings;
 mod parameter_sets;
@@ -26,6 +31,7 @@ mod payload_framing;
 mod poc_b_frame_detector;
 pub mod vp8;
 pub mod vp9;
+mod vp9_frame_repeater;
 
 pub use parameter_sets::MAX_RTP_PAYLOAD_BYTES;
 pub(in crate::media) use parameter_sets::iter_aggregated_nals;

@@ -143,6 +143,29 @@ pub(crate) fn append_superframe_index(frame_starts: &[usize], picture: &mut Byte
     picture.put_u8(marker);
 }
 
+/// Returns the frames of a superframe (VP9 bitstream specification, annex B), or the one frame.
+pub(super) fn split_superframe(picture: &[u8]) -> Vec<&[u8]> {
+    superframe_frames(picture).unwrap_or_else(|| vec![picture])
+}
+
+fn superframe_frames(picture: &[u8]) -> Option<Vec<&[u8]>> {
+    let marker = *picture.last().filter(|marker| **marker & 0xe0 == 0xc0)?;
+    let (size_length, count) = (usize::from(marker >> 3 & 3) + 1, usize::from(marker & 7) + 1);
+    let index_length = 2 + size_length * count;
+    let (mut rest, index) = picture.split_at_checked(picture.len().checked_sub(index_length)?)?;
+    let sizes = index
+        .get(1..index_length - 1)
+        .filter(|_| index.first() == Some(&marker))?;
+    let mut frames = Vec::new();
+    for size in sizes.chunks(size_length) {
+        let size = size.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        let (frame, after) = rest.split_at_checked(size)?;
+        frames.extend((size > 0).then_some(frame));
+        rest = after;
+    }
+    Some(frames)
+}
+
 pub(super) fn inspect_rtp_payload(payload: &[u8]) -> KeyFrameAndFormatFindings {
     let descriptor = Vp9Descriptor::parse(payload).filter(Vp9Descriptor::starts_key_picture);
     let header = descriptor.and_then(|descriptor| {
@@ -193,6 +216,13 @@ impl Vp9ProfileAndResolution {
 
 /// Skips the color configuration (§6.2.2) and parses the size (§6.2.3).
 fn parse_resolution(bits: &mut BitReader<'_>, profile: u8) -> Option<(u16, u16)> {
+    skip_color_config(bits, profile)?;
+    let (width, height) = (bits.read_bits(16)? + 1, bits.read_bits(16)? + 1);
+    Some((u16::try_from(width).ok()?, u16::try_from(height).ok()?))
+}
+
+/// Skips the color configuration (§6.2.2).
+pub(super) fn skip_color_config(bits: &mut BitReader<'_>, profile: u8) -> Option<()> {
     const COLOR_SPACE_RGB: u32 = 7;
     if profile >= 2 {
         bits.skip(1); // ten_or_twelve_bit
@@ -206,8 +236,7 @@ fn parse_resolution(bits: &mut BitReader<'_>, profile: u8) -> Option<(u16, u16)>
         (1 | 3, true) => bits.skip(1),  // reserved_zero
         _ => {}
     }
-    let (width, height) = (bits.read_bits(16)? + 1, bits.read_bits(16)? + 1);
-    Some((u16::try_from(width).ok()?, u16::try_from(height).ok()?))
+    Some(())
 }
 
 #[cfg(test)]
