@@ -1,5 +1,5 @@
-//! Corrects RTP timestamps that stand still: some senders give each frame the same timestamp, or count seconds. Timestamps
-//! that jump are joined (see [`super::timestamp_jumps`]), and slices with timestamps of their own get that of their picture.
+//! Corrects RTP timestamps that stand still: some senders give each frame the same timestamp, or count seconds. Others have
+//! another clock rate than they announce. Timestamps that jump are joined (see [`super::timestamp_jumps`]), and slices with timestamps of their own get that of their picture.
 //!
 //! Players show such frames at their time of arrival, and so does an [`RtpTimestampCorrector`]: once several frames had one
 //! timestamp, it replaces timestamps by arrivals, until they advance with them again. Frames are told apart by their
@@ -8,11 +8,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::Codec;
 use super::clock::{duration_to_ticks, ticks_to_duration};
 use super::codec::PayloadFraming;
 use super::marker::RtpPacketMetadata;
 use super::timestamp_jumps::TimestampJumpCorrector;
+use super::{Codec, MediaKind};
 
 /// Frames with one timestamp after which it stands still. The two fields of an interlaced picture may have the same one.
 const MIN_FRAMES_WITH_ONE_TIMESTAMP: u32 = 3;
@@ -23,6 +23,12 @@ const MAX_INTERLACED_FIELD_INTERVAL: Duration = Duration::from_secs(1);
 /// Where only markers tell frames apart, the frames with one timestamp take at least this long: markers may be wrong, but
 /// the packets of one frame follow each other faster.
 const MIN_STUCK_DURATION_BY_MARKERS: Duration = Duration::from_millis(200);
+
+/// Video whose timestamps advance more than 1.8 times as fast as it arrives, or as slow, in this many intervals in a row has
+/// another clock rate than announced. A burst of frames after a pause of the network is within one.
+const WRONG_INTERVALS_TO_DISTRUST_CLOCK: u8 = 3;
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(4);
+const MAX_CLOCK_RATE_ERROR: f64 = 1.8;
 
 /// Frames in a row with timestamps of their own after which these are believed again.
 const FRAMES_TO_TRUST_TIMESTAMPS: u32 = 32;
@@ -52,6 +58,17 @@ pub struct RtpTimestampCorrector {
     /// A marker was followed by more of the same frame.
     has_early_markers: bool,
     arrival_timestamped_frame_count: u64,
+    clock_check: ClockCheck,
+}
+
+/// Compares source timestamps with arrivals.
+#[derive(Debug, Default)]
+struct ClockCheck {
+    /// Where the present interval began.
+    start: Option<FrameTimestampAndArrival>,
+    wrong_intervals_in_row: u8,
+    /// The newest frame, with its corrected timestamp.
+    newest_frame: Option<FrameTimestampAndArrival>,
 }
 
 /// What starts a frame that has the timestamp of the one before.
@@ -127,6 +144,7 @@ impl RtpTimestampCorrector {
             newest_time: 0,
             has_early_markers: false,
             arrival_timestamped_frame_count: 0,
+            clock_check: ClockCheck::default(),
         }
     }
 
@@ -141,6 +159,7 @@ impl RtpTimestampCorrector {
         self.newest_packet = None;
         self.recent_frames.clear();
         self.jump_corrector.on_seq_and_timestamp_discontinuity();
+        self.clock_check.start = None;
         match &mut self.mode {
             TimestampMode::Source { offset } => *offset = 0,
             TimestampMode::Arrival { advancing, .. } => *advancing = None,
@@ -268,6 +287,7 @@ impl RtpTimestampCorrector {
             arrival: packet.arrival,
         };
         self.first_frame_with_timestamp.get_or_insert(frame);
+        self.clock_check.newest_frame = Some(frame);
         self.recent_frames.push_back(RecentFrame {
             first_seq,
             has_start: packet
@@ -287,9 +307,15 @@ impl RtpTimestampCorrector {
         };
         match &mut self.mode {
             TimestampMode::Source { .. } => {
-                if let Some(anchor) = self.first_frame_with_timestamp
-                    && self.are_timestamps_stuck(packet.arrival.saturating_duration_since(anchor.arrival))
-                {
+                let stuck_since = self
+                    .first_frame_with_timestamp
+                    .filter(|first| self.are_timestamps_stuck(packet.arrival.saturating_duration_since(first.arrival)));
+                let is_video = self.codec.kind() == MediaKind::Video;
+                let wrong_since = (is_video && self.clock_check.has_wrong_clock(source, self.clock_rate))
+                    .then_some(self.clock_check.newest_frame)
+                    .flatten();
+                if let Some(anchor) = stuck_since.or(wrong_since) {
+                    self.clock_check = ClockCheck::default();
                     self.mode = TimestampMode::Arrival {
                         anchor,
                         advancing: None,
@@ -360,6 +386,22 @@ impl RtpTimestampCorrector {
             && own.is_some_and(|own| own.has_start && own.first_seq < packet.seq);
         let next = self.recent_frames.get(next).filter(|_| starts_next || own.is_none());
         next.or(own).map_or(self.newest_time, |frame| frame.time)
+    }
+}
+
+impl ClockCheck {
+    /// Takes a frame with its source timestamp. Returns whether the clock of the sender has another rate than announced.
+    fn has_wrong_clock(&mut self, frame: FrameTimestampAndArrival, clock_rate: u32) -> bool {
+        let start = *self.start.get_or_insert(frame);
+        let elapsed = frame.arrival.saturating_duration_since(start.arrival);
+        if elapsed < CLOCK_CHECK_INTERVAL {
+            return false;
+        }
+        let media = ticks_to_duration(frame.time.saturating_sub(start.time), clock_rate);
+        let is_wrong = media > elapsed.mul_f64(MAX_CLOCK_RATE_ERROR) || media.mul_f64(MAX_CLOCK_RATE_ERROR) < elapsed;
+        self.wrong_intervals_in_row = if is_wrong { self.wrong_intervals_in_row + 1 } else { 0 };
+        self.start = Some(frame);
+        self.wrong_intervals_in_row >= WRONG_INTERVALS_TO_DISTRUST_CLOCK
     }
 }
 
@@ -509,6 +551,40 @@ mod tests {
             frames[2..].windows(2).all(|pair| pair[1] - pair[0] == 3_600),
             "{frames:?}"
         );
+    }
+
+    /// A clock of 1 kHz that is announced as 90 kHz, and one that runs ten times as fast (AlexxIT/go2rtc#2398).
+    #[test]
+    fn a_clock_of_another_rate_than_announced_follows_arrivals() {
+        for ticks in [40, 1_800, 7_200, 37_800] {
+            let mut sender = SimulatedRtpSender::new(Codec::H264);
+            let frames: Vec<u64> = (0..1_000)
+                .map(|frame| sender.send_three_slice_frame(frame * ticks, |slice| slice == 2)[0])
+                .collect();
+            let steps: Vec<u64> = frames.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(steps[320..].iter().all(|step| *step == 3_600), "{ticks}: {steps:?}");
+            assert!(steps[..250].iter().all(|step| *step == ticks), "{ticks}: {steps:?}");
+            assert_eq!(sender.corrector.correct_source_timestamp(0), None);
+        }
+    }
+
+    /// A pause of the network is followed by all that was sent meanwhile; a recorder plays half a minute too fast.
+    #[test]
+    fn frames_that_come_late_and_together_keep_their_timestamps() {
+        let mut sender = SimulatedRtpSender::new(Codec::H264);
+        let start = sender.now;
+        for frame in 0..3_000u64 {
+            sender.now = match frame % 600 {
+                200..300 => start + (frame / 600 * 600 + 300) as u32 * 40 * MS,
+                _ => start + frame as u32 * 40 * MS,
+            };
+            assert_eq!(sender.send(frame * 3_600, true, FIRST_SLICE_FRAMING), frame * 3_600);
+        }
+        let mut fast = SimulatedRtpSender::new(Codec::H264);
+        for frame in 0..750u64 {
+            fast.now += 25 * MS;
+            assert_eq!(fast.send(frame * 3_600, true, FIRST_SLICE_FRAMING), frame * 3_600);
+        }
     }
 
     #[test]

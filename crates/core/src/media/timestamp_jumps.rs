@@ -11,6 +11,14 @@ use super::clock::{duration_to_ticks, ticks_to_duration};
 /// A larger deviation between timestamps and arrivals is a jump.
 const MAX_DEVIATION_FROM_ARRIVAL: Duration = Duration::from_secs(5);
 
+/// B-frames have earlier timestamps than frames before them. A step back by more than this many usual steps between two
+/// frames is a jump, such as of a camera whose timestamps begin again with each group of pictures.
+const MAX_REORDERED_STEPS: u32 = 8;
+const MIN_BACKWARD_JUMP: Duration = Duration::from_millis(500);
+
+/// Fraction of each step that moves the usual one.
+const STEP_SMOOTHING_DIVISOR: u32 = 8;
+
 /// Frames in a row on another timeline after which it is followed.
 const FRAMES_TO_FOLLOW_JUMP: u32 = 3;
 
@@ -27,6 +35,9 @@ pub(super) struct TimestampJumpCorrector {
     previous_offset: Option<u64>,
     /// The newest frame of the current timeline.
     newest: Option<TimestampAndArrival>,
+    /// Timestamp of the last packet of the current timeline, and the usual distance between frames, either way.
+    last_time: Option<u64>,
+    usual_step: Option<Duration>,
     stray: Option<StrayTimeline>,
 }
 
@@ -52,6 +63,8 @@ impl TimestampJumpCorrector {
             offset: 0,
             previous_offset: None,
             newest: None,
+            last_time: None,
+            usual_step: None,
             stray: None,
         }
     }
@@ -69,6 +82,7 @@ impl TimestampJumpCorrector {
             .filter(|newest| !self.is_step_consistent_with_arrival(*newest, packet))
         else {
             self.stray = None;
+            self.record_step(time);
             // B-frames have earlier timestamps.
             if self.newest.is_none_or(|newest| newest.time <= time) {
                 self.newest = Some(packet);
@@ -96,6 +110,7 @@ impl TimestampJumpCorrector {
         if stray.frame_count >= FRAMES_TO_FOLLOW_JUMP {
             self.previous_offset = Some(std::mem::replace(&mut self.offset, stray.offset));
             self.newest = Some(stray.newest);
+            self.last_time = None;
         } else {
             self.stray = Some(stray);
         }
@@ -122,9 +137,27 @@ impl TimestampJumpCorrector {
         let deviation = match next.time.checked_sub(before.time) {
             Some(0) => Duration::ZERO,
             Some(ahead) => ticks_to_duration(ahead, self.clock_rate).abs_diff(elapsed),
-            None => ticks_to_duration(before.time - next.time, self.clock_rate),
+            None => {
+                let back = ticks_to_duration(before.time - next.time, self.clock_rate);
+                return back <= self.max_backward_step();
+            }
         };
         deviation <= MAX_DEVIATION_FROM_ARRIVAL
+    }
+
+    fn max_backward_step(&self) -> Duration {
+        self.usual_step.map_or(MAX_DEVIATION_FROM_ARRIVAL, |step| {
+            (step * MAX_REORDERED_STEPS).clamp(MIN_BACKWARD_JUMP, MAX_DEVIATION_FROM_ARRIVAL)
+        })
+    }
+
+    fn record_step(&mut self, time: u64) {
+        let Some(last) = self.last_time.replace(time).filter(|last| *last != time) else {
+            return;
+        };
+        let step = ticks_to_duration(last.abs_diff(time), self.clock_rate);
+        let usual = self.usual_step.unwrap_or(step);
+        self.usual_step = Some(usual - usual / STEP_SMOOTHING_DIVISOR + step / STEP_SMOOTHING_DIVISOR);
     }
 }
 
@@ -177,6 +210,36 @@ mod tests {
         // Reports and late packets of both timelines.
         for time in [at(59), at(39) + 20 * FRAME_TICKS] {
             assert_eq!(corrector.map_timestamp_to_joined_timeline(time), wanted[59]);
+        }
+    }
+
+    /// Two seconds each, and half a minute: no B-frame is that far back.
+    #[test]
+    fn timestamps_that_begin_again_with_each_group_go_on() {
+        for gop in [25, 50, 750] {
+            let times: Vec<u64> = (0..2_000).map(|frame| frame % gop * FRAME_TICKS).collect();
+            let joined = join_frames(&mut TimestampJumpCorrector::new(90_000), &times);
+            let steps: Vec<u64> = joined.windows(2).map(|pair| pair[1].wrapping_sub(pair[0])).collect();
+            assert!(steps.iter().all(|step| *step == FRAME_TICKS), "{gop}: {steps:?}");
+        }
+    }
+
+    #[test]
+    fn frames_that_are_shown_out_of_order_are_kept() {
+        // Pyramids of seven and three B-frames, at 25 and 2 frames per second.
+        for (order, ticks) in [
+            (&[8, 4, 2, 1, 3, 6, 5, 7][..], FRAME_TICKS),
+            (&[4, 2, 1, 3], FRAME_TICKS),
+            (&[4, 2, 1, 3], 45_000),
+        ] {
+            let count = order.len() as u64;
+            let at = |frame: u64| (frame / count * count + order[(frame % count) as usize]) * ticks;
+            let mut corrector = TimestampJumpCorrector::new(90_000);
+            let mut arrival = Instant::now();
+            for frame in 0..400 {
+                arrival += ticks_to_duration(ticks, 90_000);
+                assert_eq!(corrector.join_next_timestamp(at(frame), arrival), at(frame), "{frame}");
+            }
         }
     }
 
