@@ -229,9 +229,18 @@ impl H264Inspector {
                 true
             }
             NAL_NON_IDR => {
-                let starts_i_frame = self.recovery_points.has_sequence_parameter_set(time) && {
+                let has_parameter_set = self.recovery_points.has_sequence_parameter_set(time);
+                let expects_idr_frames = self.recovery_points.expects_idr_frames();
+                let starts_i_frame = (has_parameter_set || !expects_idr_frames) && {
                     let start = H264SliceHeaderParser::new(body, false).parse_slice_header_start();
-                    start.is_some_and(|start| start.is_first_slice && start.is_i_slice)
+                    start.is_some_and(|start| {
+                        let is_i_frame = if expects_idr_frames {
+                            start.is_i_slice
+                        } else {
+                            start.is_of_i_picture
+                        };
+                        start.is_first_slice && (is_i_frame || has_parameter_set && start.is_i_slice)
+                    })
                 };
                 self.recovery_points
                     .observe_slice_and_check_random_access(time, starts_i_frame)

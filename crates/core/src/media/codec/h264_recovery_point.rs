@@ -1,5 +1,6 @@
-//! Where decoders can start in H.264 without IDR frames: recovery points (ITU-T H.264 §D.2.8) and I frames with parameter
-//! sets. Broadcasters and encoders with open groups of pictures or gradual refresh send nothing else.
+//! Where decoders can start in H.264 without IDR frames: recovery points (ITU-T H.264 §D.2.8), I frames with parameter
+//! sets, and other I frames once no IDR frame is expected any more; in H.265 without IRAP pictures: recovery points.
+//! Broadcasters and encoders with open groups of pictures or gradual refresh send nothing else.
 //!
 //! Decoders of browsers start with IDR frames only, so the others count as long as there are no IDR frames.
 
@@ -43,6 +44,11 @@ impl RecoveryPointTracker {
         self.parameter_set_time == Some(time)
     }
 
+    /// Whether an IDR frame may still come.
+    pub(super) fn expects_idr_frames(&self) -> bool {
+        self.frames_since_idr < MAX_FRAMES_BETWEEN_IDR_FRAMES
+    }
+
     /// Records the start of an IDR slice.
     pub(super) fn observe_idr(&mut self) {
         (self.has_seen_idr, self.has_recovery_points, self.frames_since_idr) = (true, false, 0);
@@ -56,12 +62,12 @@ impl RecoveryPointTracker {
         }
         let is_start = starts_i_frame || self.recovery_point_time == Some(time);
         self.has_recovery_points |= is_start;
-        is_start && (!self.has_seen_idr || self.frames_since_idr >= MAX_FRAMES_BETWEEN_IDR_FRAMES)
+        is_start && (!self.has_seen_idr || !self.expects_idr_frames())
     }
 
     /// Whether the stream has no IDR frames, but others that decoders can start with.
     pub(super) fn lacks_idr_frames(&self) -> bool {
-        self.has_recovery_points && self.frames_since_idr >= MAX_FRAMES_BETWEEN_IDR_FRAMES
+        self.has_recovery_points && !self.expects_idr_frames()
     }
 }
 

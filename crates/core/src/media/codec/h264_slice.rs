@@ -24,6 +24,8 @@ pub(super) struct SliceHeaderStart {
     pub(super) is_first_slice: bool,
     pub(super) is_b_slice: bool,
     pub(super) is_i_slice: bool,
+    /// All slices of the picture are I slices, as far as the type says (ITU-T H.264 table 7-6).
+    pub(super) is_of_i_picture: bool,
     pub(super) pps_id: u32,
 }
 
@@ -81,11 +83,13 @@ impl H264SliceHeaderParser {
 
     fn read_slice_header_start(bits: &mut BitReader<'_>) -> Option<SliceHeaderStart> {
         let is_first_slice = bits.read_ue()? == 0;
-        let slice_type = bits.read_ue()? % 5;
+        let slice_type_of_picture = bits.read_ue()?;
+        let slice_type = slice_type_of_picture % 5;
         Some(SliceHeaderStart {
             is_first_slice,
             is_b_slice: slice_type == 1,
             is_i_slice: slice_type == 2,
+            is_of_i_picture: slice_type_of_picture == 7,
             pps_id: bits.read_ue()?,
         })
     }

@@ -1,11 +1,13 @@
 //! H.265 over RTP (RFC 7798) without decoding order numbers: single NAL units, aggregation packets and fragments.
 //!
-//! A key frame is a picture of an IRAP type (IDR, CRA, BLA) with its VPS, SPS and PPS. Decoders skip the leading
+//! A key frame is a picture of an IRAP type (IDR, CRA, BLA) with its VPS, SPS and PPS, or a recovery point where a stream
+//! has no IRAP pictures (see [`super::h264_recovery_point`]): encoders with intra refresh send one at most. Decoders skip the leading
 //! pictures of a CRA that refer to earlier pictures (ITU-T H.265 §8.1.3).
 
 use std::collections::BTreeMap;
 
 use super::bit_reader::{BitReader, cropped_dimension, remove_emulation_prevention};
+use super::h264_recovery_point::RecoveryPointTracker;
 use super::h265_slice::{H265PictureOrderParams, H265SliceHeaderParser, PpsSliceHeaderFields};
 use super::inspection_findings::KeyFrameAndFormatFindings;
 use super::parameter_sets::{
@@ -18,6 +20,7 @@ use crate::media::CodecFormat;
 const NAL_VPS: u8 = 32;
 const NAL_SPS: u8 = 33;
 const NAL_PPS: u8 = 34;
+const NAL_PREFIX_SEI: u8 = 39;
 const NAL_AP: u8 = 48;
 const NAL_FU: u8 = 49;
 
@@ -35,6 +38,7 @@ pub(super) struct H265Inspector {
     order_params_by_sps: BTreeMap<u8, H265PictureOrderParams>,
     slice_params_by_pps: BTreeMap<u8, PpsSliceHeaderFields>,
     b_frame_detector: PocBFrameDetector,
+    recovery_points: RecoveryPointTracker,
 }
 
 impl H265Inspector {
@@ -48,7 +52,13 @@ impl H265Inspector {
             order_params_by_sps: BTreeMap::new(),
             slice_params_by_pps: BTreeMap::new(),
             b_frame_detector: PocBFrameDetector::default(),
+            recovery_points: RecoveryPointTracker::default(),
         }
+    }
+
+    /// Whether there are no IRAP pictures, but recovery points that decoders can start with.
+    pub(super) fn lacks_irap_pictures(&self) -> bool {
+        self.recovery_points.lacks_idr_frames()
     }
 
     /// Whether pictures are sent in another order than they are shown.
@@ -67,8 +77,8 @@ impl H265Inspector {
             // RFC 7798 §4.4.3: the start bit is the highest bit of the FU header, the NAL unit type is in the low bits.
             [header, _, fu, body @ ..] if nal_type(*header) == NAL_FU => {
                 let starts = fu & 0x80 != 0;
-                contents.starts_random_access_slice = starts && is_bla_idr_or_cra(fu & 0x3f);
                 if starts {
+                    contents.starts_random_access_slice = self.is_random_access_slice(time, fu & 0x3f, body);
                     self.observe_picture_order(time, fu & 0x3f, body);
                 }
             }
@@ -132,8 +142,8 @@ impl H265Inspector {
             other => {
                 if let Some(time) = time {
                     self.observe_picture_order(time, other, body);
+                    contents.starts_random_access_slice |= self.is_random_access_slice(time, other, body);
                 }
-                contents.starts_random_access_slice |= is_bla_idr_or_cra(other);
                 None
             }
         };
@@ -146,6 +156,22 @@ impl H265Inspector {
 }
 
 impl H265Inspector {
+    /// Records what a NAL unit says of random access. Returns whether it is a slice that decoders start with.
+    fn is_random_access_slice(&mut self, time: u32, nal_type: u8, body: &[u8]) -> bool {
+        match nal_type {
+            nal_type if is_bla_idr_or_cra(nal_type) => {
+                self.recovery_points.observe_idr();
+                true
+            }
+            0..=31 => self.recovery_points.observe_slice_and_check_random_access(time, false),
+            NAL_PREFIX_SEI => {
+                self.recovery_points.observe_sei(time, body);
+                false
+            }
+            _ => false,
+        }
+    }
+
     /// Notes the order of a picture at its first slice.
     fn observe_picture_order(&mut self, time: u32, nal_type: u8, body: &[u8]) {
         if nal_type > 31 || self.b_frame_detector.found_b_frames() {

@@ -187,7 +187,15 @@ impl PayloadInspector {
 
     /// Whether H.264 has no IDR frames, but others that most decoders can start with. Those of browsers cannot.
     pub(crate) fn lacks_idr_frames(&self) -> bool {
-        matches!(&self.codec_inspector, CodecInspector::H264(stream) if stream.lacks_idr_frames())
+        match &self.codec_inspector {
+            CodecInspector::H264(stream) => stream.lacks_idr_frames(),
+            CodecInspector::H265(stream) => stream.lacks_irap_pictures(),
+            CodecInspector::Vp8
+            | CodecInspector::Vp9
+            | CodecInspector::Av1
+            | CodecInspector::Jpeg
+            | CodecInspector::Audio => false,
+        }
     }
 
     /// Format of the stream; `None` until it is found in the bitstream.

@@ -326,3 +326,65 @@ fn h264_without_idr_frames_has_key_frames() {
         }
     }
 }
+
+/// Of a stream whose parameter sets came before, in the description or once, I frames are started with after 400 frames
+/// without an IDR frame; slices of type 2 may be the first of a picture with others.
+#[test]
+fn h264_with_nothing_but_i_frames_has_key_frames_in_the_end() {
+    let sets = [
+        Bytes::from_static(&[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4]),
+        Bytes::from_static(&[0x68, 0xce, 0x3c, 0x80]),
+    ];
+    const P: &[u8] = &[0x41, 0x9a, 1, 2];
+    for (i_frame, is_start) in [(&[0x41, 0x88, 0x80, 2], true), (&[0x41, 0xb8, 0x80, 2], false)] {
+        let mut inspector = PayloadInspector::new(Codec::H264);
+        inspector.store_out_of_band_parameter_sets(&sets);
+        for frame in 0..1_000u32 {
+            let nal: &[u8] = if frame.is_multiple_of(25) { i_frame } else { P };
+            let found = inspector.inspect_rtp_payload(frame * 3_000, &Bytes::copy_from_slice(nal));
+            let wanted = is_start && frame.is_multiple_of(25) && frame >= 400;
+            assert_eq!(found.identifies_key_frame, wanted, "{frame}");
+            assert_eq!(found.parameter_sets_to_insert.is_empty(), !wanted, "{frame}");
+        }
+        assert_eq!(inspector.lacks_idr_frames(), is_start);
+    }
+}
+
+/// Encoders with intra refresh send one IRAP picture at most, and recovery points then.
+#[test]
+fn h265_without_irap_pictures_has_key_frames() {
+    const SETS: [&[u8]; 3] = [
+        &[0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x01],
+        &[
+            0x42, 0x01, 0x01, 0x01, 0x60, 0, 0x03, 0, 0x90, 0, 0x03, 0, 0, 0x03, 0, 0x5d, 0xa0, 0x05, 0x02, 0x01, 0x71,
+            0xf2, 0xe5, 0xb2,
+        ],
+        &[0x44, 0x01, 0xc1, 0x72, 0xb4, 0x62, 0x40],
+    ];
+    const RECOVERY_POINT: &[u8] = &[0x4e, 0x01, 0x06, 0x01, 0xc4, 0x80];
+    const IDR: &[u8] = &[0x26, 0x01, 0xaf, 2];
+    const P: &[u8] = &[0x02, 0x01, 0xd0, 3];
+    for has_idr in [false, true] {
+        let mut inspector = PayloadInspector::new(Codec::H265);
+        let sets: Vec<Bytes> = SETS.map(Bytes::from_static).into();
+        inspector.store_out_of_band_parameter_sets(&sets);
+        let mut time = 0;
+        let mut frame = |inspector: &mut PayloadInspector, nals: &[&[u8]]| {
+            time += 3_000;
+            nals.iter().fold(false, |is_key, nal| {
+                is_key
+                    | inspector
+                        .inspect_rtp_payload(time, &Bytes::copy_from_slice(nal))
+                        .identifies_key_frame
+            })
+        };
+        assert_eq!(frame(&mut inspector, &[if has_idr { IDR } else { P }]), has_idr);
+        for group in 0..20 {
+            let expected = !has_idr || group >= 16;
+            assert_eq!(frame(&mut inspector, &[RECOVERY_POINT, P]), expected, "{group}");
+            (0..24).for_each(|_| assert!(!frame(&mut inspector, &[P])));
+        }
+        assert!(inspector.lacks_idr_frames());
+        assert!(frame(&mut inspector, &[IDR]) && !inspector.lacks_idr_frames());
+    }
+}
