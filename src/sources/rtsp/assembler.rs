@@ -112,10 +112,13 @@ impl FrameTimestampCorrector {
 
 impl TrackFrameAssembler {
     /// `parse_parameter_sets` are those of the session description: some cameras send them nowhere else.
-    pub(super) fn new(codec: Codec, parameter_sets: &[Bytes]) -> Self {
+    pub(super) fn new(codec: Codec, parameter_sets: &[Bytes], has_decoding_order_numbers: bool) -> Self {
         let mut assembler = Box::new(FrameAssembler::new(codec));
         assembler.store_out_of_band_parameter_sets(parameter_sets);
         assembler.enable_continuing_after_gaps();
+        if has_decoding_order_numbers {
+            assembler.expect_decoding_order_numbers();
+        }
         Self::Generic { assembler, seq: 0 }
     }
 

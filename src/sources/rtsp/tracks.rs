@@ -8,6 +8,7 @@ use super::packet_silence::PacketSilenceDetector;
 use super::retina_errors::PacketRejections;
 use super::sdp::{self, CameraMediaSection};
 use millstream_core::media::aac_depacketizer::AacDepacketizer;
+use millstream_core::media::decoding_order_numbers::announces_decoding_order_numbers;
 use millstream_core::media::{Codec, CodecFormat, MediaKind};
 use millstream_core::sources::frame_source::AnnouncedTrack;
 
@@ -52,7 +53,7 @@ impl CameraTrack {
         let parameter_sets = candidate.parameter_sets;
         let assembler = match candidate.aac_depacketizer {
             Some(aac) => TrackFrameAssembler::new_aac(aac, stream.clock_rate_hz()),
-            None => TrackFrameAssembler::new(codec, &parameter_sets),
+            None => TrackFrameAssembler::new(codec, &parameter_sets, candidate.has_decoding_order_numbers),
         };
         Self {
             index,
@@ -95,6 +96,7 @@ struct SupportedTrack {
     /// Those of the session description. Some cameras send them nowhere else.
     parameter_sets: Vec<Bytes>,
     aac_depacketizer: Option<AacDepacketizer>,
+    has_decoding_order_numbers: bool,
 }
 
 /// Returns the best track of each kind.
@@ -193,13 +195,14 @@ fn supported_track(stream: &Stream, parameters: &str) -> Option<SupportedTrack> 
             let channels = stream.channels().and_then(|channels| u8::try_from(channels.get()).ok());
             let (rate, channels) = (stream.clock_rate_hz(), channels.unwrap_or(1));
             let aac = match stream.encoding_name().trim() {
-                "mp4a-latm" => AacDepacketizer::for_mp4a_latm(parameters),
+                "mp4a-latm" => AacDepacketizer::for_mp4a_latm(parameters, rate, channels),
                 _ => AacDepacketizer::for_mpeg4_generic(parameters, rate, channels),
             }?;
             return Some(SupportedTrack {
                 announced_track: CodecFormat::Aac(aac.config()).into(),
                 parameter_sets: Vec::new(),
                 aac_depacketizer: Some(aac),
+                has_decoding_order_numbers: false,
             });
         }
         _ => return None,
@@ -208,5 +211,6 @@ fn supported_track(stream: &Stream, parameters: &str) -> Option<SupportedTrack> 
         announced_track: announced,
         parameter_sets: sdp::parse_parameter_sets(parameters, announced.codec),
         aac_depacketizer: None,
+        has_decoding_order_numbers: announces_decoding_order_numbers(announced.codec, parameters),
     })
 }

@@ -1,5 +1,5 @@
 //! AAC in RTP as cameras send it: `MPEG4-GENERIC` (RFC 3640 §3.3.5, §3.3.6) and `MP4A-LATM` with its configuration in
-//! the session description (RFC 6416 §6). Interleaving is not supported. Some cameras put ADTS frames where RFC 3640 has
+//! the session description, in the packets, or nowhere (RFC 6416 §6). Interleaving is not supported. Some cameras put ADTS frames where RFC 3640 has
 //! raw ones, or ADTS frames alone: their headers are removed.
 
 use bytes::{Bytes, BytesMut};
@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use super::aac::AacConfig;
 use super::codec::bit_reader::BitReader;
 use super::container::adts::{split_adts_frames, starts_with_adts_frame};
+use super::latm::StreamMuxConfig;
 
 /// How the frames of a track are packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +15,11 @@ enum AacPayloadFormat {
     /// Access unit headers with a size of this many bits, and an index of this many bits in the first one and in each
     /// later one.
     AuHeaders { size: u32, index: u32, index_delta: u32 },
-    /// Each frame after its length (ISO/IEC 14496-3 table 1.44).
-    Latm,
+    /// Multiplex elements. `has_config_in_elements` is what the sender announces; some do the other.
+    Latm {
+        mux: StreamMuxConfig,
+        has_config_in_elements: bool,
+    },
 }
 
 /// Reads AAC frames from RTP packets.
@@ -54,13 +58,21 @@ impl AacDepacketizer {
         })
     }
 
-    /// As [`Self::for_mpeg4_generic`], for LATM. Returns `None` if the configuration is sent in the packets (`cpresent=1`).
-    pub fn for_mp4a_latm(fmtp: &str) -> Option<Self> {
-        let mux = parse_hex(fmtp_parameter(fmtp, "config")?)?;
-        let is_separate = fmtp_parameter(fmtp, "cpresent").is_some_and(|value| value == "0");
+    /// As [`Self::for_mpeg4_generic`], for LATM. A configuration in the packets has to be that of the description, or of the
+    /// `rtpmap`.
+    pub fn for_mp4a_latm(fmtp: &str, rate: u32, channels: u8) -> Option<Self> {
+        let given = fmtp_parameter(fmtp, "config").and_then(parse_hex);
+        let mux = match given.and_then(|mux| StreamMuxConfig::parse(&mux)) {
+            Some(mux) => mux,
+            None => StreamMuxConfig::new(AacConfig::new_aac_lc(rate, channels)?),
+        };
+        let has_config_in_elements = fmtp_parameter(fmtp, "cpresent").is_some_and(|value| value != "0");
         Some(Self {
-            config: is_separate.then(|| parse_stream_mux_config(&mux))??,
-            packing: AacPayloadFormat::Latm,
+            config: mux.audio,
+            packing: AacPayloadFormat::Latm {
+                mux,
+                has_config_in_elements,
+            },
             partial_frame: None,
         })
     }
@@ -82,7 +94,10 @@ impl AacDepacketizer {
                 index,
                 index_delta,
             } => self.push_access_units(payload, [size, index, index_delta], out),
-            AacPayloadFormat::Latm => self.push_latm(payload, marker, out),
+            AacPayloadFormat::Latm {
+                mux,
+                has_config_in_elements,
+            } => self.push_latm(payload, marker, (mux, has_config_in_elements), out),
         }
         .is_some()
     }
@@ -105,22 +120,14 @@ impl AacDepacketizer {
     fn push_units_with_headers(
         &mut self,
         payload: &Bytes,
-        [size, index, delta]: [u32; 3],
+        layout: [u32; 3],
         out: &mut Vec<(u32, Bytes)>,
     ) -> Option<()> {
         let length = usize::from(u16::from_be_bytes(*payload.first_chunk::<2>()?));
         let headers = payload.get(2..2 + length.div_ceil(8))?;
         let mut data = payload.slice(2 + headers.len()..);
-        let mut bits = BitReader::new(headers);
-        let mut left = length;
-        for number in 0..MAX_FRAMES_PER_PACKET {
-            let header = (size + if number == 0 { index } else { delta }) as usize;
-            if header == 0 || left < header {
-                break;
-            }
-            left -= header;
-            let unit = bits.read_bits(size)? as usize;
-            bits.skip(header - size as usize);
+        let sizes = read_unit_sizes(headers, length, layout)?;
+        for (number, unit) in sizes.into_iter().enumerate() {
             if unit == 0 || unit > MAX_AAC_FRAME_BYTES {
                 return None;
             }
@@ -147,9 +154,15 @@ impl AacDepacketizer {
         }
     }
 
-    /// Takes packets of LATM without configuration: the marker is on the last packet of a frame (RFC 6416 §6.1).
-    fn push_latm(&mut self, payload: &Bytes, marker: bool, out: &mut Vec<(u32, Bytes)>) -> Option<()> {
-        let mut element = match self.partial_frame.take() {
+    /// Takes packets of LATM: the marker is on the last packet of an element (RFC 6416 §6.1).
+    fn push_latm(
+        &mut self,
+        payload: &Bytes,
+        marker: bool,
+        (mux, has_config_in_elements): (StreamMuxConfig, bool),
+        out: &mut Vec<(u32, Bytes)>,
+    ) -> Option<()> {
+        let element = match self.partial_frame.take() {
             Some((mut bytes, _)) => {
                 bytes.extend_from_slice(payload);
                 bytes.freeze()
@@ -161,27 +174,62 @@ impl AacDepacketizer {
             self.partial_frame = fits.then(|| (BytesMut::from(&element[..]), 0));
             return fits.then_some(());
         }
-        for number in 0..MAX_FRAMES_PER_PACKET {
-            if element.is_empty() {
-                break;
-            }
-            let mut length = 0;
-            loop {
-                let byte = *element.first()?;
-                element = element.slice(1..);
-                length += usize::from(byte);
-                if byte != 255 {
-                    break;
-                }
-            }
-            if length == 0 || length > element.len() {
-                return None;
-            }
-            out.push((number as u32 * AAC_SAMPLES_PER_FRAME, element.split_to(length)));
-        }
+        let plain = || split_latm_elements(mux, &element);
+        let with_config = || mux.split_element_with_config(&element);
+        let frames = if has_config_in_elements {
+            with_config().or_else(plain)
+        } else {
+            plain().or_else(with_config)
+        };
+        push_frames(frames?, out);
         Some(())
     }
 }
+
+/// Returns the frames of elements without configuration: of one, or of several of a frame each.
+fn split_latm_elements(mux: StreamMuxConfig, elements: &Bytes) -> Option<Vec<Bytes>> {
+    if let Some(frames) = mux.split_element(elements) {
+        return Some(frames);
+    }
+    let (mut frames, mut rest) = (Vec::new(), elements.clone());
+    while !rest.is_empty() && frames.len() < MAX_FRAMES_PER_PACKET {
+        let full = rest.iter().take_while(|byte| **byte == 255).count();
+        let length = full * 255 + usize::from(*rest.get(full)?);
+        let _ = rest.split_to(full + 1);
+        if length == 0 || length > rest.len() {
+            return None;
+        }
+        frames.push(rest.split_to(length));
+    }
+    (!frames.is_empty()).then_some(frames)
+}
+
+/// Reads the sizes in access unit headers of `length` bits. Some senders have no index although they announce one, or leave
+/// out its length: then the length of all headers tells it.
+fn read_unit_sizes(headers: &[u8], length: usize, layout: [u32; 3]) -> Option<Vec<usize>> {
+    let [size, ..] = layout;
+    let fits = |[size, index, delta]: [u32; 3]| {
+        let (first, later) = ((size + index) as usize, (size + delta) as usize);
+        first > 0 && later > 0 && length.checked_sub(first).is_some_and(|rest| rest % later == 0)
+    };
+    let candidates = [layout, [size, 0, 0], HIGH_BITRATE_LAYOUT];
+    let [size, index, delta] = candidates.into_iter().find(|layout| fits(*layout)).unwrap_or(layout);
+    let mut bits = BitReader::new(headers);
+    let (mut sizes, mut left) = (Vec::new(), length);
+    for number in 0..MAX_FRAMES_PER_PACKET {
+        let header = (size + if number == 0 { index } else { delta }) as usize;
+        if header == 0 || left < header {
+            break;
+        }
+        left -= header;
+        sizes.push(bits.read_bits(size)? as usize);
+        bits.skip(header - size as usize);
+    }
+    Some(sizes)
+}
+
+/// Size, index, and later index of the mode `AAC-hbr` (RFC 3640 §3.3.6), in bits.
+const HIGH_BITRATE_LAYOUT: [u32; 3] = [13, 3, 3];
 
 /// Appends an access unit, or the frames that it has with ADTS headers. No raw frame begins like one (ISO/IEC 14496-3
 /// table 4.71: an end without elements).
@@ -233,33 +281,6 @@ fn parse_hex(text: &str) -> Option<Vec<u8>> {
             u8::from_str_radix(pair, 16).ok()
         })
         .collect()
-}
-
-/// Returns the AudioSpecificConfig within a StreamMuxConfig (ISO/IEC 14496-3 §1.7.3.2) of one program with one layer
-/// and one frame per element.
-fn parse_stream_mux_config(mux: &[u8]) -> Option<AacConfig> {
-    let mut bits = BitReader::new(mux);
-    let (version, _same_framing) = (bits.read_bits(1)?, bits.read_bits(1)?);
-    let (sub_frames, programs, layers) = (bits.read_bits(6)?, bits.read_bits(4)?, bits.read_bits(3)?);
-    if (version, sub_frames, programs, layers) != (0, 0, 0, 0) {
-        return None;
-    }
-    // Five bits of type, four of rate, four of channels, three of GASpecificConfig; more with a rate that is written
-    // out, or with signalled band replication.
-    let mut peek = BitReader::new(mux);
-    peek.skip(15);
-    let object_type = peek.read_bits(5)?;
-    let written_out = if peek.read_bits(4)? == 15 { 24 } else { 0 };
-    let replication = if matches!(object_type, 5 | 29) { 9 } else { 0 };
-    let length = 16 + written_out + replication;
-    let mut bytes = vec![0u8; (length as usize).div_ceil(8)];
-    for position in 0..length as usize {
-        let bit = u8::from(bits.read_flag()?);
-        if let Some(byte) = bytes.get_mut(position / 8) {
-            *byte |= bit << (7 - position % 8);
-        }
-    }
-    AacConfig::parse(&bytes)
 }
 
 #[cfg(test)]
@@ -337,6 +358,25 @@ mod tests {
         }
     }
 
+    /// bluenviron/gortsplib#118: no length of the index is announced, and there is none.
+    #[test]
+    fn access_unit_headers_without_the_announced_index_are_read() {
+        let fmtp = "streamtype=3;mode=AAC-hbr;config=1190;sizeLength=13";
+        let one = [0, 13, 0, 2 << 3, 1, 2];
+        // Two sizes of 13 bits.
+        let two = [0, 26, 0x00, 0x10, 0x00, 0xc0, 1, 2, 3, 4, 5];
+        for fmtp in [fmtp, HBR] {
+            let mut aac = AacDepacketizer::for_mpeg4_generic(fmtp, 48_000, 2).expect("a configuration");
+            assert_eq!(push(&mut aac, &one), (true, vec![(0, vec![1, 2])]), "{fmtp}");
+            let wanted = (true, vec![(0, vec![1, 2]), (1_024, vec![3, 4, 5])]);
+            assert_eq!(push(&mut aac, &two), wanted, "{fmtp}");
+        }
+        // The other way round.
+        let low = "mode=AAC-hbr;sizelength=13;indexlength=0;indexdeltalength=0;config=1190";
+        let mut aac = AacDepacketizer::for_mpeg4_generic(low, 48_000, 2).expect("a configuration");
+        assert_eq!(push(&mut aac, &[0, 16, 0, 2 << 3, 1, 2]), (true, vec![(0, vec![1, 2])]));
+    }
+
     #[test]
     fn an_access_unit_over_several_packets_is_one_frame() {
         let mut depacketizer = generic();
@@ -368,7 +408,8 @@ mod tests {
     #[test]
     fn latm_has_lengths_before_its_frames() {
         // StreamMuxConfig of AAC-LC with 44.1 kHz and two channels, as cameras send it.
-        let mut latm = AacDepacketizer::for_mp4a_latm("cpresent=0; config=400024203fc0").expect("a configuration");
+        let mut latm =
+            AacDepacketizer::for_mp4a_latm("cpresent=0; config=400024203fc0", 44_100, 2).expect("a configuration");
         let config = latm.config();
         assert_eq!((config.sample_rate, config.channel_configuration), (44_100, 2));
         assert_eq!(push(&mut latm, &[3, 7, 8, 9]), (true, vec![(0, vec![7, 8, 9])]));
@@ -376,9 +417,38 @@ mod tests {
         long.extend([5; 256]);
         assert_eq!(push(&mut latm, &long), (true, vec![(0, vec![5; 256])]));
         assert_eq!(push(&mut latm, &[9, 1]), (false, vec![]));
+    }
+
+    /// Without `cpresent` the packets have it by RFC 6416, and do not by what senders do; `config=` is that of
+    /// bluenviron/mediamtx#3590.
+    #[test]
+    fn latm_has_its_configuration_anywhere() {
+        for fmtp in [
+            "config=400024203fc0",
+            "cpresent=1; config=400024203fc0",
+            "cpresent=1",
+            "cpresent=0;config=",
+            "",
+        ] {
+            let mut latm = AacDepacketizer::for_mp4a_latm(fmtp, 44_100, 2).expect(fmtp);
+            assert_eq!(
+                (latm.config().sample_rate, latm.config().channel_configuration),
+                (44_100, 2)
+            );
+            assert_eq!(
+                push(&mut latm, &[3, 7, 8, 9]),
+                (true, vec![(0, vec![7, 8, 9])]),
+                "{fmtp}"
+            );
+            // The same behind a bit that says that the configuration is the one before.
+            let shifted = [0x80 | 3 >> 1, 3 << 7 | 7 >> 1, 7 << 7 | 8 >> 1, 9 >> 1, 9 << 7];
+            assert_eq!(push(&mut latm, &shifted), (true, vec![(0, vec![7, 8, 9])]), "{fmtp}");
+            let several = push(&mut latm, &[1, 7, 2, 8, 9]);
+            assert_eq!(several, (true, vec![(0, vec![7]), (1_024, vec![8, 9])]), "{fmtp}");
+        }
         assert!(
-            AacDepacketizer::for_mp4a_latm("config=400024203fc0").is_none(),
-            "the packets carry it"
+            AacDepacketizer::for_mp4a_latm("", 90_000, 1).is_none(),
+            "nothing says the sampling rate"
         );
     }
 
@@ -389,7 +459,7 @@ mod tests {
                 let payload = [first, first, 0xff, first, 1, 2, 3, 4];
                 for depacketizer in [
                     &mut generic(),
-                    &mut AacDepacketizer::for_mp4a_latm("cpresent=0;config=400024203fc0").expect("valid"),
+                    &mut AacDepacketizer::for_mp4a_latm("cpresent=0;config=400024203fc0", 44_100, 2).expect("valid"),
                 ] {
                     push(depacketizer, &payload[..length]);
                 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::codec::{PayloadFraming, PayloadInspector, classify_payload};
+use super::decoding_order_numbers::remove_decoding_order_numbers;
 use super::depacketizer::{Depacketizer, Frame};
 use super::marker::{RtpMarkerCorrector, RtpPacketMetadata};
 use super::nal_unit_separator::{NalUnitSeparator, SeparatedPacket};
@@ -20,6 +21,8 @@ use super::{Codec, CodecFormat, MediaKind};
 /// Assembles the frames of one RTP stream.
 pub struct FrameAssembler {
     codec: Codec,
+    /// The payloads have decoding order numbers.
+    has_decoding_order_numbers: bool,
     nal_unit_separator: NalUnitSeparator,
     payload_inspector: PayloadInspector,
     timestamp_corrector: RtpTimestampCorrector,
@@ -37,6 +40,7 @@ impl FrameAssembler {
     pub fn new(codec: Codec) -> Self {
         Self {
             codec,
+            has_decoding_order_numbers: false,
             nal_unit_separator: NalUnitSeparator::new(codec),
             payload_inspector: PayloadInspector::new(codec),
             timestamp_corrector: RtpTimestampCorrector::new(codec),
@@ -53,6 +57,11 @@ impl FrameAssembler {
         self.depacketizer.enable_continuing_after_gaps();
     }
 
+    /// The payloads have decoding order numbers, as their sender announced.
+    pub fn expect_decoding_order_numbers(&mut self) {
+        self.has_decoding_order_numbers = true;
+    }
+
     /// Stores parameter sets that were signalled separately, such as in an SDP: NAL units without start code. They are put
     /// before key frames that lack them, until the stream sends others with the same IDs.
     pub fn store_out_of_band_parameter_sets(&mut self, parameter_sets: &[Bytes]) {
@@ -60,13 +69,16 @@ impl FrameAssembler {
     }
 
     /// Processes the next packet in sequence order; older packets are ignored. Appends complete frames to `out`.
-    pub fn push_packet(&mut self, packet: RtpPacket, out: &mut Vec<Frame>) {
+    pub fn push_packet(&mut self, mut packet: RtpPacket, out: &mut Vec<Frame>) {
         let lost = match self.newest_seq {
             Some(newest) if packet.seq <= newest => return,
             Some(newest) => packet.seq - newest - 1,
             None => 0,
         };
         self.newest_seq = Some(packet.seq);
+        if self.has_decoding_order_numbers {
+            packet.payload = remove_decoding_order_numbers(self.codec, packet.payload);
+        }
         let mut separated = Vec::new();
         self.nal_unit_separator
             .end_unit_before(&packet, lost > 0, &mut separated);
@@ -355,6 +367,88 @@ mod tests {
                 "{payload:x?}"
             );
         }
+    }
+
+    /// What senders of H.264 and H.265 do wrong, or seldom, and decoders make whole frames of.
+    #[test]
+    fn odd_units_and_fragments_make_whole_frames() {
+        const HEVC_P_SLICE: &[u8] = &[0x02, 0x01, 0xd0, 3, 4, 5];
+        let sized = |nal: &[u8]| [&(nal.len() as u16).to_be_bytes()[..], nal].concat();
+        let stap = [&[0x78][..], &sized(&[]), &sized(P_SLICE), &sized(&[])].concat();
+        let cases: [(Codec, &[&[u8]], &[&[u8]]); 6] = [
+            // Units of no length in an aggregation packet.
+            (Codec::H264, &[&stap], &[P_SLICE]),
+            // One fragment that is the whole unit.
+            (Codec::H264, &[&[0x5c, 0xc1, 0x9a, 3]], &[P_SLICE]),
+            // Fragments with another type than the first, and without an end.
+            (
+                Codec::H264,
+                &[&[0x5c, 0x81, 0x9a], &[0x5c, 0x05, 3], &[0x5c, 0x47, 4]],
+                &[&[0x41, 0x9a, 3, 4]],
+            ),
+            (Codec::H264, &[&[0x5c, 0x81, 0x9a], &[0x5c, 0x01, 3]], &[P_SLICE]),
+            (
+                Codec::H265,
+                &[&[0x62, 1, 0x81, 0xd0, 3], &[0x62, 1, 0x13, 4], &[0x62, 1, 0x41, 5]],
+                &[HEVC_P_SLICE],
+            ),
+            // Filler data and messages behind the picture.
+            (
+                Codec::H264,
+                &[P_SLICE, &[0x0c, 0xff, 0xff, 0x80]],
+                &[P_SLICE, &[0x0c, 0xff, 0xff, 0x80]],
+            ),
+        ];
+        for (codec, payloads, wanted) in cases {
+            let mut camera = TestCamera::new(codec);
+            camera.assembler.enable_continuing_after_gaps();
+            let key: Vec<&[u8]> = match codec {
+                Codec::H264 => vec![SPS, PPS[0], IDR],
+                _ => vec![
+                    &[0x40, 0x01, 0x0c, 0x01, 0xff, 0xff, 0x01],
+                    &[
+                        0x42, 0x01, 0x01, 0x01, 0x60, 0, 0x03, 0, 0x90, 0, 0x03, 0, 0, 0x03, 0, 0x5d, 0xa0, 0x05, 0x02,
+                        0x01, 0x71, 0xf2, 0xe5, 0xb2,
+                    ],
+                    &[0x44, 0x01, 0xc1, 0x72, 0xb4, 0x62, 0x40],
+                    &[0x26, 0x01, 0xaf, 2, 3, 4, 5, 6],
+                ],
+            };
+            for (index, nal) in key.iter().enumerate() {
+                camera.send_packet(0, index + 1 == key.len(), nal);
+            }
+            for time in [3_000, 6_000, 9_000] {
+                for (index, payload) in payloads.iter().enumerate() {
+                    camera.send_packet(time, index + 1 == payloads.len(), payload);
+                }
+            }
+            let frames = camera.flush_and_take_frames();
+            let times: Vec<u64> = frames.iter().map(|frame| frame.0).collect();
+            assert_eq!(times, [0, 3_000, 6_000, 9_000], "{payloads:x?}");
+            assert_eq!(frames[2].1, to_owned_nals(wanted), "{payloads:x?}");
+        }
+    }
+
+    /// `packetization-mode=2`: units in STAP-B, FU-B and FU-A, sent in decoding order.
+    #[test]
+    fn announced_decoding_order_numbers_are_passed_over() {
+        let mut camera = TestCamera::new(Codec::H264);
+        camera.assembler.expect_decoding_order_numbers();
+        let sized = |nal: &[u8]| [&(nal.len() as u16).to_be_bytes()[..], nal].concat();
+        let mut sets = vec![0x79, 0, 1];
+        [SPS, PPS[0]].iter().for_each(|nal| sets.extend(sized(nal)));
+        camera.send_packet(0, false, &sets);
+        camera.send_packet(0, false, &[0x7d, 0x85, 0, 3, 0x88]);
+        camera.send_packet(0, true, &[0x7c, 0x45, 1]);
+        camera.send_packet(3_000, true, &[&[0x59, 0, 4][..], &sized(P_SLICE)].concat());
+        camera.send_packet(6_000, true, &[&[0x59, 0, 5][..], &sized(P_SLICE)].concat());
+        let expected = [
+            (0, to_owned_nals(&[SPS, PPS[0], IDR])),
+            (3_000, to_owned_nals(&[P_SLICE])),
+            (6_000, to_owned_nals(&[P_SLICE])),
+        ];
+        assert_eq!(camera.flush_and_take_frames(), expected);
+        assert_eq!(camera.assembler.discard_counts().iter().count(), 0);
     }
 
     #[test]
