@@ -163,7 +163,27 @@ impl PackedAudioDemuxer {
         self.adts.reset();
         let mut out = Vec::new();
         self.adts.push_and_parse_frames(Some(at), rest, &mut out);
-        Ok(out)
+        match packed_codec(rest).filter(|_| out.is_empty()) {
+            Some(codec) => Err(ContainerError::UnsupportedCodec(format!("audio {codec}"))),
+            None if out.is_empty() => Err(ContainerError::NoFrames),
+            None => Ok(out),
+        }
+    }
+}
+
+/// Returns the codec of packed audio that is not played (RFC 8216 §3.4), by the sync word at its begin: MPEG audio (ISO/IEC
+/// 11172-3 §2.4.1.3) or AC-3 (ETSI TS 102 366 §4.4.1).
+pub(super) fn packed_codec(audio: &[u8]) -> Option<&'static str> {
+    match *audio.first_chunk::<6>()? {
+        // Layers 1 to 3, of a version, with a bitrate and a sampling rate.
+        [0xff, b1, b2, ..]
+            if b1 & 0xe0 == 0xe0 && b1 & 6 != 0 && b1 & 0x18 != 8 && b2 & 0xf0 != 0xf0 && b2 & 12 != 12 =>
+        {
+            Some(if b1 & 6 == 2 { "MP3" } else { "MPEG" })
+        }
+        // E-AC-3 has another version of the bit stream.
+        [0x0b, 0x77, _, _, _, b5] => Some(if b5 >> 3 > 10 { "E-AC-3" } else { "AC-3" }),
+        _ => None,
     }
 }
 

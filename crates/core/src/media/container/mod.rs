@@ -105,6 +105,14 @@ impl HlsSegmentDemuxer {
         }
     }
 
+    /// Returns the rest of the frames of a variant: what follows is another one, on the same clock.
+    pub fn flush_keeping_clock(&mut self) -> Vec<DemuxedSample> {
+        match &mut self.container_demuxer {
+            Some(ContainerDemuxer::Ts(stream)) => stream.flush_keeping_clock(),
+            Some(ContainerDemuxer::Mp4(_) | ContainerDemuxer::PackedAudio(_)) | None => self.flush(),
+        }
+    }
+
     /// Returns the rest of the frames: the end, or a discontinuity. Tables and initialization section are kept, because
     /// they may apply on both sides.
     pub fn flush(&mut self) -> Vec<DemuxedSample> {
@@ -146,7 +154,11 @@ impl ContainerKind {
         if is_box {
             return Some(Self::Mp4);
         }
-        ts::is_transport_stream(segment).then_some(Self::Ts)
+        let is_ts = ts::is_transport_stream(segment) || ts::is_transport_stream_behind_garbage(segment);
+        if is_ts {
+            return Some(Self::Ts);
+        }
+        adts::packed_codec(segment).map(|_| Self::PackedAudio)
     }
 }
 

@@ -38,6 +38,24 @@ pub struct DemuxedSample {
     pub bytes: Bytes,
 }
 
+impl DemuxedSample {
+    /// Whether a decoder can start with the frame: it has a key frame's slice or the parameter sets that come with one.
+    pub fn is_key_frame(&self) -> bool {
+        let mut first_bytes = nal_unit_types(&self.bytes);
+        match self.codec {
+            SampleCodec::H264 => first_bytes.any(|first| matches!(first & 0x1f, 5 | 7)),
+            SampleCodec::H265 => first_bytes.any(|first| matches!(first >> 1 & 0x3f, 16..=21 | 32 | 33)),
+            SampleCodec::Opus | SampleCodec::Aac(_) => true,
+        }
+    }
+}
+
+/// First bytes of NAL units, which follow start codes.
+fn nal_unit_types(bytes: &[u8]) -> impl Iterator<Item = u8> {
+    let with_header = bytes.windows(4).filter(|window| window.starts_with(&[0, 0, 1]));
+    with_header.filter_map(|window| window.last().copied())
+}
+
 /// Reason why a segment cannot be played.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ContainerError {

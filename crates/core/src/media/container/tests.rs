@@ -274,3 +274,59 @@ fn samples_that_overlap_are_refused() {
     let error = refusal_of_fuzz_input(input);
     assert!(error.contains("longer than its media data (mdat)"), "{error}");
 }
+
+/// streamlink/streamlink#7055 (two packets of something else), selsta/hlsdl#53 and #109 (headers of images).
+#[test]
+fn a_transport_stream_behind_something_else_is_demultiplexed() {
+    let segments = film(&[]);
+    for length in [70, 188, 190, 376, 5_000, 60_000] {
+        let mut demuxer = HlsSegmentDemuxer::default();
+        let mut samples = Vec::new();
+        for (_, segment) in &segments {
+            let mut garbage = vec![0xff_u8; length];
+            garbage[..8].copy_from_slice(b"\x89PNG\r\n\x1a\n");
+            // One that happens to look like a sync byte.
+            garbage[20] = 0x47;
+            garbage.extend_from_slice(segment);
+            samples.extend(demuxer.demux_segment(&garbage.into()).expect("frames"));
+        }
+        samples.extend(demuxer.flush());
+        check_film(&samples);
+    }
+}
+
+#[test]
+fn packed_audio_of_other_codecs_is_named() {
+    let id3 = b"ID3\x04\0\0\0\0\0\x02ab".as_slice();
+    let mp3 = [&[0xff, 0xfb, 0x90, 0x64][..], &[0; 413]].concat().repeat(10);
+    let mp2 = [&[0xff, 0xfd, 0x90, 0x04][..], &[0; 413]].concat().repeat(10);
+    let ac3 = [&[0x0b, 0x77, 0x12, 0x34, 0x14, 0x40][..], &[0; 200]].concat();
+    let eac3 = [&[0x0b, 0x77, 0x01, 0xff, 0x34, 0x86][..], &[0; 200]].concat();
+    for (audio, codec) in [(mp3, "MP3"), (mp2, "MPEG"), (ac3, "AC-3"), (eac3, "E-AC-3")] {
+        for tag in [&b""[..], id3] {
+            let refused = HlsSegmentDemuxer::default().demux_segment(&[tag, &audio].concat().into());
+            assert_eq!(refused, Err(ContainerError::UnsupportedCodec(format!("audio {codec}"))));
+        }
+    }
+    let refused = HlsSegmentDemuxer::default().demux_segment(&Bytes::from_static(b"ID3\x04\0\0\0\0\0\x02abnone"));
+    assert_eq!(refused, Err(ContainerError::NoFrames));
+}
+
+#[test]
+fn key_frames_are_told_from_others() {
+    for options in [&[][..], &["-hls_segment_type", "fmp4"]] {
+        let mut demuxer = HlsSegmentDemuxer::default();
+        let mut samples = Vec::new();
+        for (name, bytes) in film(options) {
+            if name == "init.mp4" {
+                demuxer.set_init_section(bytes);
+            } else {
+                samples.extend(demuxer.demux_segment(&bytes).expect("frames"));
+            }
+        }
+        samples.extend(demuxer.flush());
+        let video = of(&samples, MediaKind::Video);
+        let keys: Vec<usize> = (0..video.len()).filter(|at| video[*at].is_key_frame()).collect();
+        assert_eq!(keys, [0, 25], "{options:?}");
+    }
+}

@@ -194,3 +194,93 @@ fn long_parameter_sets_do_not_multiply_a_segment() {
     let total: usize = samples.iter().map(|sample| sample.bytes.len()).sum();
     assert!(total < 3 * segment.len() + (128 << 10), "{total} of {}", segment.len());
 }
+
+/// Video (7) and audio (8) in one fragment, without a flag that says what their positions count from, and without times and
+/// flags of the samples.
+fn fragment_of_two_tracks() -> (Bytes, Vec<u8>) {
+    let trak = |id: u32, kind: &[u8; 4], entry: &[u8]| {
+        let stsd = boxed(b"stsd", &[&words(&[0, 1]), entry]);
+        let mdia = boxed(
+            b"mdia",
+            &[
+                &boxed(b"mdhd", &[&words(&[0, 0, 0, 1_000, 0, 0])]),
+                &boxed(b"hdlr", &[&words(&[0, 0]), kind]),
+                &boxed(b"minf", &[&boxed(b"stbl", &[&stsd])]),
+            ],
+        );
+        boxed(b"trak", &[&boxed(b"tkhd", &[&words(&[1, 0, 0, id])]), &mdia])
+    };
+    let avcc = boxed(
+        b"avcC",
+        &[&[1, 66, 0xc0, 30, 0xff, 0xe1, 0, 2, 0x67, 1, 1, 0, 2, 0x68, 1]],
+    );
+    let video = trak(7, b"vide", &boxed(b"avc1", &[&[0; 78], &avcc]));
+    let audio = trak(8, b"soun", &boxed(b"Opus", &[&[0; 28]]));
+    let trex = |id: u32, duration: u32| boxed(b"trex", &[&words(&[0, id, 1, duration, 0, 0])]);
+    let init = boxed(
+        b"moov",
+        &[&video, &audio, &boxed(b"mvex", &[&trex(7, 40), &trex(8, 20)])],
+    );
+    let traf = |id: u32, trun: &[u32]| {
+        boxed(
+            b"traf",
+            &[&boxed(b"tfhd", &[&words(&[0, id])]), &boxed(b"trun", &[&words(trun)])],
+        )
+    };
+    let pictures = [
+        0, 0, 0, 3, 0x65, 0x88, 1, 0, 0, 0, 3, 0x41, 0x9a, 1, 0, 0, 0, 3, 0x41, 0x9a, 2,
+    ];
+    let make = |offset: u32| {
+        // Version 1: the last two pictures are shown 40 ms earlier and as they are decoded.
+        let video = [0x0100_0a01, 3, offset, 7, 40, 7, (-40_i32).cast_unsigned(), 7, 0];
+        // Behind the samples of the track before.
+        let audio = [0x200, 2, 3, 3];
+        boxed(
+            b"moof",
+            &[&boxed(b"mfhd", &[&words(&[0, 1])]), &traf(7, &video), &traf(8, &audio)],
+        )
+    };
+    let length = u32::try_from(make(0).len()).expect("short");
+    let data = [&pictures[..], &[0xf8, 1, 1, 0xf8, 2, 2]].concat();
+    (init.into(), [make(length + 8), boxed(b"mdat", &[&data])].concat())
+}
+
+#[test]
+fn several_tracks_of_a_fragment_follow_each_other_without_times_and_flags() {
+    let (init, fragment) = fragment_of_two_tracks();
+    // What packagers put before a fragment.
+    let styp = boxed(b"styp", &[b"msdh\0\0\0\0msdhmsix"]);
+    let others = [
+        styp,
+        boxed(b"emsg", &[&[0; 40]]),
+        boxed(b"sidx", &[&[0; 44]]),
+        boxed(b"prft", &[&[0; 24]]),
+    ]
+    .concat();
+    let mut demuxer = Mp4Demuxer::new(&init).expect("an initialization section");
+    for round in 0_u128..3 {
+        let segment = Bytes::from([&others[..], &fragment].concat());
+        let samples = demuxer.demux_segment(&segment).expect("frames");
+        let of = |kind| {
+            let samples = samples.iter().filter(move |sample| sample.codec.kind() == kind);
+            let times = samples.map(|sample| {
+                let milliseconds = |time: Duration| (time - MP4_TIMESTAMP_OFFSET).as_millis();
+                (
+                    milliseconds(sample.decode_time),
+                    milliseconds(sample.presentation_time),
+                    sample.bytes.last().copied(),
+                )
+            });
+            times.collect::<Vec<_>>()
+        };
+        let (video, audio) = (round * 120, round * 40);
+        let expected = [
+            (video, video + 40, Some(1)),
+            (video + 40, video, Some(1)),
+            (video + 80, video + 80, Some(2)),
+        ];
+        assert_eq!(of(crate::media::MediaKind::Video), expected);
+        let expected = [(audio, audio, Some(1)), (audio + 20, audio + 20, Some(2))];
+        assert_eq!(of(crate::media::MediaKind::Audio), expected);
+    }
+}

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use self::access_units::VideoCodec;
 use self::elementary::ElementaryStreamParser;
-pub(super) use self::packet::{SYNC_BYTE, is_transport_stream};
+pub(super) use self::packet::{SYNC_BYTE, is_transport_stream, is_transport_stream_behind_garbage};
 use self::packet::{TsPacket, TsPacketSplitter};
 use self::tables::{
     ElementaryStreamInfo, PAT_PID, SectionAssembler, SupportedElementaryStreamKind, TsProgram, has_valid_crc,
@@ -91,11 +91,17 @@ impl TransportStreamDemuxer {
 
     /// Returns the rest of the frames: what follows is another stream. The tables are kept.
     pub(super) fn flush(&mut self) -> Vec<DemuxedSample> {
+        let samples = self.flush_keeping_clock();
+        self.timestamp_unwrapper = MpegTimestampUnwrapper::default();
+        samples
+    }
+
+    /// The same where the clock goes on.
+    pub(super) fn flush_keeping_clock(&mut self) -> Vec<DemuxedSample> {
         let mut samples = Vec::new();
         self.packet_splitter.clear();
         self.packets_before_tables.clear();
         self.streams.iter_mut().for_each(|stream| stream.flush(&mut samples));
-        self.timestamp_unwrapper = MpegTimestampUnwrapper::default();
         samples
     }
 

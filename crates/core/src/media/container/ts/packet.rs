@@ -124,12 +124,31 @@ fn find_first_packet(bytes: &[u8]) -> Option<(usize, usize)> {
     })
 }
 
+/// Bytes before the first packet that are passed over: some origins put the header of an image there, or packets that only
+/// their own player understands.
+const MAX_BYTES_BEFORE_FIRST_PACKET: usize = 64 << 10;
+
+/// Number of sync bytes in a row that make a transport stream behind something else.
+const MIN_CONSECUTIVE_SYNC_BYTES_BEHIND_GARBAGE: usize = 8;
+
 /// Whether data is a transport stream, which may begin inside a packet.
 pub(in crate::media::container) fn is_transport_stream(bytes: &[u8]) -> bool {
     let within = |&(at, stride): &(usize, usize)| {
         at < stride && (at == 0 || bytes.len() >= at + stride * (MIN_CONSECUTIVE_SYNC_BYTES - 1))
     };
     find_first_packet(bytes.get(..TS_PACKET_LEN * 8).unwrap_or(bytes)).is_some_and(|found| within(&found))
+}
+
+/// Whether data is a transport stream behind something else.
+pub(in crate::media::container) fn is_transport_stream_behind_garbage(bytes: &[u8]) -> bool {
+    let mut starts =
+        (0..bytes.len().min(MAX_BYTES_BEFORE_FIRST_PACKET)).filter(|at| bytes.get(*at) == Some(&SYNC_BYTE));
+    starts.any(|at| {
+        TS_PACKET_STRIDES.into_iter().any(|stride| {
+            let syncs = (0..MIN_CONSECUTIVE_SYNC_BYTES_BEHIND_GARBAGE).map(|index| bytes.get(at + index * stride));
+            syncs.into_iter().all(|byte| byte == Some(&SYNC_BYTE))
+        })
+    })
 }
 
 #[cfg(test)]

@@ -365,3 +365,60 @@ fn packets_without_payload_may_be_counted() {
         check(&demux(&[whole]), 12);
     }
 }
+
+/// After 26.5 hours, in the middle of a segment.
+#[test]
+fn times_go_on_where_the_clock_wraps() {
+    let mut writer = Writer::new();
+    let mut whole = writer.tables();
+    let unit = [&AUD[..], &picture(400)].concat();
+    let first = (1_u64 << 33) - 5 * STEP;
+    for index in 0..12 {
+        whole.extend(writer.pes(Some((first + index * STEP) & ((1 << 33) - 1)), &unit));
+    }
+    check(&demux(&[whole]), 12);
+}
+
+/// Some writers state presentation times alone, also of B-frames.
+#[test]
+fn b_frames_without_decoding_times_keep_their_presentation_times() {
+    let mut writer = Writer::new();
+    let mut whole = writer.tables();
+    let unit = [&AUD[..], &picture(400)].concat();
+    let order = [0_u64, 3, 1, 2, 6, 4, 5];
+    for index in order {
+        whole.extend(writer.pes(Some(900_000 + index * STEP), &unit));
+    }
+    let samples = demux(&[whole]);
+    let first = samples[0].presentation_time;
+    let shown: Vec<u128> = samples
+        .iter()
+        .map(|sample| (sample.presentation_time - first).as_millis() / 40)
+        .collect();
+    assert_eq!(shown, order.map(u128::from));
+}
+
+/// Timed ID3 and AAC in LATM beside the video.
+#[test]
+fn streams_that_are_not_played_do_not_matter() {
+    let mut writer = Writer::new();
+    let mut whole = writer.tables();
+    let [s1, s2] = (writer.pid | 0xe000).to_be_bytes();
+    let entries = [
+        0x15, 0xe1, 0x44, 0xf0, 0, 0x11, 0xe1, 0x45, 0xf0, 0, 0x1b, s1, s2, 0xf0, 0,
+    ];
+    let pmt = [&[2, 0xb0, 28, 0, 1, 0xc3, 0, 0, s1, s2, 0xf0, 0][..], &entries].concat();
+    let pid = writer.pmt;
+    whole.extend(writer.section(pid, &pmt));
+    for index in 0..6 {
+        whole.extend(writer.packets(0x144, &[0, 0, 1, 0xbd, 0, 0, 0x80, 0, 0, b'I', b'D', b'3']));
+        whole.extend(writer.packets(0x145, &[0, 0, 1, 0xc0, 0, 0, 0x80, 0, 0, 0x56, 0xe0, 1]));
+        writer.counters[2] = writer.counters[2].wrapping_sub(2) & 0xf;
+        whole.extend(writer.frames(index, 1));
+    }
+    let mut stream = TransportStreamDemuxer::default();
+    let mut samples = stream.push_segment(&whole.into()).expect("frames");
+    samples.extend(stream.flush());
+    check(&samples, 6);
+    assert_eq!(stream.unsupported_tracks(), ["audio AAC in LATM"]);
+}
