@@ -19,14 +19,20 @@ fn codec_playability_score(variant: &Variant) -> Option<u8> {
         let found = match name.as_str() {
             "avc1" | "avc3" | "mp4a" | "opus" => 2,
             "hvc1" | "hev1" => 1,
-            // With unsupported audio the video still plays.
-            "ac-3" | "ec-3" | "ac-4" | "flac" | "mp3" => 0,
-            _ => return None,
+            name if UNPLAYABLE_VIDEO_CODECS.contains(&name) => return None,
+            // With audio that is not supported, or data, the video still plays.
+            _ => 0,
         };
         best = Some(best.unwrap_or(found).min(found));
     }
     best.or(Some(1))
 }
+
+/// Video that is not played.
+const UNPLAYABLE_VIDEO_CODECS: [&str; 15] = [
+    "dvh1", "dvhe", "dav1", "dva1", "dvav", "av01", "vp8", "vp08", "vp9", "vp09", "mp4v", "mp2v", "vvc1", "vvi1",
+    "theora",
+];
 
 /// Returns the names of the codecs that a variant lists, without their profiles and without subtitles.
 fn media_codec_names(variant: &Variant) -> impl Iterator<Item = String> {
@@ -224,6 +230,23 @@ mod tests {
         let ranked = rank_playable_variants(&multivariant, VariantLimits::default()).expect("playable");
         let uris: Vec<&str> = ranked.iter().map(|variant| variant.uri.as_str()).collect();
         assert_eq!(uris, ["empty", "subtitles", "captions", "none", "audio"]);
+    }
+
+    /// video-dev/hls.js#7118: data and audio of other codecs beside video that is played.
+    #[test]
+    fn codecs_that_are_not_known_hide_no_variant() {
+        for (codecs, is_playable) in [
+            ("avc1.64001f,mp4a.40.2,mett", true),
+            ("avc1.64001f,mhm1.0x0D", true),
+            ("hvc1.1.6.L120.90,dts-", true),
+            ("hvc1.2.4.L153.b0,dvh1.08.06", false),
+            ("av01.0.08M.08,opus", false),
+            ("mp4v.20.9,mp4a.40.2", false),
+        ] {
+            let multivariant = multivariant(&format!("#EXT-X-STREAM-INF:BANDWIDTH=1,CODECS=\"{codecs}\"\nx\n"));
+            let ranked = rank_playable_variants(&multivariant, VariantLimits::default());
+            assert_eq!(ranked.is_ok(), is_playable, "{codecs}");
+        }
     }
 
     #[test]
