@@ -199,7 +199,7 @@ fn each_foreign_stack_is_named_in_few_places() {
 }
 
 /// Clients of other servers: they wait for sockets and read the clock, and hand on what they read with its time.
-const SHELLS: [&str; 13] = [
+const SHELLS: [&str; 15] = [
     "sources/onvif",
     "sources/rtsp",
     "sources/fetch",
@@ -209,6 +209,8 @@ const SHELLS: [&str; 13] = [
     "sources/hls/files.rs",
     "sources/hls/gap.rs",
     "sources/hls/variant_resolver.rs",
+    "sources/hls/failed_variants.rs",
+    "sources/hls/variant_return.rs",
     "sources/hls/left_out_report.rs",
     "outputs/hls/packaged_stream.rs",
     "outputs/hls/service.rs",

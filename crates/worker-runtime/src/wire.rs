@@ -132,14 +132,17 @@ pub enum ChunkRole {
     LastSegmentData,
     /// End of the stream: no more segments follow.
     EndOfStream,
+    /// The segments that follow are of another variant, whose video can be decoded from its next key frame on. Without bytes.
+    VariantSwitch,
 }
 
 impl ChunkRole {
-    const ALL_ROLES: [Self; 4] = [
+    const ALL_ROLES: [Self; 5] = [
         Self::InitSection,
         Self::SegmentData,
         Self::LastSegmentData,
         Self::EndOfStream,
+        Self::VariantSwitch,
     ];
 }
 

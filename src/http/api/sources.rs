@@ -42,6 +42,10 @@ pub struct Source {
     #[serde(skip)]
     #[schema(ignore)]
     pub(super) gap: Option<SourceGap>,
+    /// The media sequence numbers of the playlist are wrong.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub(super) has_corrected_media_sequence: bool,
     /// Input was ignored within the last minute.
     #[serde(skip)]
     #[schema(ignore)]
@@ -124,6 +128,7 @@ pub(super) fn describe_source(entry: &RegisteredSource) -> Source {
         passed_over_reason: status.ignored_input.first_description,
         left_out: status.unsupported_tracks,
         gap: status.gap,
+        has_corrected_media_sequence: status.has_corrected_media_sequence,
     }
 }
 

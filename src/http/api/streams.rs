@@ -220,6 +220,7 @@ pub fn describe_stream(
         shown.warnings.push(Warning { code: "no_media", text });
     }
     shown.warnings.extend(gap_warning(&shown));
+    shown.warnings.extend(media_sequence_warning(&shown));
     shown.warnings.extend(left_out_media_warnings(&shown));
     shown.warnings.extend(unavailable_layer_warnings(&shown));
     Some(shown)
@@ -247,6 +248,18 @@ fn gap_warning(stream: &Stream) -> Option<Warning> {
     );
     Some(Warning {
         code: "source_gap",
+        text,
+    })
+}
+
+/// Says that an HLS origin does not count its segments.
+fn media_sequence_warning(stream: &Stream) -> Option<Warning> {
+    let source = stream.source.as_ref()?;
+    let text = "The playlist of the HLS source numbers its segments wrongly: EXT-X-MEDIA-SEQUENCE is missing, stands still or \
+                goes back while segments are removed. The gateway knows the segments by their names; other players stall."
+        .to_owned();
+    source.has_corrected_media_sequence.then_some(Warning {
+        code: "media_sequence",
         text,
     })
 }

@@ -69,6 +69,8 @@ pub struct SourceStatus {
     pub ignored_input: IgnoredInputStats,
     /// The origin goes on, but has nothing to play.
     pub gap: Option<SourceGap>,
+    /// The media sequence numbers of the playlist were wrong in this session.
+    pub has_corrected_media_sequence: bool,
     /// Tracks of the source whose codec is not supported.
     pub unsupported_tracks: Vec<String>,
 }

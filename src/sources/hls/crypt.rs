@@ -39,7 +39,7 @@ fn pkcs7_padding_length(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Whether bytes are the begin of MPEG-TS, fragmented MP4 or packed audio.
-fn begins_as_media(bytes: &[u8]) -> bool {
+pub(super) fn begins_as_media(bytes: &[u8]) -> bool {
     let is_ts = bytes.first() == Some(&0x47) && bytes.get(188).is_none_or(|sync| *sync == 0x47);
     let is_mp4 = matches!(
         bytes.get(4..8),

@@ -25,6 +25,10 @@ pub struct PlaylistCursor {
     older_playlist_count: u32,
     /// The playlist was live, so it is not repeated when it ends.
     was_live: bool,
+    /// Date and time at which the last segment ended, in milliseconds since 1970.
+    end_date_time: Option<i64>,
+    /// Number of the last segment that was taken back.
+    last_returned_segment: Option<u64>,
 }
 
 /// The next step.
@@ -48,6 +52,12 @@ const OLDER_PLAYLISTS_BEFORE_RESTART: u32 = 12;
 /// Minimum interval between loads of a playlist.
 const MIN_RELOAD_INTERVAL: Duration = Duration::from_millis(300);
 
+/// Maximum interval between loads of a playlist, whatever durations it states.
+const MAX_RELOAD_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How far the dates of two playlists are apart until they decide where to go on.
+const MAX_DATE_DIFFERENCE: Duration = Duration::from_millis(500);
+
 impl PlaylistCursor {
     /// Makes a cursor that starts at the live edge, or at the beginning of a recording.
     pub fn new(repeats: bool) -> Self {
@@ -70,9 +80,34 @@ impl PlaylistCursor {
     /// Continues with another server's playlist of the stream: where it is, if that is listed, or else on another
     /// timeline.
     pub fn continue_or_restart_on_other_server(&mut self, playlist: &MediaPlaylist) {
-        if self.next_segment_number.is_some() && !self.can_continue_in_playlist(playlist) {
+        if let Some(number) = self.next_number_by_date(playlist) {
+            (self.next_segment_number, self.next_part_index) = (Some(number), 0);
+        } else if self.next_segment_number.is_some() && !self.can_continue_in_playlist(playlist) {
             self.restart();
         }
+    }
+
+    /// Returns where a playlist goes on by its dates, if its numbers say something else.
+    fn next_number_by_date(&self, playlist: &MediaPlaylist) -> Option<u64> {
+        let (next, end) = self.next_segment_number.zip(self.end_date_time)?;
+        let begin = |segment: &OriginSegment| Some(segment.media_sequence_number).zip(segment.program_date_time);
+        let mut begins = playlist.segments.iter().filter_map(begin);
+        let is_close = |begin: i64| u128::from(begin.abs_diff(end)) <= MAX_DATE_DIFFERENCE.as_millis();
+        if begins.clone().any(|(number, begin)| number == next && is_close(begin)) {
+            return None;
+        }
+        begins.find(|(_, begin)| is_close(*begin)).map(|(number, _)| number)
+    }
+
+    /// Takes back the last segment, whose URI may have been cut off, so that the next playlist tells it again. Returns whether
+    /// it is the first time.
+    pub fn return_last_segment(&mut self) -> bool {
+        let last = self.next_segment_number.and_then(|next| next.checked_sub(1));
+        let is_returned = self.next_part_index == 0 && last.is_some() && self.last_returned_segment != last;
+        if is_returned {
+            (self.next_segment_number, self.last_returned_segment) = (last, last);
+        }
+        is_returned
     }
 
     /// Whether a playlist goes on where this one is.
@@ -126,7 +161,7 @@ impl PlaylistCursor {
             let segment = segment_by_number(playlist, next)?;
             if let Some(found) = segment.parts.get(part).filter(|_| segment.decryption_key.is_none()) {
                 (self.next_segment_number, self.next_part_index) = (Some(next), part + 1);
-                self.was_live = true;
+                (self.was_live, self.end_date_time) = (true, None);
                 let part = OriginSegment {
                     uri: found.uri.clone(),
                     byte_range: found.byte_range,
@@ -155,7 +190,7 @@ impl PlaylistCursor {
             return if playlist.has_ended {
                 CursorStep::Ended
             } else {
-                CursorStep::ReloadPlaylist(raise_to_min_reload_interval(playlist.target_duration / 2))
+                CursorStep::ReloadPlaylist(bound_reload_interval(playlist.target_duration / 2))
             };
         };
         self.was_live |= !playlist.has_ended;
@@ -170,6 +205,10 @@ impl PlaylistCursor {
         let index = usize::try_from(next.saturating_sub(first.media_sequence_number)).unwrap_or(usize::MAX);
         if let Some(segment) = playlist.segments.get(index) {
             (self.next_segment_number, self.next_part_index) = (Some(next.saturating_add(1)), 0);
+            self.end_date_time = segment.program_date_time.and_then(|begin| {
+                let milliseconds = i64::try_from(segment.duration.as_millis()).ok()?;
+                begin.checked_add(milliseconds)
+            });
             let segment = OriginSegment {
                 parts: Vec::new(),
                 ..segment.clone()
@@ -188,9 +227,9 @@ impl PlaylistCursor {
             self.next_part_index = 0;
         }
         CursorStep::ReloadPlaylist(if self.unchanged_load_count == 0 {
-            raise_to_min_reload_interval(last.duration)
+            bound_reload_interval(last.duration)
         } else {
-            raise_to_min_reload_interval(playlist.target_duration / 2)
+            bound_reload_interval(playlist.target_duration / 2)
         })
     }
 
@@ -205,7 +244,8 @@ impl PlaylistCursor {
         segment.map_or(playlist.next_segment_number, |segment| segment.media_sequence_number)
     }
 
-    fn restart(&mut self) {
+    /// Begins again at the live edge, on another timeline.
+    pub fn restart(&mut self) {
         let generation = self.restart_count.wrapping_add(1);
         *self = Self {
             restart_count: generation,
@@ -281,8 +321,8 @@ fn latest_independent_part(playlist: &MediaPlaylist) -> Option<(u64, usize)> {
     })
 }
 
-fn raise_to_min_reload_interval(time: Duration) -> Duration {
-    time.max(MIN_RELOAD_INTERVAL)
+fn bound_reload_interval(time: Duration) -> Duration {
+    time.clamp(MIN_RELOAD_INTERVAL, MAX_RELOAD_INTERVAL)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Follows one rendition: loads its playlist, fetches its segments, and passes them to the worker on request.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use super::files::{PLAYLIST_FETCH_LIMITS, content_hash, fetch_file, parse_playli
 use super::gap::SharedGap;
 use super::http::{FetchLimits, HttpError};
 use super::playlist::{InitSection, KeyUriAndIv, MediaPlaylist, OriginSegment, Playlist};
-use super::variant_resolver::VariantResolver;
+use super::segment_numbers::SegmentNumberCorrector;
+use super::variant_resolver::{OpenedVariant, VariantResolver};
 use crate::pipeline::worker_process::SegmentChunkSender;
 use crate::sources::rtsp::incompatibility::IgnoredInputStats;
 use millstream_worker_runtime::wire::{ChunkRole, SegmentChunk};
@@ -41,6 +43,8 @@ pub(super) struct FetcherSharedState {
     pub(super) rendition_count: usize,
     /// Notified if the source must be opened anew: another variant has other renditions.
     pub(super) reopen: Arc<Notify>,
+    /// Media sequence numbers were wrong.
+    pub(super) has_corrected_numbers: Arc<AtomicBool>,
 }
 
 /// One rendition of a source.
@@ -52,11 +56,14 @@ pub(super) struct RenditionFetcher {
     /// URL of the playlist after redirects, to which the URLs in it are relative.
     base_url: Url,
     cursor: PlaylistCursor,
+    numbers: SegmentNumberCorrector,
     links: FetcherSharedState,
     last_init_section: Option<(u64, Arc<InitSection>)>,
     cached_decryption_key: Option<(Url, [u8; 16])>,
     /// The URL changed, and its playlist was not read yet.
     has_new_url: bool,
+    /// The next playlist is another one than the last.
+    has_switched_playlist: bool,
     /// Consecutive files that could not be fetched.
     consecutive_fetch_failures: u32,
     /// When the operator's address was asked again.
@@ -122,10 +129,12 @@ impl RenditionFetcher {
             playlist_url,
             rendition_index,
             cursor,
+            numbers: SegmentNumberCorrector::default(),
             links,
             last_init_section: None,
             cached_decryption_key: None,
             has_new_url: false,
+            has_switched_playlist: false,
             consecutive_fetch_failures: 0,
             last_variant_resolution_at: None,
             last_playlist: None,
@@ -144,6 +153,9 @@ impl RenditionFetcher {
             let list = match playlist.take() {
                 Some(list) => list,
                 None => {
+                    if let Some(opened) = self.take_return_offer() {
+                        self.switch_to_variant(opened).await;
+                    }
                     loaded_at = Instant::now();
                     match self.load_current_playlist().await {
                         Ok(list) => list,
@@ -154,6 +166,7 @@ impl RenditionFetcher {
                     }
                 }
             };
+            let list = self.correct_segment_numbers(list);
             if std::mem::take(&mut self.has_new_url) {
                 self.cursor.continue_or_restart_on_other_server(&list);
             }
@@ -162,7 +175,9 @@ impl RenditionFetcher {
             let wait = loop {
                 match self.cursor.advance_to_next_step(&list) {
                     CursorStep::FetchSegment(segment, _) if segment.is_gap => {
-                        self.pass_over_gap_segment(&list, segment.duration).await;
+                        if self.pass_over_gap_segment(&list, segment.duration).await {
+                            break Duration::ZERO;
+                        }
                     }
                     CursorStep::FetchSegment(segment, timeline) => {
                         let is_newest = is_among_newest(&list, &segment);
@@ -173,6 +188,7 @@ impl RenditionFetcher {
                                 (self.consecutive_fetch_failures, has_fetched) = (0, true);
                             }
                             Ok(false) => return,
+                            Err(error) if self.is_uri_cut_off(&list, &segment, &error) => break RETRY_INTERVAL,
                             Err(error) => {
                                 debug!(%error, number = segment.media_sequence_number, "segment of the HLS origin skipped: it cannot be fetched or decrypted");
                                 self.record_skipped_segment(error.to_string());
@@ -189,14 +205,7 @@ impl RenditionFetcher {
                     }
                 }
             };
-            self.blocking_reload_position = list
-                .can_block_reload
-                .then(|| {
-                    let part = list.part_target.map(|_| self.cursor.next_part_index());
-                    let next = self.cursor.next_segment_number()?;
-                    (next <= list.next_segment_number.saturating_add(1)).then_some((next, part))
-                })
-                .flatten();
+            self.blocking_reload_position = self.next_blocking_reload_position(&list);
             // With blocking playlist reload the origin delays its response instead.
             if self.blocking_reload_position.is_none() {
                 sleep_until(loaded_at + wait).await;
@@ -204,6 +213,16 @@ impl RenditionFetcher {
                 sleep(RETRY_INTERVAL).await;
             }
         }
+    }
+
+    /// Returns what the origin may wait for until it answers the next request for this playlist.
+    fn next_blocking_reload_position(&mut self, list: &MediaPlaylist) -> Option<(u64, Option<usize>)> {
+        let has_switched = std::mem::take(&mut self.has_switched_playlist);
+        let next = self.cursor.next_segment_number()?;
+        let is_near = next <= list.next_segment_number.saturating_add(1);
+        let part = list.part_target.map(|_| self.cursor.next_part_index());
+        let position = (self.numbers.listed_number(next), part);
+        (list.can_block_reload && is_near && !has_switched).then_some(position)
     }
 
     /// Records a failure and waits. Asks the operator's address again if the server refuses an address that it led to, or
@@ -220,6 +239,7 @@ impl RenditionFetcher {
             .is_none_or(|moved| moved.elapsed() >= MIN_VARIANT_RESOLUTION_INTERVAL);
         if may_move && (is_refused || self.consecutive_fetch_failures >= FETCH_FAILURES_BEFORE_VARIANT_RESOLUTION) {
             self.last_variant_resolution_at = Some(Instant::now());
+            let variant = self.resolver.current_id();
             let has_failed = self.consecutive_fetch_failures >= FETCH_FAILURES_BEFORE_VARIANT_RESOLUTION
                 && self.rendition_index == 0;
             match self.resolver.resolve_playlists(has_failed).await {
@@ -243,8 +263,10 @@ impl RenditionFetcher {
                             self.cursor
                                 .continue_or_restart_on_other_server(&resolved.first_playlist);
                         }
-                        self.base_url = address.clone();
-                        (self.playlist_url, self.last_init_section, self.last_playlist) = (address, None, None);
+                        if self.resolver.current_id() != variant {
+                            self.send_chunk(ChunkRole::VariantSwitch, 0, Bytes::new()).await;
+                        }
+                        self.follow_playlist_at(address);
                         self.consecutive_fetch_failures = 0;
                         return true;
                     }
@@ -256,8 +278,9 @@ impl RenditionFetcher {
         false
     }
 
-    /// Passes over a segment without media. The leading rendition is followed as long as its playlist goes on.
-    async fn pass_over_gap_segment(&mut self, list: &MediaPlaylist, duration: Duration) {
+    /// Passes over a segment without media. The leading rendition is followed as long as its playlist goes on. Returns whether
+    /// another variant is played now.
+    async fn pass_over_gap_segment(&mut self, list: &MediaPlaylist, duration: Duration) -> bool {
         let encrypted = (list.encryption.as_ref()).map(|how| format!("it is encrypted with {how}"));
         let why = encrypted.unwrap_or_else(|| "the origin marks it as missing".to_owned());
         self.record_skipped_segment(why.clone());
@@ -268,9 +291,10 @@ impl RenditionFetcher {
         } else if self.rendition_index == 0 {
             let lasted = self.links.gap.extend(duration, &why);
             if lasted >= GAP_BEFORE_VARIANT_SEARCH && !list.has_ended {
-                self.leave_for_variant_without_gap().await;
+                return self.leave_for_variant_without_gap().await;
             }
         }
+        false
     }
 
     fn end_gap(&mut self) {
@@ -280,19 +304,81 @@ impl RenditionFetcher {
         }
     }
 
-    /// Opens the source anew if another variant has media. It is looked for each half minute.
-    async fn leave_for_variant_without_gap(&mut self) {
+    /// Takes the variant that the source returns to. The leading rendition leads.
+    fn take_return_offer(&self) -> Option<OpenedVariant> {
+        let leads = self.rendition_index == 0;
+        leads.then(|| self.resolver.take_return_offer()).flatten()
+    }
+
+    /// Plays another variant from the next segment on, in the same worker; if its renditions cannot go on where those of the
+    /// current one are, the source is opened anew.
+    async fn switch_to_variant(&mut self, opened: OpenedVariant) {
+        self.resolver.set_current(&opened);
+        // Several renditions have to be on one timeline.
+        let can_continue = self.links.rendition_count == 1
+            || !self.numbers.has_corrected() && self.cursor.can_continue_in_playlist(&opened.playlist);
+        let main = opened.rendition_urls.first();
+        match main.filter(|_| opened.rendition_urls.len() == self.links.rendition_count && can_continue) {
+            Some(address) => {
+                self.send_chunk(ChunkRole::VariantSwitch, 0, Bytes::new()).await;
+                if self.numbers.has_corrected() {
+                    self.cursor.restart();
+                }
+                self.follow_playlist_at(address.clone());
+                (self.blocking_reload_position, self.has_new_url) = (None, true);
+            }
+            None => {
+                self.links.reopen.notify_one();
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn follow_playlist_at(&mut self, address: Url) {
+        self.base_url = address.clone();
+        (self.playlist_url, self.last_init_section, self.last_playlist) = (address, None, None);
+        self.has_switched_playlist = true;
+        self.numbers.forget_names();
+    }
+
+    fn correct_segment_numbers(&mut self, list: Arc<MediaPlaylist>) -> Arc<MediaPlaylist> {
+        let corrected = self.numbers.correct(list);
+        if self.numbers.has_corrected() {
+            self.links.has_corrected_numbers.store(true, Ordering::Relaxed);
+        }
+        corrected
+    }
+
+    /// Whether the URI of a segment that cannot be fetched may lack its end: some origins write their playlists while others
+    /// read them. If so, the next playlist tells it again.
+    fn is_uri_cut_off(&mut self, list: &MediaPlaylist, segment: &OriginSegment, error: &HlsError) -> bool {
+        let is_last = segment.media_sequence_number.checked_add(1) == Some(list.next_segment_number);
+        let is_refused = matches!(
+            error,
+            HlsError::Fetch {
+                error: HttpError::Status(400..=499),
+                ..
+            }
+        );
+        list.may_be_truncated && !list.has_ended && is_last && is_refused && self.cursor.return_last_segment()
+    }
+
+    /// Plays another variant if one has media. It is looked for each half minute. Returns whether there is one.
+    async fn leave_for_variant_without_gap(&mut self) -> bool {
         let is_due = self
             .last_gap_free_variant_search_at
             .is_none_or(|searched| searched.elapsed() >= GAP_FREE_VARIANT_SEARCH_INTERVAL);
         if !is_due {
-            return;
+            return false;
         }
         self.last_gap_free_variant_search_at = Some(Instant::now());
-        let search = self.resolver.prefer_variant_without_gap();
-        if timeout(GAP_FREE_VARIANT_SEARCH_TIMEOUT, search).await == Ok(true) {
-            self.links.reopen.notify_one();
-            std::future::pending::<()>().await;
+        let search = self.resolver.find_variant_without_gap();
+        match timeout(GAP_FREE_VARIANT_SEARCH_TIMEOUT, search).await {
+            Ok(Some(opened)) => {
+                self.switch_to_variant(opened).await;
+                true
+            }
+            Ok(None) | Err(_) => false,
         }
     }
 
@@ -308,8 +394,7 @@ impl RenditionFetcher {
     fn switch_to_current_variant_audio(&mut self) {
         let address = self.resolver.current_rendition_url(self.rendition_index);
         if let Some(address) = address.filter(|address| self.rendition_index > 0 && *address != self.playlist_url) {
-            self.base_url = address.clone();
-            (self.playlist_url, self.last_init_section, self.last_playlist) = (address, None, None);
+            self.follow_playlist_at(address);
             (self.blocking_reload_position, self.has_new_url) = (None, true);
         }
     }
@@ -333,14 +418,16 @@ impl RenditionFetcher {
             PLAYLIST_FETCH_LIMITS,
         )
         .await?;
+        // Variables may come from the URL.
+        let sum = content_hash(&bytes) ^ content_hash(found.as_str().as_bytes());
         self.base_url = found;
-        let sum = content_hash(&bytes);
         if let Some((known, media)) = &self.last_playlist
             && *known == sum
         {
             return Ok(media.clone());
         }
-        match parse_playlist(bytes).await? {
+        let variables = self.resolver.current_variables();
+        match parse_playlist(bytes, &self.base_url, &variables).await? {
             Playlist::Media(media) => {
                 let media = Arc::new(media);
                 self.last_playlist = Some((sum, media.clone()));
@@ -371,7 +458,7 @@ impl RenditionFetcher {
         let bytes = match &segment.decryption_key {
             None => bytes,
             Some(key) => {
-                let iv = crypt::iv_from_media_sequence_number(segment.media_sequence_number);
+                let iv = crypt::iv_from_media_sequence_number(segment.listed_sequence_number);
                 self.decrypt(&bytes, key, key.iv.unwrap_or(iv)).await?
             }
         };
@@ -402,14 +489,24 @@ impl RenditionFetcher {
         }
     }
 
+    /// Decrypts a file. A key that was fetched before may be another one by now.
     async fn decrypt(&mut self, bytes: &Bytes, key: &KeyUriAndIv, iv: [u8; 16]) -> Result<Bytes, HlsError> {
-        let key = self.fetch_decryption_key(key).await?;
-        let decrypted = crypt::decrypt_aes_128_cbc(&key, iv, bytes);
-        if decrypted.is_none() {
-            // The key may be wrong: it is fetched again for the next segment.
-            self.cached_decryption_key = None;
+        let address = self.resolve_url(FileKind::Key, &key.uri)?;
+        let cached = self.cached_decryption_key.take().filter(|(known, _)| *known == address);
+        if let Some((address, key)) = cached
+            && let Some(decrypted) = crypt::decrypt_aes_128_cbc(&key, iv, bytes)
+            // One of 256 wrong keys gives a right padding.
+            && crypt::begins_as_media(&decrypted)
+        {
+            self.cached_decryption_key = Some((address, key));
+            return Ok(decrypted);
         }
-        decrypted.ok_or(HlsError::UndecryptableSegment)
+        let fetched = fetch_file(&self.resolver.client, FileKind::Key, &address, None, KEY_FETCH_LIMITS);
+        let (_, file) = fetched.await?;
+        let key = crypt::read_aes_128_key(&file).ok_or(HlsError::UndecryptableSegment)?;
+        let decrypted = crypt::decrypt_aes_128_cbc(&key, iv, bytes).ok_or(HlsError::UndecryptableSegment)?;
+        self.cached_decryption_key = Some((address, key));
+        Ok(decrypted)
     }
 
     async fn send_chunk(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {
@@ -420,21 +517,6 @@ impl RenditionFetcher {
             bytes,
         };
         self.links.chunk_sender.send(chunk).await
-    }
-
-    async fn fetch_decryption_key(&mut self, key: &KeyUriAndIv) -> Result<[u8; 16], HlsError> {
-        let address = self.resolve_url(FileKind::Key, &key.uri)?;
-        if let Some((known, key)) = &self.cached_decryption_key
-            && *known == address
-        {
-            return Ok(*key);
-        }
-        let bytes = fetch_file(&self.resolver.client, FileKind::Key, &address, None, KEY_FETCH_LIMITS)
-            .await?
-            .1;
-        let key = crypt::read_aes_128_key(&bytes).ok_or(HlsError::UndecryptableSegment)?;
-        self.cached_decryption_key = Some((address, key));
-        Ok(key)
     }
 
     async fn fetch_with_retries(
@@ -452,6 +534,18 @@ impl RenditionFetcher {
         let mut attempts = 1;
         loop {
             match fetch_file(&self.resolver.client, kind, &address, range, bounds).await {
+                Ok((_, bytes)) if bytes.is_empty() && attempts < MAX_FETCH_ATTEMPTS => {
+                    // Content delivery networks answer so while the file is on its way to them.
+                    attempts += 1;
+                    sleep(RETRY_INTERVAL).await;
+                }
+                Ok((_, bytes)) if bytes.is_empty() => {
+                    return Err(HlsError::Fetch {
+                        what: kind,
+                        host: address.host_str().unwrap_or_default().to_owned(),
+                        error: HttpError::EmptyBody,
+                    });
+                }
                 Ok((_, bytes)) => return Ok(bytes),
                 Err(HlsError::Fetch { error, .. })
                     if (error.is_transient() || may_come_later && error == HttpError::Status(404))

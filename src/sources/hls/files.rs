@@ -1,6 +1,7 @@
 //! Loads playlists and other files of an origin.
 
 use std::hash::Hasher as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use url::Url;
 
 use super::error::{FileKind, HlsError};
 use super::http::{FetchLimits, OriginClient};
-use super::playlist::{ByteRange, Playlist};
+use super::playlist::{ByteRange, Playlist, PlaylistContext, PlaylistVariables};
 
 /// Limits of a playlist. Some list hours of segments whose signed addresses have a kilobyte each.
 pub(super) const PLAYLIST_FETCH_LIMITS: FetchLimits = FetchLimits {
@@ -31,20 +32,30 @@ pub(super) async fn fetch_file(
     })
 }
 
-/// Loads a playlist. Returns it with its URL after redirects, to which the URLs in it are relative.
+/// Loads a playlist that may import these variables. Returns it with its URL after redirects, to which the URLs in it are
+/// relative.
 pub(super) async fn load_playlist(
     client: &OriginClient,
     url: &Url,
-    limits: FetchLimits,
+    variables: &Arc<PlaylistVariables>,
 ) -> Result<(Url, Playlist), HlsError> {
-    let (found, bytes) = fetch_file(client, FileKind::Playlist, url, None, limits).await?;
-    Ok((found, parse_playlist(bytes).await?))
+    let (found, bytes) = fetch_file(client, FileKind::Playlist, url, None, PLAYLIST_FETCH_LIMITS).await?;
+    let playlist = parse_playlist(bytes, &found, variables).await?;
+    Ok((found, playlist))
 }
 
 /// Parses a playlist; a long one on a thread that may be blocked.
-pub(super) async fn parse_playlist(bytes: Bytes) -> Result<Playlist, HlsError> {
+pub(super) async fn parse_playlist(
+    bytes: Bytes,
+    url: &Url,
+    variables: &Arc<PlaylistVariables>,
+) -> Result<Playlist, HlsError> {
+    let context = PlaylistContext {
+        url: Some(url.clone()),
+        multivariant_variables: variables.clone(),
+    };
     let is_short = bytes.len() <= MAX_PLAYLIST_BYTES_PARSED_INLINE;
-    let parse = move || Playlist::parse(&String::from_utf8_lossy(&bytes));
+    let parse = move || Playlist::parse_in_context(&String::from_utf8_lossy(&bytes), &context);
     if is_short {
         return Ok(parse()?);
     }

@@ -44,6 +44,8 @@ pub enum HttpError {
     TooManyRedirects,
     #[error("the HTTP server answered with status {0}")]
     Status(u16),
+    #[error("the HTTP response has no body")]
+    EmptyBody,
     #[error("the HTTP response body is larger than the limit of {0} bytes")]
     BodyTooLarge(usize),
     #[error("the HTTP request timed out")]
@@ -73,6 +75,7 @@ impl HttpError {
             Self::Address(_)
             | Self::UnsupportedScheme
             | Self::TooManyRedirects
+            | Self::EmptyBody
             | Self::BodyTooLarge(_)
             | Self::RangeUnavailable
             | Self::ClientSetup(_) => false,

@@ -1,10 +1,11 @@
 //! What of an HLS source is not passed on, in its status and in the log.
 
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use tracing::info;
 
-use super::fetcher::SkippedSegmentStats;
+use super::fetcher::{FetcherSharedState, SkippedSegmentStats};
 use super::gap::SharedGap;
 use crate::pipeline::worker_process::WorkerProcessError;
 use crate::sources::fetch::registry::RegisteredSource;
@@ -18,21 +19,26 @@ pub(super) struct LeftOutMediaReport<'a> {
     skipped: SkippedSegmentStats,
     by_worker: LeftOutTracksAndSegments,
     shown_count: u64,
+    has_corrected_numbers: Arc<AtomicBool>,
+    has_shown_corrected_numbers: bool,
 }
 
 impl<'a> LeftOutMediaReport<'a> {
-    pub(super) fn new(entry: &'a RegisteredSource, variants: Vec<String>, skipped: SkippedSegmentStats) -> Self {
+    pub(super) fn new(entry: &'a RegisteredSource, variants: Vec<String>, fetchers: &FetcherSharedState) -> Self {
         entry.modify_status_without_notifying(|status| {
             status.unsupported_tracks.clone_from(&variants);
             status.ignored_input = IgnoredInputStats::default();
             status.gap = None;
+            status.has_corrected_media_sequence = false;
         });
         Self {
             entry,
             variants,
-            skipped,
+            skipped: fetchers.skipped.clone(),
             by_worker: LeftOutTracksAndSegments::default(),
             shown_count: 0,
+            has_corrected_numbers: fetchers.has_corrected_numbers.clone(),
+            has_shown_corrected_numbers: false,
         }
     }
 
@@ -55,6 +61,17 @@ impl<'a> LeftOutMediaReport<'a> {
                 .modify_status_without_notifying(|status| status.unsupported_tracks = all);
         }
         self.update_skipped_segments();
+        self.update_corrected_numbers();
+    }
+
+    fn update_corrected_numbers(&mut self) {
+        if self.has_shown_corrected_numbers || !self.has_corrected_numbers.load(Ordering::Relaxed) {
+            return;
+        }
+        // It is logged as a warning of the stream.
+        self.has_shown_corrected_numbers = true;
+        self.entry
+            .modify_status_without_notifying(|status| status.has_corrected_media_sequence = true);
     }
 
     /// Shows that a gap has begun or ended.

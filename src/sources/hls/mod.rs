@@ -8,7 +8,9 @@
 //! * `http`: an HTTP client that restricts destination, size and time.
 //! * [`playlist`]: parses playlists.
 //! * [`cursor`]: selects the next segment, without IO or clock.
-//! * `resolver`: chooses a variant, and another one when it fails (`variants` ranks them).
+//! * `segment_numbers`: corrects media sequence numbers that cannot be believed.
+//! * `variant_resolver`: chooses a variant, and another one when it fails (`variants` ranks them, `failed_variants` remembers
+//!   them, `variant_return` returns to them).
 //! * `cookies`: cookies by host.
 //! * `fetcher`: follows one rendition; a source has one, or two if its audio is a separate rendition.
 //! * `gap`: what lasts while the origin goes on without media.
@@ -26,12 +28,14 @@ use url::Url;
 
 use self::cursor::PlaylistCursor;
 use self::error::{FileKind, HlsError};
+pub use self::failed_variants::FailedVariants;
 use self::fetcher::{FetcherSharedState, LastFetchError, RenditionFetcher, SkippedSegmentStats};
 use self::gap::SharedGap;
 use self::http::{DnsRebindingGuard, HttpError, OriginClient};
 use self::left_out_report::LeftOutMediaReport;
-pub use self::variant_resolver::FailedVariants;
+use self::playlist::MediaPlaylist;
 use self::variant_resolver::VariantResolver;
+use self::variant_return::watch_for_return;
 pub use self::variants::VariantLimits;
 use crate::pipeline::description::WorkerLimits;
 use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
@@ -50,13 +54,16 @@ mod cookies;
 mod crypt;
 pub mod cursor;
 pub mod error;
+mod failed_variants;
 mod fetcher;
 mod files;
 mod gap;
 pub mod http;
 mod left_out_report;
 pub mod playlist;
+mod segment_numbers;
 mod variant_resolver;
+mod variant_return;
 mod variants;
 
 /// An HLS source.
@@ -134,6 +141,29 @@ fn start_demuxer_worker(
     WorkerProcess::spawn_demuxer_worker(programs, slot, job, demuxer_worker_limits(target_duration))
 }
 
+/// Starts a fetcher for each rendition; the first one has its first playlist. `requested` has permits for the segments that the
+/// worker requests of each.
+fn spawn_fetchers(
+    origin: &HlsOrigin,
+    resolver: &Arc<VariantResolver>,
+    (renditions, first): (Vec<Url>, MediaPlaylist),
+    shared: &FetcherSharedState,
+    requested: &[Arc<Semaphore>],
+) -> tokio::task::JoinSet<()> {
+    let mut first = Some(Arc::new(first));
+    let mut fetching = tokio::task::JoinSet::new();
+    for ((rendition_index, url), segment_permits) in (0u8..).zip(renditions).zip(requested) {
+        let links = FetcherSharedState {
+            segment_permits: segment_permits.clone(),
+            ..shared.clone()
+        };
+        let cursor = PlaylistCursor::new(origin.repeats_recording);
+        let fetcher = RenditionFetcher::new(resolver.clone(), rendition_index, url, cursor, links);
+        fetching.spawn(fetcher.run(first.take()));
+    }
+    fetching
+}
+
 /// Plays the source until it fails. `live` is called once the stream receives frames.
 pub async fn run_hls_source<P: FrameSink>(
     origin: &HlsOrigin,
@@ -172,18 +202,12 @@ pub async fn run_hls_source<P: FrameSink>(
         gap: SharedGap::new(process.expected_silence()),
         rendition_count: renditions.len(),
         reopen: Arc::new(Notify::new()),
+        has_corrected_numbers: Arc::default(),
     };
-    let mut report = LeftOutMediaReport::new(entry, resolved.unplayable_variants, shared.skipped.clone());
-    let mut first = Some(Arc::new(first));
-    let mut fetching = tokio::task::JoinSet::new();
-    for ((rendition_index, url), segment_permits) in (0u8..).zip(renditions).zip(&requested) {
-        let links = FetcherSharedState {
-            segment_permits: segment_permits.clone(),
-            ..shared.clone()
-        };
-        let cursor = PlaylistCursor::new(origin.repeats_recording);
-        let fetcher = RenditionFetcher::new(resolver.clone(), rendition_index, url, cursor, links);
-        fetching.spawn(fetcher.run(first.take()));
+    let mut report = LeftOutMediaReport::new(entry, resolved.unplayable_variants, &shared);
+    let mut fetching = spawn_fetchers(origin, &resolver, (renditions, first), &shared, &requested);
+    if job.is_live {
+        fetching.spawn(watch_for_return(resolver.clone()));
     }
     // An origin serves encoded media, so it cannot make key frames on request.
     let mut relay = WorkerFrameForwarder::new(&entry.stream, plane, false);

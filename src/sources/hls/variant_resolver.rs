@@ -1,4 +1,5 @@
-//! Finds the media playlists of a source: chooses a variant, leaves one that fails for another, and remembers it.
+//! Finds the media playlists of a source: chooses a variant, leaves one that fails for another, and remembers it in order to
+//! return.
 //!
 //! Addresses that were reached by a redirect or listed by a playlist may be good for a while only. The operator's address
 //! leads to new ones.
@@ -6,45 +7,24 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tracing::info;
 use url::Url;
 
 use super::error::{FileKind, HlsError};
-use super::files::{PLAYLIST_FETCH_LIMITS, content_hash, load_playlist};
-use super::http::{HttpError, OriginClient};
-use super::playlist::{MediaPlaylist, MultivariantPlaylist, Playlist, Variant};
+use super::failed_variants::FailedVariants;
+use super::files::{fetch_file, load_playlist};
+use super::http::{FetchLimits, HttpError, OriginClient};
+use super::playlist::{ByteRange, MediaPlaylist, MultivariantPlaylist, Playlist, PlaylistVariables, Variant};
 use super::variants::{VariantLimits, audio_rendition_uri, rank_playable_variants, unplayable_variant_names};
 
-/// Variants that failed recently, by checksums of what identifies them, which may be long. They outlive a restart of the source.
-#[derive(Clone, Debug, Default)]
-pub struct FailedVariants(Arc<Mutex<Vec<(u64, Instant)>>>);
-
-/// How long a variant that failed is tried after the others.
-const FAILED_VARIANT_DEMOTION_PERIOD: Duration = Duration::from_secs(300);
-
-/// Maximum number of variants that are remembered, and that are tried for one start.
-const MAX_FAILED_VARIANTS: usize = 64;
+/// Maximum number of variants that are tried for one start.
 const MAX_VARIANT_TRIES: usize = 6;
 
-impl FailedVariants {
-    fn add(&self, id: &str) {
-        let id = content_hash(id.as_bytes());
-        let mut dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        dead.retain(|(known, _)| *known != id);
-        if dead.len() >= MAX_FAILED_VARIANTS {
-            dead.remove(0);
-        }
-        dead.push((id, Instant::now()));
-    }
-
-    fn contains(&self, id: &str) -> bool {
-        let id = content_hash(id.as_bytes());
-        let dead = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        dead.iter()
-            .any(|(known, since)| *known == id && since.elapsed() < FAILED_VARIANT_DEMOTION_PERIOD)
-    }
-}
+/// Limits of the first byte of a segment, which shows that it is there.
+const SEGMENT_PROBE_LIMITS: FetchLimits = FetchLimits {
+    max_bytes: 1,
+    timeout: Duration::from_secs(3),
+};
 
 /// Finds the media playlists of one source.
 pub(super) struct VariantResolver {
@@ -52,10 +32,20 @@ pub(super) struct VariantResolver {
     playlist_url: Url,
     variant_limits: VariantLimits,
     failed_variants: FailedVariants,
-    /// Id of the variant that is played; `None` if there is only one.
-    current_variant_id: Mutex<Option<String>>,
+    /// What is played.
+    current: Mutex<CurrentVariant>,
+    /// A variant to return to.
+    return_offer: Mutex<Option<OpenedVariant>>,
+}
+
+#[derive(Debug, Default)]
+struct CurrentVariant {
+    /// `None` if there is only one.
+    id: Option<String>,
     /// Addresses of its renditions.
-    rendition_urls: Mutex<Vec<Url>>,
+    rendition_urls: Vec<Url>,
+    /// For its playlists.
+    variables: Arc<PlaylistVariables>,
 }
 
 /// What is played.
@@ -68,6 +58,14 @@ pub(super) struct RenditionUrlsAndFirstPlaylist {
     pub(super) unplayable_variants: Vec<String>,
 }
 
+/// A variant whose playlist was loaded.
+pub(super) struct OpenedVariant {
+    pub(super) id: String,
+    pub(super) rendition_urls: Vec<Url>,
+    pub(super) variables: Arc<PlaylistVariables>,
+    pub(super) playlist: MediaPlaylist,
+}
+
 impl VariantResolver {
     /// Makes a resolver for the source at the operator's address.
     pub(super) fn new(client: Arc<OriginClient>, address: Url, choice: VariantLimits, dead: FailedVariants) -> Self {
@@ -76,8 +74,8 @@ impl VariantResolver {
             playlist_url: address,
             variant_limits: choice,
             failed_variants: dead,
-            current_variant_id: Mutex::new(None),
-            rendition_urls: Mutex::default(),
+            current: Mutex::default(),
+            return_offer: Mutex::default(),
         }
     }
 
@@ -87,7 +85,7 @@ impl VariantResolver {
         &self,
         variant_has_failed: bool,
     ) -> Result<RenditionUrlsAndFirstPlaylist, HlsError> {
-        let (found, playlist) = load_playlist(&self.client, &self.playlist_url, PLAYLIST_FETCH_LIMITS).await?;
+        let (found, playlist) = load_playlist(&self.client, &self.playlist_url, &Arc::default()).await?;
         // The origin is there, so it is the variant.
         if variant_has_failed {
             self.mark_current_variant_failed();
@@ -105,17 +103,17 @@ impl VariantResolver {
             Playlist::Multivariant(multivariant) => multivariant,
         };
         let mut variants = rank_playable_variants(&multivariant, self.variant_limits)?;
-        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant_id(&multivariant, variant)));
+        variants.sort_by_cached_key(|variant| self.failed_variants.is_demoted(&variant_id(&multivariant, variant)));
         let mut failed = None;
         for variant in variants.into_iter().take(MAX_VARIANT_TRIES) {
-            match self
-                .load_variant_playlist_and_urls(&found, &multivariant, variant)
-                .await
-            {
+            match self.open_variant(&found, &multivariant, variant).await {
                 Ok(opened) => {
-                    *self.lock_current_variant_id() = Some(variant_id(&multivariant, variant));
-                    *self.rendition_urls.lock().unwrap_or_else(PoisonError::into_inner) = opened.rendition_urls.clone();
-                    return Ok(opened);
+                    self.set_current(&opened);
+                    return Ok(RenditionUrlsAndFirstPlaylist {
+                        rendition_urls: opened.rendition_urls,
+                        first_playlist: opened.playlist,
+                        unplayable_variants: unplayable_variant_names(&multivariant),
+                    });
                 }
                 Err(error) => {
                     self.failed_variants.add(&variant_id(&multivariant, variant));
@@ -126,12 +124,12 @@ impl VariantResolver {
         Err(failed.unwrap_or(HlsError::NestedMultivariant))
     }
 
-    async fn load_variant_playlist_and_urls(
+    async fn open_variant(
         &self,
         found: &Url,
         multivariant: &MultivariantPlaylist,
         variant: &Variant,
-    ) -> Result<RenditionUrlsAndFirstPlaylist, HlsError> {
+    ) -> Result<OpenedVariant, HlsError> {
         let join = |uri: &str| {
             found.join(uri).map_err(|_| HlsError::Fetch {
                 what: FileKind::Playlist,
@@ -139,7 +137,8 @@ impl VariantResolver {
                 error: HttpError::UnsupportedScheme,
             })
         };
-        let (main, first) = match load_playlist(&self.client, &join(&variant.uri)?, PLAYLIST_FETCH_LIMITS).await? {
+        let variables = &multivariant.variables;
+        let (main, first) = match load_playlist(&self.client, &join(&variant.uri)?, variables).await? {
             (main, Playlist::Media(media)) => (main, media),
             (_, Playlist::Multivariant(_)) => return Err(HlsError::NestedMultivariant),
         };
@@ -148,81 +147,156 @@ impl VariantResolver {
         if let Some(uri) = audio_rendition_uri(multivariant, variant) {
             renditions.push(join(uri)?);
         }
-        Ok(RenditionUrlsAndFirstPlaylist {
+        Ok(OpenedVariant {
+            id: variant_id(multivariant, variant),
             rendition_urls: renditions,
-            first_playlist: first,
-            unplayable_variants: unplayable_variant_names(multivariant),
+            variables: variables.clone(),
+            playlist: first,
         })
     }
 
-    /// Finds a variant that has media while the one that is played has a gap. Returns whether there is one; it is preferred
-    /// from the next start on.
-    pub(super) async fn prefer_variant_without_gap(&self) -> bool {
-        let Some(current) = self.lock_current_variant_id().clone() else {
-            return false;
+    /// Plays a variant from now on.
+    pub(super) fn set_current(&self, opened: &OpenedVariant) {
+        *self.lock_current() = CurrentVariant {
+            id: Some(opened.id.clone()),
+            rendition_urls: opened.rendition_urls.clone(),
+            variables: opened.variables.clone(),
         };
-        let loaded = load_playlist(&self.client, &self.playlist_url, PLAYLIST_FETCH_LIMITS).await;
-        let Ok((found, Playlist::Multivariant(multivariant))) = loaded else {
-            return false;
-        };
-        let Ok(mut variants) = rank_playable_variants(&multivariant, self.variant_limits) else {
-            return false;
-        };
+        self.failed_variants.record_return(&opened.id);
+    }
+
+    /// Finds a variant that has media while the one that is played has a gap. It is preferred from the next start on.
+    pub(super) async fn find_variant_without_gap(&self) -> Option<OpenedVariant> {
+        let current = self.current_id()?;
+        let (found, multivariant) = self.load_multivariant().await?;
+        let mut variants = rank_playable_variants(&multivariant, self.variant_limits).ok()?;
         variants.retain(|variant| variant_id(&multivariant, variant) != current);
-        variants.sort_by_cached_key(|variant| self.failed_variants.contains(&variant_id(&multivariant, variant)));
-        let mut without_media = vec![current.clone()];
+        variants.sort_by_cached_key(|variant| self.failed_variants.is_demoted(&variant_id(&multivariant, variant)));
+        let mut without_media = vec![current];
         for variant in variants.into_iter().take(MAX_VARIANT_TRIES) {
-            let opened = self
-                .load_variant_playlist_and_urls(&found, &multivariant, variant)
-                .await;
-            let has_media = opened.is_ok_and(|opened| {
-                let playlist = opened.first_playlist;
-                let mut newest = playlist.segments.iter().rev().take(2);
-                // The gap of this one may have ended only just before that of the other.
-                !playlist.has_ended && !playlist.segments.is_empty() && newest.all(|segment| !segment.is_gap)
-            });
-            if has_media {
+            let opened = self.open_variant(&found, &multivariant, variant).await;
+            if let Some(opened) = opened.ok().filter(|opened| opened.playlist.has_media_at_live_edge()) {
                 info!(
-                    host = self.playlist_url.host_str().unwrap_or_default(),
+                    host = self.host(),
                     "variant of the HLS origin has a gap; the gateway plays another variant"
                 );
                 without_media.iter().for_each(|id| self.failed_variants.add(id));
-                return true;
+                return Some(opened);
             }
             without_media.push(variant_id(&multivariant, variant));
         }
-        false
+        None
+    }
+
+    /// Finds a variant that is better than the one that is played, was left, and has media again; and for how long it must
+    /// have had it.
+    pub(super) async fn open_better_variant_that_was_left(&self) -> Option<(OpenedVariant, Duration)> {
+        let current = self.current_id().filter(|_| self.failed_variants.has_left_any())?;
+        let (found, multivariant) = self.load_multivariant().await?;
+        let ranked = rank_playable_variants(&multivariant, self.variant_limits).ok()?;
+        let rank = ranked
+            .iter()
+            .position(|variant| variant_id(&multivariant, variant) == current)?;
+        let (better, rest) = ranked.split_at(rank);
+        // A redundant variant is as good.
+        let played = rest.first()?.attributes();
+        let better = better.iter().filter(|variant| variant.attributes() != played);
+        for variant in better.take(MAX_VARIANT_TRIES) {
+            let Some(needed) = self
+                .failed_variants
+                .media_before_return(&variant_id(&multivariant, variant))
+            else {
+                continue;
+            };
+            if let Ok(opened) = self.open_variant(&found, &multivariant, variant).await
+                && opened.playlist.has_media_at_live_edge()
+                && self.has_newest_segment(&opened).await
+            {
+                return Some((opened, needed));
+            }
+        }
+        None
+    }
+
+    /// Whether the newest segment of a variant can be fetched.
+    async fn has_newest_segment(&self, opened: &OpenedVariant) -> bool {
+        let newest = opened.playlist.segments.last().zip(opened.rendition_urls.first());
+        let Some((segment, Ok(url))) = newest.map(|(segment, url)| (segment, url.join(&segment.uri))) else {
+            return false;
+        };
+        let first_byte = ByteRange {
+            begin: segment.byte_range.map_or(0, |range| range.begin),
+            length: 1,
+        };
+        let fetched = fetch_file(
+            &self.client,
+            FileKind::Segment,
+            &url,
+            Some(first_byte),
+            SEGMENT_PROBE_LIMITS,
+        );
+        fetched.await.is_ok()
+    }
+
+    async fn load_multivariant(&self) -> Option<(Url, MultivariantPlaylist)> {
+        match load_playlist(&self.client, &self.playlist_url, &Arc::default()).await {
+            Ok((found, Playlist::Multivariant(multivariant))) => Some((found, multivariant)),
+            Ok((_, Playlist::Media(_))) | Err(_) => None,
+        }
+    }
+
+    /// Offers a variant to return to.
+    pub(super) fn offer_return(&self, opened: OpenedVariant) {
+        *self.return_offer.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+    }
+
+    /// Takes the variant to return to.
+    pub(super) fn take_return_offer(&self) -> Option<OpenedVariant> {
+        self.return_offer.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Host of the operator's address.
+    pub(super) fn host(&self) -> &str {
+        self.playlist_url.host_str().unwrap_or_default()
     }
 
     /// Returns the address of a rendition of the variant that is played; `None` if there is only one variant.
     pub(super) fn current_rendition_url(&self, rendition: u8) -> Option<Url> {
-        let renditions = self.rendition_urls.lock().unwrap_or_else(PoisonError::into_inner);
-        renditions.get(usize::from(rendition)).cloned()
+        self.lock_current().rendition_urls.get(usize::from(rendition)).cloned()
+    }
+
+    /// Returns the variables that the playlists of the variant that is played may import.
+    pub(super) fn current_variables(&self) -> Arc<PlaylistVariables> {
+        self.lock_current().variables.clone()
+    }
+
+    /// Returns the id of the variant that is played; `None` if there is only one.
+    pub(super) fn current_id(&self) -> Option<String> {
+        self.lock_current().id.clone()
     }
 
     /// Tries the other variants before the one that is played, from the next start on.
     pub(super) fn mark_current_variant_failed(&self) {
-        if let Some(id) = self.lock_current_variant_id().take() {
+        if let Some(id) = self.lock_current().id.take() {
             info!(
-                host = self.playlist_url.host_str().unwrap_or_default(),
+                host = self.host(),
                 "variant of the HLS origin failed; the gateway tries another variant"
             );
             self.failed_variants.add(&id);
         }
     }
 
-    fn lock_current_variant_id(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.current_variant_id.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_current(&self) -> std::sync::MutexGuard<'_, CurrentVariant> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns what identifies a variant each time that the playlist is loaded: the URIs of many origins have a token of each
 /// request. Variants with equal attributes, as redundant ones (RFC 8216 §4.3.4.2), are told apart by their URIs.
 fn variant_id(multivariant: &MultivariantPlaylist, variant: &Variant) -> String {
-    let attributes = |variant: &Variant| (variant.bandwidth, variant.height, variant.codecs.clone());
-    let own = attributes(variant);
+    let own = variant.attributes();
     let all = &multivariant.variants;
-    match all.iter().filter(|other| attributes(other) == own).count() {
+    match all.iter().filter(|other| other.attributes() == own).count() {
         0 | 1 => format!("{own:?}"),
         _ => variant.uri.clone(),
     }
@@ -246,7 +320,7 @@ mod tests {
                     audio_group_id: None,
                 })
                 .collect(),
-            audio_renditions: Vec::new(),
+            ..MultivariantPlaylist::default()
         };
         let ids = |playlist: &MultivariantPlaylist| -> Vec<String> {
             let variants = playlist.variants.iter();

@@ -35,6 +35,8 @@ pub(super) struct Playout {
     has_found_frames: bool,
     /// Segments with video so far, while no separate audio has come.
     segments_without_separate_audio: u32,
+    /// The video is of another variant, which has shown no key frame yet.
+    awaits_key_frame: bool,
 }
 
 /// A frame that is due.
@@ -111,6 +113,7 @@ impl Playout {
             unplayable: (0, None),
             has_found_frames: false,
             segments_without_separate_audio: 0,
+            awaits_key_frame: false,
         }
     }
 
@@ -166,6 +169,11 @@ impl Playout {
                 let rest = rendition.timeline_id.zip(Some(rendition.demuxer.flush()));
                 self.add_last_samples_of_timeline(now, chunk.rendition_index, rest);
             }
+            ChunkRole::VariantSwitch => {
+                let rest = rendition.timeline_id.zip(Some(rendition.demuxer.flush_keeping_clock()));
+                self.add_last_samples_of_timeline(now, chunk.rendition_index, rest);
+                self.awaits_key_frame = true;
+            }
         }
         Ok(())
     }
@@ -213,9 +221,27 @@ impl Playout {
 
     fn add_samples(&mut self, now: Instant, index: u8, timeline: u64, mut samples: Vec<DemuxedSample>) {
         self.drop_media_of_other_rendition(index, &mut samples);
+        if index == 0 && self.awaits_key_frame {
+            self.drop_video_before_key_frame(&mut samples);
+        }
         for run in split_at_timestamp_jumps(samples) {
             self.add_continuous_samples(Some(now), index, timeline, run);
         }
+    }
+
+    /// Drops the frames that refer to a key frame which was not played: up to the first one, or all of a segment. Where a whole
+    /// segment has none, the next one is likely to have none that is known as such.
+    fn drop_video_before_key_frame(&mut self, samples: &mut Vec<DemuxedSample>) {
+        let is_video = |sample: &DemuxedSample| sample.codec.kind() == MediaKind::Video;
+        if !samples.iter().any(is_video) {
+            return;
+        }
+        self.awaits_key_frame = false;
+        let mut has_begun = false;
+        samples.retain(|sample| {
+            has_begun |= is_video(sample) && sample.is_key_frame();
+            has_begun || !is_video(sample)
+        });
     }
 
     /// Samples that waited for the leading rendition have no time of arrival.

@@ -377,3 +377,37 @@ fn a_segment_without_end_is_refused() {
     };
     assert_eq!((refused, taken), (PlayoutError::SegmentTooLarge, MAX_SEGMENT_BYTES));
 }
+
+/// The frames of another variant refer to its own key frames.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
+fn another_variant_begins_with_a_key_frame() {
+    let sample = |nal_type: u8, time: u64| DemuxedSample {
+        codec: SampleCodec::H264,
+        decode_time: Duration::from_millis(time),
+        presentation_time: Duration::from_millis(time),
+        bytes: Bytes::copy_from_slice(&[0, 0, 0, 1, nal_type, 0x88, 0x80]),
+    };
+    let t = Instant::now();
+    let played = |segments: [&[u8]; 2]| {
+        let mut playout = Playout::new(job(1));
+        playout.add_samples(t, 0, 0, vec![sample(0x65, 0), sample(0x41, 40)]);
+        playout
+            .push_chunk(t, chunk(ChunkRole::VariantSwitch, 0, Bytes::new()))
+            .expect("no segment");
+        for (number, types) in (0_u64..).zip(segments) {
+            let times = (1_000 + number * 1_000..).step_by(40);
+            let samples = types.iter().zip(times).map(|(nal_type, time)| sample(*nal_type, time));
+            playout.add_samples(t, 0, 0, samples.collect());
+        }
+        let due = std::iter::from_fn(|| playout.poll(t + Duration::from_secs(60)));
+        due.map(|due| due.bytes[4]).collect::<Vec<u8>>()
+    };
+    assert_eq!(played([&[0x65, 0x41], &[0x41]]), [0x65, 0x41, 0x65, 0x41, 0x41]);
+    assert_eq!(
+        played([&[0x41, 0x41, 0x65, 0x41], &[0x41]]),
+        [0x65, 0x41, 0x65, 0x41, 0x41]
+    );
+    // Where no key frame is known as such, the next segment is played.
+    assert_eq!(played([&[0x41, 0x41], &[0x41]]), [0x65, 0x41, 0x41]);
+}

@@ -367,3 +367,67 @@ fn discontinuities_count_whether_the_list_counts_them_or_not() {
         assert_eq!(timelines, [first, first + 1, first + 1], "counted: {counted}");
     }
 }
+
+/// A wrong duration must not keep a live playlist from being loaded.
+#[test]
+fn durations_do_not_delay_the_next_load_for_long() {
+    let list = media("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:3600,\na\n#EXTINF:9999,\nb\n");
+    let mut cursor = PlaylistCursor::new(true);
+    for _ in 0..3 {
+        cursor.on_playlist_loaded(&list);
+        while let CursorStep::FetchSegment(..) = cursor.advance_to_next_step(&list) {}
+        assert_eq!(
+            cursor.advance_to_next_step(&list),
+            CursorStep::ReloadPlaylist(MAX_RELOAD_INTERVAL)
+        );
+    }
+}
+
+#[test]
+fn a_segment_is_taken_back_once() {
+    let mut cursor = PlaylistCursor::new(true);
+    assert!(!cursor.return_last_segment());
+    let list = live(10, 5);
+    cursor.on_playlist_loaded(&list);
+    assert_eq!(fetched(cursor.advance_to_next_step(&list)).0, 14);
+    assert!(cursor.return_last_segment());
+    assert_eq!(fetched(cursor.advance_to_next_step(&list)).0, 14);
+    assert!(!cursor.return_last_segment());
+    assert!(matches!(
+        cursor.advance_to_next_step(&list),
+        CursorStep::ReloadPlaylist(_)
+    ));
+}
+
+/// The servers of redundant variants count from different numbers.
+#[test]
+fn dates_tell_where_another_server_goes_on() {
+    let dated = |first: u64, second: u64| {
+        let mut text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-MEDIA-SEQUENCE:{first}\n");
+        for index in 0..4 {
+            let date = format!("2026-01-01T00:00:{:02}.100Z", second + index * 4);
+            text += &format!("#EXT-X-PROGRAM-DATE-TIME:{date}\n#EXTINF:4,\n{}.ts\n", first + index);
+        }
+        media(&text)
+    };
+    // A number that is listed, and one that is not.
+    for other in [11, 900] {
+        let mut cursor = PlaylistCursor::new(true);
+        let list = dated(10, 0);
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)), (13, 0));
+        let twin = dated(other, 8);
+        cursor.continue_or_restart_on_other_server(&twin);
+        assert_eq!(fetched(cursor.advance_to_next_step(&twin)), (other + 2, 0), "at 16 s");
+    }
+    // The same numbers, and dates that do not meet.
+    for second in [8, 41] {
+        let mut cursor = PlaylistCursor::new(true);
+        let list = dated(10, 0);
+        cursor.on_playlist_loaded(&list);
+        assert_eq!(fetched(cursor.advance_to_next_step(&list)), (13, 0));
+        let twin = dated(12, second);
+        cursor.continue_or_restart_on_other_server(&twin);
+        assert_eq!(fetched(cursor.advance_to_next_step(&twin)), (14, 0));
+    }
+}

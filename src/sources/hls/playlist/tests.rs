@@ -4,6 +4,7 @@ use hls_m3u8::MasterPlaylist;
 use hls_m3u8::tags::{ExtXMedia, VariantStream};
 use hls_m3u8::types::{MediaType, StreamData};
 
+use super::parser::MAX_KEPT_LIVE_SEGMENTS;
 use super::*;
 
 fn media(text: &str) -> MediaPlaylist {
@@ -313,4 +314,143 @@ fn truncated_and_mutated_playlists_do_not_panic() {
         }
     }
     assert!(tried > 3_000, "{tried}");
+}
+
+#[test]
+fn lines_may_end_as_on_any_system() {
+    let text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n\n#EXT-X-MEDIA-SEQUENCE:7\n#EXTINF:4,\na.ts\n#EXTINF:4,\nb.ts\n";
+    let expected = media(text);
+    assert_eq!(expected.segments.len(), 2);
+    for end in ["\r\n", "\r", "\r\r\n", " \t\n"] {
+        assert_eq!(media(&text.replace('\n', end)), expected, "{end:?}");
+    }
+}
+
+/// globocom/m3u8#154, clappr/clappr#106: playlists that are read while they are written.
+#[test]
+fn a_last_line_without_end_is_noticed() {
+    let text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\na.ts\n#EXTINF:4,\nsegment12.ts\n";
+    assert!(!media(text).may_be_truncated);
+    let cut = media(text.trim_end_matches("2.ts\n"));
+    assert!(cut.may_be_truncated && cut.segments[1].uri == "segment1");
+}
+
+/// shaka-project/shaka-player#5414, Comcast/mamba#130, video-dev/hls.js#7905: an update that a cache serves to everybody.
+#[test]
+fn segments_that_an_update_leaves_out_are_counted() {
+    for head in [
+        "#EXT-X-MEDIA-SEQUENCE:7126\n#EXT-X-SKIP:SKIPPED-SEGMENTS=191\n",
+        "#EXT-X-SKIP:SKIPPED-SEGMENTS=191,RECENTLY-REMOVED-DATERANGES=\"\"\n#EXT-X-MEDIA-SEQUENCE:7126\n",
+    ] {
+        let list = media(&format!(
+            "#EXTM3U\n#EXT-X-TARGETDURATION:4\n{head}#EXTINF:4,\na\n#EXTINF:4,\nb\n"
+        ));
+        let numbers = list.segments.iter().map(|segment| segment.media_sequence_number);
+        assert_eq!(numbers.collect::<Vec<_>>(), [7_317, 7_318]);
+        assert_eq!(list.next_segment_number, 7_319);
+    }
+}
+
+#[test]
+fn a_target_duration_below_that_of_the_segments_is_raised() {
+    for (stated, expected) in [("1", 12), ("30", 30), ("x", 12)] {
+        let list = media(&format!(
+            "#EXTM3U\n#EXT-X-TARGETDURATION:{stated}\n#EXTINF:9.5,\na\n#EXTINF:12,\nb\n"
+        ));
+        assert_eq!(list.target_duration, Duration::from_secs(expected), "{stated}");
+    }
+}
+
+#[test]
+fn attributes_are_read_as_packagers_write_them() {
+    let text = "#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO, GROUP-ID= \"a\", NAME=\"x, y\", URI=\"\"\n\
+        #EXT-X-STREAM-INF:PROGRAM-ID=1, BANDWIDTH=1500000.5, RESOLUTION=1280X720, CODECS= \"avc1.64001f, mp4a.40.2\", AUDIO=\"a\"\nv\n";
+    let Ok(Playlist::Multivariant(multivariant)) = Playlist::parse(text) else {
+        panic!("{text}")
+    };
+    assert_eq!(
+        multivariant.audio_renditions[0].uri, None,
+        "an empty one is none: hls.js#656"
+    );
+    let variant = &multivariant.variants[0];
+    assert_eq!(
+        variant.attributes(),
+        (1_500_000, Some(720), Some("avc1.64001f, mp4a.40.2"))
+    );
+    let list = media(
+        "#EXTM3U\n#EXT-X-KEY:METHOD=AES-128, URI=\"k\", IV=0000000000000000000000000000000A\n\
+         #EXTINF:9.5 tvg-id=\"x,y\" group=\"1\",title\na\n#EXTINF: 4.5 ,\n#EXT-X-BYTERANGE: 5 @ 7 \nb\n",
+    );
+    let key = list.segments[0].decryption_key.as_ref().expect("a key");
+    assert_eq!(key.iv.map(|iv| iv[15]), Some(10));
+    let durations = list.segments.iter().map(|segment| segment.duration.as_millis());
+    assert_eq!(durations.collect::<Vec<_>>(), [9_500, 4_500]);
+    assert_eq!(list.segments[1].byte_range, Some(ByteRange { begin: 7, length: 5 }));
+}
+
+#[test]
+fn a_byte_range_without_begin_behind_another_file_begins_with_the_file() {
+    let list = media(
+        "#EXTM3U\n#EXTINF:1,\n#EXT-X-BYTERANGE:10@5\na\n#EXTINF:1,\n#EXT-X-BYTERANGE:20\nb\n\
+         #EXTINF:1,\n#EXT-X-BYTERANGE:30\nb\n",
+    );
+    let begins = list
+        .segments
+        .iter()
+        .map(|segment| segment.byte_range.map(|range| range.begin));
+    assert_eq!(begins.collect::<Vec<_>>(), [Some(5), Some(0), Some(20)]);
+}
+
+#[test]
+fn segments_have_the_date_that_is_stated_or_follows() {
+    let list = media(
+        "#EXTM3U\n#EXTINF:1,\na\n#EXT-X-PROGRAM-DATE-TIME:1970-01-01T00:00:10.5Z\n#EXTINF:4,\nb\n#EXTINF:2.5,\nc\n\
+         #EXTINF:,\nd\n#EXTINF:1,\ne\n#EXT-X-PROGRAM-DATE-TIME:1970-01-01T01:00:00+01:00\n#EXTINF:1,\nf\n",
+    );
+    let dates = list.segments.iter().map(|segment| segment.program_date_time);
+    let expected = [None, Some(10_500), Some(14_500), Some(17_000), None, Some(0)];
+    assert_eq!(dates.collect::<Vec<_>>(), expected);
+}
+
+/// rfc8216bis §4.4.2.3.
+#[test]
+fn variables_are_replaced_in_uris_and_attributes() {
+    let context = |url: &str, variables: Arc<PlaylistVariables>| PlaylistContext {
+        url: url::Url::parse(url).ok(),
+        multivariant_variables: variables,
+    };
+    let text = "#EXTM3U\n#EXT-X-VERSION:11\n#EXT-X-DEFINE:NAME=\"host\",VALUE=\"https://cdn.test\"\n\
+        #EXT-X-DEFINE:QUERYPARAM=\"token\"\n\
+        #EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"a\",NAME=\"a\",URI=\"{$host}/a.m3u8?{$token}\"\n\
+        #EXT-X-STREAM-INF:BANDWIDTH=1,AUDIO=\"a\"\n{$host}/v.m3u8?{$token}\n";
+    let parsed = Playlist::parse_in_context(text, &context("https://o.test/m?token=t%201", Arc::default()));
+    let Ok(Playlist::Multivariant(multivariant)) = parsed else {
+        panic!("{parsed:?}")
+    };
+    assert_eq!(multivariant.variants[0].uri, "https://cdn.test/v.m3u8?t 1");
+    assert_eq!(
+        multivariant.audio_renditions[0].uri.as_deref(),
+        Some("https://cdn.test/a.m3u8?t 1")
+    );
+    let text = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXT-X-DEFINE:IMPORT=\"host\"\n#EXT-X-DEFINE:NAME=\"b\",VALUE=\"b/\"\n\
+        #EXT-X-KEY:METHOD=AES-128,URI=\"{$host}/k\"\n#EXT-X-MAP:URI=\"{$b}i\"\n#EXTINF:4,{$title}\n{$host}/{$b}1.ts\n\
+        #EXT-X-PART:DURATION=1,URI=\"{$b}2.ts\"\n";
+    let parsed = Playlist::parse_in_context(text, &context("https://o.test/", multivariant.variables.clone()));
+    let Ok(Playlist::Media(list)) = parsed else {
+        panic!("{parsed:?}")
+    };
+    let segment = &list.segments[0];
+    let key = segment.decryption_key.as_ref().map(|key| key.uri.as_str());
+    let init = segment.init_section.as_ref().map(|init| init.uri.as_str());
+    assert_eq!(
+        (segment.uri.as_str(), key, init),
+        ("https://cdn.test/b/1.ts", Some("https://cdn.test/k"), Some("b/i"))
+    );
+    let part = list.segment_in_progress.as_ref().map(|open| open.parts[0].uri.as_str());
+    assert_eq!(part, Some("b/2.ts"));
+    let error = Playlist::parse(text).expect_err("there is nothing to import");
+    assert_eq!(
+        error,
+        PlaylistError::Variable(VariableError::Undefined("host".to_owned()))
+    );
 }
