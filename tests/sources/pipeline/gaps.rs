@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::response::IntoResponse as _;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 use millstream::Gateway;
+use millstream_core::hub::name::StreamName;
 use millstream_core::media::MediaKind;
 
 use crate::pipeline::origin_servers::{Server, restarts};
@@ -159,6 +161,87 @@ async fn a_variant_that_has_media_is_played_instead_of_a_gap() {
     plays(&gateway, "far").await;
     assert_eq!(restarts(&gateway).await, 0, "{}", trouble(&gateway, "far"));
     gateway.stop().await;
+}
+
+/// Starts a source with a better and a lesser variant. `better` answers for the better one, by name and second. Waits until the
+/// source has left it and has returned to it, and asserts that viewers had one source all the time.
+async fn is_returned_to(better: impl Fn(&str, u64) -> Option<Response> + Send + Sync + 'static) {
+    let (started, asked) = (OnceLock::new(), Asked::default());
+    let noted = asked.clone();
+    let server = Server::start("return", move |file, _, headers| {
+        // The first byte of a segment is asked for to see whether it is there.
+        if !headers.contains_key(header::RANGE) {
+            noted.lock().expect("no panic").push(file.to_owned());
+        }
+        let since: Instant = *started.get_or_init(|| tokio::time::Instant::now().into_std());
+        let second = since.elapsed().as_secs();
+        match file.split_once('/') {
+            None if file == "index.m3u8" => {
+                let lines =
+                    "#EXT-X-STREAM-INF:BANDWIDTH=9\nbest/live.m3u8\n#EXT-X-STREAM-INF:BANDWIDTH=5\nleast/live.m3u8\n";
+                Some(format!("#EXTM3U\n{lines}").into_response())
+            }
+            Some(("least", "live.m3u8")) => Some(list(second, 0..0, GapKind::Missing).into_response()),
+            Some(("best", name)) => better(name, second),
+            _ => None,
+        }
+    })
+    .await;
+    film(&server.folder.0, 110, &["-hls_playlist_type", "vod"], "film.m3u8");
+    let gateway = source(&server.uri("index.m3u8"), "").await;
+    plays(&gateway, "far").await;
+    let name = StreamName::parse("far").expect("a name");
+    let stream = gateway.media_plane().hub().find_stream(&name).expect("live");
+    let first = stream.with_state(|state| state.source().expect("live"));
+    let newest = |folder: &str| {
+        let asked = asked.lock().expect("no panic");
+        let numbers = asked.iter().filter_map(|file| {
+            let number = file.strip_prefix(folder)?.strip_prefix("/film")?.strip_suffix(".ts")?;
+            number.parse::<u64>().ok()
+        });
+        numbers.max()
+    };
+    warnings_until(&gateway, "the lesser variant", || newest("least").is_some()).await;
+    let left_at = newest("best");
+    let has_returned = || newest("best") > newest("least").max(left_at);
+    let mut reader = Reader::open(&gateway);
+    warnings_until(&gateway, "the better variant again", has_returned).await;
+    let returned_at = newest("best");
+    warnings_until(&gateway, "it is followed", || {
+        newest("best") > returned_at.map(|number| number + 5)
+    })
+    .await;
+    assert!(newest("least") < returned_at, "{:?} {returned_at:?}", newest("least"));
+    let times = reader.times(MediaKind::Video, 50).await;
+    assert!(times.is_sorted(), "{:?}", steps(&times));
+    assert_eq!(
+        stream.with_state(|state| state.source()),
+        Some(first),
+        "the same worker feeds it"
+    );
+    assert_eq!(restarts(&gateway).await, 0, "{}", trouble(&gateway, "far"));
+    drop(reader);
+    gateway.stop().await;
+}
+
+/// The encoder of the best variant was away for a while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_variant_that_has_media_again_is_returned_to() {
+    is_returned_to(|name, second| match name {
+        "live.m3u8" => Some(list(second, 14..26, GapKind::Missing).into_response()),
+        _ => None,
+    })
+    .await;
+}
+
+/// Its segments were listed, but not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_variant_whose_segments_are_there_again_is_returned_to() {
+    is_returned_to(|name, second| match name {
+        "live.m3u8" => Some(list(second, 0..0, GapKind::Missing).into_response()),
+        _ => (6..18).contains(&second).then(|| StatusCode::NOT_FOUND.into_response()),
+    })
+    .await;
 }
 
 /// Many short ones, as a packager lists what it did not get: they take no time of their own.

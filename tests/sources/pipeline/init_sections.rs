@@ -11,7 +11,7 @@ use crate::pipeline::origin_servers::{Server, restarts};
 use crate::pipeline::origins::{FRAME, Reader, film, source, steps};
 use crate::pipeline::{plays, trouble};
 
-fn encrypt(key: u8, iv: u8, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn encrypt(key: u8, iv: u8, bytes: &[u8]) -> Vec<u8> {
     let mut iv_bytes = [0; 16];
     iv_bytes[15] = iv;
     let key = UnboundCipherKey::new(&AES_128, &[key; 16]).expect("16 bytes");

@@ -22,6 +22,7 @@ mod gaps;
 mod hostile;
 mod init_sections;
 mod many_players;
+mod odd_origins;
 mod origin_servers;
 mod origins;
 mod reloads;

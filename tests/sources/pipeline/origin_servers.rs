@@ -83,7 +83,7 @@ impl Drop for Server {
 }
 
 /// A live playlist of the segments of a film of ten seconds, repeated; one is added with each load.
-fn live(load: usize) -> String {
+pub(super) fn live(load: usize) -> String {
     let mut text = format!("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-MEDIA-SEQUENCE:{load}\n");
     for number in load..load + 4 {
         if number % 10 == 0 {

@@ -404,7 +404,7 @@ async fn an_encrypted_film_plays() {
 }
 
 /// Waits until the source reports an error.
-async fn refused(gateway: &Gateway, wanted: &str) {
+pub(super) async fn refused(gateway: &Gateway, wanted: &str) {
     let waiting = async {
         while !trouble(gateway, "far").contains(wanted) {
             tokio::time::sleep(Duration::from_millis(20)).await;
