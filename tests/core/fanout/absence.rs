@@ -289,6 +289,7 @@ fn a_viewer_that_waits_for_a_layer_without_a_source_goes_on_and_wakes_nobody() {
         measured_bitrate: 1,
         active: true,
         is_carried_by_main_stream: false,
+        is_lossy: false,
         origin: LayerOrigin::Pushed,
     };
     stream.with_state(|state| state.set_layers(vec![layer]));

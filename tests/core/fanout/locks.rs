@@ -122,6 +122,7 @@ pub(super) fn add_layers(world: &World, rids: [&str; 2]) {
         measured_bitrate: 1_000_000,
         active: true,
         is_carried_by_main_stream: false,
+        is_lossy: false,
         origin: LayerOrigin::Pushed,
     };
     home.with_state(|state| state.set_layers(rids.map(layer).to_vec()));

@@ -9,6 +9,7 @@ mod joins;
 mod layers;
 mod locks;
 mod log;
+mod lossy_layers;
 mod lost_audio;
 mod measures;
 mod one_against_all;

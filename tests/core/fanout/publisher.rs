@@ -45,6 +45,8 @@ pub(super) struct Publisher {
     pub is_best_layer_paused: bool,
     /// The same of audio.
     pub is_audio_paused: bool,
+    /// The next packet of this SSRC is lost and never sent again.
+    pub loses_packet_of: Option<u32>,
     /// From the capture of a frame, according to sender reports, until it is sent.
     pub encoding: Duration,
 }
@@ -105,6 +107,7 @@ impl Publisher {
             paused: false,
             is_best_layer_paused: false,
             is_audio_paused: false,
+            loses_packet_of: None,
             encoding: Duration::ZERO,
         }
     }
@@ -224,6 +227,7 @@ impl Publisher {
                 rtp.extend(frame.packets);
             }
         }
+        self.lose_packet(&mut rtp);
         for history in [&mut self.history, &mut self.audio_history] {
             while history.len() > HISTORY {
                 history.pop_front();
@@ -236,6 +240,15 @@ impl Publisher {
             Vec::new()
         };
         (rtp, rtcp)
+    }
+
+    fn lose_packet(&mut self, rtp: &mut Vec<Vec<u8>>) {
+        let Some(ssrc) = self.loses_packet_of else { return };
+        if let Some(index) = rtp.iter().position(|packet| packet[8..12] == ssrc.to_be_bytes()) {
+            let lost = rtp.remove(index);
+            self.history.retain(|packet| *packet != lost);
+            self.loses_packet_of = None;
+        }
     }
 
     fn report(&mut self, now: Instant, started: Instant) -> Vec<u8> {

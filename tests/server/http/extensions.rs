@@ -31,6 +31,7 @@ fn layers(sizes: &[(&str, u16, u16)]) -> Vec<SimulcastLayer> {
         measured_bitrate: 100_000,
         active: true,
         is_carried_by_main_stream: false,
+        is_lossy: false,
         origin: LayerOrigin::Pushed,
     };
     sizes.iter().map(layer).collect()

@@ -15,6 +15,9 @@ pub struct SimulcastLayer {
     pub active: bool,
     /// Whether the main stream carries this layer: the best one, but for a while after another has become better.
     pub is_carried_by_main_stream: bool,
+    /// Packets were lost for good on the way from the publisher, now or of late: viewers avoid it, but for those who selected
+    /// it or have nothing lower that is whole.
+    pub is_lossy: bool,
     pub origin: LayerOrigin,
 }
 

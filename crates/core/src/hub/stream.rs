@@ -231,7 +231,8 @@ impl StreamState {
     pub fn set_layers(&mut self, layers: Vec<SimulcastLayer>) {
         let choice = |layer: &SimulcastLayer| {
             let carried = layer.is_carried_by_main_stream;
-            (layer.rid.clone(), layer.resolution, layer.active, carried, layer.origin)
+            let received = (layer.active, layer.is_lossy);
+            (layer.rid.clone(), layer.resolution, received, carried, layer.origin)
         };
         let sends = |layer: &SimulcastLayer| layer.measured_bitrate > 0;
         let is_same = self.layers.iter().map(choice).eq(layers.iter().map(choice));

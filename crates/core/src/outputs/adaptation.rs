@@ -36,6 +36,8 @@ pub(super) struct ViewerAdaptation {
     pub(super) awaits_first_choice: bool,
     /// What the viewer can be sent was not known at the last check: it is checked again with the first key frame.
     pub(super) lacks_ladder: bool,
+    /// A better layer is avoided because packets of it were lost on the way from the publisher.
+    avoids_lossy_layer: bool,
     /// Since when much less arrives than the lowest layer needs.
     starved_since: Option<Instant>,
     /// Why no more is sent.
@@ -151,6 +153,7 @@ impl ViewerAdaptation {
             burst: None,
             awaits_first_choice: false,
             lacks_ladder: false,
+            avoids_lossy_layer: false,
             starved_since: None,
             limitation_reason: QualityLimitationReason::None,
         }
@@ -182,7 +185,7 @@ impl ViewerAdaptation {
     /// viewer is sent what it would be sent without congestion control, until reports speak against it.
     pub(super) fn restricting_layer_choice(&self) -> Option<LayerSwitchTarget> {
         self.choice
-            .filter(|_| self.uses_transport_cc || self.controller.is_limited_by_overload())
+            .filter(|_| self.uses_transport_cc || self.controller.is_limited_by_overload() || self.avoids_lossy_layer)
     }
 
     /// Returns what the controller chose last.
@@ -294,6 +297,7 @@ impl ViewerAdaptation {
             payload_bitrate: bitrate,
             usable,
         };
+        self.avoids_lossy_layer = false;
         if self.layers.is_empty() {
             let peak = self
                 .peaks
@@ -309,6 +313,7 @@ impl ViewerAdaptation {
         let ascending = inputs.layers.iter().take(self.layers.len()).rev();
         let lowest_active = ascending.clone().position(|layer| layer.active).unwrap_or(0);
         let mut rungs = Vec::with_capacity(self.layers.len());
+        let mut has_whole_layer_below = false;
         for (index, (layer, peak)) in ascending.zip(&mut self.peaks).enumerate() {
             let peak = peak.record(now, layer.measured_bitrate);
             // Without feedback no rate is compared with anything.
@@ -319,7 +324,12 @@ impl ViewerAdaptation {
                 peak
             };
             if selection_allows_layer(&inputs.selection, layer) {
-                rungs.push(rung(index, bitrate, layer.is_available() && is_measured));
+                let is_usable = layer.is_available() && is_measured;
+                // What is lower needs no more of the path: nobody is sent more than it carries to avoid a loss.
+                let is_avoided = is_usable && layer.is_lossy && has_whole_layer_below;
+                has_whole_layer_below |= is_usable && !layer.is_lossy;
+                self.avoids_lossy_layer |= is_avoided;
+                rungs.push(rung(index, bitrate, is_usable && !is_avoided));
             }
         }
         if rungs.iter().all(|rung| !rung.usable) {
@@ -496,6 +506,7 @@ mod tests {
             measured_bitrate: 0,
             active,
             is_carried_by_main_stream: false,
+            is_lossy: false,
             origin: LayerOrigin::Pushed,
         };
         let layers = |is_middle_active| {

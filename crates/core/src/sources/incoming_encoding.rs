@@ -314,6 +314,11 @@ impl IncomingEncoding {
             arrival: now,
         };
         let change = self.inspect_payload_and_annotate_packet(&mut packet);
+        if packet.identifies_key_frame
+            && let Some(nacks) = &mut self.nack_generator
+        {
+            nacks.on_key_frame_packet(arrival.ext_seq, packet.timestamp);
+        }
         self.continuation.on_packet(&mark, packet.identifies_key_frame);
         if format.codec.kind() == MediaKind::Audio {
             let marker = packet.marker;
@@ -435,6 +440,13 @@ impl IncomingEncoding {
         self.nack_generator
             .as_ref()
             .map_or(0, NackGenerator::unrecovered_packet_count)
+    }
+
+    /// Whether a packet of the newest key frame or after it was given up: viewers see what is wrong until the next one.
+    pub fn lacks_packets_since_key_frame(&self) -> bool {
+        self.nack_generator
+            .as_ref()
+            .is_some_and(NackGenerator::lacks_packets_since_key_frame)
     }
 
     /// Returns when [`Self::poll_nacks`] and [`Self::handle_timeout`] must be called next.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::incoming_encoding::{FormatOrResolutionChange, IncomingEncoding};
+use super::layer_loss::LayerLossDetector;
 use super::publisher_track::{PublisherTrack, is_clearly_better_layer};
 use crate::hub::Hub;
 use crate::hub::name::StreamKey;
@@ -27,14 +28,17 @@ pub struct LayerStreams {
     listed: ActiveLayersAndMainEncoding,
     /// Encodings with packets, the best first.
     order: Vec<usize>,
+    /// Losses by encoding.
+    losses: Vec<LayerLossDetector>,
     /// A timestamp of the main stream, and its arrival time.
     timestamp_anchor: Option<(TrackTime, Instant)>,
 }
 
 /// What a list of layers was made from: it is made anew at once when this changes.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 struct ActiveLayersAndMainEncoding {
     active_layers: usize,
+    lossy_encodings: Vec<bool>,
     main_stream_encoding: usize,
 }
 
@@ -121,6 +125,7 @@ impl LayerStreams {
         let is_active = |encoding: &&IncomingEncoding| encoding.ssrc.is_some() && !encoding.has_no_recent_packets(now);
         let listed = ActiveLayersAndMainEncoding {
             active_layers: video.encodings.iter().filter(is_active).count(),
+            lossy_encodings: self.find_lossy_encodings(now, video),
             main_stream_encoding: video.active_encoding_index,
         };
         if self.listed == listed
@@ -131,7 +136,6 @@ impl LayerStreams {
             return;
         }
         self.last_layer_list_update = Some(now);
-        self.listed = listed;
         reorder_layers_by_rank(&mut self.order, &video.encodings);
         let layer = |index: &usize| {
             let encoding = video.encodings.get(*index)?;
@@ -141,16 +145,30 @@ impl LayerStreams {
                 measured_bitrate: encoding.layer_rank().1 * 8,
                 active: !encoding.has_no_recent_packets(now),
                 is_carried_by_main_stream: *index == video.active_encoding_index,
+                is_lossy: listed.lossy_encodings.get(*index).copied().unwrap_or_default(),
                 origin: LayerOrigin::Pushed,
             })
         };
         state.negotiated_layer_count = video.encodings.len();
         state.set_layers(self.order.iter().filter_map(layer).collect());
+        self.listed = listed;
         for layer in &mut self.tracks {
             let encoding = video.encodings.get(layer.encoding_index);
             let rid = encoding.and_then(|encoding| encoding.rid.as_ref());
             layer.stream_key = rid.map(|rid| key.name.lower_simulcast_layer_key(rid));
         }
+    }
+
+    /// Returns for each encoding whether viewers should avoid it.
+    fn find_lossy_encodings(&mut self, now: Instant, video: &PublisherTrack) -> Vec<bool> {
+        self.losses
+            .resize_with(video.encodings.len(), LayerLossDetector::default);
+        let updated = video
+            .encodings
+            .iter()
+            .zip(&mut self.losses)
+            .map(|(encoding, losses)| losses.update(now, encoding.lacks_packets_since_key_frame()));
+        updated.collect()
     }
 
     /// Publishes the packets of this tick to the layer streams.

@@ -4,6 +4,7 @@ mod feedback;
 pub mod frame_source;
 pub mod incoming_encoding;
 mod key_frame_response_detector;
+mod layer_loss;
 pub mod layers;
 mod missing_media_detector;
 mod publisher_track;

@@ -18,8 +18,8 @@ pub struct PublisherTrack {
     pub encodings: Vec<IncomingEncoding>,
     /// Index of the layer that the stream carries.
     pub active_encoding_index: usize,
-    /// Number of lost packets for which a key frame was already requested.
-    handled_unrecovered_packet_count: u64,
+    /// Number of lost packets for which a key frame was already requested, by layer.
+    handled_unrecovered_packet_counts: Vec<u64>,
 }
 
 /// Packets of one layer that arrived in one tick.
@@ -58,7 +58,7 @@ impl PublisherTrack {
             negotiated_track: plan,
             encodings,
             active_encoding_index: 0,
-            handled_unrecovered_packet_count: 0,
+            handled_unrecovered_packet_counts: Vec::new(),
         }
     }
 
@@ -96,9 +96,7 @@ impl PublisherTrack {
                 }
             }
         }
-        if self.take_unrecovered_loss_flag() {
-            self.schedule_key_frame_request(None);
-        }
+        self.request_key_frames_after_unrecovered_loss();
     }
 
     /// Whether the MID extension of a packet is that of this track.
@@ -219,13 +217,20 @@ impl PublisherTrack {
             || others.any(|index| self.should_become_active_encoding(now, index) && self.encoding_has_ssrc(index))
     }
 
-    /// Whether a packet of the active layer was given up since the last call, so that a key frame is needed.
-    pub fn take_unrecovered_loss_flag(&mut self) -> bool {
-        let given_up = self
+    /// Requests a key frame of each layer of which a packet was given up since the last call: nothing else makes it whole
+    /// again.
+    fn request_key_frames_after_unrecovered_loss(&mut self) {
+        self.handled_unrecovered_packet_counts.resize(self.encodings.len(), 0);
+        for (encoding, handled) in self
             .encodings
-            .get(self.active_encoding_index)
-            .map_or(0, IncomingEncoding::unrecovered_packet_count);
-        std::mem::replace(&mut self.handled_unrecovered_packet_count, given_up) != given_up
+            .iter_mut()
+            .zip(&mut self.handled_unrecovered_packet_counts)
+        {
+            let given_up = encoding.unrecovered_packet_count();
+            if std::mem::replace(handled, given_up) != given_up {
+                encoding.key_frame_request_scheduler.request_key_frame();
+            }
+        }
     }
 
     fn encoding_has_ssrc(&self, index: usize) -> bool {

@@ -41,6 +41,10 @@ pub(crate) struct NackGenerator {
     highest_seq: Option<u64>,
     missing_packets: BTreeMap<u64, MissingPacket>,
     unrecovered_packet_count: u64,
+    /// The newest of them.
+    newest_unrecovered_seq: Option<u64>,
+    /// First packet of the newest key frame, and its timestamp.
+    newest_key_frame: Option<(u64, u64)>,
 }
 
 struct MissingPacket {
@@ -60,7 +64,25 @@ impl NackGenerator {
             highest_seq: None,
             missing_packets: BTreeMap::new(),
             unrecovered_packet_count: 0,
+            newest_unrecovered_seq: None,
+            newest_key_frame: None,
         }
+    }
+
+    /// A packet that identifies its frame as a key frame has arrived; `time` is its timestamp.
+    pub(crate) fn on_key_frame_packet(&mut self, ext_seq: u64, time: u64) {
+        if self
+            .newest_key_frame
+            .is_none_or(|(newest, of)| newest < ext_seq && of != time)
+        {
+            self.newest_key_frame = Some((ext_seq, time));
+        }
+    }
+
+    /// Whether a packet of the newest key frame or after it is missing for good.
+    pub(crate) fn lacks_packets_since_key_frame(&self) -> bool {
+        let key_frame = self.newest_key_frame.map(|(seq, _)| seq);
+        self.newest_unrecovered_seq > key_frame && key_frame.is_some()
     }
 
     /// Records a packet as classified by [`super::ReceptionStats`].
@@ -80,6 +102,7 @@ impl NackGenerator {
         };
         if ext_seq <= highest || ext_seq - highest > MAX_SEQ_GAP {
             self.unrecovered_packet_count += self.missing_packets.len() as u64 + ext_seq.saturating_sub(highest + 1);
+            self.newest_unrecovered_seq = Some(ext_seq.saturating_sub(1));
             self.missing_packets.clear();
             return;
         }
@@ -100,7 +123,8 @@ impl NackGenerator {
             self.missing_packets.insert(seq, packet);
         }
         while self.missing_packets.len() > MAX_TRACKED_LOSSES {
-            self.missing_packets.pop_first();
+            let oldest = self.missing_packets.pop_first().map(|(seq, _)| seq);
+            self.newest_unrecovered_seq = self.newest_unrecovered_seq.max(oldest);
             self.unrecovered_packet_count += 1;
         }
     }
@@ -115,7 +139,7 @@ impl NackGenerator {
     pub(crate) fn poll(&mut self, now: Instant, rtt: Duration) -> Vec<u16> {
         let spacing = rtt.clamp(MIN_NACK_INTERVAL, MAX_NACK_INTERVAL);
         let mut seqs = Vec::new();
-        let mut given_up = 0;
+        let (mut given_up, mut newest_given_up) = (0, None);
         self.missing_packets.retain(|ext_seq, packet| {
             if packet.next_nack_at > now || seqs.len() == MAX_SEQS_PER_NACK {
                 return true;
@@ -124,6 +148,7 @@ impl NackGenerator {
                 || now.saturating_duration_since(packet.missing_since) >= self.max_loss_age
             {
                 given_up += 1;
+                newest_given_up = newest_given_up.max(Some(*ext_seq));
                 return false;
             }
             seqs.push(*ext_seq as u16);
@@ -132,6 +157,7 @@ impl NackGenerator {
             true
         });
         self.unrecovered_packet_count += given_up;
+        self.newest_unrecovered_seq = self.newest_unrecovered_seq.max(newest_given_up);
         seqs
     }
 
@@ -273,6 +299,35 @@ mod tests {
             1 + 1996,
             "so that a key frame is requested"
         );
+    }
+
+    #[test]
+    fn packets_are_lacking_until_the_next_key_frame() {
+        // Numbers begin in the second round.
+        let key_frame =
+            |receiver: &mut Receiver, seq: u64, time| receiver.nack.on_key_frame_packet((1 << 16) + seq, time);
+        let give_up = |receiver: &mut Receiver| (0..300).for_each(|at| drop(receiver.poll(at * 10 * MS)));
+        let mut receiver = Receiver::new();
+        receiver.receive(Duration::ZERO, &[1, 3, 4]);
+        key_frame(&mut receiver, 1, 0);
+        assert!(!receiver.nack.lacks_packets_since_key_frame());
+        give_up(&mut receiver);
+        assert_eq!(receiver.nack.unrecovered_packet_count(), 1);
+        assert!(receiver.nack.lacks_packets_since_key_frame());
+        // Another packet of the same key frame does not bring the one before it.
+        key_frame(&mut receiver, 4, 0);
+        assert!(receiver.nack.lacks_packets_since_key_frame());
+        key_frame(&mut receiver, 5, 3_000);
+        assert!(!receiver.nack.lacks_packets_since_key_frame());
+
+        // It is given up only after the next key frame: nothing refers to it any more.
+        let mut receiver = Receiver::new();
+        receiver.receive(Duration::ZERO, &[1, 3, 4]);
+        key_frame(&mut receiver, 1, 0);
+        key_frame(&mut receiver, 4, 3_000);
+        give_up(&mut receiver);
+        assert_eq!(receiver.nack.unrecovered_packet_count(), 1);
+        assert!(!receiver.nack.lacks_packets_since_key_frame());
     }
 
     #[test]

@@ -116,6 +116,7 @@ impl SourceLayers {
             measured_bitrate: layer.video.bitrate,
             active: layer.is_active,
             is_carried_by_main_stream: shown == Some(index),
+            is_lossy: false,
             origin: LayerOrigin::Pulled {
                 track: layer.video.track,
                 can_start: !layer.is_active && !layer.has_failed && layer.video.track.is_some(),
