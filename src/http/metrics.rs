@@ -129,7 +129,7 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
         "millstream_viewers_limited",
         "gauge",
         "Viewers whose path is too small for more than they are sent, by what is sent of the video: all frames (of a \
-         lower simulcast layer), key_frames or none (audio only).",
+         lower simulcast layer), reference_frames, key_frames or none (audio only).",
     );
     for (frames, count) in control.media_plane.path_limited_viewer_counts() {
         page.add_sample_with_label("video", sessions::frame_selection_label(frames), count);

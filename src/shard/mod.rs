@@ -457,7 +457,7 @@ impl MediaPlane {
     }
 
     /// Returns the number of viewers whose path is too small for more than they are sent, by what is sent of the video.
-    pub fn path_limited_viewer_counts(&self) -> [(FrameSelection, usize); 3] {
+    pub fn path_limited_viewer_counts(&self) -> [(FrameSelection, usize); 4] {
         self.inner
             .shared
             .session_registry

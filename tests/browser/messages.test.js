@@ -79,6 +79,7 @@ test('a quality that the path limits is explained with what the path carries, if
   const none = [10_000, 'q', 'none', 'bandwidth', 60_000];
   assert.equal(saidAfter([best, none], 10_000), 'Audio only until your connection is better');
   assert.equal(saidAfter([best, none], 10_000, { hasAudio: false }), 'No video until your connection is better');
+  assert.equal(saidAfter([best, [10_000, null, 'reference_frames', 'bandwidth', 900_000]], 10_000, { layers: [] }), 'Fewer frames per second until your connection is better');
   assert.equal(saidAfter([best, [10_000, null, 'key_frames', 'bandwidth', 60_000]], 10_000, { layers: [] }), 'Still pictures only until your connection is better');
 });
 

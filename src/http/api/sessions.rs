@@ -52,7 +52,8 @@ pub struct Session {
 pub struct Quality {
     /// Simulcast layer (RID) that is sent; `null` without simulcast.
     pub layer: Option<String>,
-    /// Frames of the video that are sent: `all`, `key_frames` or `none`.
+    /// Frames of the video that are sent: `all`, `reference_frames` (without those that nothing refers to), `key_frames` or
+    /// `none`.
     pub video: &'static str,
     /// Why no more is sent: `bandwidth`, `codec` if it cannot decode the better streams of a camera, or `none` if it is sent
     /// the best that its selection allows.

@@ -16,6 +16,7 @@ mod one_against_all;
 mod playout_delay;
 mod publications;
 mod publisher;
+mod reference_frames;
 mod reports;
 mod returning_viewers;
 mod sources;

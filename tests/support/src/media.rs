@@ -30,6 +30,8 @@ pub struct VideoConfig {
     pub bitrate: u32,
     /// Frames from one key frame to the next; 0: only the first is one.
     pub gop: u32,
+    /// No frame refers to every second one.
+    pub has_non_reference_frames: bool,
     /// Longest RTP payload in bytes.
     pub payload: usize,
     /// Number of the first frame, to distinguish the frames of two sources.
@@ -48,6 +50,7 @@ impl Default for VideoConfig {
             fps: 30,
             bitrate: 2_500_000,
             gop: 60,
+            has_non_reference_frames: false,
             payload: 1180,
             first_number: 0,
             seed: 1,
@@ -73,6 +76,8 @@ pub struct MediaFrame {
     /// What its stamps say.
     pub number: u32,
     pub key: bool,
+    /// Other frames may refer to it.
+    pub is_reference: bool,
     pub packets: Vec<Vec<u8>>,
 }
 
@@ -137,6 +142,7 @@ impl SyntheticVideo {
     pub fn next_frame(&mut self) -> MediaFrame {
         let (at, number) = (self.next_at(), self.config.first_number + self.frame);
         let key = self.since_key == 0;
+        let is_reference = !self.config.has_non_reference_frames || self.since_key.is_multiple_of(2);
         let time = u64::from(self.frame) * u64::from(VIDEO_CLOCK) / u64::from(self.config.fps);
         let time = self.config.first_time.wrapping_add(time as u32);
         let mut packets = Vec::new();
@@ -157,6 +163,13 @@ impl SyntheticVideo {
                 VideoCodec::H264 => fu_header(key, index == 0, index + 1 == count),
                 VideoCodec::Vp8 => vp8_header(key, index == 0, number),
             };
+            if !is_reference {
+                // nal_ref_idc 0, or N.
+                match self.config.codec {
+                    VideoCodec::H264 => payload[0] &= !0x60,
+                    VideoCodec::Vp8 => payload[0] |= 0x20,
+                }
+            }
             stamped(&mut payload, number, (index, count), length, &mut self.rng);
             packets.push(self.packet(time, index + 1 == count, &payload));
         }
@@ -171,6 +184,7 @@ impl SyntheticVideo {
             at,
             number,
             key,
+            is_reference,
             packets,
         }
     }
@@ -249,6 +263,7 @@ impl SyntheticAudio {
             at,
             number,
             key: true,
+            is_reference: true,
             packets: vec![packet],
         }
     }

@@ -8,6 +8,7 @@ pub struct RateMeter {
     window_start: Option<Instant>,
     window_byte_count: usize,
     window_frame_count: u32,
+    window_non_reference_byte_count: usize,
     last_rate: BitrateAndFrameRate,
     measured_at: Option<Instant>,
 }
@@ -19,9 +20,15 @@ pub struct BitrateAndFrameRate {
     pub bitrate: u64,
     /// Frames per second; audio and video.
     pub frames_per_second: f64,
+    /// Mean payload bitrate of the last seconds in bits per second, and that of the frames that nothing refers to.
+    pub mean_bitrate: u64,
+    pub mean_non_reference_bitrate: u64,
 }
 
 const MEASUREMENT_WINDOW: Duration = Duration::from_secs(1);
+
+/// Each window contributes one of so many parts to the mean: key frames are in some windows and not in others.
+const BITRATE_MEAN_WINDOWS: u64 = 4;
 
 /// An older measurement is considered outdated.
 const MAX_MEASUREMENT_AGE: Duration = Duration::from_secs(5);
@@ -33,15 +40,32 @@ impl RateMeter {
         let elapsed = arrival.saturating_duration_since(window);
         if elapsed >= MEASUREMENT_WINDOW {
             let seconds = elapsed.as_secs_f64();
+            let bitrate = |bytes: usize| (bytes as f64 * 8.0 / seconds) as u64;
+            let (before, is_first) = (self.last_rate, self.measured_at.is_none());
+            let mean = |before: u64, bytes: usize| match is_first {
+                true => bitrate(bytes),
+                false => (before * (BITRATE_MEAN_WINDOWS - 1) + bitrate(bytes)) / BITRATE_MEAN_WINDOWS,
+            };
             self.last_rate = BitrateAndFrameRate {
-                bitrate: (self.window_byte_count as f64 * 8.0 / seconds) as u64,
+                bitrate: bitrate(self.window_byte_count),
                 frames_per_second: f64::from(self.window_frame_count) / seconds,
+                mean_bitrate: mean(before.mean_bitrate, self.window_byte_count),
+                mean_non_reference_bitrate: mean(
+                    before.mean_non_reference_bitrate,
+                    self.window_non_reference_byte_count,
+                ),
             };
             (self.window_start, self.window_byte_count, self.window_frame_count) = (Some(arrival), 0, 0);
+            self.window_non_reference_byte_count = 0;
             self.measured_at = Some(arrival);
         }
         self.window_byte_count += bytes;
         self.window_frame_count += u32::from(is_new_frame);
+    }
+
+    /// The last packet belongs to a frame that nothing refers to.
+    pub fn on_non_reference_packet(&mut self, bytes: usize) {
+        self.window_non_reference_byte_count += bytes;
     }
 
     /// Returns the last measurement regardless of its age.
@@ -113,9 +137,11 @@ mod tests {
         for frame in 0..=50 {
             meter.on_packet(t + Duration::from_millis(frame * 40), 600, true);
             meter.on_packet(t + Duration::from_millis(frame * 40), 400, false);
+            meter.on_non_reference_packet(if frame % 5 == 0 { 400 } else { 0 });
         }
         let rate = meter.current_rate(t + Duration::from_secs(2));
         assert_eq!((rate.bitrate, rate.frames_per_second), (200_000, 25.0));
+        assert_eq!((rate.mean_bitrate, rate.mean_non_reference_bitrate), (200_000, 16_000));
         assert_eq!(
             meter.current_rate(t + Duration::from_secs(7)),
             BitrateAndFrameRate::default()

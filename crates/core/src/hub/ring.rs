@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::media::codec::FrameReference;
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 
 /// A packet in a ring, shared by all viewers. Immutable: a retransmission must be byte-identical to the first transmission
@@ -15,6 +16,8 @@ pub struct RingEntry {
     pub insertion_order: u64,
     /// RTP padding in bytes with which the packet is sent: see [`crate::session::padding`].
     pub padding_length: u8,
+    /// Whether other frames refer to the frame of the packet.
+    pub frame_reference: FrameReference,
 }
 
 /// The entries of one tick, shared by all readers.
@@ -106,6 +109,7 @@ impl PacketRing {
         }
         self.insertion_count += 1;
         let entry = Arc::new(RingEntry {
+            frame_reference: FrameReference::of_rtp_payload(packet.codec, &packet.payload),
             packet,
             insertion_order: self.insertion_count,
             padding_length: padding,
@@ -248,6 +252,27 @@ impl PacketRing {
             .flatten()
             .map(|entry| entry.packet.payload.len())
             .sum()
+    }
+
+    /// Whether a frame that a decoder can start with begins at this position.
+    pub(crate) fn is_key_frame_start(&self, seq: TrackSeq) -> bool {
+        self.key_frame_starts.binary_search(&seq).is_ok()
+    }
+
+    /// Whether other frames refer to the frame of a packet in the ring, by it and the packets after it; unknown until one of
+    /// them tells, or the next frame shows that none will.
+    pub(crate) fn frame_reference(&self, entry: &RingEntry) -> FrameReference {
+        let behind = entry.packet.seq + 1..self.end_seq();
+        let rest = behind.filter_map(|seq| self.get(seq));
+        for packet in std::iter::once(entry).chain(rest.map(Arc::as_ref)) {
+            if packet.packet.time != entry.packet.time {
+                return FrameReference::Reference;
+            }
+            if packet.frame_reference != FrameReference::Unknown {
+                return packet.frame_reference;
+            }
+        }
+        FrameReference::Unknown
     }
 
     /// Payload bytes of the frame that starts at this sequence number.

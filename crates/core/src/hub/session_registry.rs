@@ -205,11 +205,12 @@ impl SessionRegistry {
     }
 
     /// Viewers whose path is too small for more than they are sent, by what is sent of the video.
-    pub fn bandwidth_limited_viewer_counts_by_frames(&self) -> [(FrameSelection, usize); 3] {
+    pub fn bandwidth_limited_viewer_counts_by_frames(&self) -> [(FrameSelection, usize); 4] {
         let entries = self.lock_entries();
         let is_limited = |quality: &&ViewerQuality| quality.limitation_reason == QualityLimitationReason::Bandwidth;
         [
             FrameSelection::All,
+            FrameSelection::ReferenceFrames,
             FrameSelection::KeyFrames,
             FrameSelection::AudioOnly,
         ]

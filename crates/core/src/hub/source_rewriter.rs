@@ -10,6 +10,7 @@ use super::ring::RingEntry;
 use super::track::Track;
 use super::vp8_rewriter::Vp8CounterOffset;
 use crate::media::clock::ticks_to_duration;
+use crate::media::codec::FrameReference;
 use crate::media::packet::{Packet, TrackSeq, TrackTime};
 use crate::media::{Codec, MediaKind};
 use crate::session::padding::padding_to_equalize_lengths;
@@ -429,7 +430,13 @@ fn insert_frame_packets_and_update_track(
             arrival: packet.arrival,
             payload: packet.payload,
         };
-        out.extend(track.ring.insert(packet, padding));
+        let Some(entry) = track.ring.insert(packet, padding) else {
+            continue;
+        };
+        if entry.frame_reference == FrameReference::NonReference {
+            track.rate_meter.on_non_reference_packet(entry.packet.payload.len());
+        }
+        out.push(entry);
     }
 }
 

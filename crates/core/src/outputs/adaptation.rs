@@ -120,6 +120,8 @@ pub(super) struct QualityLadderInputs {
     pub(super) has_audio: bool,
     /// Payload bits per second of the key frames of what is sent.
     pub(super) key_frame_bitrate: Option<u32>,
+    /// The same of the frames to which others refer; `None` if they are nearly all.
+    pub(super) reference_frame_bitrate: Option<u32>,
 }
 
 /// Layers that a viewer chooses from; OBS sends at most four.
@@ -282,6 +284,14 @@ impl ViewerAdaptation {
                 frames: FrameSelection::KeyFrames,
                 payload_bitrate: key_frames.unwrap_or(lowest.payload_bitrate),
                 usable: is_starved && key_frames.is_some_and(|bitrate| bitrate < lowest.payload_bitrate / 2),
+                ..lowest
+            });
+            let reference_frames = inputs.reference_frame_bitrate;
+            ladder.push(QualityRung {
+                frames: FrameSelection::ReferenceFrames,
+                payload_bitrate: reference_frames
+                    .map_or(lowest.payload_bitrate, |rate| rate.min(lowest.payload_bitrate)),
+                usable: is_starved && reference_frames.is_some(),
                 ..lowest
             });
         }

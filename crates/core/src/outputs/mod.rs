@@ -2,6 +2,7 @@
 mod adaptation;
 mod adaptation_limits;
 mod playout_delay;
+mod reference_frame_selector;
 mod retransmission_limiter;
 mod sent_transport_sequence_numbers;
 pub mod seq_and_timestamp_rewriter;

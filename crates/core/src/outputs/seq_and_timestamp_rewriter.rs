@@ -33,6 +33,9 @@ struct SeqOffsetRange {
 /// Number of segments kept for retransmissions and late packets.
 const MAX_SEQ_OFFSET_RANGES: usize = 8;
 
+/// The same where frames are left out, each of which ends a segment: those of two seconds.
+const MAX_SEQ_OFFSET_RANGES_BETWEEN_LEFT_OUT_FRAMES: usize = 64;
+
 impl RtpSeqAndTimestampRewriter {
     /// `first_seq` is the first outgoing sequence number. It is reduced to less than 2^15, so that the loss of the
     /// first packets cannot desynchronize the receiver's roll-over counter (RFC 3711 §3.3.1).
@@ -64,6 +67,29 @@ impl RtpSeqAndTimestampRewriter {
             end_position: u64::MAX,
             seq_offset: self.next_out_seq.wrapping_sub(from),
             timestamp_compression: compression,
+        });
+    }
+
+    /// Leaves out the positions from `from` to before `until`: what follows has the next sequence numbers, and timestamps by
+    /// the same rule. All that is before `from` keeps its numbers, whether it was sent or is still missing.
+    pub fn leave_out_positions(&mut self, from: TrackSeq, until: TrackSeq) {
+        let Some(last) = self.seq_offset_ranges.back_mut() else {
+            return;
+        };
+        let timestamp_compression = last.timestamp_compression;
+        last.end_position = from.max(last.first_position);
+        self.next_out_seq = last.end_position.wrapping_add(last.seq_offset);
+        if last.first_position == last.end_position {
+            self.seq_offset_ranges.pop_back();
+        }
+        if self.seq_offset_ranges.len() >= MAX_SEQ_OFFSET_RANGES_BETWEEN_LEFT_OUT_FRAMES {
+            self.seq_offset_ranges.pop_front();
+        }
+        self.seq_offset_ranges.push_back(SeqOffsetRange {
+            first_position: until,
+            end_position: u64::MAX,
+            seq_offset: self.next_out_seq.wrapping_sub(until),
+            timestamp_compression,
         });
     }
 
@@ -180,6 +206,56 @@ mod tests {
             "sent from the other track"
         );
         assert_eq!(rewriter.find_position_of_sent_seq(103, 71), Some((103, 70)));
+    }
+
+    #[test]
+    fn what_is_left_out_takes_no_sequence_numbers_and_the_rest_keeps_its_own() {
+        let mut rewriter = RtpSeqAndTimestampRewriter::new(100, 0);
+        let compression = TimestampCompression {
+            first_packet_time: 0,
+            mapped_first_packet_time: 500,
+            live_edge_time: 1_000,
+        };
+        rewriter.continue_from_track_position(0, 1_000, Some(compression));
+        // 1,003 is missing and may still come; 1,004 to 1,006 are left out one by one, and then 1,010.
+        for position in [1_004, 1_005, 1_006, 1_010] {
+            rewriter.leave_out_positions(position, position + 1);
+        }
+        let out = |position| {
+            let mapped = rewriter.outgoing_seq_and_track_time(position, 200);
+            mapped.map(|(seq, time)| {
+                assert_eq!(time, compression.compress_time(200));
+                seq
+            })
+        };
+        let mapped: Vec<Option<u64>> = [1_002, 1_003, 1_004, 1_006, 1_007, 1_009, 1_010, 1_011]
+            .map(out)
+            .to_vec();
+        let expected = [Some(102), Some(103), None, None, Some(104), Some(106), None, Some(107)];
+        assert_eq!(mapped, expected);
+        for (seq, position) in [(103, 1_003), (104, 1_007), (106, 1_009), (107, 1_011)] {
+            assert_eq!(
+                rewriter.find_position_of_sent_seq(seq, 1_011),
+                Some((u64::from(seq), position))
+            );
+        }
+    }
+
+    #[test]
+    fn what_was_sent_before_too_many_frames_were_left_out_is_not_found() {
+        let mut rewriter = RtpSeqAndTimestampRewriter::new(0, 0);
+        rewriter.continue_from_track_position(0, 1_000, None);
+        for frame in 0..100 {
+            rewriter.leave_out_positions(1_003 + 6 * frame, 1_006 + 6 * frame);
+        }
+        assert_eq!(
+            rewriter.seq_offset_ranges.len(),
+            MAX_SEQ_OFFSET_RANGES_BETWEEN_LEFT_OUT_FRAMES
+        );
+        let newest = 1_006 + 6 * 99;
+        assert_eq!(rewriter.find_position_of_sent_seq(300, newest), Some((300, newest)));
+        assert_eq!(rewriter.find_position_of_sent_seq(299, newest), Some((299, newest - 4)));
+        assert_eq!(rewriter.find_position_of_sent_seq(2, newest), None);
     }
 
     #[test]

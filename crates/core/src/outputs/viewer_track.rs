@@ -241,7 +241,7 @@ impl ViewerTrack {
         let last = out.last_sent_position().and_then(|seq| {
             self.current_stream.with_state(|state| {
                 let ring = state.track(kind).ring();
-                if kind == MediaKind::Video && frames.is_some_and(|frames| frames != FrameSelection::All) {
+                if kind == MediaKind::Video && frames.is_some_and(|frames| frames < FrameSelection::ReferenceFrames) {
                     out.refresh_probe_reserve(ring);
                 }
                 ring.get(seq).cloned()
@@ -321,7 +321,7 @@ type KeyFrameWait = Option<(Option<TrackSeq>, Instant)>;
 /// the layer.
 const MAX_UNREQUESTED_KEY_FRAME_INTERVAL: Duration = Duration::from_millis(1_500);
 
-fn has_short_key_frame_interval(state: &StreamState) -> bool {
+pub(super) fn has_short_key_frame_interval(state: &StreamState) -> bool {
     let interval = state.video.key_frame_interval();
     interval.is_some_and(|interval| interval <= MAX_UNREQUESTED_KEY_FRAME_INTERVAL)
 }

@@ -269,8 +269,12 @@ impl Viewer {
                 continue;
             }
             let is_deferred = track.kind() == MediaKind::Video
-                && !rtp.may_send_video()
-                && track.defer_packet_to_ring(now, now + PACING_INTERVAL, entry);
+                && if track.selects_frames_in_ring() {
+                    self.pending_work.send_due_packets = true;
+                    track.defer_packet_to_ring(now, now, entry)
+                } else {
+                    !rtp.may_send_video() && track.defer_packet_to_ring(now, now + PACING_INTERVAL, entry)
+                };
             if !is_deferred {
                 self.pending_work.close_session |= track.send_packet(entry, &mut rtp).is_err();
             }

@@ -15,6 +15,7 @@ mod av1_frame_repeater;
 pub mod bit_reader;
 mod bit_writer;
 mod cabac_encoder;
+mod frame_reference;
 pub mod frame_repeater;
 mod h264;
 mod h264_cabac;
@@ -33,6 +34,7 @@ pub mod vp8;
 pub mod vp9;
 mod vp9_frame_repeater;
 
+pub use frame_reference::FrameReference;
 pub use parameter_sets::MAX_RTP_PAYLOAD_BYTES;
 pub(in crate::media) use parameter_sets::iter_aggregated_nals;
 pub use payload_framing::PayloadFraming;

@@ -38,6 +38,10 @@ pub(crate) struct Vp8Descriptor {
     pub tl0_pic_idx: Option<u8>,
     /// This payload starts a frame: it is the start of partition 0.
     pub starts_frame: bool,
+    /// N: no other frame refers to this one.
+    pub is_non_reference: bool,
+    /// TID: the temporal layer, 0 is the base layer.
+    pub temporal_layer: Option<u8>,
     /// Length in bytes.
     pub descriptor_length: usize,
     picture_id_offset: usize,
@@ -52,6 +56,8 @@ impl Vp8Descriptor {
             picture_id: None,
             tl0_pic_idx: None,
             starts_frame: first & 0x17 == 0x10,
+            is_non_reference: first & 0x20 != 0,
+            temporal_layer: None,
             descriptor_length: 1,
             picture_id_offset: 0,
             tl0_pic_idx_offset: 0,
@@ -79,7 +85,8 @@ impl Vp8Descriptor {
             at += 1;
         }
         if flags & 0x30 != 0 {
-            payload.get(at)?;
+            let layer = payload.get(at)? >> 6;
+            descriptor.temporal_layer = (flags & 0x20 != 0).then_some(layer);
             at += 1;
         }
         descriptor.descriptor_length = at;

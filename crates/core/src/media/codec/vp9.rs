@@ -25,6 +25,8 @@ pub(crate) struct Vp9Descriptor {
     /// This payload ends the frame of a spatial layer.
     pub ends_frame: bool,
     pub spatial_layer: u8,
+    /// Frames refer to none of a higher temporal layer.
+    pub temporal_layer: u8,
     /// Predicted from earlier pictures.
     is_inter: bool,
     /// Size of the highest spatial layer, if the scalability structure contains it.
@@ -51,9 +53,10 @@ impl Vp9Descriptor {
         if has_id && reader.read_u8()? & 0x80 != 0 {
             reader.read_u8()?;
         }
-        let mut spatial_layer = 0;
+        let (mut temporal_layer, mut spatial_layer) = (0, 0);
         if layered {
-            spatial_layer = reader.read_u8()? >> 1 & 7;
+            let layers = reader.read_u8()?;
+            (temporal_layer, spatial_layer) = (layers >> 5, layers >> 1 & 7);
             if !flexible {
                 reader.read_u8()?;
             }
@@ -74,6 +77,7 @@ impl Vp9Descriptor {
             starts_frame,
             ends_frame,
             spatial_layer,
+            temporal_layer,
             is_inter,
             resolution: size,
             descriptor_length: payload.len() - reader.0.len(),

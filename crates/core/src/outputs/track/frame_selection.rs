@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::{SendState, TrackSender};
 use crate::congestion::ladder::FrameSelection;
 use crate::hub::ring::{PacketRing, RingEntry};
+use crate::outputs::reference_frame_selector::ReferenceFrameSelector;
 
 /// What has waited for longer than this is sent faster: a source that sends more than before is not held up for long, but a
 /// large key frame is paced.
@@ -17,22 +18,44 @@ impl TrackSender {
         self.frame_selection
     }
 
-    /// Changes which frames are sent. Less is sent at once; more from the next key frame on.
-    pub fn change_frame_selection(&mut self, selection: FrameSelection, ring: &PacketRing) {
-        if self.frame_selection == FrameSelection::All && selection != FrameSelection::All {
+    /// Changes which frames are sent. Less is sent at once; more from the next key frame on. Returns whether a key frame
+    /// has to come for it.
+    pub fn change_frame_selection(&mut self, selection: FrameSelection, ring: &PacketRing) -> bool {
+        let before = self.frame_selection;
+        let is_running = !self.awaits_key_frame();
+        match (before, selection) {
+            _ if before == selection => {
+                self.continue_reference_frames();
+                return false;
+            }
+            (FrameSelection::All, FrameSelection::ReferenceFrames) if is_running => {
+                self.begin_reference_frames(ring);
+                self.frame_selection = selection;
+                return false;
+            }
+            (FrameSelection::ReferenceFrames, FrameSelection::All) if is_running => {
+                return self.end_reference_frames_at_key_frame();
+            }
+            (FrameSelection::All, FrameSelection::ReferenceFrames)
+            | (FrameSelection::ReferenceFrames, FrameSelection::All) => {
+                self.set_frame_selection_before_start(selection);
+                return false;
+            }
+            _ => {}
+        }
+        if selection < FrameSelection::ReferenceFrames && before >= FrameSelection::ReferenceFrames {
             self.refresh_probe_reserve(ring);
         }
-        let before = self.frame_selection;
         self.set_frame_selection_before_start(selection);
-        if before != selection {
-            self.send_state = self.state_awaiting_next_key_frame(ring);
-        }
+        self.send_state = self.state_awaiting_next_key_frame(ring);
+        selection >= FrameSelection::ReferenceFrames
     }
 
     /// Changes which frames are sent, before a start.
     pub fn set_frame_selection_before_start(&mut self, selection: FrameSelection) {
         self.frame_selection = selection;
-        if selection == FrameSelection::All {
+        self.reference_frames = ReferenceFrameSelector::default();
+        if selection >= FrameSelection::ReferenceFrames {
             self.probe_reserve = Vec::new();
         }
     }
@@ -44,7 +67,7 @@ impl TrackSender {
 
     /// Whether the source should be asked for a key frame: not where every frame but those is left out.
     pub fn should_request_key_frame(&self) -> bool {
-        self.frame_selection == FrameSelection::All && self.awaits_key_frame()
+        self.frame_selection >= FrameSelection::ReferenceFrames && self.awaits_key_frame()
     }
 
     /// Sends nothing more, and goes on with the newest key frame.
@@ -83,7 +106,7 @@ impl TrackSender {
         let SendState::CatchingUp { cursor, pace: None, .. } = self.send_state else {
             return credit;
         };
-        if self.frame_selection != FrameSelection::All {
+        if self.frame_selection < FrameSelection::ReferenceFrames {
             return credit;
         }
         let is_old = |entry: &Arc<RingEntry>| {

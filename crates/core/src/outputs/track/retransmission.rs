@@ -120,7 +120,7 @@ impl TrackSender {
             return Vec::new();
         }
         let recent = match self.frame_selection {
-            FrameSelection::All => self.recently_sent_packets(ring),
+            FrameSelection::All | FrameSelection::ReferenceFrames => self.recently_sent_packets(ring),
             _ => self.probe_reserve.clone(),
         };
         let is_recent = |packet: &&PendingRetransmission| {

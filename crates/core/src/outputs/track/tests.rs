@@ -1,6 +1,7 @@
 #![expect(clippy::disallowed_methods, reason = "a test may take any instant as its origin")]
 
 use super::*;
+use crate::media::codec::FrameReference;
 use crate::media::{CodecFormat, Mid, ProfileLevelId};
 use crate::sdp::negotiation_result::{NegotiatedCodec, RtcpFeedback, RtpHeaderExtensionIds};
 use crate::session::egress::RtpEgress;
@@ -21,7 +22,7 @@ impl DatagramSink for Nowhere {
     fn send_gso_runs(&mut self, _: &[u8], _: &[GsoRun]) {}
 }
 
-fn track() -> TrackSender {
+pub(super) fn track() -> TrackSender {
     let format = CodecFormat::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,
@@ -137,6 +138,7 @@ fn skipped_packets_leave_no_gap_in_sequence_numbers() {
             packet,
             insertion_order: u64::MAX,
             padding_length: 0,
+            frame_reference: FrameReference::Unknown,
         };
         track.send_packet(&entry, &mut egress).expect("seals");
         track

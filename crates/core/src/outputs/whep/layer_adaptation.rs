@@ -17,7 +17,7 @@ use crate::media::Rid;
 use crate::media::rtcp::{self, ReportBlock};
 use crate::outputs::adaptation::{BurstRate, QualityLadderInputs, chosen_layer_unless_outdated};
 use crate::outputs::transport_cc_egress::TransportCcEgress;
-use crate::outputs::viewer_track::AdaptiveSwitchOptions;
+use crate::outputs::viewer_track::{AdaptiveSwitchOptions, has_short_key_frame_interval};
 use crate::session::egress::Egress;
 
 /// Feedback packets of one datagram that are read, and packets that one may cover: 40 bytes may claim 65,535. Twenty
@@ -37,6 +37,10 @@ const TCP_QUEUE_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A source with a longer key frame interval is not watched by its key frames alone.
 const MAX_KEY_FRAME_INTERVAL_FOR_KEY_FRAMES_ONLY: Duration = Duration::from_secs(10);
+
+/// Where frames to which others refer have more than this share of the bitrate, in percent, leaving out the rest does not
+/// help.
+const MAX_REFERENCE_FRAME_PERCENT: u64 = 85;
 
 impl Viewer {
     /// Handles the transport-wide feedback of a compound RTCP packet.
@@ -287,11 +291,14 @@ impl Viewer {
                 current_stream: from,
                 ..
             } = video;
-            if track.frame_selection() != choice.frames {
-                from.with_state(|state| track.change_frame_selection(choice.frames, state.video.ring()));
-                self.pending_work.request_key_frame |= choice.frames == FrameSelection::All;
-            }
-            if track.should_request_key_frame() {
+            let needs_key_frame = from.with_state(|state| {
+                let is_watched = track.frame_selection() >= FrameSelection::ReferenceFrames;
+                let needs_key_frame = track.change_frame_selection(choice.frames, state.video.ring());
+                // What is watched meanwhile goes on: a request would cost all other viewers one more key frame.
+                needs_key_frame && !(is_watched && has_short_key_frame_interval(state))
+            });
+            self.pending_work.request_key_frame |= needs_key_frame;
+            if track.frame_selection() != choice.frames || track.should_request_key_frame() {
                 return;
             }
         }
@@ -409,6 +416,7 @@ impl Viewer {
                 audio_bitrate: state.audio.rate_meter().current_rate(now).bitrate,
                 has_audio: has_audio && state.audio.format().is_some(),
                 key_frame_bitrate: None,
+                reference_frame_bitrate: None,
             })
         });
         let mut inputs = inputs?;
@@ -423,7 +431,9 @@ impl Viewer {
                 .with_state(move |state| state.video.rate_meter().current_rate(now).bitrate);
         }
         if let (Some(video), true) = (&self.video, self.adaptation.uses_transport_cc) {
-            inputs.key_frame_bitrate = video.current_stream.with_state(|state| key_frame_bitrate(state));
+            (inputs.key_frame_bitrate, inputs.reference_frame_bitrate) = video
+                .current_stream
+                .with_state(move |state| (key_frame_bitrate(state), reference_frame_bitrate(now, state)));
         }
         let ladder = self.adaptation.update_layers_and_build_quality_ladder(now, &inputs);
         self.adaptation.ladder_cache.put(now, ladder);
@@ -445,4 +455,12 @@ fn key_frame_bitrate(state: &StreamState) -> Option<u32> {
     let ring = state.video.ring();
     let bytes = ring.frame_byte_count(ring.newest_key_frame_seq()?) as u64;
     u32::try_from(bytes * 8_000 / u64::try_from(interval.as_millis()).ok()?.max(1)).ok()
+}
+
+/// Returns the payload bits per second of the frames to which others refer; `None` where leaving out the rest does not help.
+fn reference_frame_bitrate(now: Instant, state: &StreamState) -> Option<u32> {
+    let rate = state.video.rate_meter().current_rate(now);
+    let bitrate = rate.mean_bitrate.saturating_sub(rate.mean_non_reference_bitrate);
+    let helps = bitrate * 100 <= rate.mean_bitrate * MAX_REFERENCE_FRAME_PERCENT && bitrate > 0;
+    u32::try_from(bitrate).ok().filter(|_| helps)
 }

@@ -31,7 +31,7 @@ impl Viewer {
         let leaves_video_out = self
             .adaptation
             .latest_layer_choice()
-            .is_some_and(|choice| choice.frames != FrameSelection::All);
+            .is_some_and(|choice| choice.frames < FrameSelection::ReferenceFrames);
         let queue_delay = self.adaptation.controller.excess_delay();
         let is_path_at_capacity = leaves_video_out || queue_delay > MAX_QUEUE_DELAY_FOR_AUDIO_RETRANSMISSION;
         let controller = Some(&mut self.adaptation.controller).filter(|_| uses_transport_cc);
@@ -88,7 +88,7 @@ impl Viewer {
             else {
                 return;
             };
-            if out.frame_selection() != FrameSelection::All {
+            if out.frame_selection() < FrameSelection::ReferenceFrames {
                 return;
             }
             let replayed = from.with_state(|state| {
