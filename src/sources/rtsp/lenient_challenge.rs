@@ -1,5 +1,7 @@
 //! Writes the challenges of cameras as a strict parser reads them (RFC 9110 §11.6.1).
 
+use http_auth::PasswordClient;
+
 use crate::header_list::split_outside_quotes;
 
 /// Parameters that mean as much when they are empty as when they are missing.
@@ -46,6 +48,41 @@ fn non_empty_elements(header: &str) -> impl Iterator<Item = &str> {
     let elements = split_outside_quotes(header.as_bytes(), b',').elements.into_iter();
     let texts = elements.filter_map(|element| std::str::from_utf8(element).ok());
     texts.map(str::trim).filter(|element| !element.is_empty())
+}
+
+/// Returns what answers the challenges in the `WWW-Authenticate` headers of a refusal, `None` if none can be answered, and
+/// whether one of them says that the nonce was stale.
+pub(super) fn read_challenges(headers: &[(String, String)]) -> (Option<PasswordClient>, bool) {
+    let challenges = headers
+        .iter()
+        .filter(|(name, _)| name.eq_ignore_ascii_case("www-authenticate"));
+    let mut builder = PasswordClient::builder();
+    let mut is_stale = false;
+    for (_, value) in challenges {
+        is_stale |= value
+            .to_ascii_lowercase()
+            .replace([' ', '"'], "")
+            .contains("stale=true");
+        builder = builder.challenges(&remove_auth_int_qop(&normalize_challenges(value)));
+    }
+    (builder.build().ok(), is_stale)
+}
+
+/// Offers `auth` alone where a challenge offers `auth-int` too.
+fn remove_auth_int_qop(challenge: &str) -> String {
+    let lower = challenge.to_ascii_lowercase();
+    let Some(list) = lower.find("qop=\"").map(|at| at + 5) else {
+        return challenge.to_owned();
+    };
+    let Some((before, rest)) = challenge.split_at_checked(list) else {
+        return challenge.to_owned();
+    };
+    let (offered, after) = rest.split_once('"').unwrap_or((rest, ""));
+    if offered.split(',').any(|qop| qop.trim().eq_ignore_ascii_case("auth")) {
+        format!("{before}auth\"{after}")
+    } else {
+        challenge.to_owned()
+    }
 }
 
 #[cfg(test)]

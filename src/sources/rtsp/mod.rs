@@ -34,6 +34,7 @@ pub mod fallback;
 mod garbage;
 pub mod incompatibility;
 mod lenient_challenge;
+mod message;
 mod packet_silence;
 pub mod policies;
 mod relay;

@@ -6,11 +6,15 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Buf as _, BytesMut};
+use bytes::BytesMut;
 use http_auth::{PasswordClient, PasswordParams};
 
 use super::garbage::{BufferStart, GarbageSkipper};
-use super::lenient_challenge::normalize_challenges;
+use super::lenient_challenge::read_challenges;
+use super::message::{
+    InterleavedFrameOrMessage, InvalidRtspData, find_header_value, parse_interleaved_channel, push_interleaved,
+    take_next_frame_or_message,
+};
 
 /// What a relay stands between.
 pub(super) struct RtspRelayEndpoints {
@@ -56,26 +60,11 @@ struct RelayedRequest {
     challenge_number: u32,
 }
 
-/// Requests that wait for an answer at the same time, longest header, and longest body.
+/// Requests that wait for an answer at the same time.
 const MAX_PENDING_REQUESTS: usize = 16;
-const MAX_HEADER_BYTES: usize = 16 * 1024;
-const MAX_BODY_BYTES: usize = 256 * 1024;
 
 /// A request is sent without credentials, with them, and with a fresh nonce.
 const MAX_AUTHENTICATION_ATTEMPTS: u32 = 3;
-
-/// A message, or a frame of interleaved data.
-enum InterleavedFrameOrMessage {
-    Interleaved {
-        channel: u8,
-        data: Vec<u8>,
-    },
-    Message {
-        first: String,
-        headers: Vec<(String, String)>,
-        body: Vec<u8>,
-    },
-}
 
 impl RtspMessageRelay {
     pub(super) fn new(target: RtspRelayEndpoints) -> Self {
@@ -288,21 +277,10 @@ impl RtspMessageRelay {
         if self.target.credentials.is_none() || request.attempts >= MAX_AUTHENTICATION_ATTEMPTS {
             return false;
         }
-        let challenges = headers
-            .iter()
-            .filter(|(name, _)| name.eq_ignore_ascii_case("www-authenticate"));
-        let mut builder = PasswordClient::builder();
-        let mut is_stale = false;
-        for (_, value) in challenges {
-            is_stale |= value
-                .to_ascii_lowercase()
-                .replace([' ', '"'], "")
-                .contains("stale=true");
-            builder = builder.challenges(&remove_auth_int_qop(&normalize_challenges(value)));
-        }
+        let (challenge, is_stale) = read_challenges(headers);
         let is_old = request.challenge_number == 0 || request.attempts == 1;
-        match builder.build() {
-            Ok(challenge) if is_stale || is_old => {
+        match challenge {
+            Some(challenge) if is_stale || is_old => {
                 self.challenge = Some(challenge);
                 self.challenge_number += 1;
                 true
@@ -323,16 +301,6 @@ impl RtspMessageRelay {
     }
 }
 
-/// Returns the first channel of a `Transport` header.
-fn parse_interleaved_channel(transport: &str) -> Option<u8> {
-    let parts = transport.split([';', ',']).map(str::trim);
-    let channels = parts.filter_map(|part| part.split_once('='));
-    let (_, channels) = channels
-        .into_iter()
-        .find(|(name, _)| name.trim().eq_ignore_ascii_case("interleaved"))?;
-    channels.split('-').next()?.trim().trim_matches('"').parse().ok()
-}
-
 /// Writes the session and its timeout as RFC 2326 §12.37 has it.
 fn normalize_session_header(session: &str) -> String {
     let mut parts = session.split(';').map(str::trim);
@@ -347,101 +315,10 @@ fn normalize_session_header(session: &str) -> String {
     }
 }
 
-/// Offers `auth` alone where a challenge offers `auth-int` too.
-fn remove_auth_int_qop(challenge: &str) -> String {
-    let lower = challenge.to_ascii_lowercase();
-    let Some(list) = lower.find("qop=\"").map(|at| at + 5) else {
-        return challenge.to_owned();
-    };
-    let Some((before, rest)) = challenge.split_at_checked(list) else {
-        return challenge.to_owned();
-    };
-    let (offered, after) = rest.split_once('"').unwrap_or((rest, ""));
-    if offered.split(',').any(|qop| qop.trim().eq_ignore_ascii_case("auth")) {
-        format!("{before}auth\"{after}")
-    } else {
-        challenge.to_owned()
-    }
-}
-
-fn find_header_value<'a>(headers: &'a [(String, String)], wanted: &str) -> Option<&'a str> {
-    let found = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(wanted));
-    found.map(|(_, value)| value.as_str())
-}
-
-fn push_interleaved(out: &mut Vec<u8>, channel: u8, data: &[u8]) {
-    out.extend([b'$', channel]);
-    out.extend(u16::try_from(data.len()).unwrap_or(u16::MAX).to_be_bytes());
-    out.extend(data);
-}
-
-/// The bytes are no RTSP, or a message is too long.
-struct InvalidRtspData;
-
-/// Removes the next item from the front of a buffer; `None` if it is not complete.
-fn take_next_frame_or_message(buffer: &mut BytesMut) -> Result<Option<InterleavedFrameOrMessage>, InvalidRtspData> {
-    // Some servers send line ends between messages.
-    while matches!(buffer.first(), Some(b'\r' | b'\n' | b' ' | 0)) {
-        buffer.advance(1);
-    }
-    if buffer.first() == Some(&b'$') {
-        let &[_, channel, high, low, ..] = &buffer[..] else {
-            return Ok(None);
-        };
-        let length = usize::from(u16::from_be_bytes([high, low]));
-        if buffer.len() < 4 + length {
-            return Ok(None);
-        }
-        buffer.advance(4);
-        return Ok(Some(InterleavedFrameOrMessage::Interleaved {
-            channel,
-            data: buffer.split_to(length).to_vec(),
-        }));
-    }
-    if buffer.first().is_some_and(|byte| !byte.is_ascii_alphabetic()) {
-        return Err(InvalidRtspData);
-    }
-    let crlf = buffer
-        .windows(4)
-        .take(MAX_HEADER_BYTES)
-        .position(|at| at == b"\r\n\r\n")
-        .map(|at| at + 4);
-    let lf = buffer
-        .windows(2)
-        .take(MAX_HEADER_BYTES)
-        .position(|at| at == b"\n\n")
-        .map(|at| at + 2);
-    let Some(head_length) = crlf.into_iter().chain(lf).min() else {
-        return if buffer.len() > MAX_HEADER_BYTES {
-            Err(InvalidRtspData)
-        } else {
-            Ok(None)
-        };
-    };
-    let head = String::from_utf8_lossy(buffer.get(..head_length).unwrap_or_default()).into_owned();
-    let mut lines = head.lines().map(str::trim_end);
-    let first = lines.next().unwrap_or_default().to_owned();
-    let headers: Vec<(String, String)> = lines
-        .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| (name.trim().to_owned(), value.trim().to_owned()))
-        .collect();
-    let body_length = find_header_value(&headers, "content-length")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
-    if body_length > MAX_BODY_BYTES {
-        return Err(InvalidRtspData);
-    }
-    if buffer.len() < head_length + body_length {
-        return Ok(None);
-    }
-    buffer.advance(head_length);
-    let body = buffer.split_to(body_length).to_vec();
-    Ok(Some(InterleavedFrameOrMessage::Message { first, headers, body }))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::rtsp::message::{MAX_BODY_BYTES, MAX_HEADER_BYTES};
 
     fn relay() -> RtspMessageRelay {
         RtspMessageRelay::new(RtspRelayEndpoints {
