@@ -15,6 +15,7 @@ pub struct AuthCredentials {
     /// `None` if not configured; the caller then generates one.
     pub publish_token: Option<Secret>,
     pub(super) play_token: Option<Secret>,
+    pub(super) talk_token: Option<Secret>,
     pub(super) api_token: Option<Secret>,
     /// Tokens of `auth.tokens`.
     pub(super) static_tokens: Vec<StaticToken>,
@@ -48,6 +49,11 @@ impl AuthCredentials {
             &auth.play_token,
             auth.play_token_file.as_deref(),
         );
+        let talk = token(
+            "auth.talk_token_file",
+            &auth.talk_token,
+            auth.talk_token_file.as_deref(),
+        );
         let api = token("auth.api_token_file", &auth.api_token, auth.api_token_file.as_deref());
         let mut tokens = Vec::new();
         for (index, token) in auth.tokens.iter().enumerate() {
@@ -65,6 +71,7 @@ impl AuthCredentials {
         Ok(Self {
             publish_token: publish,
             play_token: play,
+            talk_token: talk,
             api_token: api,
             static_tokens: tokens,
             jwt_verifier: JwtVerifier::new(auth, keys),
@@ -136,10 +143,15 @@ fn read_static_token(config: &TokenConfig, path: &str) -> Result<StaticToken, Ve
     let rights = Permissions {
         publish: patterns("publish", &config.publish),
         play: patterns("play", &config.play),
+        talk: patterns("talk", &config.talk),
         api: config.api,
     };
-    if config.publish.is_empty() && config.play.is_empty() && config.api == ApiScope::None {
-        refuse("", "has no permission: set `publish`, `play` or `api`".to_owned());
+    let is_for_no_stream = config.publish.is_empty() && config.play.is_empty() && config.talk.is_empty();
+    if is_for_no_stream && config.api == ApiScope::None {
+        refuse(
+            "",
+            "has no permission: set `publish`, `play`, `talk` or `api`".to_owned(),
+        );
     }
     match token {
         Some(token) if mistakes.is_empty() => Ok(StaticToken::new(path, &token, rights)),

@@ -97,6 +97,7 @@ impl IssuedToken {
             permissions: Permissions {
                 publish: patterns(&record.publish)?,
                 play: patterns(&record.play)?,
+                talk: patterns(&record.talk)?,
                 api: ApiScope::None,
             },
             issued_at: time(record.issued)?,
@@ -121,6 +122,7 @@ impl IssuedToken {
             label: self.label.clone(),
             publish: texts(&self.permissions.publish),
             play: texts(&self.permissions.play),
+            talk: texts(&self.permissions.talk),
             issued: to_unix_seconds(self.issued_at),
             expires: self.expires_at.map(to_unix_seconds),
             issued_by: self.issuer.as_ref().map(|issuer| issuer.name.clone()),
@@ -236,6 +238,7 @@ mod tests {
     fn a_token_is_kept_as_its_digest_and_read_again() {
         let permissions = Permissions {
             publish: vec![StreamNamePattern::parse("studio/*").expect("a pattern")],
+            talk: vec![StreamNamePattern::parse("door").expect("a pattern")],
             ..Permissions::default()
         };
         let lifetime = TokenLifetime {

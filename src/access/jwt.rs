@@ -4,7 +4,7 @@
 //! { "exp": 1900000000, "publish": ["studio/*"], "play": "*", "api": true }
 //! ```
 //!
-//! `exp` is required, as are `iss` and `aud` if they are configured. `publish` and `play` are a pattern or a list of patterns, `api` is `true`, `false` or `"read"`. A key is used with one algorithm only:
+//! `exp` is required, as are `iss` and `aud` if they are configured. `publish`, `play` and `talk` are a pattern or a list of patterns, `api` is `true`, `false` or `"read"`. A key is used with one algorithm only:
 //! HS256 for a secret, RS256 for an RSA key, ES256 for a key on P-256. The token's `alg` only selects among them (RFC
 //! 8725 §3.1).
 
@@ -123,6 +123,8 @@ struct Claims {
     #[serde(default)]
     play: PatternClaim,
     #[serde(default)]
+    talk: PatternClaim,
+    #[serde(default)]
     api: ApiClaim,
 }
 
@@ -137,6 +139,7 @@ impl Claims {
             permissions: Permissions {
                 publish: self.publish.valid_patterns(),
                 play: self.play.valid_patterns(),
+                talk: self.talk.valid_patterns(),
                 api: self.api.to_api_scope(),
             },
             expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(self.exp.min(MAX_EXPIRY_UNIX_SECONDS)),

@@ -51,13 +51,14 @@ impl AccessControl {
     /// Builds it from the configured credentials; `publish` is the token for publishing to all streams.
     pub fn new(credentials: AuthCredentials, publish: &Secret) -> Self {
         let all = || vec![StreamNamePattern::matching_all_streams()];
-        let rights = |publish, api| Permissions {
-            publish,
+        // Every token may watch.
+        let rights = Permissions {
             play: all(),
-            api,
+            ..Permissions::default()
         };
         let AuthCredentials {
             play_token: play,
+            talk_token: talk,
             api_token: api,
             static_tokens: tokens,
             jwt_verifier: verifier,
@@ -68,13 +69,22 @@ impl AccessControl {
         let closed = play.is_some() || tokens.iter().any(|token| !token.permissions.play.is_empty());
         let open = !closed && verifier.is_none() && hook.is_none();
         let restricted = !open || !tokens.is_empty();
-        let mut fixed = vec![StaticToken::new(
-            "auth.publish_token",
-            publish,
-            rights(all(), ApiScope::None),
-        )];
-        fixed.extend(play.map(|play| StaticToken::new("auth.play_token", &play, rights(Vec::new(), ApiScope::None))));
-        fixed.extend(api.map(|api| StaticToken::new("auth.api_token", &api, rights(Vec::new(), ApiScope::Full))));
+        let to_publish = Permissions {
+            publish: all(),
+            ..rights.clone()
+        };
+        let to_talk = Permissions {
+            talk: all(),
+            ..rights.clone()
+        };
+        let for_api = Permissions {
+            api: ApiScope::Full,
+            ..rights.clone()
+        };
+        let mut fixed = vec![StaticToken::new("auth.publish_token", publish, to_publish)];
+        fixed.extend(play.map(|play| StaticToken::new("auth.play_token", &play, rights)));
+        fixed.extend(talk.map(|talk| StaticToken::new("auth.talk_token", &talk, to_talk)));
+        fixed.extend(api.map(|api| StaticToken::new("auth.api_token", &api, for_api)));
         fixed.extend(tokens);
         Self {
             static_tokens: fixed,

@@ -16,6 +16,8 @@ use millstream_core::hub::name::{SourceName, StreamName};
 pub enum AccessAction {
     Publish,
     Play,
+    /// Send audio to the camera of a stream.
+    Talk,
     /// Read by the control API, or read the metrics.
     ApiRead,
     /// Change something by the control API.
@@ -28,6 +30,7 @@ impl AccessAction {
         match self {
             Self::Publish => "publish",
             Self::Play => "play",
+            Self::Talk => "talk",
             Self::ApiRead | Self::ApiFull => "api",
         }
     }
@@ -35,7 +38,7 @@ impl AccessAction {
     /// Returns the scope of the API that is needed, as in requests to the hook; `None` for other actions.
     pub fn api_scope_name(self) -> Option<&'static str> {
         match self {
-            Self::Publish | Self::Play => None,
+            Self::Publish | Self::Play | Self::Talk => None,
             Self::ApiRead => Some(ApiScope::READ_SCOPE_NAME),
             Self::ApiFull => Some("full"),
         }
@@ -46,6 +49,7 @@ impl AccessAction {
         match self {
             Self::Publish => "publish",
             Self::Play => "watch",
+            Self::Talk => "talk to the camera of",
             Self::ApiRead => "use the API",
             Self::ApiFull => "change anything by the API",
         }
@@ -57,6 +61,7 @@ impl AccessAction {
 pub struct Permissions {
     pub publish: Vec<StreamNamePattern>,
     pub play: Vec<StreamNamePattern>,
+    pub talk: Vec<StreamNamePattern>,
     pub api: ApiScope,
 }
 
@@ -69,6 +74,7 @@ impl Permissions {
         match action {
             AccessAction::Publish => any(&self.publish),
             AccessAction::Play => any(&self.play),
+            AccessAction::Talk => any(&self.talk),
             AccessAction::ApiRead => self.api >= ApiScope::Read,
             AccessAction::ApiFull => self.api == ApiScope::Full,
         }

@@ -1,6 +1,6 @@
 //! Authorization webhook of the operator.
 //!
-//! It receives a POST with JSON: `action` (`publish`, `play` or `api`), `stream`, `token`, `address`, `scope` (`read` or
+//! It receives a POST with JSON: `action` (`publish`, `play`, `talk` or `api`), `stream`, `token`, `address`, `scope` (`read` or
 //! `full`, of the API) and `source` (of a publisher of a stream with several), each `null` if there is none. Any 2xx status grants access, until `expires` (seconds since 1970) if the response is a JSON object
 //! with that field. 401 and 403 deny access. Any other status, and a timeout, deny access temporarily.
 

@@ -19,6 +19,10 @@ section! {
         #[key("play_token", Live, "none: open", "value_parsers::parse_secret", secret)]
         pub play_token: Option<Secret> = None,
 
+        /// Bearer token for talking to all cameras that have a loudspeaker. It also permits watching.
+        #[key("talk_token", Live, "none", "value_parsers::parse_secret", secret)]
+        pub talk_token: Option<Secret> = None,
+
         /// Bearer token for the API and `/metrics`. Without it the API is disabled, and `/metrics` is public unless
         /// watching is restricted.
         #[key("api_token", Live, "none", "value_parsers::parse_secret", secret)]
@@ -31,6 +35,10 @@ section! {
         /// File that contains only `auth.play_token`.
         #[key("play_token_file", Live, "none", "value_parsers::parse_path")]
         pub play_token_file: Option<PathBuf> = None,
+
+        /// File that contains only `auth.talk_token`.
+        #[key("talk_token_file", Live, "none", "value_parsers::parse_path")]
+        pub talk_token_file: Option<PathBuf> = None,
 
         /// File that contains only `auth.api_token`.
         #[key("api_token_file", Live, "none", "value_parsers::parse_path")]
@@ -100,6 +108,10 @@ section! {
         /// Streams that the token may play: a pattern, or a list.
         #[key("play", Live, "none", "value_parsers::parse_stream_name_patterns")]
         pub play: Vec<String> = Vec::new(),
+
+        /// Streams whose cameras the token may talk to: a pattern, or a list.
+        #[key("talk", Live, "none", "value_parsers::parse_stream_name_patterns")]
+        pub talk: Vec<String> = Vec::new(),
 
         /// Right to use the API: `"read"` for `GET` requests and `/metrics`, `true` for everything, also to issue tokens for
         /// any stream.

@@ -30,10 +30,11 @@ pub(super) struct ConfigFindings {
 }
 
 /// Pairs of keys that set the same thing. If both are set in the file, or both by variables, the second one is used.
-const ALTERNATIVE_KEYS_SECOND_PREFERRED: [(&str, &str); 4] = [
+const ALTERNATIVE_KEYS_SECOND_PREFERRED: [(&str, &str); 5] = [
     ("ice.turn_secret", "ice.turn_user"),
     ("auth.publish_token", "auth.publish_token_file"),
     ("auth.play_token", "auth.play_token_file"),
+    ("auth.talk_token", "auth.talk_token_file"),
     ("auth.api_token", "auth.api_token_file"),
 ];
 

@@ -53,6 +53,10 @@ section! {
         #[key("play", Live, "none", "value_parsers::parse_stream_name_patterns")]
         pub play: Vec<String> = Vec::new(),
 
+        /// Streams whose cameras the token may talk to.
+        #[key("talk", Live, "none", "value_parsers::parse_stream_name_patterns")]
+        pub talk: Vec<String> = Vec::new(),
+
         /// When it was issued, in seconds since 1970.
         #[key("issued", Live, "required", "value_parsers::parse_whole_number_within::<0, 99_999_999_999, _, _>")]
         pub issued: u64 = 0,
@@ -252,6 +256,10 @@ fn table_of_token(token: &TokenRecord) -> toml::Table {
         ("play", texts(&token.play)),
         ("issued", number(token.issued)),
     ];
+    // An older gateway refuses the key: it is written only where it is needed.
+    if !token.talk.is_empty() {
+        members.push(("talk", texts(&token.talk)));
+    }
     members.extend(token.label.as_ref().map(|label| ("label", text(label))));
     members.extend(token.expires.map(|expires| ("expires", number(expires))));
     members.extend(token.issued_by.as_ref().map(|issuer| ("issued_by", text(issuer))));

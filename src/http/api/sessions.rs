@@ -20,12 +20,12 @@ use millstream_core::hub::viewer_quality::ViewerQuality;
 const DEFAULT_PAGE_LENGTH: usize = 100;
 const MAX_PAGE_LENGTH: usize = 1_000;
 
-/// A session of a publisher or of a viewer.
+/// A session of a publisher, of a viewer, or of somebody who talks to a camera.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Session {
     /// Unique id. It is not the id in the session URL, which is a secret.
     pub id: String,
-    /// `publisher` or `viewer`.
+    /// `publisher`, `viewer` or `talker`.
     pub role: &'static str,
     pub stream: String,
     /// The source that a publisher feeds, if the stream has several.
@@ -155,6 +155,7 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
         id: public_session_id(id),
         role: match record.action {
             AccessAction::Publish => "publisher",
+            AccessAction::Talk => "talker",
             AccessAction::Play | AccessAction::ApiRead | AccessAction::ApiFull => "viewer",
         },
         stream: record.stream.to_string(),

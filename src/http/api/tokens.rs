@@ -57,6 +57,10 @@ pub struct TokenRequest {
     #[serde(default)]
     #[schema(schema_with = stream_patterns_schema)]
     play: Value,
+    /// Streams whose cameras the token may talk to.
+    #[serde(default)]
+    #[schema(schema_with = stream_patterns_schema)]
+    talk: Value,
     /// Seconds until it expires, 1 to 315360000, and not after the credential of the request. Without it the token expires
     /// when that credential does, if it does.
     #[schema(minimum = 1, maximum = 315_360_000)]
@@ -73,6 +77,7 @@ pub struct Token {
     pub label: Option<String>,
     pub publish: Vec<String>,
     pub play: Vec<String>,
+    pub talk: Vec<String>,
     /// Seconds since 1970.
     pub issued: u64,
     /// The credential that issued it, such as `auth.api_token`; `null` if that was not kept.
@@ -103,13 +108,12 @@ pub struct ShareLinks {
 
 impl Token {
     fn from_issued_token(token: &IssuedToken, access: &AccessControl) -> Self {
-        let texts =
-            |patterns: &[StreamNamePattern]| patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect();
         Self {
             id: token.id.clone(),
             label: token.label.clone(),
-            publish: texts(&token.permissions.publish),
-            play: texts(&token.permissions.play),
+            publish: pattern_texts(&token.permissions.publish),
+            play: pattern_texts(&token.permissions.play),
+            talk: pattern_texts(&token.permissions.talk),
             issued: to_unix_seconds(token.issued_at),
             issued_by: token.issuer.as_ref().map(|issuer| issuer.name.clone()),
             expires: token.expires_at.map(to_unix_seconds),
@@ -119,6 +123,10 @@ impl Token {
             links: None,
         }
     }
+}
+
+fn pattern_texts(patterns: &[StreamNamePattern]) -> Vec<String> {
+    patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect()
 }
 
 /// All tokens that were issued by the API, without the tokens themselves.
@@ -134,7 +142,7 @@ pub(super) async fn all_tokens(State(api): State<ApiState>) -> Json<Vec<Token>> 
     )
 }
 
-/// Issues a token for publishing or watching particular streams. Its text is shown only in this response. It is valid no
+/// Issues a token for publishing, watching or talking to particular streams. Its text is shown only in this response. It is valid no
 /// longer than the credential that the request was made with.
 #[utoipa::path(
     post,
@@ -170,12 +178,7 @@ pub(super) async fn issue_token(
     let (issued, secret) = IssuedToken::issue(permissions, lifetime, label, issuer)
         .map_err(|error| bad_token_request_problem(&error.to_string()))?;
     let mut shown = Token::from_issued_token(&issued, &access);
-    let (id, publish, play, expires) = (
-        shown.id.clone(),
-        shown.publish.clone(),
-        shown.play.clone(),
-        shown.expires,
-    );
+    let (id, permissions, expires) = (shown.id.clone(), issued.permissions.clone(), shown.expires);
     shown.links = share_links(&shown, secret.reveal());
     shown.token = Some(secret.reveal().to_owned());
     // A change goes on to its end when the client leaves.
@@ -187,8 +190,9 @@ pub(super) async fn issue_token(
             token = id,
             issued_by = credential,
             address,
-            ?publish,
-            ?play,
+            publish = ?pattern_texts(&permissions.publish),
+            play = ?pattern_texts(&permissions.play),
+            talk = ?pattern_texts(&permissions.talk),
             expires,
             "token issued by the API"
         );
@@ -203,11 +207,12 @@ fn parse_token_request(request: TokenRequest) -> Result<(Permissions, Option<Dur
     let permissions = Permissions {
         publish: parse_patterns("publish", &request.publish)?,
         play: parse_patterns("play", &request.play)?,
+        talk: parse_patterns("talk", &request.talk)?,
         api: ApiScope::None,
     };
-    if permissions.publish.is_empty() && permissions.play.is_empty() {
+    if permissions.publish.is_empty() && permissions.play.is_empty() && permissions.talk.is_empty() {
         return Err(bad_token_request_problem(
-            "the token has no permission: set `publish` or `play`",
+            "the token has no permission: set `publish`, `play` or `talk`",
         ));
     }
     if request
