@@ -69,6 +69,7 @@
 //!
 //! # Glossary
 //!
+//! * **back channel**: the audio that a camera receives, by ONVIF.
 //! * **camera**: an RTSP server that the gateway pulls a stream from.
 //! * **frame source**: a source that delivers whole frames instead of RTP from a peer: a camera, a pipeline or an
 //!   origin. It belongs to no shard.
@@ -89,6 +90,7 @@
 //! * **shard**: one media thread with a socket of its own on the shared UDP port.
 //! * **source**: the input of a stream: a publisher, a camera, a pipeline or an origin.
 //! * **stream**: a named broadcast; it has at most one active source and one track of each kind.
+//! * **talker**: the peer of a WHIP session whose audio goes to a camera.
 //! * **tap**: a reader of a stream that is not a viewer, such as the packager or a transcode.
 //! * **tick**: one iteration of a shard's loop; all packets that arrived in it are forwarded together.
 //! * **timeline**: the part of an HLS rendition between two discontinuities.

@@ -213,6 +213,7 @@ impl ReachedHttpLimit {
 pub enum HttpEndpoint {
     Whip,
     Whep,
+    Talk,
     Session,
     Hls,
     Api,
@@ -222,7 +223,15 @@ pub enum HttpEndpoint {
 
 impl HttpEndpoint {
     /// All of them, in the order of their declaration.
-    pub const ALL: [Self; 6] = [Self::Whip, Self::Whep, Self::Session, Self::Hls, Self::Api, Self::Other];
+    pub const ALL: [Self; 7] = [
+        Self::Whip,
+        Self::Whep,
+        Self::Talk,
+        Self::Session,
+        Self::Hls,
+        Self::Api,
+        Self::Other,
+    ];
 
     /// Returns the endpoint that serves a path.
     pub fn of_path(path: &str) -> Self {
@@ -236,6 +245,7 @@ impl HttpEndpoint {
         match self {
             Self::Whip => "whip",
             Self::Whep => "whep",
+            Self::Talk => "talk",
             Self::Session => "session",
             Self::Hls => "hls",
             Self::Api => "api",

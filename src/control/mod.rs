@@ -6,6 +6,7 @@
 //! * [`client_settings`]: configured settings that apply to clients.
 //! * [`reload`]: requests to reload the configuration.
 //! * [`source_tests`]: tests of sources that are no streams.
+//! * [`talk`], [`talkers`]: sessions that send audio to cameras, and which cameras have one.
 //! * [`worker_limit`]: for whom workers transcode, and whether a further one may run.
 //!
 //! [`ControlPlane`] holds them together with the handle of the media plane, the configured sources and the LL-HLS service.
@@ -26,6 +27,8 @@ pub mod sessions;
 pub mod source_tests;
 mod state_file;
 pub mod stream_provider;
+pub mod talk;
+pub mod talkers;
 mod token_expiries;
 pub mod worker_limit;
 
@@ -34,6 +37,7 @@ use self::client_settings::ClientSettings;
 use self::reload::ReloadRequestSender;
 use self::sessions::SessionTable;
 use self::source_tests::SourceTestService;
+use self::talkers::Talkers;
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::worker_slots::WorkerSlots;
 use crate::shard::MediaPlane;
@@ -63,6 +67,8 @@ pub struct ControlPlane {
     pub api_streams: ApiStreams,
     /// Tests of sources for the API.
     pub source_tests: SourceTestService,
+    /// Who talks to the cameras of streams.
+    pub talkers: Talkers,
     /// Notified when there may be the first stream with several sources.
     pub failover_groups_changed: Arc<Notify>,
     client_settings: RwLock<Arc<ClientSettings>>,
@@ -89,6 +95,7 @@ impl ControlPlane {
             worker_slots: WorkerSlots::default(),
             api_streams: ApiStreams::default(),
             source_tests: SourceTestService::default(),
+            talkers: Talkers::default(),
             failover_groups_changed: Arc::default(),
             client_settings: RwLock::new(Arc::new(client_settings)),
             draining: AtomicBool::new(false),

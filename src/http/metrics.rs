@@ -62,12 +62,42 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     stream_metrics::write_stream_metrics(&mut page, control);
     write_source_metrics(&mut page, control);
     write_transport_and_close_metrics(&mut page, control);
+    write_talk_metrics(&mut page, control);
     write_data_metrics(&mut page, &control.media_plane.counters().data);
     write_viewer_feedback_and_delay_metrics(&mut page, control);
     write_connection_queue_and_worker_metrics(&mut page, control);
     webhook_metrics::write_webhook_metrics(&mut page, &state.webhooks);
     process_metrics::write_build_and_process_metrics(&mut page);
     page.text
+}
+
+/// Audio to cameras.
+fn write_talk_metrics(page: &mut MetricsText, control: &ControlPlane) {
+    page.add_gauge(
+        "millstream_talkers",
+        "Cameras that somebody talks to.",
+        control.talkers.count(),
+    );
+    let counters = &control.talkers.counters;
+    for (name, help, counter) in [
+        (
+            "millstream_back_channels_opened_total",
+            "Back channels of cameras that were opened for a talker.",
+            &counters.opened,
+        ),
+        (
+            "millstream_back_channel_packets_total",
+            "Packets of audio that were sent to cameras.",
+            &counters.sent_packets,
+        ),
+        (
+            "millstream_back_channel_dropped_packets_total",
+            "Packets of audio that were dropped: they came late, or the connection to the camera was too slow.",
+            &counters.dropped_packets,
+        ),
+    ] {
+        page.add_counter(name, help, counter.load(Ordering::Relaxed));
+    }
 }
 
 /// Half-open sessions and rejected sessions.

@@ -44,6 +44,7 @@ mod session_url;
 mod sse;
 mod state;
 mod static_file;
+pub mod talk;
 pub mod tls;
 pub mod trickle_fragment;
 pub mod webhooks;
@@ -58,6 +59,7 @@ pub fn router(state: HttpState, extra_routes: Router) -> Router {
     pages::add_page_routes(Router::new())
         .route("/whip/{*stream}", any(whip_whep::serve_whip_endpoint))
         .route("/whep/{*stream}", any(whip_whep::serve_whep_endpoint))
+        .route("/talk/{*stream}", any(talk::serve_talk_endpoint))
         .route("/hls/{*path}", any(hls::serve_hls_file))
         .route("/session/{id}", any(session_resource::serve_session_resource))
         .route("/session/{id}/layer", any(layer_resource::serve_layer_resource))

@@ -93,7 +93,7 @@ fn respond_with_stream_page(page: &StaticFile, uri: &Uri, headers: &HeaderMap) -
 pub(super) async fn respond_to_unknown_path(uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path().trim_end_matches('/');
     let detail = match path {
-        "/whip" | "/whep" | "/watch" | "/publish" | "/hls" | "/streams" | "/embed" => {
+        "/whip" | "/whep" | "/talk" | "/watch" | "/publish" | "/hls" | "/streams" | "/embed" => {
             format!("the path contains no stream name: use {path}/NAME")
         }
         _ => "not found: publish to /whip/NAME, or in a browser at /publish/NAME; watch at \

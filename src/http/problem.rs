@@ -7,9 +7,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::control::failover_groups::PublisherSourceError;
+use crate::control::talk::NoCameraError;
 use crate::pipeline::worker_slots::WorkerSlotLimitReached;
 use crate::shard::SessionRefusal;
 use crate::shard::watchdog::StalledShard;
+use crate::sources::rtsp::back_channel::BackChannelError;
+use crate::sources::rtsp::camera::CameraError;
 use millstream_core::hub::name::StreamNameError;
 use millstream_core::sdp::OfferError;
 use millstream_core::session::CloseReason;
@@ -164,6 +167,30 @@ impl From<PublisherSourceError> for Problem {
             PublisherSourceError::NoPublishers | PublisherSourceError::CameraLayers => {
                 (StatusCode::CONFLICT, "no_publisher_source")
             }
+        };
+        Self::new(status, code, error.to_string())
+    }
+}
+
+impl From<NoCameraError> for Problem {
+    fn from(error: NoCameraError) -> Self {
+        match error {
+            NoCameraError::NotCamera => Self::new(StatusCode::CONFLICT, "no_camera", error.to_string()),
+            NoCameraError::SourceAway => {
+                Self::new(StatusCode::CONFLICT, "source_away", error.to_string()).with_retry_after(5)
+            }
+        }
+    }
+}
+
+impl From<BackChannelError> for Problem {
+    /// The camera is a server that the gateway needs for its answer (RFC 9110 §15.6.3, §15.6.5).
+    fn from(error: BackChannelError) -> Self {
+        let (status, code) = match &error {
+            BackChannelError::Missing => (StatusCode::CONFLICT, "no_back_channel"),
+            BackChannelError::UnsupportedCodec(_) => (StatusCode::CONFLICT, "back_channel_codec"),
+            BackChannelError::Camera(CameraError::Timeout(_)) => (StatusCode::GATEWAY_TIMEOUT, "camera_timeout"),
+            BackChannelError::Camera(_) => (StatusCode::BAD_GATEWAY, "camera_unavailable"),
         };
         Self::new(status, code, error.to_string())
     }

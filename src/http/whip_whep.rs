@@ -40,7 +40,7 @@ use millstream_core::sdp::{
 };
 use millstream_core::session::CloseReason;
 
-const ALLOW_HEADER_METHODS: &str = "OPTIONS, HEAD, GET, POST";
+pub(super) const ALLOW_HEADER_METHODS: &str = "OPTIONS, HEAD, GET, POST";
 /// Seconds after which a viewer may retry if the stream is not published.
 const NOT_LIVE_RETRY_SECS: u64 = 1;
 
@@ -94,7 +94,7 @@ pub async fn serve_whep_endpoint(State(state): State<HttpState>, request: Reques
     }
 }
 
-async fn read_offer(control: &ControlPlane, headers: &HeaderMap, body: Body) -> Result<Offer, Problem> {
+pub(super) async fn read_offer(control: &ControlPlane, headers: &HeaderMap, body: Body) -> Result<Offer, Problem> {
     if control.is_rejecting_new_sessions() {
         return Err(Problem::gateway_stopping());
     }
@@ -359,7 +359,7 @@ pub(super) async fn open_session_from_answer(
 const MAX_USER_AGENT_CHARS: usize = 120;
 
 /// Makes the record of a session that this request opens.
-fn new_session_record(
+pub(super) fn new_session_record(
     request: &Parts,
     grant: Grant,
     action: AccessAction,
@@ -406,7 +406,7 @@ async fn wait_for_publisher(control: &ControlPlane, stream: &StreamName) {
 }
 
 /// Returns the local parameters of an answer or offer.
-fn local_transport<'a>(
+pub(super) fn local_transport<'a>(
     control: &'a ControlPlane,
     placement: &'a SessionPlacement,
     candidates: &'a [SocketAddr],
@@ -425,7 +425,7 @@ fn local_transport<'a>(
 
 /// Makes the 201 response and adds the session to the table. OBS compares the status with `==` and concatenates host
 /// and `Location`, so the path has to begin with a slash.
-fn register_session_and_build_response(
+pub(super) fn register_session_and_build_response(
     control: &ControlPlane,
     session: SessionId,
     ice: IceSession,
@@ -459,7 +459,12 @@ fn add_session_ice_server_links(servers: &IceServers, headers: &mut HeaderMap) {
 
 /// Answers OPTIONS, including Accept-Post (RFC 9725 §4.2). No authorization is required, because preflight requests
 /// carry none. An authorized request that is not a preflight also gets the ICE servers that need no credentials (§4.6).
-async fn options_response(state: &HttpState, request: &Parts, action: AccessAction, stream: &StreamName) -> Response {
+pub(super) async fn options_response(
+    state: &HttpState,
+    request: &Parts,
+    action: AccessAction,
+    stream: &StreamName,
+) -> Response {
     let mut response = [
         (ACCEPT_POST_HEADER_NAME, SDP_MEDIA_TYPE),
         (header::ALLOW, ALLOW_HEADER_METHODS),

@@ -32,6 +32,8 @@ pub struct Stream {
     pub hls_viewers: usize,
     /// Kind of the current source.
     pub publisher: Option<&'static str>,
+    /// Somebody talks to the camera.
+    pub talker: bool,
     /// The configured source; `null` if the stream has several.
     pub source: Option<Source>,
     /// The sources of a stream that has several, the best one first; else empty.
@@ -180,6 +182,7 @@ pub fn describe_stream(
         transcodes_by_old_name: transcodes.clone(),
         transcodes,
         hls_viewers: hls_viewer_count(name),
+        talker: has_talker(name, hub),
         ..Stream::default()
     };
     if let Some(failover_group) = failover_group {
@@ -224,6 +227,11 @@ pub fn describe_stream(
     shown.warnings.extend(left_out_media_warnings(&shown));
     shown.warnings.extend(unavailable_layer_warnings(&shown));
     Some(shown)
+}
+
+fn has_talker(name: &StreamName, hub: &Hub) -> bool {
+    let stream = hub.find_stream(name.back_channel_key());
+    stream.is_some_and(|stream| stream.with_state(|state| state.source().is_some()))
 }
 
 fn describe_data_tracks(state: &StreamState) -> Vec<DataTrack> {

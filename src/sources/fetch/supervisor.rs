@@ -141,6 +141,16 @@ impl<P: FrameSink + Clone + 'static> SourceSupervisor<P> {
         }
     }
 
+    /// Returns the source of a stream as it runs; `None` if it was stopped by the API, or could not be built.
+    pub async fn running_source_config(&self, name: &StreamKey) -> Option<SourceConfig> {
+        let supervised = self.supervised_sources.lock().await;
+        let source = supervised.get(name).filter(|source| source.task.is_some())?;
+        match &source.configured.source {
+            SourceBuildResult::Ready(config) => Some(config.clone()),
+            SourceBuildResult::Unbuildable(_) => None,
+        }
+    }
+
     /// Whether a source that waits to be built was built now, or one that does not run cannot be built any more.
     fn has_build_result_changed(&self, name: &StreamKey, old: &SupervisedSource, new: &ConfiguredSource) -> bool {
         let state = self.registry.get(name).map(|entry| entry.status().state);

@@ -26,6 +26,7 @@ use millstream_core::sources::frame_source::{FrameSink, FrameSource};
 
 mod assembler;
 mod auth_challenge;
+pub mod back_channel;
 mod by_pipeline;
 pub mod camera;
 mod client;

@@ -15,8 +15,12 @@ use millstream_core::media::aac_depacketizer::fmtp_parameter_values;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct CameraMediaSection {
     media: String,
+    /// The first payload type.
     payload_type: String,
+    payload_types: Vec<String>,
     control: String,
+    /// Payload type, and name with rate and channels.
+    rtpmap: Vec<(String, String)>,
     /// Payload type and parameters.
     fmtp: Vec<(String, String)>,
     is_sendonly: bool,
@@ -29,9 +33,12 @@ pub(super) fn parse_media_sections(description: &[u8]) -> Vec<CameraMediaSection
     for line in text.lines().map(|line| line.trim_matches([' ', '\0', '\r'])) {
         if let Some(line) = line.strip_prefix("m=") {
             let mut words = line.split_ascii_whitespace();
+            let media = words.next().unwrap_or_default().to_owned();
+            let payload_types: Vec<String> = words.skip(2).map(str::to_owned).collect();
             sections.push(CameraMediaSection {
-                media: words.next().unwrap_or_default().to_owned(),
-                payload_type: words.nth(2).unwrap_or_default().to_owned(),
+                media,
+                payload_type: payload_types.first().cloned().unwrap_or_default(),
+                payload_types,
                 ..CameraMediaSection::default()
             });
             continue;
@@ -39,6 +46,11 @@ pub(super) fn parse_media_sections(description: &[u8]) -> Vec<CameraMediaSection
         let Some(section) = sections.last_mut() else { continue };
         if let Some(control) = line.strip_prefix("a=control:") {
             section.control = control.trim().to_owned();
+        } else if let Some(rtpmap) = line.strip_prefix("a=rtpmap:") {
+            let rtpmap = rtpmap.trim_start().split_once([' ', '\t']);
+            section
+                .rtpmap
+                .extend(rtpmap.map(|(of, name)| (of.to_owned(), name.trim().to_owned())));
         } else if let Some(fmtp) = line.strip_prefix("a=fmtp:") {
             let fmtp = fmtp.trim_start().split_once([' ', '\t']);
             section
@@ -67,6 +79,23 @@ impl CameraMediaSection {
         };
         let lines = self.fmtp.iter().filter(|(of, _)| of == payload_type);
         lines.map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(";")
+    }
+
+    /// Returns the payload types in the order of the camera.
+    pub(super) fn payload_types(&self) -> &[String] {
+        &self.payload_types
+    }
+
+    /// Returns name, rate and channels of a payload type.
+    pub(super) fn rtpmap(&self, payload_type: u8) -> Option<&str> {
+        let payload_type = payload_type.to_string();
+        let found = self.rtpmap.iter().find(|(of, _)| *of == payload_type);
+        found.map(|(_, name)| name.as_str())
+    }
+
+    /// Returns the control URI, which may be relative.
+    pub(super) fn control(&self) -> &str {
+        &self.control
     }
 
     /// Whether the camera receives this audio: its direction is that of the client (ONVIF Streaming Specification

@@ -28,6 +28,7 @@ mod source_tests;
 mod sources;
 mod stalls;
 mod stream_tokens;
+mod talking;
 mod tls;
 mod watching;
 mod webhook;

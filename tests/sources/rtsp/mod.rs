@@ -22,6 +22,7 @@ mod redirects;
 mod refusals;
 mod scripted;
 mod source_tests;
+mod talk;
 
 /// Far beyond what anything here takes, for machines that are busy.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,13 +1,14 @@
 """A camera: GStreamer's RTSP server.
 
 Usage: server.py PORT VIDEO[+AUDIO] [--size WxH] [--rate FPS] [--bitrate KBITS] [--address IP]
-                 [--credentials USER PASSWORD] [--tls FILE] [--cameras N]
+                 [--credentials USER PASSWORD] [--tls FILE] [--cameras N] [--back-channel CODEC FILE]
 
 VIDEO: h264, h264-b (with B-frames), h265, mjpeg; AUDIO: pcma, aac, opus. Prints its port when it listens. On SIGUSR1 the
 video becomes 160 lines high, in the middle of the stream; on SIGUSR2 it stays away, and with the next one it comes back,
-while the audio goes on.
+while the audio goes on. What clients send to the back channel (ONVIF) in CODEC, pcmu or pcma, is written to FILE as it comes.
 """
 import argparse
+import re
 import signal
 
 import gi
@@ -27,6 +28,7 @@ parser.add_argument("--address", default="127.0.0.1")
 parser.add_argument("--credentials", nargs=2)
 parser.add_argument("--tls", help="file with certificate and key")
 parser.add_argument("--cameras", type=int, default=1, help="paths /cam0, /cam1 and so on besides /cam")
+parser.add_argument("--back-channel", nargs=2, metavar=("CODEC", "FILE"))
 arguments = parser.parse_args()
 
 width, height = arguments.size.split("x")
@@ -54,12 +56,26 @@ video_source = (
 )
 
 Gst.init(None)
-server = GstRtspServer.RTSPServer()
+server = GstRtspServer.RTSPOnvifServer() if arguments.back_channel else GstRtspServer.RTSPServer()
 server.set_address(arguments.address)
 server.set_service(arguments.port)
-factory = GstRtspServer.RTSPMediaFactory()
-factory.set_launch(f"( {video_source}{ENCODERS[video]} {AUDIO_ENCODERS[audio] if audio else ''} )")
-factory.set_shared(True)
+factory = GstRtspServer.RTSPOnvifMediaFactory() if arguments.back_channel else GstRtspServer.RTSPMediaFactory()
+launch = f"( {video_source}{ENCODERS[video]} {AUDIO_ENCODERS[audio] if audio else ''} )"
+if arguments.back_channel:
+    # A client of the back channel alone leaves the other streams without a sink, which must not stop them.
+    launch = re.sub(r"! (rtp\w+pay) ", r"! tee allow-not-linked=true ! \1 ", launch)
+factory.set_launch(launch)
+# The back channel belongs to the client that asks for it.
+factory.set_shared(not arguments.back_channel)
+if arguments.back_channel:
+    codec, file = arguments.back_channel
+    factory.set_media_gtype(GstRtspServer.RTSPOnvifMedia.__gtype__)
+    number = {"pcmu": 0, "pcma": 8}[codec]
+    factory.set_backchannel_launch(
+        f'( capsfilter caps="application/x-rtp,media=audio,payload={number},clock-rate=8000,'
+        f'encoding-name={codec.upper()}" name=depay_backchannel ! rtp{codec}depay '
+        f'! filesink location="{file}" buffer-mode=unbuffered async=false sync=false )'
+    )
 medias = []
 factory.connect("media-configure", lambda _, media: medias.append(media))
 auth = GstRtspServer.RTSPAuth() if arguments.credentials or arguments.tls else None

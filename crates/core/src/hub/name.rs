@@ -66,6 +66,11 @@ impl StreamName {
         self.variant_key(StreamVariant::SimulcastLayer(rid.clone()))
     }
 
+    /// Returns the key of what a talker sends to the camera of this stream.
+    pub fn back_channel_key(&self) -> StreamKey {
+        self.variant_key(StreamVariant::BackChannel)
+    }
+
     fn variant_key(&self, variant: StreamVariant) -> StreamKey {
         StreamKey {
             name: self.clone(),
@@ -123,6 +128,8 @@ pub enum StreamVariant {
     SimulcastLayer(Rid),
     /// One track of the original, transcoded.
     Transcoded(TranscodeTarget),
+    /// What a talker sends to the camera of the original.
+    BackChannel,
 }
 
 impl StreamKey {
@@ -140,7 +147,10 @@ impl StreamKey {
     pub(crate) fn lower_simulcast_rid(&self) -> Option<&Rid> {
         match &self.variant {
             StreamVariant::SimulcastLayer(rid) => Some(rid),
-            StreamVariant::Original | StreamVariant::FailoverSource(_) | StreamVariant::Transcoded(_) => None,
+            StreamVariant::Original
+            | StreamVariant::FailoverSource(_)
+            | StreamVariant::Transcoded(_)
+            | StreamVariant::BackChannel => None,
         }
     }
 
@@ -148,7 +158,10 @@ impl StreamKey {
     pub fn failover_source(&self) -> Option<&SourceName> {
         match &self.variant {
             StreamVariant::FailoverSource(source) => Some(source),
-            StreamVariant::Original | StreamVariant::SimulcastLayer(_) | StreamVariant::Transcoded(_) => None,
+            StreamVariant::Original
+            | StreamVariant::SimulcastLayer(_)
+            | StreamVariant::Transcoded(_)
+            | StreamVariant::BackChannel => None,
         }
     }
 
@@ -156,8 +169,16 @@ impl StreamKey {
     pub fn transcoded_to(&self) -> Option<TranscodeTarget> {
         match self.variant {
             StreamVariant::Transcoded(target) => Some(target),
-            StreamVariant::Original | StreamVariant::FailoverSource(_) | StreamVariant::SimulcastLayer(_) => None,
+            StreamVariant::Original
+            | StreamVariant::FailoverSource(_)
+            | StreamVariant::SimulcastLayer(_)
+            | StreamVariant::BackChannel => None,
         }
+    }
+
+    /// Returns whether this is what a talker sends to a camera.
+    pub fn is_back_channel(&self) -> bool {
+        self.variant == StreamVariant::BackChannel
     }
 }
 
@@ -182,7 +203,7 @@ impl From<&StreamKey> for StreamKey {
     }
 }
 
-/// For logs: `door`, `door#opus`, `door#@low`, `door#=backup`. No stream name contains `#`.
+/// For logs: `door`, `door#opus`, `door#@low`, `door#=backup`, `door#talk`. No stream name contains `#`.
 impl fmt::Display for StreamKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.variant {
@@ -190,6 +211,7 @@ impl fmt::Display for StreamKey {
             StreamVariant::SimulcastLayer(rid) => write!(f, "{}#@{}", self.name, rid.0),
             StreamVariant::FailoverSource(source) => write!(f, "{}#={source}", self.name),
             StreamVariant::Transcoded(target) => write!(f, "{}#{}", self.name, target.label()),
+            StreamVariant::BackChannel => write!(f, "{}#talk", self.name),
         }
     }
 }
@@ -236,6 +258,7 @@ mod tests {
             name.transcode_key(TranscodeTarget::Opus),
             name.lower_simulcast_layer_key(&Rid("low".into())),
             name.failover_source_key(&SourceName::parse("backup").expect("a name")),
+            name.back_channel_key(),
         ];
         for variant in variants {
             assert_ne!(variant, original);

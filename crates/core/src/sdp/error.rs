@@ -109,6 +109,19 @@ pub enum OfferError {
         offered: String,
         accepted: &'static str,
     },
+    #[error(
+        "SDP line {line} offers video, and cameras take audio only: offer one audio section with a microphone, and no video"
+    )]
+    VideoToCamera { line: usize },
+    #[error(
+        "the camera takes {accepted}, and the audio section at line {line} does not offer it: it offers {offered}; \
+         leave out codec preferences"
+    )]
+    NoCodecOfCamera {
+        line: usize,
+        offered: String,
+        accepted: &'static str,
+    },
     #[error("the stream carries {carries}, which the viewer cannot receive: its offer has {takes}")]
     NothingPlayable { carries: String, takes: String },
     #[error("SDP line {line}: all fingerprints have weak or unknown hash functions: send sha-256 or stronger")]
@@ -174,6 +187,8 @@ impl OfferError {
             Self::BadDirection { .. } => ("bad_direction", 422),
             Self::UnsupportedSection { .. } => ("unsupported_section", 422),
             Self::NoCommonCodec { .. } => ("no_common_codec", 422),
+            Self::VideoToCamera { .. } => ("audio_only", 422),
+            Self::NoCodecOfCamera { .. } => ("no_common_codec", 422),
             Self::NothingPlayable { .. } => ("nothing_playable", 422),
             Self::WeakFingerprint { .. } => ("weak_fingerprint", 422),
             Self::Holdconn { .. } => ("setup_holdconn", 422),
@@ -221,6 +236,8 @@ impl OfferError {
             | Self::BadDirection { line, .. }
             | Self::UnsupportedSection { line }
             | Self::NoCommonCodec { line, .. }
+            | Self::VideoToCamera { line }
+            | Self::NoCodecOfCamera { line, .. }
             | Self::WeakFingerprint { line }
             | Self::Holdconn { line }
             | Self::SetupConflict { line }

@@ -36,6 +36,6 @@ pub use local_description::{LocalDescription, VideoSectionId};
 pub use local_transport::LocalTransport;
 pub use offer::Offer;
 pub use offer_to_viewer::create_offer_to_viewer;
-pub use publisher::answer_whip_offer;
+pub use publisher::{answer_talk_offer, answer_whip_offer, choose_talk_codec};
 pub use transport::{MIN_PWD_LEN, MIN_UFRAG_LEN, is_valid_ice_credential};
 pub use viewer::{answer_whep_offer, formats_sent_to_offerer};

@@ -26,10 +26,61 @@ pub fn answer_whip_offer(
     local: &LocalTransport<'_>,
 ) -> Result<(NegotiatedPublication, LocalDescription), OfferError> {
     refuse_unacceptable_sections(offer)?;
+    answer_sections(offer, local, |_| true)
+}
+
+/// Returns the first codec of the offered audio among those that a camera takes, in the order of the camera.
+///
+/// # Errors
+///
+/// A 422 [`OfferError`] if the offer has video, or no such codec.
+pub fn choose_talk_codec(offer: &Offer, codecs_of_camera: &[Codec]) -> Result<Codec, OfferError> {
+    refuse_unacceptable_sections(offer)?;
+    let video = offer
+        .media_sections()
+        .find(|(.., media)| media.kind == MediaKind::Video);
+    if let Some((_, section, _)) = video {
+        return Err(OfferError::VideoToCamera {
+            line: section.line_number,
+        });
+    }
+    let (_, section, media) = offer.media_sections().next().ok_or(OfferError::NoMedia)?;
+    let is_offered = |codec: &&Codec| media.codecs.iter().any(|offered| offered.format.codec() == **codec);
+    let chosen = codecs_of_camera.iter().find(is_offered);
+    chosen.copied().ok_or_else(|| OfferError::NoCodecOfCamera {
+        line: section.line_number,
+        offered: media.offered_codecs_text(),
+        accepted: match codecs_of_camera {
+            [Codec::Pcmu] => "PCMU",
+            [Codec::Pcma] => "PCMA",
+            _ => "PCMU and PCMA",
+        },
+    })
+}
+
+/// Answers the offer of a talker with the codec from [`choose_talk_codec`] alone.
+///
+/// # Errors
+///
+/// As [`answer_whip_offer`].
+pub fn answer_talk_offer(
+    offer: &Offer,
+    local: &LocalTransport<'_>,
+    codec: Codec,
+) -> Result<(NegotiatedPublication, LocalDescription), OfferError> {
+    refuse_unacceptable_sections(offer)?;
+    answer_sections(offer, local, |offered| offered == codec)
+}
+
+fn answer_sections(
+    offer: &Offer,
+    local: &LocalTransport<'_>,
+    is_accepted: impl Fn(Codec) -> bool,
+) -> Result<(NegotiatedPublication, LocalDescription), OfferError> {
     let mut tracks = Vec::new();
     let mut replies = Vec::new();
     for (index, section, media) in offer.media_sections() {
-        let (track, reply) = negotiate_incoming_track(index, section, media)?;
+        let (track, reply) = negotiate_incoming_track(index, section, media, &is_accepted)?;
         tracks.push(track);
         replies.push(reply);
     }
@@ -69,9 +120,10 @@ fn negotiate_incoming_track(
     index: usize,
     section: &Section,
     media: &MediaSection,
+    is_accepted: impl Fn(Codec) -> bool,
 ) -> Result<(IncomingTrack, AcceptedSection), OfferError> {
     let line = section.line_number;
-    if media.codecs.is_empty() {
+    if !media.codecs.iter().any(|codec| is_accepted(codec.format.codec())) {
         return Err(OfferError::NoCommonCodec {
             line,
             kind: media.kind,
@@ -90,6 +142,7 @@ fn negotiate_incoming_track(
     let codecs: Vec<AnsweredCodec> = media
         .codecs
         .iter()
+        .filter(|codec| is_accepted(codec.format.codec()))
         .take(MAX_ANSWERED_CODECS)
         .map(|codec| AnsweredCodec::new(codec, choose_rtcp_feedback(codec.rtcp_feedback, extensions), OPUS_FMTP))
         .collect();

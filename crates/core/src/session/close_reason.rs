@@ -26,6 +26,10 @@ pub enum CloseReason {
     TokenRevoked,
     /// The configuration no longer has the source that it fed.
     SourceRemoved,
+    /// The camera that it talked to closed the connection, or did not take the audio.
+    BackChannelClosed,
+    /// A talker that is connected sent no audio for 30 s.
+    NoAudio,
     /// Ended by the API.
     Kicked,
     /// It had sent no check, and a newer session needed its place.
@@ -38,7 +42,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Deleted,
         Self::PeerClosed,
         Self::PeerSilent,
@@ -50,6 +54,8 @@ impl CloseReason {
         Self::TokenExpired,
         Self::TokenRevoked,
         Self::SourceRemoved,
+        Self::BackChannelClosed,
+        Self::NoAudio,
         Self::Kicked,
         Self::Evicted,
         Self::Shutdown,
@@ -78,8 +84,12 @@ impl CloseReason {
             Self::TokenExpired => "the access token of the session has expired",
             Self::TokenRevoked => "the access token of the session was revoked by a change of the configuration",
             Self::SourceRemoved => {
-                "the source of the stream that the session fed is no longer configured: publish again to another source"
+                "the source of the stream that the session fed or talked to is no longer configured: use another one"
             }
+            Self::BackChannelClosed => {
+                "the camera closed the connection that carries the audio to it, or did not answer on it: the log says why"
+            }
+            Self::NoAudio => "no audio came from the talker for 30 s, and the camera was released for others",
             Self::Kicked => "the session was ended through the API",
             Self::Evicted => {
                 "the client had sent no ICE connectivity check, and a newer session took its place: too many sessions were being set up at the \
@@ -121,6 +131,8 @@ impl CloseReason {
             Self::TokenExpired => "token_expired",
             Self::TokenRevoked => "token_revoked",
             Self::SourceRemoved => "source_removed",
+            Self::BackChannelClosed => "back_channel_closed",
+            Self::NoAudio => "no_audio",
             Self::Kicked => "kicked",
             Self::Evicted => "evicted",
             Self::Shutdown => "shutdown",

@@ -9,6 +9,7 @@ use super::message::{NegotiatedRole, NewSession};
 use super::peers::{Peer, PeerRole, PeerSlotIndex};
 use super::tcp::AddressDisplay;
 use super::viewers;
+use crate::hub::name::StreamKey;
 use crate::hub::session_registry::SessionState;
 use crate::hub::stream::SourceRef;
 use crate::outputs::whep::{ShardTimeOriginAndNow, Viewer};
@@ -96,7 +97,8 @@ impl ShardCore {
         let remote = peer.destination.map(|d| tracing::field::display(AddressDisplay(d.to)));
         match &mut peer.role {
             PeerRole::Publisher(publisher) => {
-                info!(session = ?peer.session_id, stream = %publisher.stream_key(), remote, ?took, "publisher connected");
+                let (stream, role) = (publisher.stream_key(), publisher_role_name(publisher.stream_key()));
+                info!(session = ?peer.session_id, %stream, remote, ?took, "{role} connected");
                 publisher.attach_to_stream_if_no_source(now, &self.shared.hub);
             }
             PeerRole::Viewer(viewer) => {
@@ -129,7 +131,8 @@ impl ShardCore {
         let (role, stream) = match peer.role {
             PeerRole::Publisher(publisher) => {
                 publisher.detach_from_stream(&self.shared.hub);
-                ("publisher", publisher.stream_key().clone())
+                let stream = publisher.stream_key().clone();
+                (publisher_role_name(&stream), stream)
             }
             PeerRole::Viewer(viewer) => {
                 for stream in viewer.current_and_target_streams_except_own() {
@@ -163,5 +166,13 @@ impl ShardCore {
                 debug!(?session, %stream, reason, ?lasted, why, candidates, "{role} session failed (see `why`)")
             }
         }
+    }
+}
+
+/// Returns the role of a publisher for the log: a talker publishes to the back channel of a camera.
+fn publisher_role_name(stream: &StreamKey) -> &'static str {
+    match stream.is_back_channel() {
+        true => "talker",
+        false => "publisher",
     }
 }

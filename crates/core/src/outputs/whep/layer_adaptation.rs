@@ -344,7 +344,7 @@ impl Viewer {
             .and_then(|video| match &video.current_stream.key.variant {
                 StreamVariant::SimulcastLayer(rid) => Some(rid.clone()),
                 StreamVariant::Original => self.stream.with_state(best),
-                StreamVariant::FailoverSource(_) | StreamVariant::Transcoded(_) => None,
+                StreamVariant::FailoverSource(_) | StreamVariant::Transcoded(_) | StreamVariant::BackChannel => None,
             });
         ViewerQuality {
             layer,
