@@ -6,7 +6,7 @@
 set -uo pipefail
 cd "$(dirname "$0")"
 
-alone=(absence audience camera codec connectivity dashboard hls hls-start instant layers limited media network newcomer quality restart)
+alone=(absence audience camera codec connectivity dashboard hls hls-start instant layers limited media network newcomer quality restart talk)
 alone=("${alone[@]/%/.test.js}")
 together=()
 for file in *.test.js; do
