@@ -25,6 +25,8 @@ export class TalkButton {
   #client = null;
   #microphone = null;
   #isHeld = false;
+  /** Number of times that the button was pressed. */
+  #presses = 0;
 
   constructor(box, stream) {
     this.#box = box;
@@ -68,17 +70,20 @@ export class TalkButton {
   async #hold() {
     if (this.#isHeld) return;
     this.#isHeld = true;
+    const press = ++this.#presses;
+    const isOver = () => !this.#isHeld || press !== this.#presses;
     this.#button.setAttribute('aria-pressed', 'true');
     this.#show('connecting');
     let microphone;
     try {
       microphone = await navigator.mediaDevices.getUserMedia({ audio: true });
     } catch (error) {
+      if (isOver()) return;
       this.release();
       return this.#show('failed', explainMicrophone(error));
     }
-    // The browser may have asked for longer than the button was held.
-    if (!this.#isHeld) return microphone.getTracks().forEach((track) => track.stop());
+    // The browser may have asked for longer than the button was held, and it may be held once more.
+    if (isOver()) return microphone.getTracks().forEach((track) => track.stop());
     this.#microphone = microphone;
     const client = new WhipClient(this.#endpoint, microphone, { token: this.#token });
     this.#client = client;

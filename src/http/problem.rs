@@ -184,7 +184,8 @@ impl From<NoCameraError> for Problem {
 }
 
 impl From<BackChannelError> for Problem {
-    /// The camera is a server that the gateway needs for its answer (RFC 9110 §15.6.3, §15.6.5).
+    /// The camera is a server that the gateway needs for its answer (RFC 9110 §15.6.3, §15.6.5). Its address and how it is
+    /// configured are for the operator, and not for talkers.
     fn from(error: BackChannelError) -> Self {
         let (status, code) = match &error {
             BackChannelError::Missing => (StatusCode::CONFLICT, "no_back_channel"),
@@ -192,7 +193,13 @@ impl From<BackChannelError> for Problem {
             BackChannelError::Camera(CameraError::Timeout(_)) => (StatusCode::GATEWAY_TIMEOUT, "camera_timeout"),
             BackChannelError::Camera(_) => (StatusCode::BAD_GATEWAY, "camera_unavailable"),
         };
-        Self::new(status, code, error.to_string())
+        let detail = match &error {
+            BackChannelError::Camera(
+                CameraError::Address(_) | CameraError::Unreachable(_) | CameraError::PasswordFileUnreadable(_),
+            ) => "the camera cannot be reached: the log of the gateway tells why".to_owned(),
+            _ => error.to_string(),
+        };
+        Self::new(status, code, detail)
     }
 }
 

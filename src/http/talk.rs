@@ -6,7 +6,7 @@ use axum::extract::{Request, State};
 use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::auth::AccessAction;
 use super::problem::Problem;
@@ -30,7 +30,7 @@ use millstream_core::sdp::{LocalTransport, Offer, answer_talk_offer, choose_talk
 const TALK_CODECS: [Codec; 2] = [Codec::Pcmu, Codec::Pcma];
 
 /// Seconds after which a talker may try again if somebody else talks.
-const BUSY_RETRY_SECS: u64 = 5;
+const BUSY_RETRY_SECS: u64 = 1;
 
 /// Handles `/talk/{stream}`. GET tells whether the token permits to talk, and whether the stream has a camera; what the
 /// camera takes is asked by POST.
@@ -74,7 +74,8 @@ async fn accept_talker(
         .talkers
         .reserve(target.source_key())
         .ok_or_else(already_talking_problem)?;
-    let back_channel = BackChannel::connect(&target.camera).await?;
+    let connected = BackChannel::connect(&target.camera).await;
+    let back_channel = connected.inspect_err(|error| warn!(%stream, %error, "talker rejected: no back channel"))?;
     let codec = choose_talk_codec(offer, &back_channel.codecs())?;
     let media = &control.media_plane;
     let placement = media.choose_next_shard_and_make_ice_credentials();
@@ -84,7 +85,9 @@ async fn accept_talker(
         ..local_transport(control, &placement, &candidates)
     };
     let (publication, answer) = answer_talk_offer(offer, &local, codec)?;
-    let back_channel = back_channel.start(codec).await?;
+    let started = back_channel.start(codec).await;
+    let back_channel =
+        started.inspect_err(|error| warn!(%stream, %error, "talker rejected: the back channel did not start"))?;
     let ice = IceSession::new(
         publication.transport.remote_credentials.clone(),
         &placement.ice_credentials,

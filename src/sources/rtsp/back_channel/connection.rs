@@ -11,8 +11,9 @@ use tokio::time::timeout;
 
 use crate::sources::rtsp::camera::{Camera, CameraError, RtspStep};
 use crate::sources::rtsp::connect::open_connection;
+use crate::sources::rtsp::garbage::{BufferStart, GarbageSkipper};
 use crate::sources::rtsp::lenient_challenge::read_challenges;
-use crate::sources::rtsp::message::{InterleavedFrameOrMessage, find_header_value, take_next_frame_or_message};
+use crate::sources::rtsp::message::{InterleavedFrameOrMessage, take_next_frame_or_message};
 
 /// Timeout of a request, with what it takes to authenticate it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +41,7 @@ pub(super) struct RtspResponse {
 pub(super) struct RtspConnection {
     pub stream: TcpStream,
     pub received: BytesMut,
+    garbage_skipper: GarbageSkipper,
     /// URI of the stream, without credentials: the base that the camera names, once it has.
     pub uri: String,
     credentials: Option<(String, String)>,
@@ -60,6 +62,7 @@ impl RtspConnection {
         Ok(Self {
             stream,
             received: BytesMut::new(),
+            garbage_skipper: GarbageSkipper::default(),
             uri: camera.url.to_string(),
             credentials: credentials.map(|credentials| (credentials.username, credentials.password)),
             challenge: None,
@@ -68,8 +71,8 @@ impl RtspConnection {
         })
     }
 
-    /// Writes a request, authenticated if the camera has asked for that. Returns its number and its bytes.
-    pub(super) fn write_request(&mut self, method: &str, uri: &str, headers: &str) -> (u32, Vec<u8>) {
+    /// Writes a request, authenticated if the camera has asked for that.
+    pub(super) fn write_request(&mut self, method: &str, uri: &str, headers: &str) -> Vec<u8> {
         let cseq = self.next_cseq;
         self.next_cseq += 1;
         let mut text = format!("{method} {uri} RTSP/1.0\r\nCSeq: {cseq}\r\nUser-Agent: millstream\r\n");
@@ -89,7 +92,7 @@ impl RtspConnection {
         }
         text += headers;
         text += "\r\n";
-        (cseq, text.into_bytes())
+        text.into_bytes()
     }
 
     /// Takes the challenge of a refusal. Returns whether the request is worth another attempt.
@@ -114,13 +117,13 @@ impl RtspConnection {
         let asking = async {
             let mut attempts = 1;
             loop {
-                let (cseq, bytes) = self.write_request(method, uri, headers);
+                let bytes = self.write_request(method, uri, headers);
                 let lost = |error: std::io::Error| CameraError::StepFailed {
                     step,
                     text: error.to_string(),
                 };
                 self.stream.write_all(&bytes).await.map_err(lost)?;
-                let response = self.read_response(cseq, step).await?;
+                let response = self.read_response(step).await?;
                 let is_refused = response.status == 401 && attempts < MAX_AUTHENTICATION_ATTEMPTS;
                 if !is_refused || !self.take_challenge(&response) {
                     return Ok(response);
@@ -133,27 +136,37 @@ impl RtspConnection {
             .unwrap_or(Err(CameraError::Timeout(step)))
     }
 
-    async fn read_response(&mut self, cseq: u32, step: RtspStep) -> Result<RtspResponse, CameraError> {
+    /// Removes the next message or frame from what was received; `None` if it is not complete.
+    pub(super) fn take_next_item(&mut self) -> Result<Option<InterleavedFrameOrMessage>, &'static str> {
+        const NOT_RTSP: &str = "the camera sent what is no RTSP, or a message that is too long";
+        // SETUP requests the channels 0 and 1.
+        let start = self
+            .garbage_skipper
+            .skip_to_item(&mut self.received, |channel| channel <= 1);
+        match start {
+            BufferStart::Item => take_next_frame_or_message(&mut self.received).map_err(|_| NOT_RTSP),
+            BufferStart::Incomplete => Ok(None),
+            BufferStart::TooMuchGarbage => Err(NOT_RTSP),
+        }
+    }
+
+    async fn read_response(&mut self, step: RtspStep) -> Result<RtspResponse, CameraError> {
         let failed = |text: &str| CameraError::StepFailed {
             step,
             text: text.to_owned(),
         };
         for _ in 0..MAX_ITEMS_BEFORE_RESPONSE {
             let item = loop {
-                match take_next_frame_or_message(&mut self.received) {
-                    Ok(Some(item)) => break item,
-                    Ok(None) => {}
-                    Err(_) => return Err(failed("the camera sent what is no RTSP, or a message that is too long")),
+                if let Some(item) = self.take_next_item().map_err(failed)? {
+                    break item;
                 }
                 let read = self.stream.read_buf(&mut self.received).await;
                 if read.map_err(|error| failed(&error.to_string()))? == 0 {
                     return Err(failed("the camera closed the connection"));
                 }
             };
-            // A camera that numbers its responses wrongly is not left without an answer: nothing else is asked meanwhile.
-            if let Some((number, response)) = RtspResponse::from_item(item)
-                && number.is_none_or(|number| number == cseq)
-            {
+            // Whatever its number is: some cameras number their responses wrongly, and nothing else is asked meanwhile.
+            if let Some(response) = RtspResponse::from_item(item) {
                 return Ok(response);
             }
         }
@@ -178,14 +191,13 @@ impl RtspConnection {
 }
 
 impl RtspResponse {
-    /// Returns a response and its number; `None` for everything else.
-    pub(super) fn from_item(item: InterleavedFrameOrMessage) -> Option<(Option<u32>, Self)> {
+    /// Returns a response; `None` for everything else.
+    pub(super) fn from_item(item: InterleavedFrameOrMessage) -> Option<Self> {
         let InterleavedFrameOrMessage::Message { first, headers, body } = item else {
             return None;
         };
         let rest = first.strip_prefix("RTSP/")?;
         let status = rest.split_ascii_whitespace().nth(1)?.parse().ok()?;
-        let cseq = find_header_value(&headers, "cseq").and_then(|text| text.parse().ok());
-        Some((cseq, Self { status, headers, body }))
+        Some(Self { status, headers, body })
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, interval_at, sleep_until, timeout};
 
 use super::audio_queue::AudioQueue;
 use super::connection::{MAX_AUTHENTICATION_ATTEMPTS, RtspConnection, RtspResponse};
-use crate::sources::rtsp::message::{InterleavedFrameOrMessage, find_header_value, take_next_frame_or_message};
+use crate::sources::rtsp::message::{InterleavedFrameOrMessage, find_header_value};
 use millstream_core::hub::mailbox::Mailbox;
 use millstream_core::hub::tap::TapQueue;
 
@@ -23,6 +23,9 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time for the TEARDOWN.
 const TEARDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time that the camera has to close the connection afterwards. The next talker waits for it.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Batches of a tap that wait: more than fit the queue of audio.
 const TAP_CAPACITY: usize = 64;
@@ -56,7 +59,7 @@ pub struct BackChannelSender {
     audio: AudioQueue,
     keepalive_interval: Duration,
     /// Number of the last keepalive while it has no response.
-    pending_keepalive: Option<u32>,
+    is_keepalive_pending: bool,
     /// How often the last keepalive was sent.
     keepalive_attempts: u32,
     messages: VecDeque<Vec<u8>>,
@@ -71,7 +74,7 @@ impl BackChannelSender {
             connection,
             audio,
             keepalive_interval: session_timeout / 2,
-            pending_keepalive: None,
+            is_keepalive_pending: false,
             keepalive_attempts: 0,
             messages: VecDeque::new(),
             writing: Bytes::new(),
@@ -163,9 +166,7 @@ impl BackChannelSender {
             return Err("the camera closed the connection".to_owned());
         }
         loop {
-            let item = take_next_frame_or_message(&mut self.connection.received)
-                .map_err(|_| "the camera sent what is no RTSP, or a message that is too long".to_owned())?;
-            match item {
+            match self.connection.take_next_item()? {
                 None => return Ok(()),
                 // RTCP of the camera.
                 Some(InterleavedFrameOrMessage::Interleaved { .. }) => {}
@@ -173,8 +174,8 @@ impl BackChannelSender {
                     self.answer_request(&headers)?;
                 }
                 Some(item) => {
-                    if let Some((cseq, response)) = RtspResponse::from_item(item) {
-                        self.handle_response(cseq, &response)?;
+                    if let Some(response) = RtspResponse::from_item(item) {
+                        self.handle_response(&response)?;
                     }
                 }
             }
@@ -187,11 +188,10 @@ impl BackChannelSender {
         self.queue_message(format!("RTSP/1.0 200 OK\r\nCSeq: {cseq}\r\n\r\n").into_bytes())
     }
 
-    fn handle_response(&mut self, cseq: Option<u32>, response: &RtspResponse) -> Result<(), String> {
-        if self.pending_keepalive.is_none() || cseq.is_some_and(|cseq| Some(cseq) != self.pending_keepalive) {
+    fn handle_response(&mut self, response: &RtspResponse) -> Result<(), String> {
+        if !std::mem::take(&mut self.is_keepalive_pending) {
             return Ok(());
         }
-        self.pending_keepalive = None;
         match response.status {
             // The nonce has expired.
             401 if self.keepalive_attempts < MAX_AUTHENTICATION_ATTEMPTS
@@ -208,7 +208,7 @@ impl BackChannelSender {
     }
 
     fn begin_keepalive(&mut self) -> Result<(), String> {
-        if self.pending_keepalive.is_some() {
+        if self.is_keepalive_pending {
             return Err("the camera does not answer keepalives".to_owned());
         }
         self.keepalive_attempts = 0;
@@ -218,8 +218,8 @@ impl BackChannelSender {
     fn queue_keepalive(&mut self) -> Result<(), String> {
         self.keepalive_attempts += 1;
         let uri = self.connection.uri.clone();
-        let (cseq, bytes) = self.connection.write_request("OPTIONS", &uri, "");
-        self.pending_keepalive = Some(cseq);
+        let bytes = self.connection.write_request("OPTIONS", &uri, "");
+        self.is_keepalive_pending = true;
         self.queue_message(bytes)
     }
 
@@ -234,17 +234,20 @@ impl BackChannelSender {
     /// Ends the session with the camera. What is half written is completed.
     async fn tear_down(mut self) {
         let uri = self.connection.uri.clone();
-        let (_, teardown) = self.connection.write_request("TEARDOWN", &uri, "");
+        let teardown = self.connection.write_request("TEARDOWN", &uri, "");
         let ending = async {
             let stream = &mut self.connection.stream;
             stream.write_all_buf(&mut self.writing).await?;
             stream.write_all(&teardown).await?;
             stream.shutdown().await?;
             // The connection is closed by the camera first: otherwise what it still sends resets it.
-            while stream.read_buf(&mut self.connection.received).await? > 0 {
-                self.connection.received.clear();
-            }
-            io::Result::Ok(())
+            let closing = async {
+                while stream.read_buf(&mut self.connection.received).await? > 0 {
+                    self.connection.received.clear();
+                }
+                io::Result::Ok(())
+            };
+            timeout(CLOSE_TIMEOUT, closing).await.unwrap_or(Ok(()))
         };
         // A camera that does not take it ends the session with the connection.
         let _ = timeout(TEARDOWN_TIMEOUT, ending).await;
