@@ -372,10 +372,11 @@ mod tests {
     /// What senders of H.264 and H.265 do wrong, or seldom, and decoders make whole frames of.
     #[test]
     fn odd_units_and_fragments_make_whole_frames() {
+        type PayloadsAndUnits<'a> = (Codec, &'a [&'a [u8]], &'a [&'a [u8]]);
         const HEVC_P_SLICE: &[u8] = &[0x02, 0x01, 0xd0, 3, 4, 5];
         let sized = |nal: &[u8]| [&(nal.len() as u16).to_be_bytes()[..], nal].concat();
         let stap = [&[0x78][..], &sized(&[]), &sized(P_SLICE), &sized(&[])].concat();
-        let cases: [(Codec, &[&[u8]], &[&[u8]]); 6] = [
+        let cases: [PayloadsAndUnits<'_>; 6] = [
             // Units of no length in an aggregation packet.
             (Codec::H264, &[&stap], &[P_SLICE]),
             // One fragment that is the whole unit.

@@ -77,7 +77,8 @@ impl SequenceParams {
         if bits.read_flag()? {
             (0..4).try_for_each(|_| bits.read_ue().map(|_| ()))?; // conformance window
         }
-        (bits.read_ue()?, bits.read_ue()?); // bit depths
+        bits.read_ue()?; // bit depths
+        bits.read_ue()?;
         let poc_lsb_bits = bits.read_ue().filter(|bits| *bits <= 12)? + 4;
         let first = if bits.read_flag()? { 0 } else { sub_layers };
         let mut max_dec_pic_buffering = 0;
@@ -96,7 +97,8 @@ impl SequenceParams {
         let has_sample_adaptive_offset = bits.read_flag()?;
         if bits.read_flag()? {
             bits.skip(8); // PCM bit depths
-            (bits.read_ue()?, bits.read_ue()?);
+            bits.read_ue()?;
+            bits.read_ue()?;
             bits.skip(1); // pcm_loop_filter_disabled_flag
         }
         let set_count = bits.read_ue().filter(|count| *count <= MAX_REFERENCE_SETS)?;
@@ -248,13 +250,15 @@ impl PictureParams {
         let extra_slice_header_bits = bits.read_bits(3)? as usize;
         bits.skip(1); // sign_data_hiding_enabled_flag
         let has_cabac_init = bits.read_flag()?;
-        (bits.read_ue()?, bits.read_ue()?); // default numbers of references
+        bits.read_ue()?; // default numbers of references
+        bits.read_ue()?;
         let initial_qp = 26 + bits.read_signed_exp_golomb()?;
         bits.skip(2); // constrained_intra_pred_flag, transform_skip_enabled_flag
         if bits.read_flag()? {
             bits.read_ue()?; // diff_cu_qp_delta_depth
         }
-        (bits.read_signed_exp_golomb()?, bits.read_signed_exp_golomb()?); // chroma QP offsets
+        bits.read_signed_exp_golomb()?; // chroma QP offsets
+        bits.read_signed_exp_golomb()?;
         let has_chroma_qp_offsets = bits.read_flag()?;
         let has_weighted_prediction = bits.read_flag()?;
         bits.skip(1); // weighted_bipred_flag
@@ -265,7 +269,8 @@ impl PictureParams {
         if bits.read_flag()? {
             (has_deblocking_override, disables_deblocking) = (bits.read_flag()?, bits.read_flag()?);
             if !disables_deblocking {
-                (bits.read_signed_exp_golomb()?, bits.read_signed_exp_golomb()?); // beta and tc offsets
+                bits.read_signed_exp_golomb()?; // beta and tc offsets
+                bits.read_signed_exp_golomb()?;
             }
         }
         if bits.read_flag()? {
