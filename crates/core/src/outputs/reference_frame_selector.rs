@@ -1,13 +1,14 @@
 //! Which frame of a track is being passed where frames that nothing refers to are left out.
 
-use crate::media::packet::TrackTime;
+use crate::media::packet::{TrackSeq, TrackTime};
 
 /// Which frame is being passed, and whether it is left out: one decision for all of its packets.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ReferenceFrameSelector {
     pub(super) passed_frame: Option<PassedFrame>,
-    /// All frames are sent from the next key frame on: what was left out before it, those in between may refer to.
-    pub(super) ends_at_key_frame: bool,
+    /// All frames are sent once a key frame at or after this position was reached: what was left out before it, those in
+    /// between may refer to.
+    pub(super) ends_at_key_frame_from: Option<TrackSeq>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +18,10 @@ pub(super) struct PassedFrame {
 }
 
 impl ReferenceFrameSelector {
-    /// What is sent next is not what follows.
+    /// What is sent next is not what follows, but a key frame, which may have any position.
     pub(super) fn forget_frames(&mut self) {
         self.passed_frame = None;
+        self.ends_at_key_frame_from = self.ends_at_key_frame_from.map(|_| 0);
     }
 
     /// Whether a decision on the frame with this time was made, and which.

@@ -27,18 +27,22 @@ impl TrackSender {
                 time: entry.packet.time,
                 is_left_out: false,
             }),
-            ends_at_key_frame: false,
+            ends_at_key_frame_from: None,
         };
     }
 
     /// All frames are sent from the next key frame on. Returns whether that is new.
     pub(super) fn end_reference_frames_at_key_frame(&mut self) -> bool {
-        !std::mem::replace(&mut self.reference_frames.ends_at_key_frame, true)
+        let is_new = self.reference_frames.ends_at_key_frame_from.is_none();
+        self.reference_frames
+            .ends_at_key_frame_from
+            .get_or_insert(self.sent_end_position);
+        is_new
     }
 
     /// Frames that nothing refers to go on being left out.
     pub(super) fn continue_reference_frames(&mut self) {
-        self.reference_frames.ends_at_key_frame = false;
+        self.reference_frames.ends_at_key_frame_from = None;
     }
 
     /// Moves `cursor` over frames that nothing refers to: they take no sequence numbers. Returns whether it is known that what
@@ -69,8 +73,7 @@ impl TrackSender {
                     }
                     let is_left_out = reference == FrameReference::NonReference;
                     self.reference_frames.passed_frame = Some(PassedFrame { time, is_left_out });
-                    if !is_left_out {
-                        self.end_reference_frames_if_due(seq, ring);
+                    if self.end_reference_frames_if_due(seq, ring) || !is_left_out {
                         return true;
                     }
                 }
@@ -82,10 +85,18 @@ impl TrackSender {
         true
     }
 
-    fn end_reference_frames_if_due(&mut self, seq: TrackSeq, ring: &PacketRing) {
-        if self.reference_frames.ends_at_key_frame && ring.is_key_frame_start(seq) {
+    /// Ends it at the frame that starts here, if that is wanted, and a key frame starts here or was passed since. That was not
+    /// known yet when it was passed if its first packet came late.
+    fn end_reference_frames_if_due(&mut self, seq: TrackSeq, ring: &PacketRing) -> bool {
+        let Some(from) = self.reference_frames.ends_at_key_frame_from else {
+            return false;
+        };
+        let has_passed = |key_frame: TrackSeq| (from..=seq).contains(&key_frame);
+        let is_due = ring.is_key_frame_start(seq) || ring.newest_key_frame_seq().is_some_and(has_passed);
+        if is_due {
             self.set_frame_selection_before_start(FrameSelection::All);
         }
+        is_due
     }
 }
 
@@ -105,6 +116,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
     const DELIMITER: &[u8] = &[0x09, 0xf0];
     const KEY: &[u8] = &[0x65, 0x88];
+    const KEY_SECOND_SLICE: &[u8] = &[0x65, 0x08];
     const REFERENCE: &[u8] = &[0x41, 0x9a];
     const NON_REFERENCE: &[u8] = &[0x01, 0x9a];
     const FIRST: TrackSeq = 100;
@@ -243,6 +255,38 @@ mod tests {
         line.arrive(166, 5, 5, NON_REFERENCE);
         line.arrive(200, 6, 6, REFERENCE);
         assert_eq!(line.positions(), [0, 2, 4, 5, 6]);
+    }
+
+    /// The viewer is past the key frame when its first packet, which tells that it is one, comes.
+    #[test]
+    fn all_frames_are_sent_again_after_a_key_frame_whose_first_packet_came_late() {
+        let mut line = Line::begin(FrameSelection::ReferenceFrames);
+        line.arrive(33, 1, 1, REFERENCE);
+        assert!(line.track.change_frame_selection(FrameSelection::All, &line.ring));
+        line.arrive(66, 3, 2, KEY_SECOND_SLICE);
+        line.arrive(100, 4, 3, NON_REFERENCE);
+        assert_eq!(
+            line.sent.iter().map(|(position, _)| *position).collect::<Vec<_>>(),
+            [0, 1, 3]
+        );
+        line.arrive(120, 2, 2, KEY);
+        assert_eq!(line.track.frame_selection(), FrameSelection::ReferenceFrames);
+        line.arrive(133, 5, 4, NON_REFERENCE);
+        assert_eq!(line.track.frame_selection(), FrameSelection::All);
+        line.arrive(166, 6, 5, NON_REFERENCE);
+        line.sent.sort_unstable();
+        assert_eq!(line.positions(), [0, 1, 2, 3, 5, 6]);
+    }
+
+    #[test]
+    fn a_key_frame_from_before_does_not_bring_all_frames_back() {
+        let mut line = Line::begin(FrameSelection::ReferenceFrames);
+        line.arrive(33, 1, 1, NON_REFERENCE);
+        line.track.change_frame_selection(FrameSelection::All, &line.ring);
+        line.arrive(66, 2, 2, NON_REFERENCE);
+        line.arrive(100, 3, 3, REFERENCE);
+        assert_eq!(line.track.frame_selection(), FrameSelection::ReferenceFrames);
+        assert_eq!(line.positions(), [0, 3]);
     }
 
     #[test]
