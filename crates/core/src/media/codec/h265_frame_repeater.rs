@@ -91,6 +91,9 @@ impl H265FrameRepeater {
         let rows_of_slice = if picture.has_wavefronts { 1 } else { rows };
         let poc_distance = poc_distance(sequence.poc_lsb_bits, self.repetition_count);
         let mut nals = Vec::new();
+        let units = |size: u32| size.div_ceil(1 << sequence.log2_min_block) as usize;
+        // A slice reads none but those that it has written.
+        let mut depths = vec![0; units(sequence.width) * units(sequence.height)];
         for first_row in (0..rows).step_by(rows_of_slice as usize) {
             let mut bits = BitWriter::default();
             let address = first_row * columns;
@@ -100,7 +103,7 @@ impl H265FrameRepeater {
                 end_row: first_row + rows_of_slice,
                 columns,
             };
-            write_skipped_tree_blocks(&mut bits, picture, sequence, &area);
+            write_skipped_tree_blocks(&mut bits, (picture, sequence), &area, &mut depths);
             bits.align_with_zeros();
             nals.push(build_nal_unit_from_rbsp(&NON_REFERENCE_NAL_HEADER, bits.bytes()));
         }
@@ -225,20 +228,19 @@ struct SkippedBlocks<'a> {
     /// First row of pixels of the slice.
     top: u32,
     /// Depths of the coding units, in units of the smallest.
-    depths: Vec<u8>,
+    depths: &'a mut [u8],
 }
 
 fn write_skipped_tree_blocks(
     bits: &mut BitWriter,
-    picture: &PictureParams,
-    sequence: &SequenceParams,
+    (picture, sequence): (&PictureParams, &SequenceParams),
     area: &SliceArea,
+    depths: &mut [u8],
 ) {
     let context = |value: u8| {
         let (slope, offset) = (i64::from(value >> 4) * 5 - 45, (i64::from(value & 15) << 3) - 16);
         CabacContext::new(slope, offset, picture.initial_qp)
     };
-    let units = |size: u32| size.div_ceil(1 << sequence.log2_min_block) as usize;
     let mut blocks = SkippedBlocks {
         encoder: CabacEncoder::new(bits),
         split: SPLIT_CU_FLAG_INIT.map(context),
@@ -250,7 +252,7 @@ fn write_skipped_tree_blocks(
         height: sequence.height,
         log2_min_block: sequence.log2_min_block,
         top: area.first_row << sequence.log2_tree_block,
-        depths: vec![0; units(sequence.width) * units(sequence.height)],
+        depths,
     };
     for row in area.first_row..area.end_row {
         for column in 0..area.columns {

@@ -7,6 +7,12 @@ const MAX_REFERENCES: u32 = 16;
 const MAX_REFERENCE_SETS: u32 = 64;
 const MAX_SIZE: u32 = 16_384;
 
+/// Maximum number of pixels (`MaxLumaPs` of level 6.2, table A.8): in tree blocks of the least size as many blocks as H.264 may have.
+const MAX_PIXELS: u32 = 35_651_584;
+
+/// Sizes of tree blocks (§7.4.3.2.1).
+const LOG2_TREE_BLOCK_SIZES: std::ops::RangeInclusive<u32> = 4..=6;
+
 /// What a sequence parameter set says.
 #[derive(Clone, Debug)]
 pub(super) struct SequenceParams {
@@ -74,6 +80,9 @@ impl SequenceParams {
             return None; // separate_colour_plane_flag
         }
         let (width, height) = (read_size(&mut bits)?, read_size(&mut bits)?);
+        if width * height > MAX_PIXELS {
+            return None;
+        }
         if bits.read_flag()? {
             (0..4).try_for_each(|_| bits.read_ue().map(|_| ()))?; // conformance window
         }
@@ -89,6 +98,9 @@ impl SequenceParams {
         }
         let log2_min_block = bits.read_ue().filter(|log2| *log2 <= 3)? + 3;
         let log2_tree_block = log2_min_block + bits.read_ue().filter(|more| *more <= 3)?;
+        if !LOG2_TREE_BLOCK_SIZES.contains(&log2_tree_block) {
+            return None;
+        }
         (0..4).try_for_each(|_| bits.read_ue().map(|_| ()))?; // transform block sizes and depths
         if bits.read_flag()? && bits.read_flag()? {
             skip_scaling_lists(&mut bits)?;
@@ -123,7 +135,7 @@ impl SequenceParams {
                 poc_lsb_bits,
                 max_dec_pic_buffering,
                 log2_min_block,
-                log2_tree_block: (log2_tree_block <= 6).then_some(log2_tree_block)?,
+                log2_tree_block,
                 has_sample_adaptive_offset,
                 reference_sets,
                 long_term_references,
@@ -353,5 +365,44 @@ impl FirstSlice {
             poc_lsb,
             references,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bit_writer::BitWriter;
+    use super::*;
+
+    fn sequence_parameter_set(width: u32, height: u32, log2_min_block: u32, log2_tree_block: u32) -> Vec<u8> {
+        let mut bits = BitWriter::default();
+        bits.write_bits(1, 8); // one sub-layer
+        (0..3).for_each(|_| bits.write_bits(u32::MAX, 32)); // profile and level
+        // ID, chroma format, size
+        [0, 1, width, height].into_iter().for_each(|value| bits.write_ue(value));
+        bits.write_bits(0, 1); // conformance_window_flag
+        [0, 0, 4].into_iter().for_each(|value| bits.write_ue(value)); // bit depths and length of picture order counts
+        bits.write_bits(1, 1); // sps_sub_layer_ordering_info_present_flag
+        [1, 0, 0].into_iter().for_each(|value| bits.write_ue(value));
+        bits.write_ue(log2_min_block - 3);
+        bits.write_ue(log2_tree_block - log2_min_block);
+        (0..4).for_each(|_| bits.write_ue(0)); // transform blocks
+        bits.write_bits(0, 4); // scaling lists, amp_enabled_flag, SAO, PCM
+        bits.write_ue(0); // num_short_term_ref_pic_sets
+        bits.write_bits(0, 2); // long-term references, sps_temporal_mvp_enabled_flag
+        bits.write_bits(1, 1);
+        bits.align_with_zeros();
+        bits.bytes().to_vec()
+    }
+
+    #[test]
+    fn pictures_of_more_blocks_than_a_level_allows_are_refused() {
+        let parses = |width, height, min_block, tree_block| {
+            SequenceParams::parse(&sequence_parameter_set(width, height, min_block, tree_block)).is_some()
+        };
+        assert!(parses(1_920, 1_080, 3, 6));
+        assert!(parses(8_192, 4_352, 3, 4));
+        assert!(!parses(8_192, 4_360, 3, 4));
+        assert!(!parses(16_384, 16_384, 3, 6));
+        assert!(!parses(1_920, 1_080, 3, 3));
     }
 }
