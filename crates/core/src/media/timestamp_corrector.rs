@@ -25,10 +25,15 @@ const MAX_INTERLACED_FIELD_INTERVAL: Duration = Duration::from_secs(1);
 const MIN_STUCK_DURATION_BY_MARKERS: Duration = Duration::from_millis(200);
 
 /// Video whose timestamps advance more than 1.8 times as fast as it arrives, or as slow, in this many intervals in a row has
-/// another clock rate than announced. A burst of frames after a pause of the network is within one.
-const WRONG_INTERVALS_TO_DISTRUST_CLOCK: u8 = 3;
+/// another clock rate than announced, if they advance as fast in each of these. A burst of frames after a pause of the network
+/// is within one, and a path that carries too little does not carry the same part of it for long.
+const WRONG_INTERVALS_TO_DISTRUST_CLOCK: usize = 3;
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(4);
 const MAX_CLOCK_RATE_ERROR: f64 = 1.8;
+const MAX_WRONG_CLOCK_RATE_SPREAD: f64 = 1.15;
+
+/// A clock that is this far from arrivals since the first frame, and a thousandth of that time, was right all along.
+const MAX_RIGHT_CLOCK_DEVIATION: Duration = Duration::from_millis(500);
 
 /// Frames in a row with timestamps of their own after which these are believed again.
 const FRAMES_TO_TRUST_TIMESTAMPS: u32 = 32;
@@ -64,9 +69,14 @@ pub struct RtpTimestampCorrector {
 /// Compares source timestamps with arrivals.
 #[derive(Debug, Default)]
 struct ClockCheck {
+    /// The first frame, with its source timestamp.
+    first_frame: Option<FrameTimestampAndArrival>,
     /// Where the present interval began.
     start: Option<FrameTimestampAndArrival>,
-    wrong_intervals_in_row: u8,
+    /// How fast the clock was in the last intervals, in which it was wrong.
+    wrong_rates: VecDeque<f64>,
+    /// The offset of source timestamps before the clock was taken for wrong.
+    trusted_offset: Option<u64>,
     /// The newest frame, with its corrected timestamp.
     newest_frame: Option<FrameTimestampAndArrival>,
 }
@@ -159,7 +169,7 @@ impl RtpTimestampCorrector {
         self.newest_packet = None;
         self.recent_frames.clear();
         self.jump_corrector.on_seq_and_timestamp_discontinuity();
-        self.clock_check.start = None;
+        self.clock_check.forget_source_clock();
         match &mut self.mode {
             TimestampMode::Source { offset } => *offset = 0,
             TimestampMode::Arrival { advancing, .. } => *advancing = None,
@@ -306,7 +316,16 @@ impl RtpTimestampCorrector {
             arrival: packet.arrival,
         };
         match &mut self.mode {
-            TimestampMode::Source { .. } => {
+            TimestampMode::Source { offset } => {
+                let trusted = self
+                    .clock_check
+                    .trusted_offset_if_right(source, self.clock_rate)
+                    .filter(|trusted| packet.time.wrapping_add(*trusted) > self.newest_time);
+                if let Some(trusted) = trusted {
+                    *offset = trusted;
+                    self.clock_check.trusted_offset = None;
+                }
+                let offset = *offset;
                 let stuck_since = self
                     .first_frame_with_timestamp
                     .filter(|first| self.are_timestamps_stuck(packet.arrival.saturating_duration_since(first.arrival)));
@@ -315,7 +334,13 @@ impl RtpTimestampCorrector {
                     .then_some(self.clock_check.newest_frame)
                     .flatten();
                 if let Some(anchor) = stuck_since.or(wrong_since) {
-                    self.clock_check = ClockCheck::default();
+                    self.clock_check = ClockCheck {
+                        first_frame: self.clock_check.first_frame.filter(|_| stuck_since.is_none()),
+                        trusted_offset: stuck_since
+                            .is_none()
+                            .then(|| self.clock_check.trusted_offset.unwrap_or(offset)),
+                        ..ClockCheck::default()
+                    };
                     self.mode = TimestampMode::Arrival {
                         anchor,
                         advancing: None,
@@ -334,7 +359,12 @@ impl RtpTimestampCorrector {
                 let elapsed = packet.arrival.saturating_duration_since(first.arrival);
                 let media = packet.time.checked_sub(first.time);
                 let media = media.map(|ticks| ticks_to_duration(ticks, self.clock_rate));
-                if media.is_some_and(|media| media.abs_diff(elapsed) <= elapsed / 4) {
+                // While frames catch up with arrivals, what is measured now does not last.
+                let tolerance = match self.clock_check.trusted_offset {
+                    Some(_) => elapsed / 20,
+                    None => elapsed / 4,
+                };
+                if media.is_some_and(|media| media.abs_diff(elapsed) <= tolerance) {
                     let time = self.timestamp_from_arrival(anchor, packet.arrival);
                     let offset = time.wrapping_sub(packet.time);
                     self.mode = TimestampMode::Source { offset };
@@ -392,16 +422,40 @@ impl RtpTimestampCorrector {
 impl ClockCheck {
     /// Takes a frame with its source timestamp. Returns whether the clock of the sender has another rate than announced.
     fn has_wrong_clock(&mut self, frame: FrameTimestampAndArrival, clock_rate: u32) -> bool {
+        self.first_frame.get_or_insert(frame);
         let start = *self.start.get_or_insert(frame);
         let elapsed = frame.arrival.saturating_duration_since(start.arrival);
         if elapsed < CLOCK_CHECK_INTERVAL {
             return false;
         }
         let media = ticks_to_duration(frame.time.saturating_sub(start.time), clock_rate);
-        let is_wrong = media > elapsed.mul_f64(MAX_CLOCK_RATE_ERROR) || media.mul_f64(MAX_CLOCK_RATE_ERROR) < elapsed;
-        self.wrong_intervals_in_row = if is_wrong { self.wrong_intervals_in_row + 1 } else { 0 };
         self.start = Some(frame);
-        self.wrong_intervals_in_row >= WRONG_INTERVALS_TO_DISTRUST_CLOCK
+        let rate = media.as_secs_f64() / elapsed.as_secs_f64();
+        if (1.0 / MAX_CLOCK_RATE_ERROR..=MAX_CLOCK_RATE_ERROR).contains(&rate) {
+            self.wrong_rates.clear();
+            return false;
+        }
+        self.wrong_rates.push_back(rate);
+        if self.wrong_rates.len() > WRONG_INTERVALS_TO_DISTRUST_CLOCK {
+            self.wrong_rates.pop_front();
+        }
+        let slowest = self.wrong_rates.iter().copied().fold(rate, f64::min);
+        let fastest = self.wrong_rates.iter().copied().fold(rate, f64::max);
+        self.wrong_rates.len() == WRONG_INTERVALS_TO_DISTRUST_CLOCK && fastest <= slowest * MAX_WRONG_CLOCK_RATE_SPREAD
+    }
+
+    /// Takes a frame with its source timestamp. Returns the offset before the clock was taken for wrong, if it agrees with
+    /// arrivals since the first frame: then frames came late, or early, and other tracks go on with that offset.
+    fn trusted_offset_if_right(&self, frame: FrameTimestampAndArrival, clock_rate: u32) -> Option<u64> {
+        let (first, offset) = (self.first_frame?, self.trusted_offset?);
+        let elapsed = frame.arrival.saturating_duration_since(first.arrival);
+        let media = ticks_to_duration(frame.time.checked_sub(first.time)?, clock_rate);
+        (media.abs_diff(elapsed) <= MAX_RIGHT_CLOCK_DEVIATION + elapsed / 1_000).then_some(offset)
+    }
+
+    /// Timestamps that follow are unrelated.
+    fn forget_source_clock(&mut self) {
+        (self.first_frame, self.start, self.trusted_offset) = (None, None, None);
     }
 }
 
@@ -584,6 +638,42 @@ mod tests {
         for frame in 0..750u64 {
             fast.now += 25 * MS;
             assert_eq!(fast.send(frame * 3_600, true, FIRST_SLICE_FRAMING), frame * 3_600);
+        }
+    }
+
+    /// A path carries a part of the video that changes, and then all that has waited.
+    #[test]
+    fn frames_of_a_path_that_carries_too_little_keep_their_timestamps() {
+        let mut sender = SimulatedRtpSender::new(Codec::H264);
+        let start = sender.now;
+        for frame in 0..1_000u64 {
+            let since_start = sender.now - start;
+            let step = match since_start.as_secs() / 4 {
+                0..4 if frame < 400 => [80, 130, 90, 110][since_start.as_secs() as usize / 4] * MS,
+                _ => 5 * MS,
+            };
+            sender.now = (sender.now + step).max(start + frame as u32 * 40 * MS);
+            assert_eq!(sender.send(frame * 3_600, true, FIRST_SLICE_FRAMING), frame * 3_600);
+        }
+        assert_eq!(sender.corrector.arrival_timestamped_frame_count(), 0);
+    }
+
+    /// A path carries half of the video for some time, and then all that has waited, at once or slightly faster than it is sent.
+    #[test]
+    fn frames_that_were_late_for_long_return_to_the_offset_before() {
+        for catching_up_step in [5, 35] {
+            let mut sender = SimulatedRtpSender::new(Codec::H264);
+            let start = sender.now;
+            let mut times = Vec::new();
+            for frame in 0..4_000u64 {
+                let step = if frame < 250 { 80 } else { catching_up_step };
+                sender.now = (sender.now + step * MS).max(start + frame as u32 * 40 * MS);
+                times.push(sender.send(frame * 3_600, true, FIRST_SLICE_FRAMING));
+            }
+            assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
+            assert!(sender.corrector.arrival_timestamped_frame_count() > 0);
+            assert_eq!(times[3_999], 3_999 * 3_600, "{catching_up_step}");
+            assert_eq!(sender.corrector.correct_source_timestamp(90_000), Some(90_000));
         }
     }
 
