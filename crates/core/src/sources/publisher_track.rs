@@ -10,6 +10,7 @@ use crate::hub::track::Track;
 use crate::media::rtp::ParsedRtpHeader;
 use crate::media::{PayloadType, Rid};
 use crate::sdp::negotiation_result::{DeclaredSsrc, IncomingTrack, RtpHeaderExtensionIds};
+use crate::session::feedback::MIN_KEY_FRAME_REQUEST_INTERVAL;
 
 /// One negotiated track.
 pub struct PublisherTrack {
@@ -96,7 +97,7 @@ impl PublisherTrack {
                 }
             }
         }
-        self.request_key_frames_after_unrecovered_loss();
+        self.request_key_frames_after_unrecovered_loss(now);
     }
 
     /// Whether the MID extension of a packet is that of this track.
@@ -218,17 +219,28 @@ impl PublisherTrack {
     }
 
     /// Requests a key frame of each layer of which a packet was given up since the last call: nothing else makes it whole
-    /// again.
-    fn request_key_frames_after_unrecovered_loss(&mut self) {
+    /// again. One layer per second, the active one first: many encoders answer with key frames of all layers.
+    fn request_key_frames_after_unrecovered_loss(&mut self, now: Instant) {
         self.handled_unrecovered_packet_counts.resize(self.encodings.len(), 0);
-        for (encoding, handled) in self
-            .encodings
-            .iter_mut()
-            .zip(&mut self.handled_unrecovered_packet_counts)
-        {
+        let active = self.active_encoding_index;
+        let others = (0..self.encodings.len()).filter(|index| *index != active);
+        for index in std::iter::once(active).chain(others) {
+            let known = self.encodings.iter().filter(|encoding| encoding.ssrc.is_some());
+            let newest = known.filter_map(|encoding| encoding.key_frame_request_scheduler.newest_request_at(now));
+            let earliest = newest
+                .max()
+                .map_or(now, |newest| newest + MIN_KEY_FRAME_REQUEST_INTERVAL);
+            let (Some(encoding), Some(handled)) = (
+                self.encodings.get_mut(index),
+                self.handled_unrecovered_packet_counts.get_mut(index),
+            ) else {
+                continue;
+            };
             let given_up = encoding.unrecovered_packet_count();
             if std::mem::replace(handled, given_up) != given_up {
-                encoding.key_frame_request_scheduler.request_key_frame();
+                encoding
+                    .key_frame_request_scheduler
+                    .request_key_frame_not_before(earliest);
             }
         }
     }
@@ -260,4 +272,51 @@ impl PublisherTrack {
 /// equal layers must not alternate.
 pub(super) fn is_clearly_better_layer((pixels, bytes): (u32, u64), other: (u32, u64)) -> bool {
     pixels > other.0 || (pixels == other.0 && bytes > other.1 * 3 / 2)
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "an origin for virtual time")]
+mod tests {
+    use super::*;
+    use crate::media::Ssrc;
+    use crate::sources::tests::h264;
+
+    /// Requests that are sent while packets of three layers are lost all the time.
+    fn requests_after_loss_in_all_layers(answers_with_all_layers: bool) -> Vec<(usize, u64)> {
+        let rids = ["q", "h", "f"].map(|rid| Rid(rid.into())).to_vec();
+        let mut track = PublisherTrack::new(IncomingTrack { rids, ..h264() });
+        for (encoding, ssrc) in track.encodings.iter_mut().zip(1..) {
+            encoding.ssrc = Some(Ssrc(ssrc));
+        }
+        track.active_encoding_index = 2;
+        let (start, mut sent) = (Instant::now(), Vec::new());
+        for ms in (0..2_900).step_by(100) {
+            let now = start + std::time::Duration::from_millis(ms);
+            // As if more had been lost since.
+            track.handled_unrecovered_packet_counts = vec![1; 3];
+            track.request_key_frames_after_unrecovered_loss(now);
+            for index in 0..3 {
+                if track.encodings[index].key_frame_request_scheduler.poll(now) {
+                    sent.push((index, ms));
+                    let answering = track.encodings.iter_mut().enumerate();
+                    answering
+                        .filter(|(other, _)| answers_with_all_layers || *other == index)
+                        .for_each(|(_, encoding)| encoding.key_frame_request_scheduler.on_key_frame());
+                }
+            }
+        }
+        sent
+    }
+
+    #[test]
+    fn lost_packets_of_all_layers_cost_one_key_frame_request_per_second() {
+        assert_eq!(
+            requests_after_loss_in_all_layers(true),
+            [(2, 0), (2, 1_000), (2, 2_000)]
+        );
+        assert_eq!(
+            requests_after_loss_in_all_layers(false),
+            [(2, 0), (0, 1_000), (1, 2_000)]
+        );
+    }
 }

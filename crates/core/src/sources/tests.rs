@@ -73,7 +73,7 @@ fn track(kind: MediaKind, codecs: &[(PayloadType, CodecFormat)]) -> IncomingTrac
     }
 }
 
-fn h264() -> IncomingTrack {
+pub(super) fn h264() -> IncomingTrack {
     let format = CodecFormat::H264 {
         profile: ProfileLevelId::CONSTRAINED_BASELINE_3_1,
         packetization_mode: 1,

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 /// Minimum time between two requests.
-const MIN_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const MIN_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Minimum time between a request and another one that is sent at once.
 const MIN_URGENT_KEY_FRAME_REQUEST_INTERVAL: Duration = Duration::from_millis(250);
@@ -18,6 +18,8 @@ pub struct KeyFrameRequestScheduler {
     /// Requests that may still be sent; 0 while no key frame is needed.
     requests_left: u8,
     last_request_at: Option<Instant>,
+    /// Nothing is sent before.
+    earliest_request_at: Option<Instant>,
 }
 
 impl KeyFrameRequestScheduler {
@@ -27,6 +29,16 @@ impl KeyFrameRequestScheduler {
 
     /// Requests a key frame: a viewer asked for one, a lost packet was given up, or a layer is to be switched.
     pub fn request_key_frame(&mut self) {
+        self.requests_left = MAX_UNANSWERED_KEY_FRAME_REQUESTS;
+        self.earliest_request_at = None;
+    }
+
+    /// As [`Self::request_key_frame`], to be sent at this time or later if none is pending: the key frame may come unasked until
+    /// then.
+    pub fn request_key_frame_not_before(&mut self, earliest: Instant) {
+        if self.requests_left == 0 {
+            self.earliest_request_at = Some(earliest);
+        }
         self.requests_left = MAX_UNANSWERED_KEY_FRAME_REQUESTS;
     }
 
@@ -47,11 +59,7 @@ impl KeyFrameRequestScheduler {
     /// Returns true if a request must be sent now. It is repeated every second until a key frame arrives, at most ten
     /// times.
     pub fn poll(&mut self, now: Instant) -> bool {
-        if self.requests_left == 0
-            || self
-                .last_request_at
-                .is_some_and(|last| now < last + MIN_KEY_FRAME_REQUEST_INTERVAL)
-        {
+        if self.poll_timeout(now).is_none_or(|due| now < due) {
             return false;
         }
         self.requests_left -= 1;
@@ -61,10 +69,16 @@ impl KeyFrameRequestScheduler {
 
     /// When [`Self::poll`] must be called, `now` if at once; `None` while no key frame is needed.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let after_last = self.last_request_at.map(|last| last + MIN_KEY_FRAME_REQUEST_INTERVAL);
         (self.requests_left > 0).then(|| {
-            self.last_request_at
-                .map_or(now, |last| (last + MIN_KEY_FRAME_REQUEST_INTERVAL).max(now))
+            now.max(after_last.unwrap_or(now))
+                .max(self.earliest_request_at.unwrap_or(now))
         })
+    }
+
+    /// When a request is due, or else when the last one was sent.
+    pub fn newest_request_at(&self, now: Instant) -> Option<Instant> {
+        self.poll_timeout(now).or(self.last_request_at)
     }
 }
 
@@ -113,6 +127,25 @@ mod tests {
         assert_eq!(sent, 10);
         requests.request_key_frame();
         assert!(requests.poll(start + 60_000 * MS));
+    }
+
+    #[test]
+    fn a_request_that_may_wait_is_sent_unless_a_key_frame_comes_first() {
+        let start = Instant::now();
+        let mut requests = KeyFrameRequestScheduler::new();
+        requests.request_key_frame_not_before(start + 500 * MS);
+        requests.request_key_frame_not_before(start + 900 * MS);
+        assert_eq!(requests.newest_request_at(start), Some(start + 500 * MS));
+        assert!(!requests.poll(start + 499 * MS));
+        assert!(requests.poll(start + 500 * MS));
+        requests.on_key_frame();
+        assert_eq!(requests.newest_request_at(start + 600 * MS), Some(start + 500 * MS));
+        requests.request_key_frame_not_before(start + 2_000 * MS);
+        requests.on_key_frame();
+        assert!(!requests.poll(start + 5_000 * MS));
+        requests.request_key_frame_not_before(start + 9_000 * MS);
+        requests.request_key_frame();
+        assert!(requests.poll(start + 5_000 * MS), "a viewer does not wait");
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod reception;
 mod remb;
 mod transport_cc;
 
-pub(crate) use key_frames::KeyFrameRequestScheduler;
+pub(crate) use key_frames::{KeyFrameRequestScheduler, MIN_KEY_FRAME_REQUEST_INTERVAL};
 pub(crate) use nack::NackGenerator;
 pub use reception::Arrival;
 pub(crate) use reception::{ArrivalKind, ReceptionStats};
