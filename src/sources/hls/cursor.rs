@@ -227,7 +227,8 @@ impl PlaylistCursor {
             self.next_part_index = 0;
         }
         CursorStep::ReloadPlaylist(if self.unchanged_load_count == 0 {
-            bound_reload_interval(last.duration)
+            // One wrong EXTINF does not delay the next load.
+            bound_reload_interval(last.duration.min(playlist.target_duration))
         } else {
             bound_reload_interval(playlist.target_duration / 2)
         })

@@ -17,8 +17,27 @@ struct FailedVariant {
     failed_at: Instant,
     /// The source has not returned to it.
     is_left: bool,
+    reason: LeaveReason,
     /// How often it failed soon after the source had returned to it.
     relapses: u32,
+}
+
+/// Why a variant was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaveReason {
+    /// Its playlist marks segments as missing, or has DRM.
+    Gap,
+    /// Its files could not be fetched or played, whatever its playlist lists.
+    Failure,
+}
+
+/// What is required of a variant that was left until the source returns to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ReturnRequirement {
+    /// For how long it must have media.
+    pub(super) media: Duration,
+    /// Why it was left: its playlist shows the end of a gap, but not that its segments can be fetched.
+    pub(super) reason: LeaveReason,
 }
 
 /// How long a variant that failed is tried after the others.
@@ -36,8 +55,8 @@ const RELAPSE_PERIOD: Duration = Duration::from_secs(900);
 const MAX_FAILED_VARIANTS: usize = 64;
 
 impl FailedVariants {
-    /// Records that a variant failed.
-    pub(super) fn add(&self, id: &str) {
+    /// Records that a variant failed or has a gap. One that is left for both reasons has failed.
+    pub(super) fn add(&self, id: &str, reason: LeaveReason) {
         let id = content_hash(id.as_bytes());
         let now = Instant::now();
         let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,6 +69,7 @@ impl FailedVariants {
             (false, since) if since <= RELAPSE_PERIOD => (known.relapses + 1).min(MAX_RELAPSES),
             (false, _) => 0,
         });
+        let before = known.filter(|known| known.is_left && known.reason == LeaveReason::Failure);
         if failed.len() >= MAX_FAILED_VARIANTS {
             failed.remove(0);
         }
@@ -57,6 +77,7 @@ impl FailedVariants {
             id,
             failed_at: now,
             is_left: true,
+            reason: before.map_or(reason, |before| before.reason),
             relapses,
         });
     }
@@ -67,10 +88,13 @@ impl FailedVariants {
             .is_some_and(|variant| variant.is_left && variant.failed_at.elapsed() < FAILED_VARIANT_DEMOTION_PERIOD)
     }
 
-    /// Returns for how long a variant must have media until the source returns to it; `None` if it was not left.
-    pub(super) fn media_before_return(&self, id: &str) -> Option<Duration> {
+    /// Returns what is required of a variant until the source returns to it; `None` if it was not left.
+    pub(super) fn return_requirement(&self, id: &str) -> Option<ReturnRequirement> {
         let variant = self.find(id).filter(|variant| variant.is_left)?;
-        Some(MEDIA_BEFORE_RETURN * (1 << variant.relapses))
+        Some(ReturnRequirement {
+            media: MEDIA_BEFORE_RETURN * (1 << variant.relapses),
+            reason: variant.reason,
+        })
     }
 
     /// Whether any variant was left.
@@ -102,34 +126,45 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_variant_that_fails_again_and_again_is_returned_to_later_each_time() {
         let (failed, second) = (FailedVariants::default(), Duration::from_secs(1));
-        assert_eq!(failed.media_before_return("a"), None);
+        let media = || failed.return_requirement("a").map(|required| required.media);
+        assert_eq!(media(), None);
         for expected in [10, 20, 40, 80, 160, 320, 320] {
-            failed.add("a");
-            failed.add("a");
+            failed.add("a", LeaveReason::Gap);
+            failed.add("a", LeaveReason::Gap);
             assert!(failed.is_demoted("a") && failed.has_left_any() && !failed.is_demoted("b"));
-            assert_eq!(failed.media_before_return("a"), Some(second * expected));
+            assert_eq!(media(), Some(second * expected));
             failed.record_return("a");
             assert!(!failed.is_demoted("a") && !failed.has_left_any());
-            assert_eq!(failed.media_before_return("a"), None);
+            assert_eq!(media(), None);
             tokio::time::advance(second * 400).await;
         }
         tokio::time::advance(RELAPSE_PERIOD).await;
-        failed.add("a");
-        assert_eq!(failed.media_before_return("a"), Some(second * 10));
+        failed.add("a", LeaveReason::Gap);
+        assert_eq!(media(), Some(second * 10));
         tokio::time::advance(FAILED_VARIANT_DEMOTION_PERIOD).await;
         assert!(!failed.is_demoted("a"));
-        assert_eq!(
-            failed.media_before_return("a"),
-            Some(second * 10),
-            "it was not returned to"
-        );
+        assert_eq!(media(), Some(second * 10), "it was not returned to");
+    }
+
+    #[test]
+    fn the_reason_for_which_a_variant_was_left_is_remembered() {
+        use LeaveReason::{Failure, Gap};
+        let failed = FailedVariants::default();
+        let reason = || failed.return_requirement("a").map(|required| required.reason);
+        for (added, expected) in [(Gap, Gap), (Failure, Failure), (Gap, Failure)] {
+            failed.add("a", added);
+            assert_eq!(reason(), Some(expected));
+        }
+        failed.record_return("a");
+        failed.add("a", Gap);
+        assert_eq!(reason(), Some(Gap), "it was returned to in between");
     }
 
     #[test]
     fn only_the_last_failures_are_remembered() {
         let failed = FailedVariants::default();
         for number in 0..MAX_FAILED_VARIANTS + 1 {
-            failed.add(&number.to_string());
+            failed.add(&number.to_string(), LeaveReason::Failure);
         }
         assert!(!failed.is_demoted("0") && failed.is_demoted("1"));
     }

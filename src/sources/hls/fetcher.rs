@@ -12,6 +12,7 @@ use url::Url;
 
 use super::crypt;
 use super::cursor::{CursorStep, PlaylistCursor};
+use super::decryptor::SegmentDecryptor;
 use super::error::{FileKind, HlsError};
 use super::files::{PLAYLIST_FETCH_LIMITS, content_hash, fetch_file, parse_playlist};
 use super::gap::SharedGap;
@@ -59,7 +60,7 @@ pub(super) struct RenditionFetcher {
     numbers: SegmentNumberCorrector,
     links: FetcherSharedState,
     last_init_section: Option<(u64, Arc<InitSection>)>,
-    cached_decryption_key: Option<(Url, [u8; 16])>,
+    decryptor: SegmentDecryptor,
     /// The URL changed, and its playlist was not read yet.
     has_new_url: bool,
     /// The next playlist is another one than the last.
@@ -132,7 +133,7 @@ impl RenditionFetcher {
             numbers: SegmentNumberCorrector::default(),
             links,
             last_init_section: None,
-            cached_decryption_key: None,
+            decryptor: SegmentDecryptor::default(),
             has_new_url: false,
             has_switched_playlist: false,
             consecutive_fetch_failures: 0,
@@ -249,7 +250,9 @@ impl RenditionFetcher {
                     // Several renditions have to be on one timeline.
                     let is_apart = self.links.rendition_count > 1
                         && is_moved
-                        && !self.cursor.can_continue_in_playlist(&resolved.first_playlist);
+                        && !self
+                            .numbers
+                            .can_continue_in_playlist(&self.cursor, &resolved.first_playlist);
                     if resolved.rendition_urls.len() != self.links.rendition_count || is_apart {
                         self.links.reopen.notify_one();
                         std::future::pending::<()>().await;
@@ -260,8 +263,8 @@ impl RenditionFetcher {
                         .nth(usize::from(self.rendition_index))
                     {
                         if is_moved {
-                            self.cursor
-                                .continue_or_restart_on_other_server(&resolved.first_playlist);
+                            self.numbers
+                                .continue_on_other_server(&mut self.cursor, &resolved.first_playlist);
                         }
                         if self.resolver.current_id() != variant {
                             self.send_chunk(ChunkRole::VariantSwitch, 0, Bytes::new()).await;
@@ -315,8 +318,8 @@ impl RenditionFetcher {
     async fn switch_to_variant(&mut self, opened: OpenedVariant) {
         self.resolver.set_current(&opened);
         // Several renditions have to be on one timeline.
-        let can_continue = self.links.rendition_count == 1
-            || !self.numbers.has_corrected() && self.cursor.can_continue_in_playlist(&opened.playlist);
+        let can_continue =
+            self.links.rendition_count == 1 || self.numbers.can_continue_in_playlist(&self.cursor, &opened.playlist);
         let main = opened.rendition_urls.first();
         match main.filter(|_| opened.rendition_urls.len() == self.links.rendition_count && can_continue) {
             Some(address) => {
@@ -489,24 +492,14 @@ impl RenditionFetcher {
         }
     }
 
-    /// Decrypts a file. A key that was fetched before may be another one by now.
     async fn decrypt(&mut self, bytes: &Bytes, key: &KeyUriAndIv, iv: [u8; 16]) -> Result<Bytes, HlsError> {
         let address = self.resolve_url(FileKind::Key, &key.uri)?;
-        let cached = self.cached_decryption_key.take().filter(|(known, _)| *known == address);
-        if let Some((address, key)) = cached
-            && let Some(decrypted) = crypt::decrypt_aes_128_cbc(&key, iv, bytes)
-            // One of 256 wrong keys gives a right padding.
-            && crypt::begins_as_media(&decrypted)
-        {
-            self.cached_decryption_key = Some((address, key));
-            return Ok(decrypted);
-        }
-        let fetched = fetch_file(&self.resolver.client, FileKind::Key, &address, None, KEY_FETCH_LIMITS);
-        let (_, file) = fetched.await?;
-        let key = crypt::read_aes_128_key(&file).ok_or(HlsError::UndecryptableSegment)?;
-        let decrypted = crypt::decrypt_aes_128_cbc(&key, iv, bytes).ok_or(HlsError::UndecryptableSegment)?;
-        self.cached_decryption_key = Some((address, key));
-        Ok(decrypted)
+        let client = &self.resolver.client;
+        let fetch = async {
+            let fetched = fetch_file(client, FileKind::Key, &address, None, KEY_FETCH_LIMITS).await;
+            fetched.map(|(_, file)| file)
+        };
+        self.decryptor.decrypt(bytes, iv, &address, fetch).await
     }
 
     async fn send_chunk(&self, role: ChunkRole, timeline: u64, bytes: Bytes) -> bool {

@@ -14,7 +14,7 @@
 //! * `cookies`: cookies by host.
 //! * `fetcher`: follows one rendition; a source has one, or two if its audio is a separate rendition.
 //! * `gap`: what lasts while the origin goes on without media.
-//! * `crypt`: AES-128.
+//! * `crypt`: AES-128 (`decryptor` keeps the key).
 //!
 //! Segments are parsed only in a worker process without network and file access ([`crate::pipeline::demuxer`]). Formats
 //! that a viewer cannot play are transcoded as for any other source.
@@ -53,6 +53,7 @@ mod cookie_date;
 mod cookies;
 mod crypt;
 pub mod cursor;
+mod decryptor;
 pub mod error;
 mod failed_variants;
 mod fetcher;

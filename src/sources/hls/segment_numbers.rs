@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::cursor::PlaylistCursor;
 use super::playlist::{ByteRange, MediaPlaylist, OriginSegment};
 
 /// Corrects the numbers of one rendition.
@@ -43,6 +44,9 @@ enum Overlap {
 const MAX_DATE_DIFFERENCE_OF_ONE_NAME: u64 = 1_000;
 const MAX_DATE_DIFFERENCE_OF_TWO_NAMES: u64 = 50;
 
+/// Maximum number of segments that are compared to find the position of one playlist.
+const MAX_COMPARED_SEGMENTS: usize = 1 << 20;
+
 /// Number of segments that have to be the same if the numbers went back: few names may be those of other segments, if the
 /// origin was restarted.
 const MIN_SAME_SEGMENTS_AFTER_RESTART: usize = 2;
@@ -77,6 +81,20 @@ impl SegmentNumberCorrector {
         self.has_corrected
     }
 
+    /// Whether a playlist whose numbers were not corrected goes on where a cursor is.
+    pub(super) fn can_continue_in_playlist(&self, cursor: &PlaylistCursor, listed: &MediaPlaylist) -> bool {
+        !self.has_corrected && cursor.can_continue_in_playlist(listed)
+    }
+
+    /// Continues with another server's playlist, whose numbers were not corrected: those of the cursor may have been.
+    pub(super) fn continue_on_other_server(&self, cursor: &mut PlaylistCursor, listed: &MediaPlaylist) {
+        if self.has_corrected {
+            cursor.restart();
+        } else {
+            cursor.continue_or_restart_on_other_server(listed);
+        }
+    }
+
     /// What follows are the segments of another playlist: only their numbers can be the same.
     pub(super) fn forget_names(&mut self) {
         self.known = Vec::new();
@@ -84,11 +102,7 @@ impl SegmentNumberCorrector {
 
     fn update_offset(&mut self, listed_first: u64, listed: &[SegmentIdentity]) {
         let shift = i128::from(listed_first.wrapping_add(self.offset)) - i128::from(self.known_first);
-        let comparison = PlaylistComparison {
-            known: &self.known,
-            listed,
-            by_path: are_paths_unique(&self.known) && are_paths_unique(listed),
-        };
+        let comparison = PlaylistComparison::new(&self.known, listed);
         let overlap = comparison.overlap(shift, 1);
         let goes_forward = overlap == Overlap::None && shift > 0;
         if self.known.is_empty() || overlap == Overlap::Same || goes_forward {
@@ -128,30 +142,76 @@ struct PlaylistComparison<'a> {
     listed: &'a [SegmentIdentity],
     /// Whether their paths tell the segments apart, so that their queries may be tokens.
     by_path: bool,
+    /// Whether names tell which segments are the same: some origins date the same segments anew.
+    names_decide: bool,
 }
 
-impl PlaylistComparison<'_> {
+impl<'a> PlaylistComparison<'a> {
+    fn new(known: &'a [SegmentIdentity], listed: &'a [SegmentIdentity]) -> Self {
+        let are_unique = |by_path| Some((unique_names(known, by_path)?, unique_names(listed, by_path)?));
+        let by_path = are_unique(true);
+        let is_by_path = by_path.is_some();
+        let names = by_path.or_else(|| are_unique(false));
+        let is_any_same = names.is_some_and(|(known, listed)| !known.is_disjoint(&listed));
+        // Names of a ring come again.
+        let dates = |segments: &'a [SegmentIdentity]| segments.iter().filter_map(|segment| segment.program_date_time);
+        let is_later = (dates(known).max().zip(dates(listed).min())).is_some_and(|(last, first)| first > last);
+        Self {
+            known,
+            listed,
+            by_path: is_by_path,
+            names_decide: is_any_same && !is_later,
+        }
+    }
+
     /// Finds the position at which a playlist lists the known segments: the next one, or an older one.
     fn find_shift(self, at_least: usize) -> Option<i128> {
         let (known, listed) = (self.known.len() as i128, self.listed.len() as i128);
-        let mut shifts = (0..known).chain((1..listed).map(|back| -back));
-        shifts.find(|shift| self.overlap(*shift, at_least) == Overlap::Same)
+        let mut rest = MAX_COMPARED_SEGMENTS;
+        for shift in (0..known).chain((1..listed).map(|back| -back)) {
+            let (ours, theirs) = self.overlapping(shift);
+            let length = ours.len().min(theirs.len());
+            if length < at_least.max(1) {
+                continue;
+            }
+            let same = self.count_same_at_begin(ours, theirs);
+            if same == length {
+                return Some(shift);
+            }
+            rest = rest.checked_sub(same + 1)?;
+        }
+        None
     }
 
     /// Compares the segments if the playlist begins `shift` segments after the first known one.
     fn overlap(self, shift: i128, at_least: usize) -> Overlap {
-        let skip = |count: i128| usize::try_from(count.max(0)).unwrap_or(usize::MAX);
-        let ours = self.known.get(skip(shift)..).unwrap_or_default();
-        let theirs = self.listed.get(skip(-shift)..).unwrap_or_default();
-        if ours.len().min(theirs.len()) < at_least.max(1) {
-            return Overlap::None;
-        }
-        let mut pairs = ours.iter().zip(theirs);
-        if pairs.all(|(ours, theirs)| ours.is_same(theirs, self.by_path)) {
+        let (ours, theirs) = self.overlapping(shift);
+        let length = ours.len().min(theirs.len());
+        if length < at_least.max(1) {
+            Overlap::None
+        } else if self.count_same_at_begin(ours, theirs) == length {
             Overlap::Same
         } else {
             Overlap::Different
         }
+    }
+
+    fn overlapping(self, shift: i128) -> (&'a [SegmentIdentity], &'a [SegmentIdentity]) {
+        let skip = |count: i128| usize::try_from(count.max(0)).unwrap_or(usize::MAX);
+        let ours = self.known.get(skip(shift)..).unwrap_or_default();
+        let theirs = self.listed.get(skip(-shift)..).unwrap_or_default();
+        (ours, theirs)
+    }
+
+    fn count_same_at_begin(self, ours: &[SegmentIdentity], theirs: &[SegmentIdentity]) -> usize {
+        let is_same = |(ours, theirs): &(&SegmentIdentity, &SegmentIdentity)| {
+            if self.names_decide {
+                ours.name(self.by_path) == theirs.name(self.by_path)
+            } else {
+                ours.is_same(theirs, self.by_path)
+            }
+        };
+        ours.iter().zip(theirs).take_while(is_same).count()
     }
 }
 
@@ -174,15 +234,16 @@ impl SegmentIdentity {
         self.path_and_query.get(..self.path_length).unwrap_or_default()
     }
 
+    fn name(&self, by_path: bool) -> SegmentName<'_> {
+        let range = self.byte_range.map(|range| (range.begin, range.length));
+        let text = if by_path { self.path() } else { &self.path_and_query };
+        (text, range)
+    }
+
     fn is_same(&self, other: &Self, by_path: bool) -> bool {
-        let names = if by_path {
-            self.path() == other.path()
-        } else {
-            self.path_and_query == other.path_and_query
-        };
         let dates = self.program_date_time.zip(other.program_date_time);
         let difference = dates.map(|(own, others)| own.abs_diff(others));
-        if names && self.byte_range == other.byte_range {
+        if self.name(by_path) == other.name(by_path) {
             difference.is_none_or(|difference| difference <= MAX_DATE_DIFFERENCE_OF_ONE_NAME)
         } else {
             difference.is_some_and(|difference| difference <= MAX_DATE_DIFFERENCE_OF_TWO_NAMES)
@@ -190,14 +251,14 @@ impl SegmentIdentity {
     }
 }
 
-/// Whether each segment has a path or a byte range of its own, so that the query need not tell them apart.
-fn are_paths_unique(segments: &[SegmentIdentity]) -> bool {
+/// Address of a segment, with or without its query, and its byte range.
+type SegmentName<'a> = (&'a str, Option<(u64, u64)>);
+
+/// Returns the names of segments if each has one of its own.
+fn unique_names(segments: &[SegmentIdentity], by_path: bool) -> Option<HashSet<SegmentName<'_>>> {
     let mut seen = HashSet::new();
-    let mut keys = segments.iter().map(|segment| {
-        let range = segment.byte_range.map(|range| (range.begin, range.length));
-        (segment.path(), range)
-    });
-    keys.all(|key| seen.insert(key))
+    let mut names = segments.iter().map(|segment| segment.name(by_path));
+    names.all(|name| seen.insert(name)).then_some(seen)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tracing::info;
 use url::Url;
 
 use super::error::{FileKind, HlsError};
-use super::failed_variants::FailedVariants;
+use super::failed_variants::{FailedVariants, LeaveReason, ReturnRequirement};
 use super::files::{fetch_file, load_playlist};
 use super::http::{FetchLimits, HttpError, OriginClient};
 use super::playlist::{ByteRange, MediaPlaylist, MultivariantPlaylist, Playlist, PlaylistVariables, Variant};
@@ -116,7 +116,8 @@ impl VariantResolver {
                     });
                 }
                 Err(error) => {
-                    self.failed_variants.add(&variant_id(&multivariant, variant));
+                    self.failed_variants
+                        .add(&variant_id(&multivariant, variant), LeaveReason::Failure);
                     failed.get_or_insert(error);
                 }
             }
@@ -172,25 +173,31 @@ impl VariantResolver {
         let mut variants = rank_playable_variants(&multivariant, self.variant_limits).ok()?;
         variants.retain(|variant| variant_id(&multivariant, variant) != current);
         variants.sort_by_cached_key(|variant| self.failed_variants.is_demoted(&variant_id(&multivariant, variant)));
-        let mut without_media = vec![current];
+        let mut without_media = vec![(current, LeaveReason::Gap)];
         for variant in variants.into_iter().take(MAX_VARIANT_TRIES) {
             let opened = self.open_variant(&found, &multivariant, variant).await;
+            let reason = if opened.is_ok() {
+                LeaveReason::Gap
+            } else {
+                LeaveReason::Failure
+            };
             if let Some(opened) = opened.ok().filter(|opened| opened.playlist.has_media_at_live_edge()) {
                 info!(
                     host = self.host(),
                     "variant of the HLS origin has a gap; the gateway plays another variant"
                 );
-                without_media.iter().for_each(|id| self.failed_variants.add(id));
+                let left = without_media.iter();
+                left.for_each(|(id, reason)| self.failed_variants.add(id, *reason));
                 return Some(opened);
             }
-            without_media.push(variant_id(&multivariant, variant));
+            without_media.push((variant_id(&multivariant, variant), reason));
         }
         None
     }
 
-    /// Finds a variant that is better than the one that is played, was left, and has media again; and for how long it must
-    /// have had it.
-    pub(super) async fn open_better_variant_that_was_left(&self) -> Option<(OpenedVariant, Duration)> {
+    /// Finds a variant that is better than the one that is played, was left, and has media again; and what is required
+    /// of it until the source returns to it.
+    pub(super) async fn open_better_variant_that_was_left(&self) -> Option<(OpenedVariant, ReturnRequirement)> {
         let current = self.current_id().filter(|_| self.failed_variants.has_left_any())?;
         let (found, multivariant) = self.load_multivariant().await?;
         let ranked = rank_playable_variants(&multivariant, self.variant_limits).ok()?;
@@ -202,9 +209,9 @@ impl VariantResolver {
         let played = rest.first()?.attributes();
         let better = better.iter().filter(|variant| variant.attributes() != played);
         for variant in better.take(MAX_VARIANT_TRIES) {
-            let Some(needed) = self
+            let Some(required) = self
                 .failed_variants
-                .media_before_return(&variant_id(&multivariant, variant))
+                .return_requirement(&variant_id(&multivariant, variant))
             else {
                 continue;
             };
@@ -212,7 +219,7 @@ impl VariantResolver {
                 && opened.playlist.has_media_at_live_edge()
                 && self.has_newest_segment(&opened).await
             {
-                return Some((opened, needed));
+                return Some((opened, required));
             }
         }
         None
@@ -282,7 +289,7 @@ impl VariantResolver {
                 host = self.host(),
                 "variant of the HLS origin failed; the gateway tries another variant"
             );
-            self.failed_variants.add(&id);
+            self.failed_variants.add(&id, LeaveReason::Failure);
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::info;
 
+use super::failed_variants::{LeaveReason, ReturnRequirement};
 use super::playlist::MediaPlaylist;
 use super::variant_resolver::{OpenedVariant, VariantResolver};
 
@@ -22,7 +23,7 @@ pub(super) async fn watch_for_return(resolver: Arc<VariantResolver>) {
     loop {
         sleep(interval).await;
         let probe = timeout(RETURN_PROBE_TIMEOUT, resolver.open_better_variant_that_was_left());
-        let Ok(Some((opened, needed))) = probe.await else {
+        let Ok(Some((opened, required))) = probe.await else {
             recovery = None;
             interval = (interval * 2).min(MAX_RETURN_PROBE_INTERVAL);
             continue;
@@ -32,7 +33,7 @@ pub(super) async fn watch_for_return(resolver: Arc<VariantResolver>) {
         let is_same = |recovery: &VariantRecovery| recovery.id == opened.id;
         let known = recovery.take().filter(is_same);
         let current = known.unwrap_or_else(|| VariantRecovery::new(now, &opened));
-        if current.has_recovered(now, &opened.playlist, needed) {
+        if current.has_recovered(now, &opened.playlist, required) {
             info!(
                 host = resolver.host(),
                 "variant of the HLS origin has media again; the gateway returns to it"
@@ -64,10 +65,13 @@ impl VariantRecovery {
         }
     }
 
-    /// Whether it goes on, and has had media for long enough: as far as its playlist tells, or since it was first seen.
-    fn has_recovered(&self, now: Instant, playlist: &MediaPlaylist, needed: Duration) -> bool {
+    /// Whether it goes on, and has had media for long enough: since it was first seen, or as far as its playlist tells.
+    fn has_recovered(&self, now: Instant, playlist: &MediaPlaylist, required: ReturnRequirement) -> bool {
         let goes_on = playlist_end(playlist) != self.first_end;
-        goes_on && (media_duration_at_end(playlist) >= needed || now - self.since >= needed)
+        // The playlist of one that failed listed segments all the time.
+        let is_told_by_playlist =
+            required.reason == LeaveReason::Gap && media_duration_at_end(playlist) >= required.media;
+        goes_on && (is_told_by_playlist || now - self.since >= required.media)
     }
 }
 
@@ -104,7 +108,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_variant_has_recovered_when_it_goes_on_with_media_for_long_enough() {
-        let needed = Duration::from_secs(10);
+        let required = |reason| ReturnRequirement {
+            media: Duration::from_secs(10),
+            reason,
+        };
+        let needed = required(LeaveReason::Gap);
         let opened = |playlist| OpenedVariant {
             id: "a".to_owned(),
             rendition_urls: Vec::new(),
@@ -131,5 +139,14 @@ mod tests {
         short.segments.drain(..4);
         assert!(!recovery.has_recovered(after(9), &short, needed));
         assert!(recovery.has_recovered(after(10), &short, needed));
+        // One that failed listed its segments meanwhile.
+        let failed = required(LeaveReason::Failure);
+        let recovery = VariantRecovery::new(begin, &opened(live(2, 0..0)));
+        assert!(!recovery.has_recovered(after(9), &live(11, 0..0), failed));
+        assert!(
+            !recovery.has_recovered(after(60), &live(2, 0..0), failed),
+            "it stands still"
+        );
+        assert!(recovery.has_recovered(after(10), &live(12, 0..0), failed));
     }
 }

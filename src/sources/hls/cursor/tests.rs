@@ -371,15 +371,19 @@ fn discontinuities_count_whether_the_list_counts_them_or_not() {
 /// A wrong duration must not keep a live playlist from being loaded.
 #[test]
 fn durations_do_not_delay_the_next_load_for_long() {
-    let list = media("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:3600,\na\n#EXTINF:9999,\nb\n");
-    let mut cursor = PlaylistCursor::new(true);
-    for _ in 0..3 {
-        cursor.on_playlist_loaded(&list);
-        while let CursorStep::FetchSegment(..) = cursor.advance_to_next_step(&list) {}
-        assert_eq!(
-            cursor.advance_to_next_step(&list),
-            CursorStep::ReloadPlaylist(MAX_RELOAD_INTERVAL)
-        );
+    // Three times the stated target duration is believed.
+    for (stated, seconds) in [("", [10, 10, 10]), ("#EXT-X-TARGETDURATION:4\n", [10, 6, 6])] {
+        let list = media(&format!("#EXTM3U\n{stated}#EXTINF:3600,\na\n#EXTINF:9999,\nb\n"));
+        let mut cursor = PlaylistCursor::new(true);
+        for expected in seconds {
+            cursor.on_playlist_loaded(&list);
+            while let CursorStep::FetchSegment(..) = cursor.advance_to_next_step(&list) {}
+            assert_eq!(
+                cursor.advance_to_next_step(&list),
+                CursorStep::ReloadPlaylist(Duration::from_secs(expected)),
+                "{stated}"
+            );
+        }
     }
 }
 

@@ -349,10 +349,14 @@ impl<'a> PlaylistParser<'a> {
             }
             _ => {}
         }
-        // Some origins state less than their segments last.
         let longest = self.segments.iter().filter_map(|listed| listed.duration).max();
         let stated = Some(self.media.target_duration).filter(|stated| !stated.is_zero());
-        self.media.target_duration = stated.max(longest).unwrap_or(DEFAULT_TARGET_DURATION);
+        // Some origins state less than their segments last, and others state milliseconds as the duration of a segment.
+        let raised = stated.map(|stated| {
+            let most = stated.saturating_mul(MAX_TARGET_DURATION_FACTOR);
+            longest.unwrap_or_default().clamp(stated, most)
+        });
+        self.media.target_duration = raised.or(longest).unwrap_or(DEFAULT_TARGET_DURATION);
         let before = self.dropped_segment_count.saturating_add(self.skipped_segment_count);
         let first = self.media_sequence_number.saturating_add(before);
         let counted = self.discontinuity_sequence;
@@ -373,6 +377,9 @@ impl<'a> PlaylistParser<'a> {
         Ok(Playlist::Media(self.media))
     }
 }
+
+/// Up to how many times the stated target duration a longer segment raises it.
+const MAX_TARGET_DURATION_FACTOR: u32 = 3;
 
 /// Duration of segments if the playlist states none.
 const DEFAULT_TARGET_DURATION: Duration = Duration::from_secs(4);

@@ -353,12 +353,18 @@ fn segments_that_an_update_leaves_out_are_counted() {
 
 #[test]
 fn a_target_duration_below_that_of_the_segments_is_raised() {
-    for (stated, expected) in [("1", 12), ("30", 30), ("x", 12)] {
+    for (stated, expected) in [("5", 12), ("4", 12), ("30", 30), ("x", 12)] {
         let list = media(&format!(
             "#EXTM3U\n#EXT-X-TARGETDURATION:{stated}\n#EXTINF:9.5,\na\n#EXTINF:12,\nb\n"
         ));
         assert_eq!(list.target_duration, Duration::from_secs(expected), "{stated}");
     }
+}
+
+#[test]
+fn one_wrong_duration_raises_the_target_duration_to_three_times_what_is_stated() {
+    let list = media("#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\na\n#EXTINF:4000,\nb\n#EXTINF:4,\nc\n");
+    assert_eq!(list.target_duration, Duration::from_secs(12));
 }
 
 #[test]

@@ -43,6 +43,8 @@ const MAX_REPLACED_BYTES: usize = 16 << 20;
 #[derive(Debug)]
 pub(super) struct VariableReplacer<'c> {
     context: &'c PlaylistContext,
+    /// Parameters of the URL, from the first time that one is asked for.
+    query_parameters: Option<BTreeMap<String, String>>,
     defined: PlaylistVariables,
     replaced_bytes: usize,
 }
@@ -51,6 +53,7 @@ impl<'c> VariableReplacer<'c> {
     pub(super) fn new(context: &'c PlaylistContext) -> Self {
         Self {
             context,
+            query_parameters: None,
             defined: PlaylistVariables::default(),
             replaced_bytes: 0,
         }
@@ -70,20 +73,35 @@ impl<'c> VariableReplacer<'c> {
             let value = self.context.multivariant_variables.0.get(&name).cloned();
             (name, value)
         } else if let Some(name) = attribute("QUERYPARAM") {
-            let mut parameters = self.context.url.iter().flat_map(Url::query_pairs);
-            // It may stand between quotes.
-            let value = parameters
-                .find(|(key, _)| *key == name)
-                .map(|(_, value)| value.replace('"', "%22"));
+            let value = self.can_define(&name).then(|| self.query_parameter(&name)).flatten();
             (name, value)
         } else {
             return;
         };
         if let Some(value) = value
-            && (self.defined.0.len() < MAX_VARIABLES || self.defined.0.contains_key(&name))
+            && self.can_define(&name)
         {
             self.defined.0.insert(name, value);
         }
+    }
+
+    fn can_define(&self, name: &str) -> bool {
+        self.defined.0.len() < MAX_VARIABLES || self.defined.0.contains_key(name)
+    }
+
+    /// Returns the first parameter of the URL that has this name. It may stand between quotes.
+    fn query_parameter(&mut self, name: &str) -> Option<String> {
+        let url = self.context.url.as_ref();
+        let parameters = self.query_parameters.get_or_insert_with(|| {
+            let mut first = BTreeMap::new();
+            for (key, value) in url.iter().flat_map(|url| url.query_pairs()) {
+                first
+                    .entry(key.into_owned())
+                    .or_insert_with(|| value.replace('"', "%22"));
+            }
+            first
+        });
+        parameters.get(name).cloned()
     }
 
     /// Replaces the variables in a URI or in a list of attributes.
@@ -126,9 +144,12 @@ const REFERENCE_BEGIN: &str = "{$";
 
 /// Returns the name in `{$NAME}…`; `None` if it is none, and the characters stand for themselves.
 fn name_of_reference(reference: &str) -> Option<&str> {
-    let (name, _) = reference.strip_prefix(REFERENCE_BEGIN)?.split_once('}')?;
-    let is_name = !name.is_empty() && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c));
-    is_name.then_some(name)
+    let rest = reference.strip_prefix(REFERENCE_BEGIN)?;
+    let is_name_character = |c: u8| c.is_ascii_alphanumeric() || b"-_".contains(&c);
+    // The scan ends at the next reference at the latest: a line of references without end takes linear time.
+    let length = rest.bytes().position(|c| !is_name_character(c))?;
+    let (name, behind) = rest.split_at(length);
+    (!name.is_empty() && behind.starts_with('}')).then_some(name)
 }
 
 #[cfg(test)]
@@ -191,6 +212,21 @@ mod tests {
             let error = variables.replace(&format!("a{{${name}}}")).expect_err("not defined");
             assert!(error.to_string().contains(&format!("the variable {name},")), "{error}");
         }
+    }
+
+    /// With quadratic time, each of the two takes minutes.
+    #[test]
+    fn references_without_end_and_parameters_that_are_absent_take_linear_time() {
+        let query = (0..20_000).map(|number| format!("p{number}=1&")).collect::<String>();
+        let context = context(&format!("https://x.test/a?{query}"), &[]);
+        let mut variables = VariableReplacer::new(&context);
+        let text = "{$a".repeat(1 << 21);
+        assert_eq!(variables.replace(&text).as_deref(), Ok(text.as_str()));
+        for number in 0..20_000 {
+            variables.define(&format!("QUERYPARAM=\"absent{number}\""));
+        }
+        variables.define("QUERYPARAM=\"p19999\"");
+        assert_eq!(variables.replace("{$p19999}").as_deref(), Ok("1"));
     }
 
     #[test]

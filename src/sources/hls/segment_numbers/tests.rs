@@ -184,3 +184,54 @@ fn an_event_that_grows_is_followed_at_its_end() {
     assert_eq!(uris, expected.chain(after_outage).collect::<Vec<_>>());
     assert!(!numbers.has_corrected());
 }
+
+/// An origin may date all segments anew, by the length of one.
+#[test]
+fn names_that_are_unique_are_believed_more_than_dates() {
+    let dated = |first: u64, seconds: u64, head: &str| {
+        let date = format!("{head}\n#EXT-X-PROGRAM-DATE-TIME:2026-01-01T00:00:{seconds:02}Z");
+        list(&date, names(first..first + 5))
+    };
+    for counts in [true, false] {
+        let lists = [(0, 10), (1, 14), (2, 22), (3, 26), (4, 26)].map(|(first, seconds)| {
+            let head = if counts { sequence(first) } else { String::new() };
+            dated(first, seconds, &head)
+        });
+        let (uris, numbers) = fetched(lists);
+        assert_eq!(uris, names(4..9).collect::<Vec<_>>(), "{counts}");
+        assert_eq!(numbers.has_corrected(), !counts);
+    }
+}
+
+#[test]
+fn the_search_for_a_position_is_bounded() {
+    let identity = |number| SegmentIdentity::of(&list("", names(number..number + 1)).segments[0]);
+    let (same, end, new) = (identity(0), identity(1), identity(2));
+    let position = |count: usize| {
+        let known = [vec![same.clone(); count], vec![end.clone()]].concat();
+        let listed = [vec![same.clone(); count / 2], vec![end.clone(), new.clone()]].concat();
+        PlaylistComparison::new(&known, &listed).find_shift(1)
+    };
+    assert_eq!(position(1_000), Some(500));
+    // Half of the positions differ at the end only.
+    let many = 2 * (MAX_COMPARED_SEGMENTS.isqrt() + 1);
+    assert_eq!(position(many), None);
+}
+
+/// The numbers of another server's playlist say nothing about those that were corrected.
+#[test]
+fn a_cursor_with_corrected_numbers_begins_anew_on_another_server() {
+    let next_after = |sequences: [u64; 3]| {
+        let (mut cursor, mut numbers) = (PlaylistCursor::new(true), SegmentNumberCorrector::default());
+        for (first, listed) in (10..).zip(sequences) {
+            let list = numbers.correct(list(&sequence(listed), names(first..first + 5)));
+            while let CursorStep::FetchSegment(..) = cursor.advance_to_next_step(&list) {}
+        }
+        let other = list(&sequence(sequences[2] + 5), names(17..22));
+        let can_continue = numbers.can_continue_in_playlist(&cursor, &other);
+        numbers.continue_on_other_server(&mut cursor, &other);
+        (can_continue, cursor.next_segment_number())
+    };
+    assert_eq!(next_after([5, 6, 7]), (true, Some(12)));
+    assert_eq!(next_after([5, 5, 5]), (false, None), "numbers stand still");
+}
