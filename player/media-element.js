@@ -119,12 +119,12 @@ export class MediaElement extends Base {
     // A request that waits for media ends here; `video` announces what it does itself.
     if (this.#isRequested && video.paused) this.dispatchEvent(new Event('pause'));
     [this.#isRequested, this.#isPaused] = [false, true];
-    this.abortPlays('The request was ended by pause().');
+    this.abortPlays('play() was interrupted by pause().');
     video.pause();
   }
 
   load() {
-    this.abortPlays('The request was ended by load().');
+    this.abortPlays('play() was interrupted by load().');
     this.restart();
   }
 
@@ -156,7 +156,7 @@ export class MediaElement extends Base {
   /** For subclasses: the source has changed, which ends a request for the former one. */
   forgetPlayRequest() {
     [this.#isRequested, this.#isPaused] = [false, false];
-    this.abortPlays('The request was ended by a new source.');
+    this.abortPlays('play() was interrupted because `src` was changed.');
   }
 
   #settlePlays(settle) {

@@ -5,7 +5,7 @@ import { arrange, button, element, setText } from './page.js';
 
 const COLUMNS = [
   ['Role'], ['State'], ['Duration'], ['Layer'], ['Received', 'Bitrate that arrives at the viewer, by its feedback'],
-  ['Limit', 'Why the viewer is not sent the best'], ['RTT', 'Round-trip time'],
+  ['Limit', 'Why the viewer is sent less than the best quality'], ['RTT', 'Round-trip time'],
   ['Loss', 'Packets that were lost on the way to the viewer'],
   ['Client'], ['Action'],
 ];

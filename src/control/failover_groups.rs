@@ -24,7 +24,9 @@ pub enum PublisherSourceError {
     SingleSource,
     #[error("the stream has no source of this name for publishers: it has {known}")]
     UnknownSource { known: String },
-    #[error("the gateway pulls all sources of this stream: add `{{ whip = \"main\" }}` to its `sources`")]
+    #[error(
+        "publishing rejected: no entry of `sources` of this stream is for a publisher. To accept one, add `{{ whip = \"NAME\" }}`, with a name of your choice"
+    )]
     NoPublishers,
     #[error("the gateway pulls the layers of this stream from a camera: publish to another stream")]
     CameraLayers,

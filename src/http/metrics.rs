@@ -82,7 +82,7 @@ fn write_talk_metrics(page: &mut MetricsText, control: &ControlPlane) {
     for (name, help, counter) in [
         (
             "millstream_back_channels_opened_total",
-            "Back channels of cameras that were opened for a talker.",
+            "Audio back channels opened to cameras.",
             &counters.opened,
         ),
         (

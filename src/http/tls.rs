@@ -31,7 +31,7 @@ pub enum TlsError {
     InvalidKey { path: PathBuf, problem: String },
     #[error("http.tls_key does not belong to http.tls_certificate")]
     KeyMismatch,
-    #[error("http.tls_key cannot be used with http.tls_certificate: {0}")]
+    #[error("the TLS library does not accept http.tls_key as the private key of http.tls_certificate: {0}")]
     UnusableKey(String),
 }
 

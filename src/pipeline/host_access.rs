@@ -36,7 +36,9 @@ pub enum HostAccessError {
          configuration file, or set the stream there"
     )]
     FileNotPermitted,
-    #[error("there is no such file or device, or a symbolic link leads from it out of `api.files`")]
+    #[error(
+        "there is no such file or device, or its path leads through a symbolic link to a place outside of the folders in `api.files`"
+    )]
     NotFoundInPermittedFiles,
     #[error(
         "the API may not listen on a port of this host: permit it by `api.listeners = true` in the configuration file, or \

@@ -532,7 +532,9 @@ impl MediaPlane {
         self.inner.is_stopping.store(true, Ordering::Release);
         for mailbox in &self.inner.shared.mailboxes {
             if mailbox.push_control(ShardMessage::Stop).is_err() {
-                warn!("the mailbox of a media shard is full: the shard cannot be stopped");
+                warn!(
+                    "shutdown: the queue of a media thread (shard) is full, and the command to stop was not delivered"
+                );
             }
         }
         let threads = std::mem::take(&mut *self.inner.shard_threads.lock().unwrap_or_else(PoisonError::into_inner));

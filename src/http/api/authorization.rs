@@ -43,7 +43,7 @@ pub(super) async fn require_api_access(
     let mut response = next.run(request).await;
     if is_change && response.status().is_success() {
         let ApiClient { credential, address } = client;
-        info!(%method, path, credential, address = address.map(tracing::field::display), "change made by the API");
+        info!(%method, path, credential, address = address.map(tracing::field::display), "change requested through the API");
     }
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -79,8 +79,8 @@ pub fn source_warnings(source: SourceWarningInputs) -> Vec<Warning> {
     ] {
         if count > 0 {
             let text = format!(
-                "The RTP timestamps of the {kind} stand still, or advance much faster or slower than it arrives, so {count} \
-                 frames were shown by their time of arrival: check the clock of the sender."
+                "The RTP timestamps of the {kind} stand still, or run much faster or slower than real time, so {count} \
+                 frames were timed by their arrival: check the clock of the sender."
             );
             add(code, text);
         }

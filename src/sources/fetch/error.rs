@@ -19,7 +19,7 @@ pub enum FetchError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The source is read in another way from now on.
-    #[error("the RTSP camera is read by a pipeline from now on")]
+    #[error("the RTSP camera was switched to a GStreamer pipeline")]
     SwitchedToPipeline,
     /// Another variant of the source has other renditions.
     #[error("the HLS source is opened again")]

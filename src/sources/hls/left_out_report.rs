@@ -81,7 +81,7 @@ impl<'a> LeftOutMediaReport<'a> {
             Some(gap) => {
                 info!(%stream, why = gap.reason, "HLS source has nothing to play: its playlist goes on with segments that are left out");
             }
-            None => info!(%stream, "HLS source has segments to play again"),
+            None => info!(%stream, "HLS source resumed: its playlist lists playable segments once more"),
         }
         self.entry.modify_status_without_notifying(|status| status.gap = gap);
         self.update_skipped_segments();

@@ -92,7 +92,7 @@ pub async fn run_camera_source<P: FrameSink>(
         warn!(%stream, reason, "RTSP camera is read through a relay that corrects its RTSP messages from now on");
     } else {
         let (_, pipeline) = fallback.pipeline_for_incompatibility(incompatibility);
-        warn!(%stream, reason, pipeline, "RTSP camera is read by a pipeline from now on");
+        warn!(%stream, reason, pipeline, "RTSP camera switched to a GStreamer pipeline: the built-in RTSP client cannot read it");
     }
     FetchError::SwitchedToPipeline
 }

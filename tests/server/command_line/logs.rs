@@ -185,7 +185,10 @@ fn the_log_says_who_issued_and_revoked_a_token_and_shows_neither() {
     );
     assert!(issued["publish"].to_string().contains("studio/*"), "{issued}");
     assert_eq!(event("token revoked by the API")["revoked_by"], "auth.api_token");
-    assert_eq!(event("change made by the API")["credential"], "auth.api_token");
+    assert_eq!(
+        event("change requested through the API")["credential"],
+        "auth.api_token"
+    );
     assert!(!log.contains(token) && !log.contains("canary"), "{log}");
 }
 

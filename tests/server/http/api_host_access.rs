@@ -89,8 +89,8 @@ fn file(path: &str) -> Value {
 
 const NOT_PERMITTED: &str = "`streams.x.params.path`: the API may not use this file or device: permit it, or a folder \
                              that it is in, by `api.files` in the configuration file, or set the stream there";
-const NOT_FOUND: &str = "`streams.x.params.path`: there is no such file or device, or a symbolic link leads from it out \
-                         of `api.files`";
+const NOT_FOUND: &str = "`streams.x.params.path`: there is no such file or device, or its path leads through a \
+                         symbolic link to a place outside of the folders in `api.files`";
 
 #[tokio::test]
 async fn without_permission_the_api_says_the_same_of_files_that_exist_and_that_do_not() {

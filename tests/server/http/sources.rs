@@ -113,7 +113,12 @@ async fn publishers_name_the_source_that_they_feed() {
             "unknown_source",
             "the stream has one source",
         ),
-        ("/whip/far", 409, "no_publisher_source", "the gateway pulls all sources"),
+        (
+            "/whip/far",
+            409,
+            "no_publisher_source",
+            "no entry of `sources` of this stream is for a publisher",
+        ),
     ] {
         let reply = Request::publish(path, OBS).send(&gateway).await;
         assert_eq!((reply.status, reply.problem().as_str()), (status, code), "{path}");

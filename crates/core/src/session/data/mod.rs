@@ -99,7 +99,7 @@ pub enum DataSendError {
     TooLong,
     #[error("no further data channel can be opened to the peer")]
     TooManyChannels,
-    #[error("too much is waiting to be sent to the peer")]
+    #[error("message not sent: the send buffer of the data channels of this peer is full")]
     TooSlow,
 }
 
