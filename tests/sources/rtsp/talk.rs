@@ -203,9 +203,9 @@ async fn talk(mut peer: Peer, server: SocketAddr, payload_type: u8) {
 }
 
 /// A file that the camera writes what it hears to.
-struct Heard(PathBuf);
+struct RecordedAudio(PathBuf);
 
-impl Heard {
+impl RecordedAudio {
     fn new(name: &str) -> Self {
         Self(std::env::temp_dir().join(format!("millstream-talk-{name}-{}", std::process::id())))
     }
@@ -219,7 +219,7 @@ impl Heard {
     }
 }
 
-impl Drop for Heard {
+impl Drop for RecordedAudio {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -275,7 +275,7 @@ fn assert_unchanged(heard: &[u8]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_talker_says_arrives_at_the_camera_unchanged_and_one_talks_at_a_time() {
     for (codec, payload_type, user) in [("pcmu", 0, ""), ("pcma", 8, "viewer:s3cret@")] {
-        let heard = Heard::new(codec);
+        let heard = RecordedAudio::new(codec);
         let mut options = vec!["--back-channel", codec, heard.path()];
         if !user.is_empty() {
             options.extend(["--credentials", "viewer", "s3cret"]);
@@ -311,7 +311,7 @@ async fn what_a_talker_says_arrives_at_the_camera_unchanged_and_one_talks_at_a_t
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn talking_needs_a_right_of_its_own_and_audio_alone() {
-    let heard = Heard::new("rights");
+    let heard = RecordedAudio::new("rights");
     let camera = Camera::start(0, "h264+pcma", &["--back-channel", "pcmu", heard.path()]);
     let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{}/cam\"", camera.port)).await;
     for (token, status, code) in [
