@@ -207,8 +207,7 @@ impl Camera {
         if self.transport != RtspTransport::Tcp {
             return false;
         }
-        let reason = self.fallback.as_ref().and_then(PipelineFallback::reason);
-        self.username.is_some() || reason.is_some_and(CameraIncompatibility::is_corrected_by_relay)
+        self.username.is_some() || self.fallback.as_ref().is_some_and(PipelineFallback::uses_relay)
     }
 
     /// Whether it has credentials.

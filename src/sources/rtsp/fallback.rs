@@ -28,6 +28,8 @@ pub struct PipelineFallback {
 struct FallbackState {
     /// Why the pipeline or the relay is used; `None` while neither is.
     reason: Option<CameraIncompatibility>,
+    /// The pipeline is used for it, not the relay.
+    uses_pipeline: bool,
     /// It received frames.
     has_received_frames: bool,
     /// Failures in a row of the pipeline that converts audio.
@@ -83,9 +85,22 @@ impl PipelineFallback {
         self.lock().reason
     }
 
+    /// Returns whether the pipeline is used.
+    pub(super) fn uses_pipeline(&self) -> bool {
+        let state = self.lock();
+        state.reason.is_some() && state.uses_pipeline
+    }
+
+    /// Returns whether the relay is used.
+    pub(super) fn uses_relay(&self) -> bool {
+        let state = self.lock();
+        state.reason.is_some() && !state.uses_pipeline
+    }
+
     /// Uses the pipeline or the relay from now on.
-    pub(super) fn activate_fallback(&self, refusal: CameraIncompatibility) {
+    pub(super) fn activate_fallback(&self, refusal: CameraIncompatibility, by_relay: bool) {
         let mut state = self.lock();
+        state.uses_pipeline = !by_relay;
         (state.reason, state.has_received_frames, state.short_session_count) = (Some(refusal), false, 0);
         (state.last_session_duration, state.camera_session_duration) = (None, None);
     }
@@ -247,7 +262,7 @@ mod tests {
 
     /// Fails at the time at which it is tried again. Returns the delay before the next try in seconds.
     fn fail_audio(fallback: &PipelineFallback, now: &mut Instant) -> u64 {
-        fallback.activate_fallback(CameraIncompatibility::Audio);
+        fallback.activate_fallback(CameraIncompatibility::Audio, false);
         assert_eq!(
             fallback.pipeline_for_incompatibility(CameraIncompatibility::Audio).1,
             AUDIO_CONVERTING_PIPELINE
@@ -274,7 +289,7 @@ mod tests {
         // Viewers who have video are not disturbed any more.
         assert_eq!(fallback.time_until_audio_retry(now), None);
         // Once it worked, it is tried soon again.
-        fallback.activate_fallback(CameraIncompatibility::Audio);
+        fallback.activate_fallback(CameraIncompatibility::Audio, false);
         fallback.mark_frames_received();
         fallback.deactivate_fallback_if_no_frames(now);
         assert_eq!(fallback.reason(), Some(CameraIncompatibility::Audio));
@@ -285,7 +300,7 @@ mod tests {
     #[test]
     fn other_pipelines_are_not_kept_from_converting_audio() {
         let fallback = fallback();
-        fallback.activate_fallback(CameraIncompatibility::SsrcChanges);
+        fallback.activate_fallback(CameraIncompatibility::SsrcChanges, false);
         assert_eq!(
             fallback
                 .pipeline_for_incompatibility(CameraIncompatibility::SsrcChanges)

@@ -23,9 +23,18 @@ pub enum CameraIncompatibility {
 }
 
 impl CameraIncompatibility {
-    /// Whether the relay corrects it, so that no pipeline is needed.
+    /// Whether the relay corrects it, mostly, so that no pipeline is needed.
     pub(super) fn is_corrected_by_relay(self) -> bool {
-        matches!(self, Self::UnclearChannels | Self::GarbageBetweenMessages)
+        match self {
+            Self::NonstandardResponse
+            | Self::RequestBeforeResponse
+            | Self::KeepaliveUnanswered
+            | Self::SsrcChanges
+            | Self::SequenceNumberJumpsBack
+            | Self::UnclearChannels
+            | Self::GarbageBetweenMessages => true,
+            Self::UnusualAuthentication | Self::ShortSessions | Self::Audio | Self::UncheckedUdpAddress => false,
+        }
     }
 
     /// Returns what the camera does, in a clause.

@@ -39,7 +39,9 @@ mod message;
 mod packet_silence;
 pub mod policies;
 mod relay;
+mod relay_corrections;
 mod relay_messages;
+mod relay_rtp;
 mod retina_errors;
 mod sdp;
 mod tracks;
@@ -56,7 +58,8 @@ pub async fn run_camera_source<P: FrameSink>(
     entry.modify_status_without_notifying(|status| {
         status.fallback_reason = incompatibility.map(CameraIncompatibility::text)
     });
-    let by_pipeline = incompatibility.filter(|reason| !reason.is_corrected_by_relay());
+    let uses_pipeline = camera.fallback.as_ref().is_some_and(PipelineFallback::uses_pipeline);
+    let by_pipeline = incompatibility.filter(|_| uses_pipeline);
     if let (Some(fallback), Some(incompatibility)) = (&camera.fallback, by_pipeline) {
         entry.modify_status_without_notifying(|status| status.unsupported_tracks.clear());
         let target = (&entry.stream, plane);
@@ -75,20 +78,19 @@ pub async fn run_camera_source<P: FrameSink>(
     let by_camera = matches!(camera_error, CameraError::SessionEnded | CameraError::StepFailed { .. });
     let lasted = since.filter(|_| by_camera).map(|since: Instant| since.elapsed());
     let is_too_often = fallback.record_session_end_and_check_short_session_limit(lasted);
-    let can_relay = incompatibility.is_none() && camera.transport == RtspTransport::Tcp;
+    // One that was read through the relay already gets nothing new by it.
+    let can_relay = !camera.uses_rtsp_relay() && camera.transport == RtspTransport::Tcp;
     let incompatibility = match camera_error {
-        CameraError::Incompatible(found) if found.is_corrected_by_relay() && !can_relay => {
-            Some(CameraIncompatibility::NonstandardResponse)
-        }
         CameraError::Incompatible(found) => Some(*found),
         _ => is_too_often.then_some(CameraIncompatibility::ShortSessions),
     };
     let Some(incompatibility) = incompatibility else {
         return error;
     };
-    fallback.activate_fallback(incompatibility);
+    let by_relay = can_relay && incompatibility.is_corrected_by_relay();
+    fallback.activate_fallback(incompatibility, by_relay);
     let (stream, reason) = (&entry.stream, incompatibility.text());
-    if incompatibility.is_corrected_by_relay() {
+    if by_relay {
         warn!(%stream, reason, "RTSP camera is read through a relay that corrects its RTSP messages from now on");
     } else {
         let (_, pipeline) = fallback.pipeline_for_incompatibility(incompatibility);

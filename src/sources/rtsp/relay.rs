@@ -1,7 +1,8 @@
 //! A relay on the loopback interface between retina and a camera, for what retina cannot cope with and no policy of it
-//! helps: digest authentication whose nonce expires, also for keepalives (RFC 7616 §3.3), or that offers `auth-int`, and
-//! answers to SETUP that name no channels or odd ones. Cameras with credentials are read through it, and those that were
-//! found to need it ([`fallback`](super::fallback)).
+//! helps. It authenticates for retina, also where nonces expire (RFC 7616 §3.3), writes the messages of the camera as retina
+//! reads them ([`relay_messages`](super::relay_messages), [`relay_corrections`](super::relay_corrections)), and makes one RTP
+//! stream of what the camera sends in a channel ([`relay_rtp`](super::relay_rtp)). Cameras with credentials are read through
+//! it, and those that were found to need it ([`fallback`](super::fallback)).
 //!
 //! It takes one connection, whose first request must carry a secret of the gateway, because it authenticates what it
 //! forwards. It ends with the connection of either side.

@@ -1,10 +1,12 @@
 //! What the relay changes in the messages that pass it. Sans-IO.
 //!
-//! Towards the camera: URIs name the camera instead of the relay, requests are numbered and authenticated anew. Towards
-//! the client: answers to SETUP are written as retina reads them, and refusals that a fresh nonce overcomes are not passed
-//! on. Everything else passes as it is.
+//! Towards the camera: URIs name the camera instead of the relay, requests are numbered and authenticated anew, and its
+//! own requests are answered. Towards the client: answers are written as retina reads them ([`super::relay_corrections`]),
+//! keepalives are answered at once, whatever the camera makes of them, and refusals that a fresh nonce overcomes are not
+//! passed on. Media keeps one SSRC and its numbering ([`super::relay_rtp`]).
 
-use std::collections::VecDeque;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::BytesMut;
 use http_auth::{PasswordClient, PasswordParams};
@@ -15,6 +17,8 @@ use super::message::{
     InterleavedFrameOrMessage, InvalidRtspData, find_header_value, parse_interleaved_channel, push_interleaved,
     take_next_frame_or_message,
 };
+use super::relay_corrections::{correct_content_base, correct_description, is_valid_header, is_valid_rtp_info};
+use super::relay_rtp::RtpStreamJoiner;
 
 /// What a relay stands between.
 pub(super) struct RtspRelayEndpoints {
@@ -39,9 +43,14 @@ pub(super) struct RtspMessageRelay {
     challenge_number: u32,
     next_cseq: u32,
     requests: VecDeque<RelayedRequest>,
-    /// Channels of the camera and those that the client uses for them, where they differ.
+    /// Channels of the camera and those that the client uses for them, and what comes in those with RTP.
     channels: Vec<(u8, u8)>,
+    rtp_streams: BTreeMap<u8, RtpStreamJoiner>,
     garbage_skipper: GarbageSkipper,
+    is_playing: bool,
+    /// Keepalives are sent as GET_PARAMETER: the camera says that it supports it, and did not refuse it.
+    sends_get_parameter: bool,
+    refuses_get_parameter: bool,
 }
 
 /// A request that waits for its answer.
@@ -58,6 +67,8 @@ struct RelayedRequest {
     attempts: u32,
     /// Number of the challenge that it was authenticated with; 0 without.
     challenge_number: u32,
+    /// It was answered already.
+    is_keepalive: bool,
 }
 
 /// Requests that wait for an answer at the same time.
@@ -78,7 +89,11 @@ impl RtspMessageRelay {
             next_cseq: 1,
             requests: VecDeque::new(),
             channels: Vec::new(),
+            rtp_streams: BTreeMap::new(),
             garbage_skipper: GarbageSkipper::default(),
+            is_playing: false,
+            sends_get_parameter: false,
+            refuses_get_parameter: false,
         }
     }
 
@@ -138,8 +153,22 @@ impl RtspMessageRelay {
                 .any(|own| name.eq_ignore_ascii_case(own))
         };
         let kept = headers.iter().filter(|(name, _)| !is_own(name));
+        let client_cseq = find_header_value(headers, "cseq").unwrap_or_default().to_owned();
+        let is_keepalive = self.is_playing && matches!(method, "OPTIONS" | "GET_PARAMETER" | "SET_PARAMETER");
+        let mut method = method;
+        if is_keepalive {
+            self.to_client
+                .extend(format!("RTSP/1.0 200 OK\r\nCSeq: {client_cseq}\r\n\r\n").into_bytes());
+            // Those that the camera left unanswered.
+            self.requests.retain(|request| !request.is_keepalive);
+            method = if self.sends_get_parameter {
+                "GET_PARAMETER"
+            } else {
+                "OPTIONS"
+            };
+        }
         let request = RelayedRequest {
-            client_cseq: find_header_value(headers, "cseq").unwrap_or_default().to_owned(),
+            client_cseq,
             cseq: 0,
             method: method.to_owned(),
             uri,
@@ -148,6 +177,7 @@ impl RtspMessageRelay {
             channel: find_header_value(headers, "transport").and_then(parse_interleaved_channel),
             attempts: 0,
             challenge_number: 0,
+            is_keepalive,
         };
         self.send_request(request)
     }
@@ -199,8 +229,15 @@ impl RtspMessageRelay {
                 Ok(None) => return true,
                 Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
                     let known = self.channels.iter().find(|(camera, _)| *camera == channel);
-                    let channel = known.map_or(channel, |(_, client_channel)| *client_channel);
-                    push_interleaved(&mut self.to_client, channel, &data);
+                    let client_channel = known.map_or(channel, |(_, client_channel)| *client_channel);
+                    let mut packets = Vec::new();
+                    match self.rtp_streams.get_mut(&channel) {
+                        Some(stream) => stream.push_packet(data, &mut packets),
+                        None => packets.push(data),
+                    }
+                    for packet in packets {
+                        push_interleaved(&mut self.to_client, client_channel, &packet);
+                    }
                     continue;
                 }
                 Ok(Some(InterleavedFrameOrMessage::Message { first, headers, body })) => (first, headers, body),
@@ -209,15 +246,12 @@ impl RtspMessageRelay {
                 .strip_prefix("RTSP/")
                 .and_then(|rest| rest.split_ascii_whitespace().nth(1)?.parse().ok());
             let Some(status) = status else {
-                // A request of the camera; retina answers it.
-                let lines: String = headers
-                    .iter()
-                    .map(|(name, value)| format!("{name}: {value}\r\n"))
-                    .collect();
-                self.to_client.extend(format!("{first}\r\n{lines}\r\n").into_bytes());
-                self.to_client.extend(body);
+                self.answer_request_of_camera(&first, &headers);
                 continue;
             };
+            if (100..200).contains(&status) {
+                continue;
+            }
             let cseq = find_header_value(&headers, "cseq").and_then(|text| text.parse::<u32>().ok());
             let numbered = self.requests.iter().position(|request| Some(request.cseq) == cseq);
             let Some(request) = self.requests.remove(numbered.unwrap_or(0)) else {
@@ -239,18 +273,48 @@ impl RtspMessageRelay {
         if status == 401 && self.should_retry_with_new_challenge(&request, headers) {
             return self.send_request(request);
         }
-        let is_setup = request.method == "SETUP" && (200..300).contains(&status);
+        if request.is_keepalive {
+            self.learn_keepalive_method(&request, status, headers);
+            return true;
+        }
+        let is_accepted = (200..300).contains(&status);
+        let is_setup = request.method == "SETUP" && is_accepted;
+        let is_description = request.method == "DESCRIBE" && is_accepted;
+        self.is_playing |= request.method == "PLAY" && is_accepted;
         let mut lines = format!("CSeq: {}\r\n", request.client_cseq);
         let replaced: &[&str] = if is_setup {
-            &["cseq", "transport", "session"]
+            &["cseq", "transport", "session", "content-length"]
+        } else if is_description {
+            &[
+                "cseq",
+                "content-type",
+                "content-base",
+                "content-location",
+                "content-length",
+            ]
         } else {
-            &["cseq"]
+            &["cseq", "content-length"]
         };
         for (name, value) in headers
             .iter()
             .filter(|(name, _)| !replaced.iter().any(|own| name.eq_ignore_ascii_case(own)))
+            .filter(|(name, value)| is_valid_header(name, value))
+            .filter(|(name, value)| !name.eq_ignore_ascii_case("rtp-info") || is_valid_rtp_info(value))
         {
             lines += &format!("{name}: {value}\r\n");
+        }
+        let mut body = Cow::Borrowed(body);
+        if is_description {
+            body = Cow::Owned(correct_description(&body));
+            lines += "Content-Type: application/sdp\r\n";
+            let named = ["content-base", "content-location"].map(|name| find_header_value(headers, name));
+            let base = named
+                .into_iter()
+                .find_map(|named| correct_content_base(named, &request.uri));
+            lines += &base.map(|base| format!("Content-Base: {base}\r\n")).unwrap_or_default();
+        }
+        if !body.is_empty() {
+            lines += &format!("Content-Length: {}\r\n", body.len());
         }
         if is_setup {
             let channel =
@@ -267,8 +331,36 @@ impl RtspMessageRelay {
         let reason = if status < 400 { "OK" } else { "Refused" };
         self.to_client
             .extend(format!("RTSP/1.0 {status} {reason}\r\n{lines}\r\n").into_bytes());
-        self.to_client.extend(body);
+        self.to_client.extend(&*body);
         true
+    }
+
+    /// Learns from the answer to a keepalive how the next one is sent.
+    fn learn_keepalive_method(&mut self, request: &RelayedRequest, status: u16, headers: &[(String, String)]) {
+        if request.method == "GET_PARAMETER" {
+            self.sends_get_parameter = status < 400;
+            self.refuses_get_parameter |= status >= 400;
+            return;
+        }
+        let public = find_header_value(headers, "public").unwrap_or_default();
+        let has_get_parameter = public.split(',').any(|method| method.trim() == "GET_PARAMETER");
+        self.sends_get_parameter = has_get_parameter && !self.refuses_get_parameter;
+    }
+
+    /// Answers a request of the camera (RFC 2326 §10): it may ask whether the client is still there.
+    fn answer_request_of_camera(&mut self, first: &str, headers: &[(String, String)]) {
+        let method = first.split_ascii_whitespace().next().unwrap_or_default();
+        let status = match method {
+            "OPTIONS" | "GET_PARAMETER" | "SET_PARAMETER" | "ANNOUNCE" => "200 OK",
+            _ => "501 Not Implemented",
+        };
+        let kept = ["CSeq", "Session"].map(|name| (name, find_header_value(headers, name)));
+        let kept: String = kept
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name}: {}\r\n", value?)))
+            .collect();
+        self.to_camera
+            .extend(format!("RTSP/1.0 {status}\r\n{kept}\r\n").into_bytes());
     }
 
     /// Returns whether a refused request is to be sent again, with the challenge of the refusal: if it had none that was
@@ -295,6 +387,7 @@ impl RtspMessageRelay {
         let named = transport.and_then(parse_interleaved_channel).unwrap_or(asked);
         self.channels
             .retain(|(_, client_channel)| *client_channel != asked && *client_channel != asked.saturating_add(1));
+        self.rtp_streams.insert(named, RtpStreamJoiner::default());
         self.channels.push((named, asked));
         self.channels.push((named.saturating_add(1), asked.saturating_add(1)));
         asked
@@ -316,160 +409,4 @@ fn normalize_session_header(session: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sources::rtsp::message::{MAX_BODY_BYTES, MAX_HEADER_BYTES};
-
-    fn relay() -> RtspMessageRelay {
-        RtspMessageRelay::new(RtspRelayEndpoints {
-            relay_authority: "rtsp://127.0.0.1:9".to_owned(),
-            camera_authority: "rtsp://cam:554".to_owned(),
-            credentials: Some(("u".to_owned(), "p".to_owned())),
-            user_agent: "secret".to_owned(),
-        })
-    }
-
-    fn text(bytes: &mut Vec<u8>) -> String {
-        String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()
-    }
-
-    fn setup(relay: &mut RtspMessageRelay, cseq: u32, channel: u8) -> String {
-        let next = channel + 1;
-        let request = format!(
-            "SETUP rtsp://127.0.0.1:9/a/t0 RTSP/1.0\r\nCSeq: {cseq}\r\nUser-Agent: secret\r\n\
-             Transport: RTP/AVP/TCP;unicast;interleaved={channel}-{next}\r\n\r\n"
-        );
-        assert!(relay.forward_client_messages_and_frames(&mut request.as_bytes().into()));
-        text(&mut relay.to_camera)
-    }
-
-    fn answer(relay: &mut RtspMessageRelay, answer: &str) -> String {
-        assert!(relay.forward_camera_messages_and_frames(&mut answer.as_bytes().into()));
-        text(&mut relay.to_client)
-    }
-
-    #[test]
-    fn every_answer_to_setup_gets_the_channels_that_were_asked_for() {
-        for transport in [
-            "",
-            "Transport: RTP/AVP/TCP;unicast\r\n",
-            "Transport: RTP/AVP/TCP;unicast; interleaved = 2 - 3\r\n",
-            "Transport: RTP/AVP/TCP;unicast;interleaved=2-7;ssrc=0x12\r\n",
-            "transport: RTP/AVP/TCP;unicast;source=camera.local;INTERLEAVED=2\r\n",
-            "Transport: RTP/AVP/TCP;interleaved=x-y\r\n",
-        ] {
-            let mut relay = relay();
-            assert!(setup(&mut relay, 7, 2).starts_with("SETUP rtsp://cam:554/a/t0 RTSP/1.0\r\nCSeq: 1\r\n"));
-            let answered = answer(
-                &mut relay,
-                &format!("RTSP/1.0 200 OK\r\nCSeq: 1\r\nSession: 5 ; timeout=0;x\r\n{transport}\r\n"),
-            );
-            assert!(
-                answered.contains("interleaved=2-3\r\n") && answered.contains("CSeq: 7\r\n"),
-                "{transport}: {answered}"
-            );
-            assert!(
-                answered.contains("Session: 5\r\n") && !answered.contains("ssrc"),
-                "{answered}"
-            );
-            assert_eq!(answer(&mut relay, "$\u{2}\0\u{1}x"), "$\u{2}\0\u{1}x", "{transport}");
-        }
-    }
-
-    #[test]
-    fn channels_of_the_camera_become_those_that_were_asked_for() {
-        let mut relay = relay();
-        setup(&mut relay, 1, 0);
-        answer(
-            &mut relay,
-            "RTSP/1.0 200 OK\nCSeq: 1\nSession: 5\nTransport: RTP/AVP/TCP;interleaved=8-9\n\n",
-        );
-        assert_eq!(
-            answer(&mut relay, "\r\n$\u{8}\0\u{1}x$\u{9}\0\u{1}y"),
-            "$\0\0\u{1}x$\u{1}\0\u{1}y"
-        );
-        assert!(relay.forward_client_messages_and_frames(&mut b"$\x01\0\x01r"[..].into()));
-        assert_eq!(text(&mut relay.to_camera), "$\u{9}\0\u{1}r");
-    }
-
-    #[test]
-    fn garbage_between_frames_is_skipped_and_counted() {
-        let mut relay = relay();
-        setup(&mut relay, 1, 0);
-        let accepted = "RTSP/1.0 200 OK\r\nCSeq: 1\r\nSession: 5\r\nTransport: RTP/AVP/TCP;interleaved=4-5\r\n\r\n";
-        answer(&mut relay, accepted);
-        let mut buffer = BytesMut::new();
-        for part in [
-            &b"$\x04\0\x08\x80rtprtp!"[..],
-            b"\xfejunk $ junk",
-            b"$\x05\0\x08\x80rtcprt!\xffjunk$$$\x06\0\x08\x80",
-            b"$\x04\0\x08\x80rtprtp!",
-        ] {
-            buffer.extend_from_slice(part);
-            assert!(relay.forward_camera_messages_and_frames(&mut buffer));
-        }
-        let wanted = b"$\0\0\x08\x80rtprtp!$\x01\0\x08\x80rtcprt!$\0\0\x08\x80rtprtp!";
-        assert_eq!(relay.to_client, wanted);
-        assert!(buffer.is_empty() && relay.skipped_byte_count() > 0);
-    }
-
-    #[test]
-    fn challenges_that_are_written_oddly_are_answered() {
-        for challenge in [
-            "Digest  realm=\"r\",   nonce=\"a\"",
-            "Digest realm=\"r\", nonce=\"a\", qop=\"\"",
-            "digest realm = \"r\",nonce=\"a\",,algorithm=\"\",qop=auth",
-        ] {
-            let mut relay = relay();
-            setup(&mut relay, 3, 0);
-            let refusal = format!("RTSP/1.0 401 Unauthorized\r\nCSeq: 1\r\nWWW-Authenticate: {challenge}\r\n\r\n");
-            assert_eq!(answer(&mut relay, &refusal), "", "{challenge}");
-            let again = text(&mut relay.to_camera);
-            assert!(again.contains("nonce=\"a\""), "{challenge}: {again}");
-        }
-    }
-
-    #[test]
-    fn a_refused_nonce_is_replaced_and_a_refused_password_is_passed_on() {
-        let mut relay = relay();
-        let refusal = |cseq: u32, nonce: &str, stale: bool| {
-            format!(
-                "RTSP/1.0 401 Unauthorized\r\nCSeq: {cseq}\r\nWWW-Authenticate: Digest realm=\"r\", nonce=\"{nonce}\", \
-                 qop=\"auth,auth-int\", stale={stale}\r\n\r\n"
-            )
-        };
-        assert!(!setup(&mut relay, 3, 0).contains("Authorization"));
-        assert_eq!(answer(&mut relay, &refusal(1, "a", false)), "");
-        let again = text(&mut relay.to_camera);
-        assert!(
-            again.contains("CSeq: 2\r\n") && again.contains("nonce=\"a\"") && again.contains("qop=auth,"),
-            "{again}"
-        );
-        answer(&mut relay, "RTSP/1.0 200 OK\r\nCSeq: 2\r\nSession: 5\r\n\r\n");
-        // The nonce has expired when the next request is sent.
-        assert!(setup(&mut relay, 4, 2).contains("nonce=\"a\""));
-        assert_eq!(answer(&mut relay, &refusal(3, "b", true)), "");
-        assert!(text(&mut relay.to_camera).contains("nonce=\"b\""));
-        // The password is wrong.
-        let answered = answer(&mut relay, &refusal(4, "c", false));
-        assert!(
-            answered.starts_with("RTSP/1.0 401 ") && answered.contains("CSeq: 4\r\n"),
-            "{answered}"
-        );
-        assert!(relay.to_camera.is_empty());
-    }
-
-    #[test]
-    fn only_the_gateway_is_relayed_and_only_rtsp() {
-        let stranger = "OPTIONS rtsp://127.0.0.1:9/ RTSP/1.0\r\nCSeq: 1\r\nUser-Agent: x\r\n\r\n";
-        assert!(!relay().forward_client_messages_and_frames(&mut stranger.as_bytes().into()));
-        assert!(!relay().forward_client_messages_and_frames(&mut b"\xff\xfe"[..].into()));
-        let endless = [&b"RTSP/1.0 200 OK\r\nA: "[..], &vec![b'A'; MAX_HEADER_BYTES + 1]].concat();
-        assert!(!relay().forward_camera_messages_and_frames(&mut endless[..].into()));
-        assert!(!relay().forward_camera_messages_and_frames(&mut vec![b'A'; 1 << 17][..].into()));
-        let huge = format!("RTSP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY_BYTES + 1);
-        assert!(!relay().forward_camera_messages_and_frames(&mut huge.as_bytes().into()));
-        let request = "OPTIONS * RTSP/1.0\r\nUser-Agent: secret\r\n\r\n".repeat(MAX_PENDING_REQUESTS + 1);
-        assert!(!relay().forward_client_messages_and_frames(&mut request.as_bytes().into()));
-    }
-}
+mod tests;

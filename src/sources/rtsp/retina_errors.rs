@@ -72,8 +72,8 @@ pub(super) fn incompatibility_from_setup_error(step: RtspStep, error: &retina::E
         {
             Some(CameraIncompatibility::UnclearChannels)
         }
-        // The camera agreed, but retina did not understand how.
-        Some(200..=299) => Some(CameraIncompatibility::NonstandardResponse),
+        // The camera agreed, but retina did not understand how, or does not wait for the final answer.
+        Some(100..=299) => Some(CameraIncompatibility::NonstandardResponse),
         // The credentials were accepted by DESCRIBE.
         Some(401) if matches!(step, RtspStep::Setup | RtspStep::Play) => {
             Some(CameraIncompatibility::UnusualAuthentication)

@@ -2,7 +2,7 @@
 //! counts what it sent.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -28,8 +28,6 @@ pub(crate) struct Request {
     pub cseq: String,
     /// Number of requests of this connection before it.
     pub number: usize,
-    /// Number of connections before this one.
-    pub connection: usize,
 }
 
 impl Request {
@@ -77,7 +75,8 @@ pub(crate) struct Counts {
     pub sessions: AtomicUsize,
     /// First lines of the client's answers to requests.
     pub answers: AtomicUsize,
-    connections: AtomicUsize,
+    /// The last PLAY request came from GStreamer.
+    pub is_gstreamer: AtomicBool,
 }
 
 pub(crate) struct Scripted {
@@ -156,8 +155,7 @@ impl Scripted {
         let (script, counted) = (Arc::new(script), counts.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let number = counted.connections.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(serve(stream, script.clone(), counted.clone(), number));
+                tokio::spawn(serve(stream, script.clone(), counted.clone()));
             }
         });
         Self { port, counts }
@@ -193,7 +191,7 @@ async fn read_request(
     Some((request, headers))
 }
 
-async fn serve(stream: TcpStream, script: Arc<Script>, counts: Arc<Counts>, connection: usize) {
+async fn serve(stream: TcpStream, script: Arc<Script>, counts: Arc<Counts>) {
     let (reader, writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
@@ -211,9 +209,12 @@ async fn serve(stream: TcpStream, script: Arc<Script>, counts: Arc<Counts>, conn
             method,
             headers,
             number,
-            connection,
         };
         number += 1;
+        if request.method == "PLAY" {
+            let is_gstreamer = request.header("user-agent").contains("GStreamer");
+            counts.is_gstreamer.store(is_gstreamer, Ordering::SeqCst);
+        }
         let special = (script.answer)(&request);
         let starts = request.method == "PLAY" && special.as_ref().is_none_or(|answer| answer.contains(" 200 "));
         let mut bytes = special.clone().unwrap_or_else(|| usual(&request, &script)).into_bytes();

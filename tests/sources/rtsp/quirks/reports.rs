@@ -23,7 +23,7 @@ pub(super) struct Quirk {
     pub(super) shows: &'static str,
 }
 
-fn quirk(name: &'static str, script: Script) -> Quirk {
+pub(super) fn quirk(name: &'static str, script: Script) -> Quirk {
     Quirk {
         name,
         script,
@@ -33,25 +33,18 @@ fn quirk(name: &'static str, script: Script) -> Quirk {
     }
 }
 
-fn by_pipeline(name: &'static str, script: Script) -> Quirk {
-    Quirk {
-        way: Way::Pipeline,
-        ..quirk(name, script)
-    }
-}
-
-fn by_relay(name: &'static str, script: Script) -> Quirk {
+pub(super) fn by_relay(name: &'static str, script: Script) -> Quirk {
     Quirk {
         way: Way::Relay,
         ..quirk(name, script)
     }
 }
 
-fn showing(shows: &'static str, quirk: Quirk) -> Quirk {
+pub(super) fn showing(shows: &'static str, quirk: Quirk) -> Quirk {
     Quirk { shows, ..quirk }
 }
 
-fn described(sdp: &str) -> Script {
+pub(super) fn described(sdp: &str) -> Script {
     Script {
         sdp: sdp.replace('\n', "\r\n").into_bytes(),
         ..Script::default()
@@ -59,7 +52,7 @@ fn described(sdp: &str) -> Script {
 }
 
 /// Sends something in addition to each tenth frame.
-fn with(odd: impl Fn(u64, &mut Sender) + Send + Sync + 'static) -> Script {
+pub(super) fn with(odd: impl Fn(u64, &mut Sender) + Send + Sync + 'static) -> Script {
     Script {
         frame: Box::new(move |n, sender| {
             sender.frame(n);
@@ -71,14 +64,15 @@ fn with(odd: impl Fn(u64, &mut Sender) + Send + Sync + 'static) -> Script {
     }
 }
 
-fn answering(answer: impl Fn(&Request) -> Option<String> + Send + Sync + 'static) -> Script {
+pub(super) fn answering(answer: impl Fn(&Request) -> Option<String> + Send + Sync + 'static) -> Script {
     Script {
         answer: Box::new(answer),
         ..Script::default()
     }
 }
 
-const VIDEO: &str = "m=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\na=fmtp:96 packetization-mode=1\na=control:track0\n";
+pub(super) const VIDEO: &str =
+    "m=video 0 RTP/AVP 96\na=rtpmap:96 H264/90000\na=fmtp:96 packetization-mode=1\na=control:track0\n";
 
 /// Session descriptions.
 pub(super) fn descriptions() -> Vec<Quirk> {
@@ -87,7 +81,7 @@ pub(super) fn descriptions() -> Vec<Quirk> {
     let back = "m=audio 0 RTP/AVP 0\na=control:track9\na=sendonly\n";
     vec![
         // Uniview: an address is missing in `o=` and `c=`, and there is no `t=`.
-        by_pipeline(
+        by_relay(
             "AlexxIT/go2rtc#1663",
             described(&format!(
                 "v=0\no=- 1001 1 IN \ns=VCP IPC Realtime stream\n{}",
@@ -95,7 +89,7 @@ pub(super) fn descriptions() -> Vec<Quirk> {
             )),
         ),
         // Tuya: a negative port, and an address that is no text.
-        by_pipeline("AlexxIT/go2rtc#2316", {
+        by_relay("AlexxIT/go2rtc#2316", {
             let mut text = sdp("");
             let port = text.windows(7).position(|at| at == b"video 0").expect("it is there");
             text.splice(port + 6..port + 7, *b"-1353744643");
@@ -177,7 +171,7 @@ pub(super) fn contents() -> Vec<Quirk> {
             )),
         ),
         // The content type has a parameter.
-        by_pipeline(
+        by_relay(
             "scottlamb/moonfire-nvr#298",
             Script {
                 describe: "Content-Type: application/sdp; charset=utf-8\r\n".to_owned(),
@@ -252,7 +246,7 @@ pub(super) fn answers() -> Vec<Quirk> {
                 ..Script::default()
             },
         ),
-        by_pipeline(
+        by_relay(
             "AlexxIT/go2rtc#382",
             Script {
                 session: "12345678;timeout=60;foo=\"1\"".to_owned(),
@@ -268,7 +262,7 @@ pub(super) fn answers() -> Vec<Quirk> {
             "google/ExoPlayer#9619",
             rtp_info("url=rtsp://a/track0;seq=40000;rtptime=3000000000"),
         ),
-        by_pipeline("pedroSG94/RTSP-Server#52", rtp_info("rtsp://127.0.0.1/track0")),
+        by_relay("pedroSG94/RTSP-Server#52", rtp_info("rtsp://127.0.0.1/track0")),
     ]
 }
 
@@ -348,13 +342,13 @@ pub(super) fn refusals() -> Vec<Quirk> {
             },
         ),
         // Keepalives are never answered.
-        by_pipeline(
+        by_relay(
             "ngraziano/SharpRTSP#63",
             Script {
                 session: "1;timeout=2".to_owned(),
                 answer: Box::new(|request| {
                     let is_keepalive = request.number > 3 && request.method != "TEARDOWN";
-                    (request.connection == 1 && is_keepalive).then(String::new)
+                    is_keepalive.then(String::new)
                 }),
                 ..Script::default()
             },
@@ -484,7 +478,7 @@ pub(super) fn resets() -> Vec<Quirk> {
             },
         ),
         // The SSRC changes with each group of pictures.
-        by_pipeline(
+        by_relay(
             "bluenviron/gortsplib#687",
             Script {
                 frame: Box::new(|n, sender| {
@@ -496,7 +490,7 @@ pub(super) fn resets() -> Vec<Quirk> {
             },
         ),
         // The sequence numbers begin again.
-        by_pipeline(
+        by_relay(
             "bluenviron/gortsplib#480-sequence",
             with(|n, sender| {
                 if n == 45 {
