@@ -14,6 +14,7 @@ use rtc_srtp::option::{srtcp_no_replay_protection, srtp_no_replay_protection};
 use rtc_srtp::protection_profile::ProtectionProfile;
 use tracing::debug;
 
+mod client_hello;
 mod close_reason;
 pub mod data;
 pub mod dtls;
