@@ -7,7 +7,7 @@ use millstream_core::session::{CloseReason, Session, TransportEvent};
 use millstream_test_support::{DtlsRole, IceStyle, LinkConfig, PeerEvent};
 
 use crate::session::heap;
-use crate::session::world::{ELSEWHERE, PEER, SECOND, SERVER, STRANGER, Setup, World, rtp};
+use crate::session::world::{ELSEWHERE, PEER, SECOND, SERVER, STRANGER, Setup, World, record, rtp};
 
 const SILENT: IceStyle = IceStyle {
     keep_alive: false,
@@ -291,11 +291,67 @@ fn our_goodbye_reaches_the_peer_and_nothing_follows_it() {
     }
 }
 
-/// Heap of one viewer's session, in bytes. What the crypto library allocates in C is not seen.
-const MAX_SESSION: isize = 20 << 10;
+/// A session whose DTLS handshake was released, because the peer has sent SRTCP.
+fn released(role: DtlsRole) -> World {
+    let mut world = World::connected(Setup {
+        role,
+        link: LinkConfig::default(),
+        ..Setup::default()
+    });
+    assert!(world.peer.send_rtcp(&[0x80, 201, 0, 1, 0, 0, 0, 9]));
+    world.run(5 * SECOND);
+    world
+}
 
 #[test]
-fn a_connected_viewer_costs_at_most_20_kib_of_heap() {
+fn goodbyes_are_understood_both_ways_after_the_handshake_was_released() {
+    for role in [DtlsRole::Client, DtlsRole::Server] {
+        let mut world = released(role);
+        world.peer.close(world.now);
+        world.run(Duration::from_millis(25));
+        assert_eq!(world.reason(), Some(CloseReason::PeerClosed), "{role:?}");
+
+        let mut world = released(role);
+        world.session.close(world.now, CloseReason::Deleted);
+        world.collect();
+        world.run(Duration::from_millis(25));
+        assert!(world.peer_events.contains(&PeerEvent::Closed), "{role:?}");
+    }
+}
+
+#[test]
+fn records_that_come_after_the_handshake_was_released_do_no_harm() {
+    for role in [DtlsRole::Client, DtlsRole::Server] {
+        let mut world = released(role);
+        let sent = world.wire.len();
+        // Application data, which nobody has negotiated, and forged records.
+        world.peer.send_dtls_data(world.now, b"hello");
+        for content in [20, 21, 22, 23] {
+            for number in 0..100 {
+                world.inject(PEER, &record(content, 1, number, &[0x5a; 48]));
+            }
+        }
+        world.run(SECOND);
+        let from_us = world
+            .wire
+            .iter()
+            .skip(sent)
+            .filter(|(to, datagram)| *to != SERVER && (20..=63).contains(&datagram[0]));
+        assert_eq!(from_us.count(), 0, "nothing is answered");
+        world.send_rtp(1);
+        world.run(SECOND);
+        assert_eq!((world.reason(), world.rtp().len()), (None, 1), "{role:?}");
+        world.peer.close(world.now);
+        world.run(SECOND);
+        assert_eq!(world.reason(), Some(CloseReason::PeerClosed), "{role:?}");
+    }
+}
+
+/// Heap of one viewer's session, in bytes. What the crypto library allocates in C is not seen.
+const MAX_SESSION: isize = 5 << 10;
+
+#[test]
+fn a_connected_viewer_costs_at_most_5_kib_of_heap() {
     for role in [DtlsRole::Client, DtlsRole::Server] {
         let mut world = World::connected(Setup {
             role,

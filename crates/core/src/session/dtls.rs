@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use rtc_dtls::endpoint::{Endpoint, EndpointEvent};
 use rtc_dtls::extension::extension_use_srtp::SrtpProtectionProfile;
+use rtc_dtls::state::State;
 use rtc_shared::TransportProtocol;
 use rtc_srtp::config::{Config, LABEL_EXTRACTOR_DTLS_SRTP, SessionKeys};
 use rtc_srtp::protection_profile::ProtectionProfile;
 
 use super::client_hello::{ClientHelloAssembler, MAX_DATAGRAMS_BUFFERED_FOR_HELLO};
 use super::dtls_filter::{
-    self, DtlsRecordFilter, PacketDropCounts, PacketDropReason, handshake_fragments, has_only_plain_handshake_records,
+    self, DtlsRecordFilter, PacketDropCounts, PacketDropReason, handshake_fragments, has_handshake_records,
+    has_only_plain_handshake_records,
 };
 use super::identity::{DtlsIdentity, compute_certificate_fingerprint};
 use super::srtp::SrtpProfile;
@@ -31,6 +33,10 @@ pub struct DtlsAssociation {
     flight_retransmission: HandshakeRetransmissionTracker,
     /// Whether the peer's ChangeCipherSpec was read.
     received_change_cipher_spec: bool,
+    /// When the stack's memory of the handshake is released.
+    release_at: Option<Instant>,
+    /// It was: the stack can no longer read handshake records.
+    is_handshake_released: bool,
 }
 
 /// Retransmission of our flight, and the fragments that the peer has sent so far.
@@ -54,6 +60,8 @@ enum DtlsState {
     AwaitingServerHello(Vec<Vec<u8>>),
     Handshake,
     Established,
+    /// Established, without the stack: keys and sequence numbers as the stack serializes them, until it is needed again.
+    Dormant(Vec<u8>),
     Closed,
 }
 
@@ -119,6 +127,10 @@ const SYNTHETIC_CHANGE_CIPHER_SPEC: [u8; 14] = [
     1,
 ];
 
+/// How long after the peer's first SRTP packet the stack's memory of the handshake is kept: repeats of its last flight may
+/// still be on their way.
+const HANDSHAKE_RETENTION: Duration = Duration::from_secs(3);
+
 /// Wait before the first retransmission of a flight; doubled after each one.
 const INITIAL_RETRANSMIT_DELAY: Duration = Duration::from_millis(200);
 
@@ -138,9 +150,8 @@ impl DtlsAssociation {
             DtlsRole::Server => DtlsState::AwaitingClientHello(Box::default()),
             DtlsRole::Client => DtlsState::AwaitingServerHello(Vec::new()),
         };
-        let endpoint = Endpoint::new(PLACEHOLDER_PEER_ADDRESS, TransportProtocol::UDP, None);
         Self {
-            endpoint,
+            endpoint: Self::new_endpoint(),
             identity,
             role,
             guard: DtlsRecordFilter::default(),
@@ -148,7 +159,13 @@ impl DtlsAssociation {
             handshake_deadline: None,
             flight_retransmission: HandshakeRetransmissionTracker::default(),
             received_change_cipher_spec: false,
+            release_at: None,
+            is_handshake_released: false,
         }
+    }
+
+    fn new_endpoint() -> Endpoint {
+        Endpoint::new(PLACEHOLDER_PEER_ADDRESS, TransportProtocol::UDP, None)
     }
 
     /// Starts the handshake if we are the client. Called once a destination is known; further calls do nothing.
@@ -184,6 +201,11 @@ impl DtlsAssociation {
         if records.is_empty() || matches!(self.state, DtlsState::Closed) {
             return Ok(DtlsProgress::Nothing);
         }
+        if self.is_handshake_released && has_handshake_records(&records) {
+            self.guard.count_drop(PacketDropReason::Malformed);
+            return Ok(DtlsProgress::Nothing);
+        }
+        self.restore_stack(now);
         self.handshake_deadline.get_or_insert(now + DTLS_HANDSHAKE_TIMEOUT);
         let ready = match &mut self.state {
             DtlsState::AwaitingClientHello(hello) => match hello.add_records_and_check_gcm_offer(records) {
@@ -215,7 +237,7 @@ impl DtlsAssociation {
                 self.state = DtlsState::Handshake;
                 std::iter::once(records).chain(buffered).collect()
             }
-            DtlsState::Handshake | DtlsState::Established | DtlsState::Closed => vec![records],
+            DtlsState::Handshake | DtlsState::Established | DtlsState::Dormant(_) | DtlsState::Closed => vec![records],
         };
         for datagram in ready {
             match self.pass_records_to_stack(now, &datagram, fingerprints, application_data)? {
@@ -352,12 +374,55 @@ impl DtlsAssociation {
         })
     }
 
+    /// The peer has sent an authentic SRTP packet, so it has completed the handshake: what the stack keeps of it, three
+    /// quarters of its memory, is released soon. Called only if no application data will be sent.
+    pub(crate) fn schedule_handshake_release(&mut self, now: Instant) {
+        if matches!(self.state, DtlsState::Established) && !self.is_handshake_released {
+            self.release_at.get_or_insert(now + HANDSHAKE_RETENTION);
+        }
+    }
+
+    /// Replaces the stack by its serialized state.
+    fn release_handshake(&mut self) {
+        self.release_at = None;
+        let state = self.endpoint.get_connection_state(PLACEHOLDER_PEER_ADDRESS);
+        let Some(Ok(serialized)) = state.map(State::marshal_binary) else {
+            return;
+        };
+        self.endpoint = Self::new_endpoint();
+        self.flight_retransmission = HandshakeRetransmissionTracker::default();
+        self.state = DtlsState::Dormant(serialized);
+        self.is_handshake_released = true;
+    }
+
+    /// Makes the stack again from its serialized state.
+    fn restore_stack(&mut self, now: Instant) {
+        let DtlsState::Dormant(serialized) = &self.state else {
+            return;
+        };
+        let mut state = State::new(self.identity.crypto_provider.clone(), self.role == DtlsRole::Client);
+        // The stack wrote it, with a cipher suite that it has. The configuration is for handshakes alone.
+        let restored = state.unmarshal_binary(serialized).and_then(|()| {
+            let config = self.identity.client_config.clone();
+            self.endpoint
+                .connect(now, PLACEHOLDER_PEER_ADDRESS, config, Some(state))
+        });
+        self.state = if restored.is_ok() {
+            DtlsState::Established
+        } else {
+            DtlsState::Closed
+        };
+    }
+
     /// Retransmits lost flights.
     ///
     /// # Errors
     ///
     /// [`DtlsError`]: the session must be closed.
     pub fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsError> {
+        if self.release_at.is_some_and(|at| at <= now) {
+            self.release_handshake();
+        }
         if !self.is_handshake_pending() {
             return Ok(());
         }
@@ -401,7 +466,7 @@ impl DtlsAssociation {
     /// When [`Self::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         if !self.is_handshake_pending() {
-            return None;
+            return self.release_at;
         }
         [self.handshake_deadline, self.next_retransmission_at()]
             .into_iter()
@@ -416,10 +481,11 @@ impl DtlsAssociation {
 
     /// Sends a close_notify alert if the handshake is complete.
     pub fn close(&mut self, now: Instant) {
+        self.restore_stack(now);
         if matches!(self.state, DtlsState::Established) {
             self.endpoint.stop(now, PLACEHOLDER_PEER_ADDRESS);
         }
-        self.state = DtlsState::Closed;
+        (self.state, self.release_at) = (DtlsState::Closed, None);
     }
 
     /// Counts a dropped record or packet.

@@ -313,6 +313,12 @@ pub(crate) fn has_only_plain_handshake_records(datagram: &[u8]) -> bool {
     true
 }
 
+/// Returns whether a datagram has handshake records, encrypted or not.
+pub(crate) fn has_handshake_records(datagram: &[u8]) -> bool {
+    let types = dtls_record_types_and_epochs(datagram);
+    types.iter().any(|(content, _)| *content == CONTENT_TYPE_HANDSHAKE)
+}
+
 /// Returns the content type and the epoch of each record of a datagram (RFC 6347 §4.1).
 pub fn dtls_record_types_and_epochs(datagram: &[u8]) -> Vec<(u8, u16)> {
     let mut kinds = Vec::new();

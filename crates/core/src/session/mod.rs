@@ -293,6 +293,9 @@ impl Session {
             Ok(event) => {
                 self.last_received_at = now;
                 self.ice.refresh_address_lifetime(now, from);
+                if self.data.is_none() {
+                    self.dtls.schedule_handshake_release(now);
+                }
                 if self.events.len() < MAX_PENDING_EVENTS_BEFORE_PACKET_DROP {
                     self.events.push_back(event);
                 }
