@@ -151,8 +151,8 @@ fn check_announced_addresses(config: &Config) -> CheckFinding {
         IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unique_local() && !ip.is_unicast_link_local(),
     };
     let is_container = Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists();
-    let remedy = "set webrtc.announce to the address that viewers see, or webrtc.announce_by_stun; forward the media port \
-                  (UDP and TCP)";
+    let remedy = "set webrtc.announce to the address that viewers connect to, or set webrtc.announce_by_stun to a STUN \
+                  server; behind NAT or in a container, also forward the media port (UDP and TCP)";
     if announced.iter().any(is_public) {
         CheckFinding::ok(format!("announced addresses: {shown}"))
     } else if is_container && config.webrtc.announce.is_empty() {
@@ -187,7 +187,10 @@ fn check_udp_buffer(which: &str, key: &str, wanted: usize) -> CheckFinding {
             format!(
                 "UDP {which} buffer: at most {most} bytes; packet bursts may be lost with less than {wanted} bytes"
             ),
-            format!("run `sysctl -w {key}={wanted}`, and add it to /etc/sysctl.d"),
+            format!(
+                "run `sysctl -w {key}={wanted}`, and add the line `{key}={wanted}` to a file in /etc/sysctl.d to keep \
+                 it after a reboot"
+            ),
         )
     }
 }
@@ -203,7 +206,7 @@ fn check_kernel_version_for_udp_gso() -> CheckFinding {
         }
         _ => CheckFinding::warning(
             format!("kernel {}: does not support UDP_SEGMENT", release.trim()),
-            "update to Linux 4.18 or newer, which serves several times as many viewers",
+            "update to Linux 4.18 or newer: with UDP_SEGMENT the gateway serves several times as many viewers",
         ),
     }
 }
@@ -216,7 +219,8 @@ fn check_open_file_limit() -> CheckFinding {
     } else {
         CheckFinding::warning(
             format!("limit of open files: {current}; many HLS viewers need {RECOMMENDED_OPEN_FILE_LIMIT}"),
-            "run `ulimit -n 65536`, or set LimitNOFILE=65536 in the systemd unit",
+            "run `ulimit -n 65536` in the shell that starts the gateway, or set LimitNOFILE=65536 in its systemd unit; \
+             then restart the gateway",
         )
     }
 }
@@ -225,9 +229,9 @@ fn check_system_clock() -> CheckFinding {
     #[expect(clippy::disallowed_methods, reason = "this checks the clock")]
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     match now {
-        Ok(now) if now.as_secs() >= EARLIEST_PLAUSIBLE_UNIX_SECONDS => CheckFinding::ok("system clock: set"),
+        Ok(now) if now.as_secs() >= EARLIEST_PLAUSIBLE_UNIX_SECONDS => CheckFinding::ok("system clock: plausible"),
         _ => CheckFinding::failure(
-            "system clock: years behind; the expiry of tokens and certificates is wrong",
+            "system clock: years behind, so the expiry of tokens and certificates is checked against a wrong time",
             "set the system clock, and enable NTP: `timedatectl set-ntp true`",
         ),
     }
@@ -243,11 +247,13 @@ pub fn landlock_warning() -> Option<String> {
 /// Checks whether workers can be kept from files (Landlock, Linux 5.13).
 fn check_landlock(is_supported: bool) -> CheckFinding {
     if is_supported {
-        return CheckFinding::ok("worker processes: kept from files and devices by Landlock");
+        return CheckFinding::ok("worker processes: Landlock restricts their access to files and devices");
     }
     CheckFinding::warning(
-        "worker processes: this kernel has no Landlock, so a worker that was taken over may read what this user may read",
-        "use Linux 5.13 or newer with `landlock` in the boot parameter `lsm=`, or run the gateway as a user that may read nothing secret",
+        "worker processes: this kernel has no Landlock, so a compromised worker can read every file that the user of \
+         the gateway can read",
+        "use Linux 5.13 or newer with `landlock` in the boot parameter `lsm=`, or run the gateway as a user without \
+         read access to secrets",
     )
 }
 
@@ -256,7 +262,8 @@ fn check_https(config: &Config) -> Vec<CheckFinding> {
         let is_off = config.http.tls_certificate.is_none() && config.http.tls_key.is_none();
         return vec![if is_off {
             CheckFinding::warning(
-                "HTTPS: disabled; browsers allow cameras on localhost only, and tokens are sent in clear text",
+                "HTTPS: disabled; browsers allow pages to use camera and microphone only on localhost, and tokens are \
+                 sent in clear text",
                 "set http.tls_certificate and http.tls_key, or use a reverse proxy with TLS",
             )
         } else {
@@ -268,9 +275,9 @@ fn check_https(config: &Config) -> Vec<CheckFinding> {
     };
     let problems = tls::certificate_and_key_file_errors(certificate, key);
     if problems.is_empty() {
-        return vec![CheckFinding::ok("HTTPS: the key belongs to the certificate")];
+        return vec![CheckFinding::ok("HTTPS: the key matches the certificate")];
     }
-    let remedy = "set http.tls_certificate and http.tls_key to PEM files that belong together";
+    let remedy = "set http.tls_certificate and http.tls_key to the PEM files of a certificate and of its private key";
     let failures = problems
         .into_iter()
         .map(|error| CheckFinding::failure(error.to_string(), remedy));
@@ -299,11 +306,13 @@ async fn check_pipelines(config: &Config) -> Vec<CheckFinding> {
             return vec![match used.is_empty() {
                 true => CheckFinding::warning(
                     what,
-                    "if you need pipelines or transcoding, correct this error; the worker program may not be installed",
+                    "if you need pipelines or transcoding, fix this error: check first that the worker program is \
+                     installed",
                 ),
                 false => CheckFinding::failure(
                     what,
-                    "install or correct what this finding names: a configured stream needs it",
+                    "install what the error says is missing, or correct the setting that it names: a configured stream \
+                     needs a pipeline",
                 ),
             }];
         }
@@ -319,11 +328,13 @@ async fn check_pipelines(config: &Config) -> Vec<CheckFinding> {
             match used.contains(&finding.name.as_str()) {
                 true => CheckFinding::failure(
                     what,
-                    "install or correct what this finding names: a configured stream needs it",
+                    "install what the error says is missing, or correct the setting that it names: a configured stream \
+                     needs this pipeline",
                 ),
                 false => CheckFinding::warning(
                     what,
-                    "if you need this pipeline, install or correct what this finding names",
+                    "if you need this pipeline, install what the error says is missing, or correct the setting that it \
+                     names",
                 ),
             }
         }

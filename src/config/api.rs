@@ -7,15 +7,15 @@ use super::section::section;
 use super::value_parsers;
 
 section! {
-    /// What may be set by the control API.
+    /// What may be set through the control API.
     pub struct ApiConfig("api") {
-        /// File in which the gateway keeps streams and tokens that were set by the API. It is rewritten at each
-        /// change. See Streams set by the API.
+        /// File in which the gateway keeps streams and tokens that were set through the API. It is rewritten at each
+        /// change. See Streams set through the API.
         #[key("state_file", Restart, "beside the configuration file", "value_parsers::parse_path")]
         pub state_file: Option<PathBuf> = None,
 
         /// Files, devices and folders of them that streams of the API may use, such as `["/srv/video", "/dev/video0"]`.
-        /// Others are refused with 422. See Streams set by the API.
+        /// Others are refused with 422. See Streams set through the API.
         #[key("files", Live, "none", "value_parsers::parse_absolute_paths")]
         pub files: Vec<PathBuf> = Vec::new(),
 
@@ -23,11 +23,12 @@ section! {
         #[key("listeners", Live, "`false`", "value_parsers::parse_bool")]
         pub listeners: bool = false,
 
-        /// Maximum number of streams that are set by the API, 0 to 10000. Further ones get 409.
+        /// Maximum number of streams that are set through the API, 0 to 10000. Further ones get 409.
         #[key("max_streams", Live, "`1000`", "value_parsers::parse_whole_number_within::<0, 10_000, _, _>")]
         pub max_streams: usize = 1_000,
 
-        /// Maximum number of tokens that are issued by the API and have not expired, 0 to 100000. Further ones get 409.
+        /// Maximum number of tokens that are issued through the API and have not expired, 0 to 100000. Further ones get
+        /// 409.
         #[key("max_tokens", Live, "`1000`", "value_parsers::parse_whole_number_within::<0, 100_000, _, _>")]
         pub max_tokens: usize = 1_000,
 

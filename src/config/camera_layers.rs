@@ -59,8 +59,8 @@ pub(super) fn take_urls<'a>(
     table.insert(key, Spanned::new(span.clone(), DeValue::String(first)));
     if items.is_empty() || items.len() > MAX_CAMERA_LAYERS {
         let problem = format!(
-            "has {} URLs; expected 1 to {MAX_CAMERA_LAYERS}: those of the streams of one camera, that with the largest \
-             picture first",
+            "has {} URLs; expected 1 to {MAX_CAMERA_LAYERS}: one for each stream of the same camera, the one with the \
+             highest resolution first",
             items.len()
         );
         reader.add_mistake_unless_caused_by_syntax_error(span.start, ConfigMistake::new(path, problem));

@@ -161,8 +161,8 @@ fn read_failover_source<'a>(
     }
     for key in ON_DEMAND_KEYS {
         if let Some((name, _)) = pulled.remove_entry(key) {
-            let problem = "has no effect in a list of sources: set `standby = \"cold\"` for a source that runs only when it \
-                           is needed";
+            let problem = "has no effect in a list of sources: set `standby = \"cold\"` for a source that runs only \
+                           while no better one is live";
             let mistake =
                 ConfigMistake::with_kind(join_key_path(&path, key), MistakeKind::MissingKey(problem.to_owned()));
             reader.add_mistake_unless_caused_by_syntax_error(name.span().start, mistake);
@@ -178,7 +178,7 @@ fn read_failover_source<'a>(
     };
     let keys = reader.read_file_only_table::<FailoverEntryKeys>(&path, own);
     if let Some(extra) = extra {
-        let problem = "cannot be combined with `whip`: a publisher has no other keys";
+        let problem = "cannot be combined with `whip`: an entry with `whip` has no other keys";
         let mistake = ConfigMistake::new(join_key_path(&path, extra.get_ref()), problem);
         reader.add_mistake_unless_caused_by_syntax_error(extra.span().start, mistake);
         return None;

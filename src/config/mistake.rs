@@ -215,7 +215,7 @@ fn write_duplicate_key_mistake_text(
     write!(f, "duplicate {what} `{key}`: ")?;
     if let Some(line) = first_line {
         let verb = if is_table { "begins" } else { "is set" };
-        write!(f, "it already {verb} in line {line}; ")?;
+        write!(f, "it already {verb} on line {line}; ")?;
     }
     f.write_str(match is_table {
         true if key.starts_with("streams.") => "merge the two tables, or rename one of them",

@@ -9,7 +9,7 @@
 //! * `reader`: reads each key by itself, so that all mistakes are found.
 //! * `renames`: former names of keys.
 //! * `mistake`: mistakes and their texts.
-//! * `state_file`, `json`: what was set by the API, read by the same code.
+//! * `state_file`, `json`: what was set through the API, read by the same code.
 //!
 //! To add a key, add a field to its section and a line to `docs/configuration.md`.
 
@@ -257,7 +257,7 @@ impl Config {
         mistake::location_of_key(&self.key_locations, key)
     }
 
-    /// Returns the file that keeps what was set by the API.
+    /// Returns the file that keeps what was set through the API.
     pub fn state_file_path(&self) -> &Path {
         let configured = self.api.state_file.as_deref();
         configured.unwrap_or(&self.default_state_file)

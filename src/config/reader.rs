@@ -250,7 +250,7 @@ impl<'a> ConfigReader<'a> {
                     .then(|| value_excerpt_unless_url_with_secret(&format!("{text:?}")))
                     .flatten();
                 if expected.contains(" a list of ") {
-                    expected += "; in a variable, separate the items by commas";
+                    expected += "; in an environment variable, separate the items with commas";
                 }
                 let place = Some(ConfigLocation::Variable(variable.clone()));
                 let mistake = ConfigMistake::with_kind(key.path, MistakeKind::InvalidValue { shown, expected });

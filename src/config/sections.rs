@@ -72,7 +72,7 @@ section! {
         pub listen: SocketAddr = unspecified_ipv6_address(8189),
 
         /// IP addresses of the ICE candidates, at most 16. Set the public address behind NAT.
-        #[key("announce", Restart, "the host's own", "value_parsers::parse_announced_ip_addresses")]
+        #[key("announce", Restart, "the host's own addresses", "value_parsers::parse_announced_ip_addresses")]
         pub announce: Vec<IpAddr> = Vec::new(),
 
         /// STUN server such as `stun.example.org:3478`. The public address that it reports is announced first, and

@@ -1,5 +1,5 @@
-//! The state file: what was set by the API, as TOML. Its tables of streams have the keys of the configuration file, and are
-//! read by the same code.
+//! The state file: what was set through the API, as TOML. Its tables of streams have the keys of the configuration
+//! file, and are read by the same code.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub struct StateFile {
     key_locations: KeyLocations,
 }
 
-/// A stream that was set by the API.
+/// A stream that was set through the API.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ApiStream {
     pub config: StreamConfig,
@@ -168,21 +168,24 @@ impl ApiStream {
             .iter()
             .find(|end| name.as_str().ends_with(*end))
         {
-            let problem =
-                format!("cannot be set by the API, where `{end}` belongs to the stream before it: use another name");
+            let problem = format!(
+                "cannot be set through the API, where `NAME{end}` is a resource of the stream `NAME`: use another name"
+            );
             return Err(found(vec![ConfigMistake::new(path.clone(), problem)]));
         }
         if let Some(key) = find_key_of_host_secret(&path, &settings) {
-            let problem = "cannot be set by the API, which must not send secrets of this host anywhere: set `password`";
+            let problem = "cannot be set through the API, because an API client could have a secret of this host sent \
+                           to any server: set `password` instead";
             return Err(found(vec![ConfigMistake::new(key, problem)]));
         }
         if settings.contains_key(SOURCES_KEY) {
-            let problem = "can be set in the configuration file only: set `rtsp`, `hls` or `pipeline`";
+            let problem = "can be set only in the configuration file: through the API, set `rtsp`, `hls` or `pipeline`";
             let key = join_key_path(&path, SOURCES_KEY);
             return Err(found(vec![ConfigMistake::new(key, problem)]));
         }
         if settings.get("rtsp").is_some_and(toml::Value::is_array) {
-            let problem = "can be a list in the configuration file only: set the URL of one stream of the camera";
+            let problem = "can be a list only in the configuration file: through the API, set the URL of one stream of \
+                           the camera";
             return Err(found(vec![ConfigMistake::new(join_key_path(&path, "rtsp"), problem)]));
         }
         let text = state_file_text([(name, &settings)], &[]);
@@ -299,8 +302,8 @@ mod tests {
             ),
             (
                 "rtsp = \"rtsp://a/\"\nusername = \"a\"\npassword_file = \"/etc/shadow\"",
-                "/password_file: `streams.\"hall/a\".password_file` cannot be set by the API, which must not send secrets \
-                 of this host anywhere: set `password`",
+                "/password_file: `streams.\"hall/a\".password_file` cannot be set through the API, because an API \
+                 client could have a secret of this host sent to any server: set `password` instead",
             ),
         ] {
             assert_eq!(stream(settings).expect_err(settings), [expected]);

@@ -56,8 +56,8 @@ pub enum StreamSourceConfig {
 section! {
     /// A camera.
     pub struct RtspConfig("streams.*") {
-        /// URL, `rtsp://[user:password@]host[:port]/path`, or a list of up to four for the streams of one camera, that
-        /// with the largest picture first: they become the layers of the stream.
+        /// URL, `rtsp://[user:password@]host[:port]/path`, or a list of up to four for the streams of one camera, the
+        /// one with the highest resolution first: they become the layers of the stream.
         #[key("rtsp", Live, "required", "value_parsers::parse_redacted_string", secret)]
         pub rtsp: Redacted<String> = Redacted::default(),
 
@@ -349,8 +349,8 @@ fn read_stream_with_failover_group<'a>(
     for entry in entries {
         if let Some((path, at, table)) = entry.pulled {
             if camera_layers::has_list_of_urls(&table) {
-                let problem =
-                    "has to be one URL: the streams of a camera can be layers of a stream without `sources` only";
+                let problem = "has to be one URL: a list of URLs, for the streams of one camera as layers, is possible \
+                               only in a stream without `sources`";
                 let mistake = ConfigMistake::new(join_key_path(&path, "rtsp"), problem);
                 reader.add_mistake_unless_caused_by_syntax_error(at, mistake);
                 continue;

@@ -257,7 +257,7 @@ pub(super) fn parse_strings<'de, D: Deserializer<'de>>(value: D) -> Result<Vec<S
 pub(super) fn reject_value_outside_file<'de, D: Deserializer<'de>, T>(value: D) -> Result<T, D::Error> {
     parse_value_with(
         value,
-        "a list of tables in the configuration file, not in a variable",
+        "one or more tables in the configuration file: an environment variable cannot set them",
         |_| None,
     )
 }
@@ -390,7 +390,7 @@ pub(super) fn parse_webhook_events<'de, D: Deserializer<'de>>(value: D) -> Resul
         let meant = meant.map_or_else(String::new, |meant| format!(" (did you mean {meant:?}?)"));
         let quoted = names.map(|name| format!("{name:?}")).join(", ");
         return Err(D::Error::custom(format!(
-            "expected a list of events, of {quoted}{meant}"
+            "expected a list of events, each one of {quoted}{meant}"
         )));
     }
     Ok(texts.iter().filter_map(|text| WebhookEventType::parse(text)).collect())

@@ -29,7 +29,7 @@ pub enum TlsError {
     InvalidCertificate { path: PathBuf, problem: String },
     #[error("http.tls_key: {} contains no private key in PEM: {problem}", path.display())]
     InvalidKey { path: PathBuf, problem: String },
-    #[error("http.tls_key does not belong to http.tls_certificate")]
+    #[error("http.tls_key does not match http.tls_certificate")]
     KeyMismatch,
     #[error("the TLS library does not accept http.tls_key as the private key of http.tls_certificate: {0}")]
     UnusableKey(String),
@@ -63,7 +63,8 @@ impl TlsError {
             Self::KeyMismatch => ConfigMistake::new(
                 PRIVATE_KEY_CONFIG_KEY,
                 format!(
-                    "does not belong to `{CERTIFICATE_CONFIG_KEY}`: expected the private key that the certificate was issued for"
+                    "does not match `{CERTIFICATE_CONFIG_KEY}`: expected the private key that the certificate was \
+                     issued for"
                 ),
             ),
             Self::UnusableKey(problem) => ConfigMistake::new(

@@ -76,7 +76,7 @@ impl WorkerLimits {
 /// Why a pipeline file is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PipelineDescriptionError {
-    #[error("error in line {line} of the pipeline file: {message}")]
+    #[error("error on line {line} of the pipeline file: {message}")]
     Syntax { line: usize, message: String },
     #[error("key `{key}` of the pipeline file: {problem}")]
     InvalidKey { key: String, problem: String },

@@ -32,8 +32,8 @@ pub struct ApiHostAccess {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum HostAccessError {
     #[error(
-        "the API may not use this file or device: permit it, or a folder that it is in, by `api.files` in the \
-         configuration file, or set the stream there"
+        "this file or device is not permitted through the API: add it, or a folder that it is in, to `api.files` in \
+         the configuration file, or set the stream in that file"
     )]
     FileNotPermitted,
     #[error(
@@ -41,8 +41,8 @@ pub enum HostAccessError {
     )]
     NotFoundInPermittedFiles,
     #[error(
-        "the API may not listen on a port of this host: permit it by `api.listeners = true` in the configuration file, or \
-         set the stream there"
+        "listening on a port of this host is not permitted through the API: set `api.listeners = true` in the \
+         configuration file, or set the stream in that file"
     )]
     ListenerNotPermitted,
 }

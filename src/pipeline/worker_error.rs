@@ -19,7 +19,7 @@ pub(super) const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(1_000);
 pub enum WorkerProcessError {
     #[error("the pipeline or demuxer worker cannot be started: {0}")]
     CannotStart(io::Error),
-    #[error("no further worker may run: {0}")]
+    #[error("no further worker can be started: {0}")]
     NoSlot(#[from] WorkerSlotLimitReached),
     #[error(
         "the program {PIPELINE_WORKER_EXECUTABLE_NAME}, which runs pipelines, is not installed: put it next to the program of the gateway, \

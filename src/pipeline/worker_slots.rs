@@ -57,21 +57,24 @@ pub enum WorkerOwner {
 /// Why no further worker may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WorkerSlotLimitReached {
-    #[error("{0} workers run, which is the limit `pipelines.max_workers`: raise it, or configure fewer streams")]
+    #[error(
+        "{0} workers already run, which is the limit `pipelines.max_workers`: raise it, or configure fewer streams"
+    )]
     AllInUse(usize),
     #[error(
-        "{0} workers transcode, and the others of `pipelines.max_workers` are left to configured sources: raise it, or \
-         publish in formats that viewers can play"
+        "{0} workers already transcode, and the rest of `pipelines.max_workers` is reserved for configured sources: \
+         raise `pipelines.max_workers`, or publish in formats that viewers can play"
     )]
     ReservedForSources(usize),
     #[error(
-        "{0} workers transcode streams published without a token, and the others of `pipelines.max_workers` are left to \
-         streams published with a token"
+        "{0} workers already transcode streams published without a token, and the rest of `pipelines.max_workers` is \
+         reserved for configured sources and streams published with a token: raise `pipelines.max_workers`, or publish \
+         with a token"
     )]
     ReservedForTokenHolders(usize),
     #[error(
-        "{0} workers transcode streams that the same address published without a token, which is the limit \
-         `pipelines.max_workers_per_address`"
+        "{0} workers already transcode streams published without a token from the same IP address, which is the limit \
+         `pipelines.max_workers_per_address`: raise it, or publish with a token"
     )]
     AddressInUse(usize),
 }

@@ -61,7 +61,7 @@ fn ten_mistakes_of_one_file_are_ten_messages_with_their_lines() {
         ),
         (
             "shards = 2",
-            "duplicate key `webrtc.shards`: it already is set in line 7; remove one of the two",
+            "duplicate key `webrtc.shards`: it already is set on line 7; remove one of the two",
         ),
         ("[ice]", ""),
         (

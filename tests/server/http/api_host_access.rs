@@ -87,8 +87,9 @@ fn file(path: &str) -> Value {
     json!({ "pipeline": "file", "params": { "path": path }, "on_demand": true })
 }
 
-const NOT_PERMITTED: &str = "`streams.x.params.path`: the API may not use this file or device: permit it, or a folder \
-                             that it is in, by `api.files` in the configuration file, or set the stream there";
+const NOT_PERMITTED: &str = "`streams.x.params.path`: this file or device is not permitted through the API: add it, or \
+                             a folder that it is in, to `api.files` in the configuration file, or set the stream in \
+                             that file";
 const NOT_FOUND: &str = "`streams.x.params.path`: there is no such file or device, or its path leads through a \
                          symbolic link to a place outside of the folders in `api.files`";
 

@@ -170,7 +170,7 @@ async fn files_that_cannot_be_used_are_named() {
         (both(&key, &key), "http.tls_certificate"),
         (both(&cert, &cert), "http.tls_key"),
         (both("/nonexistent", &key), "/nonexistent"),
-        (both(&cert, &old), "does not belong"),
+        (both(&cert, &old), "does not match"),
     ] {
         let mut config = Config::parse(&text, "test.toml".as_ref(), []).expect("parses");
         let mistakes = millstream::gateway::config_check::find_source_credential_certificate_mistakes(&config, &[]);
