@@ -96,7 +96,7 @@ function arrangeCards() {
 
 function summary(found) {
   if (streams.length === 0) return 'No streams yet: publish a stream, or configure a camera.';
-  if (found.length === 0) return 'No stream has this in its name.';
+  if (found.length === 0) return 'No stream name contains this text.';
   const count = (number, text) => (number > 0 ? `${number} ${text}` : '');
   const viewers = found.reduce((sum, { viewers, hls_viewers: byHls }) => sum + viewers + byHls, 0);
   return [

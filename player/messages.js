@@ -7,9 +7,9 @@ export const WAITING = 'Waiting for the stream';
 /** Returns a codec as it is written: `H.264` for `H264`, `Motion JPEG` for `JPEG`. */
 const codecName = (codec) => (codec === 'JPEG' ? 'Motion JPEG' : codec.replace(/^H(?=26)/, 'H.'));
 
-/** Explains that the browser cannot play the video of the stream, or that HLS does not carry it. */
+/** Explains that the browser cannot play the video of the stream, or that HLS does not support it. */
 export const unsupported = (codec, isHls = false) =>
-  `This stream is ${codecName(codec)}, which ${isHls ? 'HLS does not carry' : 'your browser cannot play'}: only its audio is played`;
+  `The video of this stream is ${codecName(codec)}, which ${isHls ? 'HLS does not support' : 'your browser cannot play'}: only the audio is played`;
 
 /** Returns title and text of the overlay for a state; undefined if the overlay is hidden. */
 export function explain(state, reason, hasShownFrame) {
@@ -78,7 +78,7 @@ export function explainLimit(limit, { shown, best, hasAudio }) {
     case 'all':
       if (!shown) return '';
       return limit.carried
-        ? `Your connection carries ${bitrateText(limit.carried)}: showing ${shown}`
+        ? `Your connection allows about ${bitrateText(limit.carried)}: showing ${shown}`
         : `Your connection is too slow for ${best}: showing ${shown}`;
     case 'reference_frames':
       return 'Fewer frames per second until your connection is better';

@@ -259,7 +259,7 @@ listAudioSources();
 setState('idle');
 const auto = presetFromAddress();
 if (auto && !isConfirmed()) {
-  const text = 'The link that led here would go live by itself: whoever made it can see what you publish.';
+  const text = 'The link that you opened would start publishing without asking. Whoever made the link can see what you publish.';
   showProblem({ title: `Publish as ${stream}?`, text });
   root.dataset.error = 'unconfirmed';
   byId('go').focus();

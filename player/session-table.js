@@ -4,7 +4,7 @@ import { api, bits, duration, isLimited } from './api.js';
 import { arrange, button, element, setText } from './page.js';
 
 const COLUMNS = [
-  ['Role'], ['State'], ['Duration'], ['Layer'], ['Received', 'Bitrate that arrives at the viewer, by its feedback'],
+  ['Role'], ['State'], ['Duration'], ['Layer'], ['Received', 'Bitrate that arrives at the viewer, as reported by its RTCP feedback'],
   ['Limit', 'Why the viewer is sent less than the best quality'], ['RTT', 'Round-trip time'],
   ['Loss', 'Packets that were lost on the way to the viewer'],
   ['Client'], ['Action'],

@@ -59,7 +59,7 @@ export class PathLost extends Error {
 
   /** What was tried, for the user. */
   get remedy() {
-    return `None of the gateway's addresses was reached: ${this.addresses.join(', ')}. This page keeps trying.`;
+    return `None of the gateway's addresses could be reached: ${this.addresses.join(', ')}. This page keeps trying.`;
   }
 }
 

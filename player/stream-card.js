@@ -41,7 +41,7 @@ export class StreamCard {
       state: element('span', { class: 'state' }),
       facts: element('p', { class: 'quiet' }),
       problem: element('p', { class: 'problem' }),
-      limited: element('p', { class: 'limited', title: 'Their connections carry less than the best layer' }),
+      limited: element('p', { class: 'limited', title: 'Viewers whose bandwidth is too low for the best quality' }),
       warnings: element('ul', { class: 'warnings' }),
       measures: element('div', { class: 'measures' }, ...Object.values(this.#charts).map(({ node }) => node)),
       toggle: button('', () => this.#toggle()),

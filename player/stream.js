@@ -20,7 +20,7 @@ const charts = {
   bitrate: new Chart('Bitrate', bits, POINTS),
   viewers: new Chart('Viewers', String, POINTS),
   loss: new Chart('Packet loss, worst viewer', (loss) => `${(loss * 100).toFixed(1)} %`, POINTS),
-  rtt: new Chart('Round-trip time, longest', (rtt) => `${Math.round(rtt * 1000)} ms`, POINTS),
+  rtt: new Chart('Round-trip time, worst viewer', (rtt) => `${Math.round(rtt * 1000)} ms`, POINTS),
 };
 let source = null;
 
@@ -147,7 +147,7 @@ function eventText(event, data) {
     const parts = [`${data.role} ${data.id.slice(0, 6)}`, data.state, data.cause && `(${data.cause})`, data.address];
     return parts.filter(Boolean).join(' ');
   }
-  if (data.gone) return 'stream is gone';
+  if (data.gone) return 'stream no longer exists';
   const parts = [
     `stream ${data.stalled ? 'stalled' : data.live ? 'live' : 'not live'}`, data.publisher && `via ${data.publisher.toUpperCase()}`,
     data.source && `source ${data.source.replace('_', ' ')}`, data.error,

@@ -10,7 +10,7 @@ const STATES = { connecting: 'Connecting to the camera…', live: 'Speak now', i
 
 /** Explains to the user why there is no microphone. */
 function explainMicrophone({ name, message }) {
-  if (name === 'NotAllowedError') return 'This page may not use the microphone: allow it beside the address of the page.';
+  if (name === 'NotAllowedError') return 'This page is not allowed to use the microphone: allow it with the icon in the address bar of the browser, then try again.';
   if (name === 'NotFoundError') return 'No microphone was found: connect one, and try again.';
   return `The microphone could not be opened: ${message}`;
 }

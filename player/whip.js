@@ -116,8 +116,8 @@ export function explainCapture(error, source) {
     case 'SecurityError':
       return {
         title: 'This page needs a secure address (https://)',
-        text: 'Browsers allow camera, microphone and screen capture only on pages opened by https://, or by '
-          + `http://localhost on the gateway's own machine. This page came from ${location.origin}.`,
+        text: 'Browsers allow camera, microphone and screen capture only on pages opened over https://, or from '
+          + `http://localhost on the gateway's own machine. This page was opened from ${location.origin}.`,
       };
     case 'NotAllowedError':
       return {

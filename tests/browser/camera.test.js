@@ -49,7 +49,7 @@ test('the audio of a Motion JPEG camera that is not transcoded is played, and th
   const gateway = await cameraAndGateway(t, 'mjpeg+pcma', { env: UNTRANSCODED });
   const page = await watch(browser, gateway, 'door');
   t.after(() => page.close());
-  await isNeverLive(page, 'This stream is Motion JPEG, which your browser cannot play: only its audio is played');
+  await isNeverLive(page, 'The video of this stream is Motion JPEG, which your browser cannot play: only the audio is played');
   assert.equal((await playerData(page)).missing, 'JPEG');
   await unmute(page);
   await until(() => playerData(page), ({ audioEnergy }) => Number(audioEnergy) > 0, 'audio');
@@ -75,7 +75,7 @@ test('the audio of a VP8 stream over HLS is played, and the stream is not called
   await isLive(publisher);
   const page = await open(browser, `${gateway.origin}/watch/vp8?way=hls`);
   t.after(() => page.close());
-  await isNeverLive(page, 'This stream is VP8, which HLS does not carry: only its audio is played');
+  await isNeverLive(page, 'The video of this stream is VP8, which HLS does not support: only the audio is played');
   const data = await playerData(page);
   assert.deepEqual([data.way, data.missing], ['hls', 'VP8']);
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/vp8-hls.png` });

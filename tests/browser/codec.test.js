@@ -60,7 +60,7 @@ test('where HLS is forbidden, the audio of a stream whose video has no decoder i
   t.after(() => page.close());
   if ((await decodes(page)).webrtc) return skip(t, 'this Firefox decodes H.264 over WebRTC');
   const data = await until(() => shownByPlayer(page), ({ hint }) => hint !== '', 'the player to say why', 20_000);
-  assert.equal(data.hint, 'This stream is H.264, which your browser cannot play: only its audio is played');
+  assert.equal(data.hint, 'The video of this stream is H.264, which your browser cannot play: only the audio is played');
   assert.deepEqual([data.state, data.live, data.missing], ['paused', false, 'H264']);
   const arrives = () => page.evaluate(async () => {
     const { client } = document.querySelector('millstream-player');

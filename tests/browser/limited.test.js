@@ -125,7 +125,7 @@ test('a lower layer is named with its reason, in the player and on the dashboard
   limit('800kbit');
   const lower = await until(() => said(viewer), ({ notice }) => notice, 'the notice', 40_000);
   t.diagnostic(JSON.stringify(lower));
-  assert.match(lower.notice, /^Your connection (carries 0\.\d Mbit\/s|is too slow for 540p): showing (270|135)p$/);
+  assert.match(lower.notice, /^Your connection (allows about 0\.\d Mbit\/s|is too slow for 540p): showing (270|135)p$/);
   assert.deepEqual([lower.isVisible, lower.role, lower.limited, lower.hint], [true, 'status', 'all', '']);
   assert.equal(lower.automatic, `Auto (${lower.layer})`);
   assert.ok(lower.notice.endsWith(`showing ${lower.layer}`), lower.notice);

@@ -17,7 +17,7 @@ test('a port that seems blocked is named with its transports and addresses', () 
   ));
   assert.equal(both.message, 'No media connection: UDP/TCP port 8189 seems blocked');
   assert.deepEqual(both.addresses, ['192.0.2.1:8189', '[2001:db8::1]:8189']);
-  assert.deepEqual(explain('retrying', both, false), [both.message, "None of the gateway's addresses was reached: 192.0.2.1:8189, [2001:db8::1]:8189. This page keeps trying."]);
+  assert.deepEqual(explain('retrying', both, false), [both.message, "None of the gateway's addresses could be reached: 192.0.2.1:8189, [2001:db8::1]:8189. This page keeps trying."]);
   assert.equal(explainHls('connection', both), both.message);
   const udp = blocked(answer('1 1 UDP 2130706431 192.0.2.1 8189 typ host', '1 1 UDP 1 192.0.2.1 443 typ host'));
   assert.equal(udp.message, 'No media connection: UDP ports 8189, 443 seem blocked');
@@ -33,9 +33,9 @@ test('other failures are explained as what they are', () => {
   assert.equal(explain('paused', null, false)[0], 'Waiting for the stream');
   assert.equal(explainHls('codec', null), 'WebRTC does not support the codec of the stream');
   assert.equal(explainHls('connection', null), 'WebRTC did not connect');
-  assert.equal(unsupported('H265'), 'This stream is H.265, which your browser cannot play: only its audio is played');
-  assert.equal(unsupported('VP8', true), 'This stream is VP8, which HLS does not carry: only its audio is played');
-  assert.equal(unsupported('JPEG'), 'This stream is Motion JPEG, which your browser cannot play: only its audio is played');
+  assert.equal(unsupported('H265'), 'The video of this stream is H.265, which your browser cannot play: only the audio is played');
+  assert.equal(unsupported('VP8', true), 'The video of this stream is VP8, which HLS does not support: only the audio is played');
+  assert.equal(unsupported('JPEG'), 'The video of this stream is Motion JPEG, which your browser cannot play: only the audio is played');
 });
 
 const LAYERS = [{ rid: 'f', bitrate: 2_500_000 }, { rid: 'h', bitrate: 500_000 }, { rid: 'q', bitrate: 150_000 }];
@@ -56,7 +56,7 @@ function saidAfter(events, at, { isSelected = false, hasAudio = true, layers = L
 test('a quality that the path limits is explained with what the path carries, if that is known', () => {
   const best = [0, 'f', 'all', 'none', 2_400_000];
   const down = [10_000, 'h', 'all', 'bandwidth', 812_000];
-  const carries = 'Your connection carries 0.8 Mbit/s: showing 360p';
+  const carries = 'Your connection allows about 0.8 Mbit/s: showing 360p';
   assert.equal(saidAfter([], 10_000), '');
   assert.equal(saidAfter([best], 10_000), '');
   assert.equal(saidAfter([best, down], 12_000), '', 'for a moment');
@@ -69,9 +69,9 @@ test('a quality that the path limits is explained with what the path carries, if
   assert.equal(saidAfter([start, [2_000, 'h', 'all', 'bandwidth', 160_000]], 3_000), 'Your connection is too slow for 720p: showing 360p');
   // A step up within what the path carried changes only the layer; one beyond it shows that the figure is outdated.
   const lowest = [11_000, 'q', 'all', 'bandwidth', 700_000];
-  assert.equal(saidAfter([best, down, lowest, [20_000, 'h', 'all', 'bandwidth', 200_000]], 21_000), 'Your connection carries 0.7 Mbit/s: showing 360p');
+  assert.equal(saidAfter([best, down, lowest, [20_000, 'h', 'all', 'bandwidth', 200_000]], 21_000), 'Your connection allows about 0.7 Mbit/s: showing 360p');
   assert.equal(saidAfter([best, [9_000, 'q', 'all', 'bandwidth', 90_000], [20_000, 'h', 'all', 'bandwidth', 160_000]], 21_000), 'Your connection is too slow for 720p: showing 360p');
-  assert.equal(saidAfter([best, [9_000, 'q', 'all', 'bandwidth', 90_000]], 21_000), 'Your connection carries 90 kbit/s: showing 180p');
+  assert.equal(saidAfter([best, [9_000, 'q', 'all', 'bandwidth', 90_000]], 21_000), 'Your connection allows about 90 kbit/s: showing 180p');
   // Loss: more arrived than the best layer needs.
   assert.equal(saidAfter([best, [9_000, 'h', 'all', 'bandwidth', 2_600_000]], 21_000), 'Your connection is too slow for 720p: showing 360p');
   assert.equal(saidAfter([best, [9_000, 'h', 'all', 'bandwidth', null]], 21_000), 'Your connection is too slow for 720p: showing 360p');

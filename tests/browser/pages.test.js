@@ -164,7 +164,7 @@ test('a media port that is blocked is named, in the player and in the log of the
   const [shown, title, text] = await until(texts, ([, title]) => /port/.test(title), 'the player to name the port', 40_000);
   assert.equal(shown, true);
   assert.equal(title, `No media connection: UDP/TCP port ${port} seems blocked`);
-  assert.equal(text, `None of the gateway's addresses was reached: 192.0.2.1:${port}. This page keeps trying.`);
+  assert.equal(text, `None of the gateway's addresses could be reached: 192.0.2.1:${port}. This page keeps trying.`);
   if (process.env.SCREENSHOTS) await page.screenshot({ path: `${process.env.SCREENSHOTS}/blocked.png` });
 
   const headers = { Authorization: 'Bearer api-token-of-the-pages' };

@@ -46,7 +46,7 @@ test('the page of a stream shows video, figures, sessions and events', async (t)
   assert.equal(new URL(page.url()).hash, '', 'the token leaves the address');
   await plays(page, 5);
   await until(() => textOf(page, '#status'), (seen) => /live/.test(seen) && /VP8/.test(seen) && /via WHIP/.test(seen), 'the facts');
-  await until(() => textOf(page, '#charts'), (seen) => /Bitrate\s+[\d.]+ [kM]bit\/s/.test(seen) && /Viewers\s+2/.test(seen) && /Round-trip time, longest\s+\d+ ms/.test(seen), 'the figures');
+  await until(() => textOf(page, '#charts'), (seen) => /Bitrate\s+[\d.]+ [kM]bit\/s/.test(seen) && /Viewers\s+2/.test(seen) && /Round-trip time, worst viewer\s+\d+ ms/.test(seen), 'the figures');
   await until(() => page.$$eval('#charts path', (paths) => paths[0].getAttribute('d')), (line) => /^M[\d. ]+L/.test(line), 'a line');
   await until(() => textOf(page, '#sessions'), (seen) => /publisher/.test(seen) && (seen.match(/viewer/g) ?? []).length === 2, 'the sessions');
   await until(() => textOf(page, '#events'), (seen) => /stream live, via WHIP/.test(seen) && /viewer \w+ connected/.test(seen), 'the events');
