@@ -19,7 +19,7 @@ COPY --from=build /usr/local/bin/millstream /usr/local/bin/millstream-worker /us
 # What is installed is looked at once, here: otherwise each start of a container would pay for it.
 ENV GST_REGISTRY=/var/cache/gstreamer/registry.bin
 RUN mkdir -p /var/cache/gstreamer && millstream check && chmod -R a+rX /var/cache/gstreamer
-# What is set by the API is kept here: mount a volume to keep it longer than the container.
+# What is set through the API is kept here: mount a volume to keep it longer than the container.
 ENV STATE_DIRECTORY=/var/lib/millstream
 RUN mkdir -p /var/lib/millstream && chown millstream /var/lib/millstream
 USER millstream

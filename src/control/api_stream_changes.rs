@@ -1,4 +1,4 @@
-//! Changes of the streams and tokens that are set by the API: each is checked, kept, and then made.
+//! Changes of the streams and tokens that are set through the API: each is checked, kept, and then made.
 
 use std::sync::Arc;
 
@@ -52,11 +52,11 @@ impl ControlPlane {
         let kind = source.kind.label();
         let configured = ConfiguredSource::from_built_source(source, stream.config.clone());
         self.supervisor.replace_and_start_source(configured).await;
-        info!(stream = %name, source = kind, is_new, "stream added or changed by the API");
+        info!(stream = %name, source = kind, is_new, "stream added or changed through the API");
         Ok(ApiStreamChange { stream, is_new })
     }
 
-    /// Returns why a stream that was not set by the API cannot be changed.
+    /// Returns why a stream that was not set through the API cannot be changed.
     pub async fn missing_api_stream_error(&self, name: &StreamName) -> ApiStreamError {
         match &*self.api_streams.lock().await {
             Some(context) if context.configured_streams.contains(name) => ApiStreamError::InConfigurationFile,
@@ -64,7 +64,7 @@ impl ControlPlane {
         }
     }
 
-    /// Removes a stream that was set by the API.
+    /// Removes a stream that was set through the API.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ impl ControlPlane {
         if !is_configured {
             self.supervisor.remove_source(&name.clone().into()).await;
         }
-        info!(stream = %name, "stream removed by the API");
+        info!(stream = %name, "stream removed through the API");
         Ok(())
     }
 }

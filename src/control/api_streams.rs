@@ -1,6 +1,6 @@
-//! Streams that are set by the API. They have the settings of `[streams."NAME"]`, run like those of the configuration
-//! file, and are kept in the state file, so that a restart starts them again. The configuration file takes precedence:
-//! a stream that it also configures is kept and does not run.
+//! Streams that are set through the API. They have the settings of `[streams."NAME"]`, run like those of the
+//! configuration file, and are kept in the state file, so that a restart starts them again. The configuration file
+//! takes precedence: a stream that it also configures is kept and does not run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -49,27 +49,31 @@ pub enum ApiStreamError {
         "the stream is in the configuration file, which takes precedence over the API: change it there, or use another name"
     )]
     InConfigurationFile,
-    #[error("the stream was set by the API already: PUT replaces its settings, PATCH changes them")]
+    #[error("the stream was already set through the API: PUT replaces its settings, PATCH changes them")]
     Exists,
-    #[error("no stream of this name was set by the API")]
+    #[error("no stream of this name was set through the API")]
     NotFound,
-    #[error("the stream has other settings than `If-Match` or `If-None-Match` expects: read it again")]
+    #[error(
+        "the current settings of the stream do not match `If-Match` or `If-None-Match`: GET the stream again for its \
+         `ETag`"
+    )]
     PreconditionFailed,
-    #[error("{0} streams were set by the API, which is the limit: remove one, or raise `api.max_streams`")]
+    #[error("there are already {0} streams that were set through the API: remove one, or raise `api.max_streams`")]
     TooMany(usize),
-    #[error("{0} tokens are valid, which is the limit: revoke one, or raise `api.max_tokens`")]
+    #[error("there are already {0} valid tokens: revoke one, or raise `api.max_tokens`")]
     TooManyTokens(usize),
     #[error("the settings of the stream have mistakes")]
     Mistakes(Vec<ConfigMistake>),
     #[error(
-        "the state file {path} cannot be written: {error}; set `api.state_file` to a file in a folder of the gateway"
+        "the state file {path} cannot be written: {error}; set `api.state_file` to a file in a folder that the gateway \
+         can write to"
     )]
     NotWritten { path: String, error: io::Error },
     #[error("the gateway is starting or stopping: retry later")]
     Stopping,
 }
 
-/// The streams that were set by the API.
+/// The streams that were set through the API.
 #[derive(Default)]
 pub struct ApiStreams {
     state_file: PathBuf,
@@ -116,12 +120,12 @@ impl ApiStreams {
         ))
     }
 
-    /// Returns a stream that was set by the API.
+    /// Returns a stream that was set through the API.
     pub fn get(&self, name: &StreamName) -> Option<Arc<ApiStream>> {
         self.read_streams().get(name).cloned()
     }
 
-    /// Returns the tokens that were issued by the API.
+    /// Returns the tokens that were issued through the API.
     pub fn issued_tokens(&self) -> &Arc<IssuedTokens> {
         &self.issued_tokens
     }
@@ -142,7 +146,10 @@ impl ApiStreams {
         let mut sources = Vec::new();
         for (name, stream) in &*self.read_streams() {
             if context.configured_streams.contains(name) {
-                warn!(stream = %name, "stream set by the API does not run: the configuration file has a stream of this name");
+                warn!(
+                    stream = %name,
+                    "stream set through the API does not run: the configuration file has a stream of the same name"
+                );
                 continue;
             }
             let (stream, context) = (stream.clone(), context.clone());
@@ -152,7 +159,12 @@ impl ApiStreams {
                 Ok(source) => SourceBuildResult::Ready(source),
                 Err(problem) => {
                     let path = self.state_file.display();
-                    warn!(stream = %name, problem, state_file = %path, "stream set by the API failed: its source cannot be started; the gateway retries it");
+                    warn!(
+                        stream = %name,
+                        problem,
+                        state_file = %path,
+                        "stream set through the API failed: its source cannot be started; the gateway retries it"
+                    );
                     let build = Arc::new(build);
                     SourceBuildResult::Unbuildable(UnbuildableSource { problem, build })
                 }
@@ -213,7 +225,7 @@ impl ApiStreams {
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|error| {
                 let path = self.state_file.display().to_string();
-                warn!(path, %error, "change by the API refused: the state file cannot be written");
+                warn!(path, %error, "change through the API rejected: the state file cannot be written");
                 ApiStreamError::NotWritten { path, error }
             })
     }

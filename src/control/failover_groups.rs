@@ -20,7 +20,10 @@ use millstream_core::sources::failover_group::settings::{FailoverSourceSettings,
 /// Why a publisher cannot feed the source that it names.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PublisherSourceError {
-    #[error("the stream has one source: leave out `source`, or add `sources` to the stream in the configuration")]
+    #[error(
+        "the stream has only one source: leave out the query parameter `source`, or add `sources` to the stream in the \
+         configuration"
+    )]
     SingleSource,
     #[error("the stream has no source of this name for publishers: it has {known}")]
     UnknownSource { known: String },

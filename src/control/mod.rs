@@ -2,7 +2,7 @@
 //!
 //! * [`failover_groups`]: streams with several sources.
 //! * [`sessions`]: all sessions with a URL, from the offer to their end.
-//! * [`api_streams`]: streams that are set by the API, and the file that keeps them.
+//! * [`api_streams`]: streams that are set through the API, and the file that keeps them.
 //! * [`client_settings`]: configured settings that apply to clients.
 //! * [`reload`]: requests to reload the configuration.
 //! * [`source_tests`]: tests of sources that are no streams.
@@ -63,7 +63,7 @@ pub struct ControlPlane {
     pub hls_service: Arc<HlsService>,
     /// How many worker processes may run.
     pub worker_slots: WorkerSlots,
-    /// Streams that were set by the API.
+    /// Streams that were set through the API.
     pub api_streams: ApiStreams,
     /// Tests of sources for the API.
     pub source_tests: SourceTestService,
@@ -109,7 +109,7 @@ impl ControlPlane {
         self
     }
 
-    /// Sets the streams that were set by the API.
+    /// Sets the streams that were set through the API.
     #[must_use]
     pub fn with_api_streams(mut self, streams: ApiStreams) -> Self {
         self.api_streams = streams;

@@ -17,11 +17,12 @@ pub struct Reloaded {
     pub stopped: Vec<String>,
     /// Streams whose source was changed and restarted.
     pub restarted: Vec<String>,
-    /// Streams set by the API whose source cannot be started at present: see `last_error` of their source.
+    /// Streams set through the API whose source cannot be started at present: see `last_error` of their source.
     pub failed: Vec<String>,
     /// Number of sessions that were ended because their token is no longer valid.
     pub sessions_ended: usize,
-    /// Number of tokens issued by the API that are no longer valid, because the credential that issued them is not.
+    /// Number of tokens issued through the API that are no longer valid, because the credential that issued them is not
+    /// either.
     pub tokens_ended: usize,
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// First lines of the file.
-const STATE_FILE_HEADER: &str = "# What was set by the API of Millstream. The gateway rewrites this file at each change: edit it only while the\n\
+const STATE_FILE_HEADER: &str = "# What was set through the API of Millstream. The gateway rewrites this file at each change: edit it only while the\n\
                                  # gateway is stopped. It may hold passwords.\n\n";
 
 /// Only the owner may read the file: it may hold passwords of cameras.

@@ -27,11 +27,13 @@ const SOURCE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum NoCameraError {
     #[error(
-        "the stream is not read from an RTSP camera by the gateway itself (`rtsp = \"rtsp://...\"`): there is nobody to talk to"
+        "two-way audio needs a source that the gateway reads with its own RTSP client (`rtsp = \"rtsp://...\"`), and \
+         this stream has none"
     )]
     NotCamera,
     #[error(
-        "the source of this stream was stopped by the API or could not be started: start it by the API, or retry later"
+        "the source of this stream was stopped through the API or could not be started: start it through the API, or \
+         retry later"
     )]
     SourceAway,
 }
@@ -119,7 +121,7 @@ impl ControlPlane {
             BackChannelEnd::TalkerLeft => CloseReason::SourceRemoved,
             BackChannelEnd::NoAudio => CloseReason::NoAudio,
             BackChannelEnd::Camera(problem) => {
-                warn!(?session, %stream, problem, "talker session ended by the camera");
+                warn!(?session, %stream, problem, "two-way audio session ended by the camera");
                 CloseReason::BackChannelClosed
             }
         };

@@ -102,7 +102,7 @@ impl Authenticator {
             .await
     }
 
-    /// Whether a grant to read by the API has not expired and is valid with the access rules in effect.
+    /// Whether a grant to read through the API has not expired and is valid with the access rules in effect.
     pub fn still_grants_api_read(&self, grant: &Grant) -> bool {
         !grant.is_expired()
             && self

@@ -35,7 +35,8 @@ pub async fn readyz(State(control): State<Arc<ControlPlane>>) -> Result<Response
 
 /// Answers everything but liveness while the process is out of file descriptors.
 pub async fn respond_out_of_file_descriptors() -> Problem {
-    let detail = "the gateway is out of file descriptors: retry later; its operator raises the limit (`ulimit -n`)";
+    let detail = "the gateway is out of file descriptors: retry later; the operator of the gateway should raise their \
+                  limit (`ulimit -n`)";
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "out_of_descriptors", detail).with_retry_after(2)
 }
 
@@ -45,7 +46,7 @@ pub async fn serve_metrics(State(state): State<HttpState>, request: Request) -> 
     let access = state.authenticator.access_control();
     if access.restricts_more_than_publishing() && !access.has_api_credential() {
         let detail = "/metrics requires an API token because access to streams is restricted: set `auth.api_token`, or `api = \"read\"` \
-                      for one of `auth.tokens`, and send it";
+                      for one of `auth.tokens`, and send that token as `Authorization: Bearer TOKEN`";
         return Err(Problem::new(StatusCode::FORBIDDEN, "metrics_closed", detail));
     }
     if access.has_api_credential() {

@@ -37,8 +37,8 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     page.begin_metric_family(
         "millstream_http_request_duration_seconds",
         "histogram",
-        "Time from a request to the header of its response, by endpoint. Playlists and parts of LL-HLS are requested \
-         before they exist, and are waited for.",
+        "Time from a request to the header of its response, by endpoint. It includes the time that blocking LL-HLS \
+         requests wait for a playlist or part that does not exist yet.",
     );
     for (endpoint, durations) in state.counters.request_durations() {
         page.add_histogram_with_labels(&format!("endpoint=\"{}\"", endpoint.label()), durations);
@@ -46,8 +46,9 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     page.add_counters_by_reason(
         "millstream_http_rejected_total",
         "Rejected connections and requests, by the limit that was reached: connections_per_address, request_rate, \
-         failure_rate (wrong tokens), webhook_queue, response_unread (HTTP/2 responses that were reset), \
-         open_files (connections accepted while all file descriptors were in use; only health checks are answered).",
+         failure_rate (wrong tokens), webhook_queue (too many requests waited for the authorization webhook), \
+         response_unread (HTTP/2 responses that were reset because the client did not read them), open_files \
+         (connections made while all file descriptors were in use: health checks are answered, all else is rejected).",
         state
             .counters
             .rejections()
@@ -75,7 +76,7 @@ pub fn render_metrics_text(state: &HttpState) -> String {
 fn write_talk_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.add_gauge(
         "millstream_talkers",
-        "Cameras that somebody talks to.",
+        "Cameras with a session of two-way audio: a client sends audio to their back channel.",
         control.talkers.count(),
     );
     let counters = &control.talkers.counters;
@@ -148,7 +149,7 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
     page.begin_metric_family(
         name,
         "summary",
-        "Fractions lost in receiver reports of viewers, 0 to 1.",
+        "Fractions of packets lost, 0 to 1, as reported by viewers in RTCP receiver reports.",
     );
     page.add_sum_and_count("", lost, report_count);
     page.begin_deprecated_metric_family("millstream_viewer_reported_loss_total", "counter", name);
@@ -158,8 +159,8 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
     page.begin_metric_family(
         "millstream_viewers_limited",
         "gauge",
-        "Viewers whose path is too small for more than they are sent, by what is sent of the video: all frames (of a \
-         lower simulcast layer), reference_frames, key_frames or none (audio only).",
+        "Viewers that are sent reduced video because their bandwidth is too low, by the frames that they are sent: all \
+         (of a lower simulcast layer), reference_frames, key_frames or none (audio only).",
     );
     for (frames, count) in control.media_plane.path_limited_viewer_counts() {
         page.add_sample_with_label("video", sessions::frame_selection_label(frames), count);
@@ -176,7 +177,8 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
     );
     page.add_histogram(
         "millstream_forward_seconds",
-        "Time from the arrival of a packet until it was sent to all viewers of a shard; the longest of each tick.",
+        "Time from the arrival of a packet until it was sent to all viewers of a shard (media thread); one value for \
+         each loop iteration of the shard that forwards packets, the longest.",
         &counters.forwarding_delay,
     );
 }
@@ -194,7 +196,8 @@ fn write_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
     );
     page.add_counter(
         "millstream_workers_refused_total",
-        "Worker processes that were not started, and viewers that were rejected, because of a limit of worker processes.",
+        "Refusals because a limit of worker processes was reached: worker processes that were not started, and viewers \
+         that were rejected.",
         control.worker_slots.refusal_count(),
     );
 }
@@ -218,7 +221,7 @@ fn write_connection_queue_and_worker_metrics(page: &mut MetricsText, control: &C
     );
     page.add_gauge(
         "millstream_hls_waiting_requests",
-        "Blocked HLS requests that wait for the next part.",
+        "Blocking HLS requests that are waiting for a playlist or part that does not exist yet.",
         control.hls_service.blocked_request_count(),
     );
     write_worker_metrics(page, control);
@@ -226,7 +229,7 @@ fn write_connection_queue_and_worker_metrics(page: &mut MetricsText, control: &C
     page.add_renamed_family(
         ["millstream_shard_queued_messages", "millstream_shard_queue"],
         "gauge",
-        "Messages queued for a shard of the media plane.",
+        "Messages waiting in the mailbox of a shard (media thread), such as packets from other shards.",
         |page| {
             for (shard, waiting) in mailbox_lengths.iter().enumerate() {
                 page.add_sample_with_label("shard", shard, waiting);
@@ -236,7 +239,8 @@ fn write_connection_queue_and_worker_metrics(page: &mut MetricsText, control: &C
     page.begin_metric_family(
         "millstream_shard_tick_age_seconds",
         "gauge",
-        "Time since the last tick of a shard; above 1, /healthz answers 503.",
+        "Seconds since a shard (media thread) last began an iteration of its loop. Above 1 it hangs or is overloaded, \
+         and /healthz answers 503.",
     );
     for (shard, age) in control.media_plane.times_since_last_tick().into_iter().enumerate() {
         page.add_sample_with_label("shard", shard, age.as_secs_f64());
@@ -252,7 +256,7 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.begin_metric_family(
         "millstream_source_state",
         "gauge",
-        "1 for the state that the configured source of the stream is in.",
+        "1 for the current state of the configured source of the stream, else 0.",
     );
     for entry in control.source_registry.all() {
         let status = entry.status();
@@ -264,7 +268,7 @@ fn write_source_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.begin_metric_family(
         "millstream_source_failures_total",
         "counter",
-        "Failures of the configured source of the stream; each is followed by another start.",
+        "Failures of the configured source of the stream; the gateway restarts the source after each.",
     );
     for entry in control.source_registry.all() {
         page.add_sample_with_label_list(&source_labels(&entry.stream), entry.status().restart_count);
@@ -290,7 +294,7 @@ fn write_failover_group_metrics(page: &mut MetricsText, control: &ControlPlane) 
     page.begin_metric_family(
         "millstream_stream_source_state",
         "gauge",
-        "1 for the state that a source of a stream with several is in.",
+        "1 for the current state of each source of a stream with several sources, else 0.",
     );
     for (stream, status) in &failover_groups {
         for source in &status.sources {
@@ -307,7 +311,7 @@ fn write_failover_group_metrics(page: &mut MetricsText, control: &ControlPlane) 
     page.begin_metric_family(
         "millstream_stream_source_selected",
         "gauge",
-        "1 for the source that a stream with several shows.",
+        "1 for the source that viewers of a stream with several sources are sent, else 0.",
     );
     for (stream, status) in &failover_groups {
         for source in &status.sources {
@@ -318,7 +322,7 @@ fn write_failover_group_metrics(page: &mut MetricsText, control: &ControlPlane) 
     page.begin_metric_family(
         "millstream_stream_source_switches_total",
         "counter",
-        "Changes between the sources of a stream with several, by reason.",
+        "Switches between the sources of a stream with several sources, by reason.",
     );
     for (stream, status) in &failover_groups {
         for reason in SwitchReason::ALL {
@@ -358,7 +362,7 @@ fn write_transport_and_close_metrics(page: &mut MetricsText, control: &ControlPl
     }
     page.add_counters_by_reason(
         "millstream_dropped_total",
-        "Datagrams and messages dropped, by reason.",
+        "UDP datagrams, and messages to shards (media threads), that were dropped, by reason.",
         counters
             .dropped_datagram_counts()
             .map(|(reason, count)| (reason.label(), count)),

@@ -69,7 +69,8 @@ async fn serve_embed_page(State(control): State<Arc<ControlPlane>>, uri: Uri, he
     let ancestors = match &control.client_settings().embed_origins {
         AllowedOrigins::Any => "*".to_owned(),
         AllowedOrigins::Listed(origins) if origins.is_empty() => {
-            let detail = "frames on other pages are not allowed here: set `http.embed_origins` in the configuration";
+            let detail = "other sites are not allowed to embed this page (iframe): add their origins to \
+                          `http.embed_origins` in the configuration";
             return respond_with_problem_or_404_page(
                 Problem::new(StatusCode::NOT_FOUND, "embedding_off", detail),
                 &headers,

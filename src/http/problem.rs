@@ -90,7 +90,7 @@ impl Problem {
         Self::new(
             StatusCode::NOT_FOUND,
             "not_found",
-            "nothing exists at this path, or no longer",
+            "this path does not exist, or no longer exists",
         )
     }
 
@@ -153,7 +153,10 @@ impl From<SessionRefusal> for Problem {
 
 impl From<WorkerSlotLimitReached> for Problem {
     fn from(reached: WorkerSlotLimitReached) -> Self {
-        let detail = format!("this stream must be transcoded for this client, but {reached}: retry later");
+        let detail = format!(
+            "this stream must be transcoded for this client, but no further worker can be started. Retry later: \
+             {reached}"
+        );
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "workers_full", detail).with_retry_after(5)
     }
 }
@@ -196,7 +199,7 @@ impl From<BackChannelError> for Problem {
         let detail = match &error {
             BackChannelError::Camera(
                 CameraError::Address(_) | CameraError::Unreachable(_) | CameraError::PasswordFileUnreadable(_),
-            ) => "the camera cannot be reached: the log of the gateway tells why".to_owned(),
+            ) => "the camera cannot be reached: see the log of the gateway for the reason".to_owned(),
             _ => error.to_string(),
         };
         Self::new(status, code, detail)

@@ -75,7 +75,8 @@ async fn accept_talker(
         .reserve(target.source_key())
         .ok_or_else(already_talking_problem)?;
     let connected = BackChannel::connect(&target.camera).await;
-    let back_channel = connected.inspect_err(|error| warn!(%stream, %error, "talker rejected: no back channel"))?;
+    let back_channel = connected
+        .inspect_err(|error| warn!(%stream, %error, "two-way audio rejected: no back channel to the camera"))?;
     let codec = choose_talk_codec(offer, &back_channel.codecs())?;
     let media = &control.media_plane;
     let placement = media.choose_next_shard_and_make_ice_credentials();
@@ -86,8 +87,9 @@ async fn accept_talker(
     };
     let (publication, answer) = answer_talk_offer(offer, &local, codec)?;
     let started = back_channel.start(codec).await;
-    let back_channel =
-        started.inspect_err(|error| warn!(%stream, %error, "talker rejected: the back channel did not start"))?;
+    let back_channel = started.inspect_err(
+        |error| warn!(%stream, %error, "two-way audio rejected: the back channel to the camera did not start"),
+    )?;
     let ice = IceSession::new(
         publication.transport.remote_credentials.clone(),
         &placement.ice_credentials,
@@ -96,7 +98,7 @@ async fn accept_talker(
     let record = new_session_record(request, grant, AccessAction::Talk, stream.clone(), None);
     let key = stream.back_channel_key();
     let session = media.open_negotiated_publisher_session(key, placement, publication, record.requester())?;
-    debug!(?session, %stream, codec = codec.name(), "talker accepted, waiting for its ICE connection");
+    debug!(?session, %stream, codec = codec.name(), "two-way audio accepted, waiting for its ICE connection");
     let response = register_session_and_build_response(control, session, ice, record, answer.sdp);
     tokio::spawn(control.clone().forward_talk(TalkSession {
         session,

@@ -236,7 +236,8 @@ async fn start_source_and_wait_for_tracks(
         .await
         == StartOutcome::Unavailable
     {
-        let detail = "the configured source of this stream was stopped by the API or could not be started: start it by the API, or retry later";
+        let detail = "the configured source of this stream was stopped through the API or could not be started: start \
+                      it through the API, or retry later";
         return Err(Problem::new(StatusCode::CONFLICT, "source_away", detail).with_retry_after(NOT_LIVE_RETRY_SECS));
     }
     media.available_tracks(stream).ok_or_else(|| {

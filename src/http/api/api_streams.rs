@@ -1,4 +1,4 @@
-//! Streams that are set by the API: `POST`, `PUT`, `PATCH` and `DELETE /api/v1/streams/{stream}`.
+//! Streams that are set through the API: `POST`, `PUT`, `PATCH` and `DELETE /api/v1/streams/{stream}`.
 
 use axum::Json;
 use axum::body::Body;
@@ -36,7 +36,8 @@ const MERGE_PATCH_MEDIA_TYPE: &str = "application/merge-patch+json";
     request_body(content = Object, description = "the keys of `[streams.\"NAME\"]` in the configuration file"),
     responses(
         (status = 201, body = Stream, description = "the stream was added; `ETag` is the tag of its settings"),
-        (status = 409, description = "a stream of this name was set by the API or is in the configuration file, or there are too many"),
+        (status = 409, description = "a stream of this name was already set through the API or is in the configuration \
+                                      file, or the limit `api.max_streams` is reached"),
         (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
     )
 )]
@@ -58,15 +59,16 @@ pub(super) async fn add_stream(
     path = "/api/v1/streams/{stream}",
     params(
         ("stream" = String, Path, description = "the name of the stream, which may contain slashes"),
-        ("If-Match" = Option<String>, Header, description = "change only settings with this `ETag`"),
-        ("If-None-Match" = Option<String>, Header, description = "`*`: add only"),
+        ("If-Match" = Option<String>, Header, description = "change the settings only if this is their `ETag`"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: only add a stream, do not replace one"),
     ),
     request_body(content = Object, description = "the keys of `[streams.\"NAME\"]` in the configuration file"),
     responses(
-        (status = 200, body = Stream, description = "the settings were replaced, or are the same"),
+        (status = 200, body = Stream, description = "the settings were replaced, or already had these values"),
         (status = 201, body = Stream, description = "the stream was added"),
-        (status = 409, description = "the stream is in the configuration file, or there are too many"),
-        (status = 412, description = "the settings have changed since"),
+        (status = 409, description = "the stream is in the configuration file, or the limit `api.max_streams` is \
+                                      reached"),
+        (status = 412, description = "the current settings do not match `If-Match` or `If-None-Match`"),
         (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
     )
 )]
@@ -81,22 +83,22 @@ pub(super) async fn put_stream(
     store_stream_and_respond(api, &name, &settings, (true, precondition_from_headers(&headers))).await
 }
 
-/// Changes some settings of a stream that was set by the API, by a merge patch (RFC 7396): null removes a setting.
+/// Changes some settings of a stream that was set through the API, by a merge patch (RFC 7396): null removes a setting.
 #[utoipa::path(
     patch,
     path = "/api/v1/streams/{stream}",
     params(
         ("stream" = String, Path, description = "the name of the stream, which may contain slashes"),
-        ("If-Match" = Option<String>, Header, description = "change only settings with this `ETag`"),
+        ("If-Match" = Option<String>, Header, description = "change the settings only if this is their `ETag`"),
     ),
     request_body(content = Object, content_type = "application/merge-patch+json"),
     responses(
-        (status = 200, body = Stream, description = "the settings were changed, or are the same"),
-        (status = 404, description = "no stream of this name was set by the API"),
+        (status = 200, body = Stream, description = "the settings were changed, or already had these values"),
+        (status = 404, description = "no stream of this name was set through the API"),
         (status = 409, description = "the stream is in the configuration file"),
-        (status = 412, description = "the settings have changed since"),
-        (status = 422, description = "the settings have mistakes, or secrets that were set for another server have to be sent \
-                                      again, which `errors` lists with their JSON pointers"),
+        (status = 412, description = "the current settings do not match `If-Match`: they have changed"),
+        (status = 422, description = "the settings have mistakes, or lack secrets that were set for another server and \
+                                      have to be sent again: `errors` lists them with their JSON pointers"),
     )
 )]
 pub(super) async fn patch_stream(
@@ -132,32 +134,32 @@ pub(super) async fn patch_stream(
 
 fn secrets_needed_problem(pointers: Vec<String>) -> Problem {
     let detail = format!(
-        "the source connects to another server, or in another way: send {} again, or null, because a secret is sent only to \
-         where it was set for",
+        "the settings name another server or another way to connect to it, and secrets are used only for the server \
+         that they were set for: send {} again, or null to remove them",
         pointers.join(", ")
     );
     let mut problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "secrets_needed", detail);
     let errors = pointers.into_iter().map(|pointer| ProblemError {
         pointer,
-        detail: "was set for another server: send it again, or null".to_owned(),
+        detail: "was set for another server: send it again, or null to remove it".to_owned(),
     });
     problem.errors = errors.collect();
     problem
 }
 
-/// Removes a stream that was set by the API. Its publisher, if it has one, and its viewers are not affected.
+/// Removes a stream that was set through the API. Its publisher, if it has one, and its viewers are not affected.
 #[utoipa::path(
     delete,
     path = "/api/v1/streams/{stream}",
     params(
         ("stream" = String, Path, description = "the name of the stream, which may contain slashes"),
-        ("If-Match" = Option<String>, Header, description = "remove only settings with this `ETag`"),
+        ("If-Match" = Option<String>, Header, description = "remove the stream only if this is its `ETag`"),
     ),
     responses(
         (status = 204, description = "the stream was removed"),
-        (status = 404, description = "no stream of this name was set by the API"),
+        (status = 404, description = "no stream of this name was set through the API"),
         (status = 409, description = "the stream is in the configuration file"),
-        (status = 412, description = "the settings have changed since"),
+        (status = 412, description = "the current settings do not match `If-Match`: they have changed"),
     )
 )]
 pub(super) async fn remove_stream(

@@ -68,7 +68,7 @@ async fn authorize_api_request(
         .await
 }
 
-/// A snapshot shows what viewers see: who may only read by the API needs the right to watch the stream.
+/// A snapshot shows what viewers see: who may only read through the API needs the right to watch the stream.
 pub(super) async fn authorize_snapshot(
     authenticator: &Authenticator,
     parts: &Parts,

@@ -1,4 +1,4 @@
-//! Data channel messages by the API: `POST /api/v1/streams/{stream}/data`.
+//! Data channel messages through the API: `POST /api/v1/streams/{stream}/data`.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
@@ -57,12 +57,12 @@ pub(super) fn target_stream_of_data_message(method: &Method, uri: &Uri) -> Optio
     request_body = DataPost,
     responses(
         (status = 202, description = "the message is being sent; slow viewers may miss it"),
-        (status = 400, description = "the body is not such a message"),
+        (status = 400, description = "the body is not a data channel message as JSON"),
         (status = 422, description = "the label or the base64 is not valid, or there is not exactly one of `text` and `base64`"),
         (status = 404, description = "no such stream: it is neither published nor watched"),
         (status = 409, description = "the stream has eight labels already, or data channels are switched off"),
         (status = 413, description = "the message is longer than 64 KiB"),
-        (status = 415, description = "the body is not JSON by its Content-Type"),
+        (status = 415, description = "the `Content-Type` of the body is not `application/json`"),
         (status = 429, description = "more than 100 messages a second were posted for the stream"),
     )
 )]
@@ -101,7 +101,7 @@ fn parse_data_message(body: &[u8]) -> Result<DataMessage, Problem> {
         problem
     };
     let post: DataPost = serde_json::from_slice(body).map_err(|error| {
-        let detail = format!("the body is not a message: {error}");
+        let detail = format!("the body is not a data channel message as JSON: {error}");
         Problem::new(StatusCode::BAD_REQUEST, "bad_json", detail)
     })?;
     let label = DataLabel::parse(&post.label).map_err(|error| bad_member("/label", error.to_string()))?;

@@ -52,9 +52,9 @@ pub mod warnings;
 #[openapi(
     info(
         title = "Millstream",
-        description = "Status and control of the gateway. Errors are problem documents (RFC 9457). `GET` needs a token that may \
-                       read by the API (`api = \"read\"`), everything else one that may use all of it (`api = true`): 403 \
-                       `insufficient_scope` otherwise."
+        description = "Status and control of the gateway. Errors are problem documents (RFC 9457). `GET` needs a token \
+                       with read access to the API (`api = \"read\"`), all other methods a token with full access \
+                       (`api = true`): 403 `insufficient_scope` otherwise."
     ),
     paths(
         all_streams,
@@ -139,7 +139,8 @@ async fn refuse_method(uri: Uri) -> Problem {
 )]
 async fn reload(State(api): State<ApiState>) -> Result<Json<Reloaded>, Problem> {
     let unavailable = || {
-        let detail = "the configuration cannot be reloaded because the gateway is stopping or its process does not handle reload requests: restart the gateway to apply changes";
+        let detail = "the configuration cannot be reloaded: the gateway is stopping, or was started without support \
+                      for reloading. Restart the gateway to apply changes";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "no_reload", detail)
     };
     let (answer, answered) = oneshot::channel();

@@ -71,7 +71,10 @@ pub(super) async fn start_source(
     post,
     path = "/api/v1/sources/stop/{stream}",
     params(("stream" = String, Path, description = "the name of the stream"), SourceQuery),
-    responses((status = 204, description = "the source is stopped"), (status = 404, description = "no source is configured for this stream"))
+    responses(
+        (status = 204, description = "the source was stopped"),
+        (status = 404, description = "no source is configured for this stream"),
+    )
 )]
 pub(super) async fn stop_source(
     State(api): State<ApiState>,

@@ -71,7 +71,7 @@ pub struct BrowserTracks {
     path = "/api/v1/sources/test",
     request_body(content = Object, description = "the keys of `[streams.\"NAME\"]`, or `url`"),
     responses(
-        (status = 200, body = SourceTestResult, description = "the result, also if the source cannot be read"),
+        (status = 200, body = SourceTestResult, description = "the result, even if the source cannot be read"),
         (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
         (status = 503, description = "too many sources are being tested"),
     )

@@ -198,7 +198,8 @@ pub(super) fn choose_source(control: &ControlPlane, stream: &StreamName, body: &
         return Err(Problem::new(StatusCode::NOT_FOUND, "unknown_source", detail));
     };
     if configured.config.has_camera_layers() {
-        let detail = "the sources of this stream are layers, between which each viewer is switched by itself";
+        let detail = "the sources of this stream are layers of one camera: the gateway selects a layer for each \
+                      viewer, so no source can be chosen for all";
         return Err(Problem::new(StatusCode::CONFLICT, "camera_layers", detail));
     }
     let chosen = configured.failover_group.choose_source(choice.source.as_deref());

@@ -88,9 +88,9 @@ pub(super) fn take_png() {}
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     request_body = ChooseSourceRequest,
     responses(
-        (status = 204, description = "the source is chosen"),
-        (status = 400, description = "the body is not a choice"),
-        (status = 404, description = "the stream does not have several sources, or none of this name"),
+        (status = 204, description = "the choice was accepted: the stream changes to the source at its next key frame"),
+        (status = 400, description = "the body is not a valid choice of a source"),
+        (status = 404, description = "the stream does not have several sources, or has no source of this name"),
     )
 )]
 pub(super) async fn choose_source(

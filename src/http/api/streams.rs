@@ -55,7 +55,7 @@ pub struct Stream {
     pub layers: Vec<Layer>,
     /// Labels of data channels with messages so far.
     pub data: Vec<DataTrack>,
-    /// Settings of the source that were set by the API, without secrets; `null` if it was not set by the API.
+    /// Settings of the source that were set through the API, without secrets; `null` if it was not set through the API.
     #[schema(value_type = Option<Object>)]
     pub settings: Option<serde_json::Map<String, serde_json::Value>>,
     /// What the owner of the stream should change, as text.
@@ -104,8 +104,8 @@ pub struct Video {
     pub b_frames: bool,
     /// Seconds between the last two key frames.
     pub key_frame_interval: Option<f64>,
-    /// Recent delay in seconds from the capture of a frame to its arrival, if the source reports capture times. It does
-    /// not include the network delay of the source's fastest sender report.
+    /// Recent delay in seconds from the capture of a frame to its arrival, if the source reports capture times. The
+    /// shortest network delay of its RTCP sender reports counts as zero, since the clocks are not synchronized.
     pub delay: Option<f64>,
     /// The source answers key frame requests.
     pub encoder_answers_key_frame_requests: bool,
@@ -249,8 +249,8 @@ fn describe_data_tracks(state: &StreamState) -> Vec<DataTrack> {
 fn gap_warning(stream: &Stream) -> Option<Warning> {
     let gap = stream.source.as_ref()?.gap.as_ref()?;
     let text = format!(
-        "The HLS source has had no segment that can be played for {} s, though its playlist goes on ({}). The gateway \
-         waits for the next one.",
+        "For {} s the HLS source has had no playable segment, although its playlist is still updated ({}). The gateway \
+         waits for the next playable segment.",
         gap.since.elapsed().as_secs(),
         gap.reason
     );
@@ -263,8 +263,9 @@ fn gap_warning(stream: &Stream) -> Option<Warning> {
 /// Says that an HLS origin does not count its segments.
 fn media_sequence_warning(stream: &Stream) -> Option<Warning> {
     let source = stream.source.as_ref()?;
-    let text = "The playlist of the HLS source numbers its segments wrongly: EXT-X-MEDIA-SEQUENCE is missing, stands still or \
-                goes back while segments are removed. The gateway knows the segments by their names; other players stall."
+    let text = "The media sequence numbers of the HLS source are wrong: EXT-X-MEDIA-SEQUENCE is missing, does not \
+                increase or decreases while segments are removed. The gateway identifies segments by their names or \
+                dates instead; other players stall."
         .to_owned();
     source.has_corrected_media_sequence.then_some(Warning {
         code: "media_sequence",
@@ -326,7 +327,7 @@ fn unavailable_layer_warnings(stream: &Stream) -> Vec<Warning> {
         let source = stream.sources.iter().find(|source| source.name == layer.rid)?;
         let error = source.connection.as_ref()?.last_error.as_ref()?;
         let text = format!(
-            "The camera's stream `{}` cannot be read, viewers get another one: {error}.",
+            "The stream `{}` of the camera cannot be read, so viewers get another stream of the camera: {error}.",
             layer.rid
         );
         Some(Warning {

@@ -129,7 +129,7 @@ fn pattern_texts(patterns: &[StreamNamePattern]) -> Vec<String> {
     patterns.iter().map(|pattern| pattern.as_str().to_owned()).collect()
 }
 
-/// All tokens that were issued by the API, without the tokens themselves.
+/// All tokens that were issued through the API, without the tokens themselves.
 #[utoipa::path(get, path = "/api/v1/tokens", responses((status = 200, body = Vec<Token>, description = "the tokens")))]
 pub(super) async fn all_tokens(State(api): State<ApiState>) -> Json<Vec<Token>> {
     let access = api.authenticator.access_control();
@@ -150,9 +150,9 @@ pub(super) async fn all_tokens(State(api): State<ApiState>) -> Json<Vec<Token>> 
     request_body = TokenRequest,
     responses(
         (status = 201, body = Token, description = "the token"),
-        (status = 403, description = "the token of the request may not issue tokens"),
-        (status = 409, description = "there are too many tokens"),
-        (status = 422, description = "the request has a mistake"),
+        (status = 403, description = "the token that the request was sent with cannot issue tokens"),
+        (status = 409, description = "the limit `api.max_tokens` is reached"),
+        (status = 422, description = "the request is invalid"),
     )
 )]
 pub(super) async fn issue_token(
@@ -167,7 +167,8 @@ pub(super) async fn issue_token(
         serde_json::from_value(Value::Object(body)).map_err(|error| bad_token_request_problem(&error.to_string()))?;
     let access = api.authenticator.access_control();
     let issuer = access.issuer_of_grant(&grant).ok_or_else(|| {
-        let detail = "tokens can be issued only with a configured or signed token, or one that the webhook permits";
+        let detail = "only a token of the configuration, a signed token (JWT) or one that the authorization webhook \
+                      permits can issue tokens";
         Problem::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
     })?;
     let (permissions, requested, label) = parse_token_request(request)?;
@@ -194,7 +195,7 @@ pub(super) async fn issue_token(
             play = ?pattern_texts(&permissions.play),
             talk = ?pattern_texts(&permissions.talk),
             expires,
-            "token issued by the API"
+            "token issued through the API"
         );
         Ok(())
     });
@@ -240,7 +241,7 @@ fn parse_token_request(request: TokenRequest) -> Result<(Permissions, Option<Dur
     path = "/api/v1/tokens/{id}",
     params(("id" = String, Path, description = "the id in the list of tokens")),
     responses(
-        (status = 204, description = "the token is not valid any more"),
+        (status = 204, description = "the token was revoked"),
         (status = 404, description = "no token has this id"),
     )
 )]
@@ -257,7 +258,7 @@ pub(super) async fn revoke_token(
                 token = id,
                 revoked_by = client.credential,
                 sessions_ended,
-                "token revoked by the API"
+                "token revoked through the API"
             );
         }
         Ok::<bool, ApiStreamError>(revoked)

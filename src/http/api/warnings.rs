@@ -79,8 +79,8 @@ pub fn source_warnings(source: SourceWarningInputs) -> Vec<Warning> {
     ] {
         if count > 0 {
             let text = format!(
-                "The RTP timestamps of the {kind} stand still, or run much faster or slower than real time, so {count} \
-                 frames were timed by their arrival: check the clock of the sender."
+                "The RTP timestamps of the {kind} do not advance, or advance much faster or slower than real time, so \
+                 {count} frames were timed by their arrival: check the RTP timestamps and clock rate of the encoder."
             );
             add(code, text);
         }
@@ -90,17 +90,21 @@ pub fn source_warnings(source: SourceWarningInputs) -> Vec<Warning> {
     };
     let interval = video.key_frame_interval.filter(|_| !video.answers_key_frame_requests);
     if let Some(interval) = interval.filter(|interval| *interval > LONG_KEY_FRAME_INTERVAL_SECS) {
-        let text = format!("The key frame interval is {interval:.0} s: set the encoder's key frame interval to 2 s.");
+        let text = format!(
+            "The key frame interval is {interval:.0} s, which delays the start for new viewers: set the encoder's key \
+             frame interval to 2 s."
+        );
         add("long_key_frame_interval", text);
     }
     if video.has_b_frames {
-        let text = "B-frames: WebRTC does not support them, so WebRTC viewers get this video only transcoded; turn \
-                    them off in the encoder to avoid this.";
+        let text = "B-frames: WebRTC does not support them, so WebRTC viewers get this video only if the gateway can \
+                    transcode it; turn B-frames off in the encoder to avoid this.";
         add("b_frames", text.to_owned());
     }
     if video.lacks_idr_frames {
-        let text = "The video has no IDR frames (open GOPs or intra refresh): browsers cannot start with it, so they get it \
-                    only transcoded; turn on closed GOPs in the encoder to avoid this.";
+        let text = "The video has no IDR frames (open GOPs or intra refresh): browsers cannot start decoding it, so \
+                    they get this video only if the gateway can transcode it; turn on closed GOPs in the encoder to \
+                    avoid this.";
         add("no_idr_frames", text.to_owned());
     }
     if video.codec == Codec::Vp8 && source.hls_viewer_count > 0 {
@@ -108,7 +112,8 @@ pub fn source_warnings(source: SourceWarningInputs) -> Vec<Warning> {
         add("vp8_by_hls", text.to_owned());
     }
     if video.codec == Codec::H265 {
-        let text = "H.265: many browsers cannot decode it; they get this video only transcoded to H.264.";
+        let text =
+            "H.265: many browsers cannot decode it, and get this video only if the gateway can transcode it to H.264.";
         add("h265", text.to_owned());
     }
     warnings

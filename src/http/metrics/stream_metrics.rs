@@ -40,7 +40,7 @@ struct TrafficSummary {
 const STREAM_TRAFFIC_SUMMARIES: [TrafficSummary; 2] = [
     TrafficSummary {
         name: "millstream_stream_reported_loss_ratio",
-        help: "Fractions lost in receiver reports of viewers of the stream, 0 to 1.",
+        help: "Fractions of packets lost, 0 to 1, as reported by viewers of the stream in RTCP receiver reports.",
         sum_and_count: |traffic| {
             let reports = &traffic.viewer_report_totals;
             let lost = read_counter_as_f64(&reports.fraction_lost_sum) / 256.0;
@@ -72,12 +72,14 @@ type TrafficMetricFamily = (&'static str, &'static str, fn(&StreamTransportStats
 const STREAM_TRAFFIC_METRIC_FAMILIES: [TrafficMetricFamily; 7] = [
     (
         "millstream_source_packets_total",
-        "Packets that the publisher sent, by its sequence numbers, as of the last report to it.",
+        "Packets that the publisher sent, counted from its RTP sequence numbers, as of the last RTCP receiver report \
+         to it.",
         |traffic| read_counter_as_f64(&traffic.expected_packet_count),
     ),
     (
         "millstream_source_missing_packets_total",
-        "Packets of the publisher that had not arrived by the last report to it; some arrive later as retransmissions.",
+        "Packets of the publisher that were missing as of the last RTCP receiver report to it; some arrive later as \
+         retransmissions.",
         |traffic| read_counter_as_f64(&traffic.missing_packet_count),
     ),
     (
@@ -181,7 +183,7 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
     page.add_gauge("millstream_streams_live", "Streams with a live source.", live);
     page.add_gauge(
         "millstream_streams_stalled",
-        "Streams of these whose publisher is connected and has sent nothing for 5 s.",
+        "Live streams whose publisher is connected and has sent nothing for 5 s.",
         streams.iter().filter(|stream| stream.is_stalled).count(),
     );
     write_viewer_totals(page, &streams);
@@ -324,8 +326,9 @@ fn write_capture_delays(page: &mut MetricsText, streams: &[StreamMetrics]) {
     page.begin_metric_family(
         name,
         "summary",
-        "Delays of video frames and audio packets from capture (by the sender reports of the source) to arrival at the \
-         gateway. The network delay of the fastest sender report is not included.",
+        "Delays of video frames and audio packets from capture (by the RTCP sender reports of the source) to arrival \
+         at the gateway. The shortest network delay of a sender report counts as zero, since the clocks are not \
+         synchronized.",
     );
     for (stream, track) in streams_with_tracks(streams) {
         let delays = &track.capture_delays;

@@ -11,8 +11,8 @@ pub(super) fn write_webhook_metrics(page: &mut MetricsText, webhooks: &EventWebh
     page.begin_metric_family(
         "millstream_webhook_events_total",
         "counter",
-        "Events for webhooks by what became of them: delivered, given_up (rejected, after the last attempt, or because the \
-         webhook is disabled), dropped (too many were waiting).",
+        "Events for webhooks, by result: delivered, given_up (the webhook rejected the event, the last attempt failed, \
+         or the webhook is disabled after it answered 410), dropped (too many were waiting).",
     );
     for (result, counter) in [
         ("delivered", &counters.delivered),
@@ -30,7 +30,7 @@ pub(super) fn write_webhook_metrics(page: &mut MetricsText, webhooks: &EventWebh
     page.add_renamed_family(
         ["millstream_webhook_queued_events", "millstream_webhook_queue"],
         "gauge",
-        "Events that wait for a webhook.",
+        "Events that are queued for delivery to a webhook.",
         |page| page.add_sample(queued_events),
     );
 }

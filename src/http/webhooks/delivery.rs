@@ -64,7 +64,7 @@ impl WebhookClient {
             target,
             http: builder
                 .build()
-                .map_err(|error| format!("the HTTP client cannot be made: {error}")),
+                .map_err(|error| format!("the HTTP client cannot be created: {error}")),
             counters,
             failure_log_limiter: Mutex::default(),
             is_disabled: AtomicBool::new(false),
@@ -197,7 +197,9 @@ impl DeliveryFailure {
             status if status.is_success() => None,
             StatusCode::GONE => Some(Self::Gone),
             status if status.is_client_error() && !is_about_the_moment => Some(Self::Rejected(status)),
-            status => Some(Self::Temporary(format!("it answered with HTTP status {status}"))),
+            status => Some(Self::Temporary(format!(
+                "the webhook answered with HTTP status {status}"
+            ))),
         }
     }
 }

@@ -57,7 +57,7 @@ impl WebhookTarget {
         if decode_secret(&secret).is_none() {
             return Err(ConfigMistake::new(
                 "",
-                "has a secret that begins with `whsec_` and is not base64 after it",
+                "has a secret that begins with `whsec_`, but what follows is not base64",
             ));
         }
         Ok(Self {

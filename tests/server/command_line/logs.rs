@@ -178,13 +178,13 @@ fn the_log_says_who_issued_and_revoked_a_token_and_shows_neither() {
             .find(|fields| fields["message"] == message);
         found.unwrap_or_else(|| panic!("{message} in {log}"))
     };
-    let issued = event("token issued by the API");
+    let issued = event("token issued through the API");
     assert_eq!(
         (&issued["token"], &issued["issued_by"], &issued["address"]),
         (&id.into(), &"auth.api_token".into(), &"127.0.0.1".into())
     );
     assert!(issued["publish"].to_string().contains("studio/*"), "{issued}");
-    assert_eq!(event("token revoked by the API")["revoked_by"], "auth.api_token");
+    assert_eq!(event("token revoked through the API")["revoked_by"], "auth.api_token");
     assert_eq!(
         event("change requested through the API")["credential"],
         "auth.api_token"

@@ -1,4 +1,4 @@
-//! What a token may do by the API: only read, or everything.
+//! What a token may do through the API: only read, or everything.
 
 use std::sync::{Arc, Mutex};
 

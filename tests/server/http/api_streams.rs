@@ -1,4 +1,4 @@
-//! Streams that are set by the API, and the state file that keeps them.
+//! Streams that are set through the API, and the state file that keeps them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -158,7 +158,7 @@ async fn settings_with_mistakes_are_refused_with_their_places_and_without_secret
         (
             json!({ "rtsp": ["rtsp://b/1", "rtsp://b/2"] }),
             "/rtsp",
-            "can be a list in the configuration file only",
+            "can be a list only in the configuration file",
         ),
         (json!({ "rtps": "rtsp://b/" }), "/rtps", "(did you mean `rtsp`?)"),
         (
@@ -190,7 +190,7 @@ async fn settings_with_mistakes_are_refused_with_their_places_and_without_secret
         (
             json!({ "rtsp": "rtsp://b/", "username": "a", "password_file": "/etc/shadow" }),
             "/password_file",
-            "cannot be set by the API",
+            "cannot be set through the API",
         ),
         (json!({ "rtsp": null }), "/rtsp", "is null"),
     ] {

@@ -1,4 +1,4 @@
-//! `POST /api/v1/streams/{stream}/data`: data channel messages by the API.
+//! `POST /api/v1/streams/{stream}/data`: data channel messages through the API.
 
 use millstream::Gateway;
 use serde_json::{Value, json};

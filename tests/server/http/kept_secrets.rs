@@ -1,4 +1,4 @@
-//! Secrets of streams that are set by the API, and the servers that they are for.
+//! Secrets of streams that are set through the API, and the servers that they are for.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

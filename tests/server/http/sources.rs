@@ -111,7 +111,7 @@ async fn publishers_name_the_source_that_they_feed() {
             "/whip/other?source=main",
             404,
             "unknown_source",
-            "the stream has one source",
+            "the stream has only one source",
         ),
         (
             "/whip/far",
