@@ -409,7 +409,7 @@ fn sections_that_are_not_media_fail_whip_and_are_refused_by_whep() {
     let plain = format!("{}m=audio 9 RTP/AVP 0\r\na=mid:t\r\n", recorded(FFMPEG));
     let error = publish(&plain).unwrap_err();
     assert_eq!(error.code(), "unsupported_section");
-    assert!(error.to_string().contains("with a fingerprint"), "{error}");
+    assert!(error.to_string().contains("with an `a=fingerprint`"), "{error}");
     for section in [
         section,
         "m=haptic 9 UDP/TLS/RTP/SAVPF 98\r\na=mid:t\r\n",

@@ -250,7 +250,7 @@ fn is_true(text: &str, code: &str, detail: &str, line: Option<usize>) -> bool {
         }
         "nothing_playable" => {
             let (carried, takes) = detail
-                .split_once(", which the viewer cannot receive: its offer has ")
+                .split_once(", which the viewer cannot receive: the offer of the viewer has ")
                 .expect("both sides");
             let carried = carried.trim_start_matches("the stream carries ").to_ascii_lowercase();
             let mut names = carried

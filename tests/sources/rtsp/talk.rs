@@ -338,8 +338,8 @@ async fn talking_needs_a_right_of_its_own_and_audio_alone() {
         .replace("a=rtpmap:13 CN/8000\r\n", "");
     for (offer, code, said) in [
         (offered, "audio_only", "offer one audio section"),
-        (without_g711, "no_common_codec", "takes PCMU and PCMA"),
-        (without_its_codec, "no_common_codec", "the camera takes PCMU,"),
+        (without_g711, "no_common_codec", "accepts PCMU and PCMA"),
+        (without_its_codec, "no_common_codec", "the camera accepts PCMU,"),
     ] {
         let reply = post(&gateway, "door", Some("talk"), offer).await;
         let (given, detail) = reply.problem();
@@ -427,7 +427,7 @@ async fn a_camera_that_takes_no_audio_is_named_with_the_reason() {
             described(&back("97\r\na=rtpmap:97 MPEG4-GENERIC/16000/1")),
             409,
             "back_channel_codec",
-            "takes audio as MPEG4-GENERIC/16000/1",
+            "accepts MPEG4-GENERIC/16000/1 on its audio back channel",
         ),
         (
             refused("401 Unauthorized"),
@@ -447,7 +447,7 @@ async fn a_camera_that_takes_no_audio_is_named_with_the_reason() {
             "camera_unavailable",
             "too long",
         ),
-        ("\u{1}\u{2}\u{3}".repeat(30_000), 502, "camera_unavailable", "no RTSP"),
+        ("\u{1}\u{2}\u{3}".repeat(30_000), 502, "camera_unavailable", "not RTSP"),
         // Bytes between messages are passed over, and numbers of responses not looked at.
         (
             "\u{1}\u{2}\u{3}RTSP/1.0 551 Option not supported\r\nCSeq: 77\r\n\r\n".to_owned(),

@@ -31,7 +31,7 @@ pub struct DataTrack {
 /// Why a message is not published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DataPublishError {
-    #[error("a stream has at most {MAX_DATA_TRACKS} data labels")]
+    #[error("the stream already has the maximum of {MAX_DATA_TRACKS} data channel labels: use one of them")]
     TooManyTracks,
     #[error("more than {MAX_API_MESSAGES_PER_SECOND} messages a second were posted for the stream")]
     TooManyMessages,

@@ -12,7 +12,7 @@ pub struct DataLabel(Arc<str>);
 
 /// Reason why a text is not a valid label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a data label has 1 to {MAX_DATA_LABEL_LENGTH} characters: ASCII letters, digits, `.`, `_` and `-`")]
+#[error("a data channel label has 1 to {MAX_DATA_LABEL_LENGTH} characters: ASCII letters, digits, `.`, `_` and `-`")]
 pub struct DataLabelError;
 
 const MAX_DATA_LABEL_LENGTH: usize = 64;

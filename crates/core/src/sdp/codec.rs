@@ -123,7 +123,7 @@ fn offered_codec_text(kind: MediaKind, pt: u8, map: &Rtpmap, parameters: &FmtpPa
     } else {
         match codec {
             Codec::H264 => "in packetization mode 2".to_owned(),
-            Codec::H265 => "with another tx-mode than SRST".to_owned(),
+            Codec::H265 => "with a tx-mode other than SRST".to_owned(),
             Codec::Vp9 | Codec::Av1 => format!("of profile {}", profile.unwrap_or_default()),
             _ => format!("with {} channels", map.channels),
         }
@@ -262,12 +262,12 @@ fn read_payload_types(section: &RawSection) -> Result<Vec<u8>, OfferError> {
     let mut pts = Vec::with_capacity(section.formats.len());
     for format in &section.formats {
         match parse_canonical_number(format) {
-            Some(pt) if pts.contains(&pt) => Err("an m-line lists each payload type once"),
+            Some(pt) if pts.contains(&pt) => Err("the m-line lists a payload type twice"),
             Some(pt) if pt <= 127 => {
                 pts.push(pt);
                 Ok(())
             }
-            _ => Err("a payload type is a number from 0 to 127"),
+            _ => Err("expected payload types from 0 to 127 in the m-line"),
         }
         .map_err(|rule| OfferError::BadPayloadType { line, rule })?;
     }
@@ -280,7 +280,7 @@ fn read_rtpmaps(section: &RawSection, pts: &[u8]) -> Result<HashMap<u8, Rtpmap>,
         let line = attribute.line_number;
         let (pt, map) = Rtpmap::parse(&attribute.value).ok_or(OfferError::BadPayloadType {
             line,
-            rule: "an rtpmap is `<payload type> <name>/<clock rate>[/<channels>]`",
+            rule: "expected `a=rtpmap:<payload type> <name>/<clock rate>[/<channels>]`",
         })?;
         if !pts.contains(&pt) {
             continue;

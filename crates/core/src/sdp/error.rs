@@ -61,7 +61,9 @@ pub enum OfferError {
     BadPayloadType { line: usize, rule: &'static str },
     #[error("the m-line at line {line} lists more than {limit} payload types")]
     TooManyPayloadTypes { line: usize, limit: usize },
-    #[error("SDP line {line} maps payload type {pt} to a second codec: in a BUNDLE group each has one codec")]
+    #[error(
+        "SDP line {line} maps payload type {pt} to a second codec: in a BUNDLE group each payload type has one codec"
+    )]
     PayloadTypeReused { line: usize, pt: u8 },
     #[error("SDP line {line} is invalid: {rule}")]
     BadExtmap { line: usize, rule: &'static str },
@@ -96,8 +98,8 @@ pub enum OfferError {
     #[error("the m-section at line {line} has the wrong direction: offer `{wanted}` or `sendrecv`")]
     BadDirection { line: usize, wanted: &'static str },
     #[error(
-        "SDP line {line} is neither media over DTLS-SRTP, such as UDP/TLS/RTP/SAVPF with a fingerprint, nor a data \
-         channel"
+        "the m-section at line {line} is not supported: expected audio or video over DTLS-SRTP (such as \
+         UDP/TLS/RTP/SAVPF, with an `a=fingerprint`), or a data channel"
     )]
     UnsupportedSection { line: usize },
     #[error(
@@ -110,19 +112,19 @@ pub enum OfferError {
         accepted: &'static str,
     },
     #[error(
-        "SDP line {line} offers video, and cameras take audio only: offer one audio section with a microphone, and no video"
+        "SDP line {line} offers video, but cameras accept only audio: offer one audio section with a microphone, and no video"
     )]
     VideoToCamera { line: usize },
     #[error(
-        "the camera takes {accepted}, and the audio section at line {line} does not offer it: it offers {offered}; \
-         leave out codec preferences"
+        "the camera accepts {accepted}, but the audio section at line {line} offers only {offered}: do not restrict the \
+         audio codecs in the client (setCodecPreferences)"
     )]
     NoCodecOfCamera {
         line: usize,
         offered: String,
         accepted: &'static str,
     },
-    #[error("the stream carries {carries}, which the viewer cannot receive: its offer has {takes}")]
+    #[error("the stream carries {carries}, which the viewer cannot receive: the offer of the viewer has {takes}")]
     NothingPlayable { carries: String, takes: String },
     #[error("SDP line {line}: all fingerprints have weak or unknown hash functions: send sha-256 or stronger")]
     WeakFingerprint { line: usize },
@@ -135,8 +137,8 @@ pub enum OfferError {
     #[error("the m-section at line {line} is not in the BUNDLE group of the others: use bundlePolicy `max-bundle`")]
     BundleRequired { line: usize },
     #[error(
-        "the m-section at line {line} offers simulcast without an rtp-stream-id header extension that it sends with an \
-         id from 1 to 14"
+        "the m-section at line {line} offers simulcast without a usable header extension for the RID: offer an `a=extmap` \
+         of urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id with an id from 1 to 14, and no direction or `sendonly`"
     )]
     RidExtensionMissing { line: usize },
 }

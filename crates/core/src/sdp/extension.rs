@@ -95,12 +95,12 @@ pub(super) fn parse_extmaps(
         let bad = |rule| OfferError::BadExtmap { line, rule };
         let mut fields = attribute.value.split_whitespace();
         let (Some(id), Some(uri)) = (fields.next(), fields.next()) else {
-            return Err(bad("an extmap is `<id>[/<direction>] <URI>`"));
+            return Err(bad("expected `a=extmap:<id>[/<direction>] <URI>`"));
         };
         let (id, direction) = id.split_once('/').map_or((id, None), |(id, d)| (id, Some(d)));
         let id = id
             .parse::<u16>()
-            .map_err(|_| bad("the id of an extmap is a number from 1 to 65535"))?;
+            .map_err(|_| bad("the extmap id is not a valid number: use 1 to 14"))?;
         if id == 0 {
             return Err(bad("extmap id 0 is reserved for padding: use 1 to 14"));
         }
@@ -115,7 +115,7 @@ pub(super) fn parse_extmaps(
             Some("inactive") => continue,
             Some(_) => {
                 return Err(bad(
-                    "the direction of an extmap is `sendrecv`, `sendonly`, `recvonly` or `inactive`",
+                    "expected the extmap direction `sendrecv`, `sendonly`, `recvonly` or `inactive`",
                 ));
             }
         };

@@ -143,7 +143,7 @@ fn validate_line_syntax(number: usize, line: &str) -> Result<(), OfferError> {
         [kind, b'=', ..] if b"vosiuepcbtrzkam".contains(kind) => Ok(()),
         _ => Err(OfferError::SyntaxRuleViolated {
             line: number,
-            rule: "a line is a known type letter, `=` and a value",
+            rule: "expected a known type letter, `=` and a value",
         }),
     }
 }
@@ -256,7 +256,7 @@ impl<'a> SdpLines<'a> {
 
 /// Returns the media token of an m-line after checking that its fields can be repeated in the answer.
 fn parse_m_line_media_type(number: usize, line: &str) -> Result<&str, OfferError> {
-    let rule = "an m-line has a media kind, a port, a protocol and formats, each a short token";
+    let rule = "expected `m=<media> <port> <proto> <fmt> ...`, each field of at most 32 printable ASCII characters";
     let error = OfferError::SyntaxRuleViolated { line: number, rule };
     let fields = line.get(2..).unwrap_or_default();
     let is_short = |field: &str| field.len() <= MAX_MEDIA_LINE_FIELD_LEN && field.bytes().all(|b| b.is_ascii_graphic());
@@ -276,5 +276,6 @@ const MAX_OFFER_BYTES: usize = 64 * 1024;
 const MAX_LINE_BYTES: usize = 2 * 1024;
 /// Publishers and viewers use one audio, one video and a data channel section. Conference clients offer some more.
 const MAX_SECTIONS: usize = 16;
-/// The longest known field of an m-line is `webrtc-datachannel`. Limits what the answer repeats of a rejected section.
+/// The longest known field of an m-line is `webrtc-datachannel`. Limits what the answer repeats of a rejected section. The
+/// text of the refusal names it.
 const MAX_MEDIA_LINE_FIELD_LEN: usize = 32;

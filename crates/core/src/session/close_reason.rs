@@ -71,8 +71,9 @@ impl CloseReason {
                 "no authenticated packet came from the client for 30 s: it may have lost its network or crashed"
             }
             Self::NoConnectivityChecks => {
-                "no ICE connectivity check arrived: unless the client left at once, it probably cannot reach the ICE candidates of the gateway; open the media \
-                 port (UDP and TCP), announce the outer address (webrtc.announce), or give it a TURN server (ice.servers)"
+                "no ICE connectivity check arrived: unless the client was closed immediately, it probably cannot reach the ICE \
+                 candidates of the gateway; open the media port (UDP and TCP), announce the public address of the gateway \
+                 (webrtc.announce), or offer a TURN server to clients (ice.servers)"
             }
             Self::NoHandshake => {
                 "ICE connectivity checks arrived, but the DTLS handshake did not complete: perhaps the network path lets only small packets \
@@ -82,14 +83,17 @@ impl CloseReason {
             Self::HandshakeFailed => "the DTLS handshake failed",
             Self::TakenOver => "another publisher took the stream over",
             Self::TokenExpired => "the access token of the session has expired",
-            Self::TokenRevoked => "the access token of the session was revoked by a change of the configuration",
+            Self::TokenRevoked => {
+                "the access token of the session was revoked through the API, or by a change of the configuration"
+            }
             Self::SourceRemoved => {
-                "the source of the stream that the session fed or talked to is no longer configured: use another one"
+                "the configuration no longer has the source for this publisher, or the camera of this talker: use another source or \
+                 stream"
             }
             Self::BackChannelClosed => {
-                "the camera closed the connection that carries the audio to it, or did not answer on it: the log says why"
+                "the camera closed its audio back channel, or did not respond on it: see the log of the gateway for the cause"
             }
-            Self::NoAudio => "no audio came from the talker for 30 s, and the camera was released for others",
+            Self::NoAudio => "no audio came from the talker for 30 s, so the camera was released for other talkers",
             Self::Kicked => "the session was ended through the API",
             Self::Evicted => {
                 "the client had sent no ICE connectivity check, and a newer session took its place: too many sessions were being set up at the \

@@ -284,7 +284,7 @@ impl IncomingEncoding {
             tracing::warn!(
                 ssrc = ssrc.0,
                 codec = format.codec.name(),
-                "RTP publisher sends {odd}: they are dropped because no decoder can use them"
+                "RTP publisher sends {odd}, which the gateway drops because no decoder can use them"
             );
         }
         let Some(seq) = self.continuation.map_to_continued_seq(arrival.ext_seq) else {

@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(
             missing_by_track(&arrivals, t + 60 * SECOND),
             [None; 2],
-            "it is not connected"
+            "the publisher is not connected"
         );
         arrivals.on_connected(t);
         assert_eq!(missing_by_track(&arrivals, t + 9 * SECOND), [None; 2]);

@@ -138,7 +138,7 @@ impl RtspConnection {
 
     /// Removes the next message or frame from what was received; `None` if it is not complete.
     pub(super) fn take_next_item(&mut self) -> Result<Option<InterleavedFrameOrMessage>, &'static str> {
-        const NOT_RTSP: &str = "the camera sent what is no RTSP, or a message that is too long";
+        const NOT_RTSP: &str = "the camera sent data that is not RTSP, or an RTSP message that is too long";
         // SETUP requests the channels 0 and 1.
         let start = self
             .garbage_skipper

@@ -9,11 +9,14 @@ use crate::sources::rtsp::camera::CameraError;
 pub enum BackChannelError {
     #[error(transparent)]
     Camera(#[from] CameraError),
-    #[error("the camera has no back channel (ONVIF Streaming Specification, section 5.3): it takes no audio by RTSP")]
+    #[error(
+        "the camera has no back channel for audio (ONVIF Streaming Specification, section 5.3): it does not accept audio \
+         over RTSP"
+    )]
     Missing,
     #[error(
-        "the camera takes audio as {0}, and the gateway sends PCMU or PCMA with 8 kHz: set the codec of its audio output \
-         to G.711"
+        "the camera accepts {0} on its audio back channel, but the gateway sends only PCMU or PCMA at 8 kHz: set the codec \
+         of the camera's audio output (loudspeaker) to G.711"
     )]
     UnsupportedCodec(String),
 }

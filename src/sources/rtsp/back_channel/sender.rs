@@ -199,7 +199,7 @@ impl BackChannelSender {
             {
                 self.queue_keepalive()
             }
-            401 => Err("the camera rejected the credentials of a keepalive".to_owned()),
+            401 => Err("the camera rejected the credentials of an RTSP keepalive request".to_owned()),
             // Session not found (RFC 2326 §11.3.5).
             454 => Err("the camera ended the RTSP session".to_owned()),
             // Whatever it says to OPTIONS, it is there.
@@ -209,7 +209,7 @@ impl BackChannelSender {
 
     fn begin_keepalive(&mut self) -> Result<(), String> {
         if self.is_keepalive_pending {
-            return Err("the camera does not answer keepalives".to_owned());
+            return Err("the camera does not respond to RTSP keepalive requests".to_owned());
         }
         self.keepalive_attempts = 0;
         self.queue_keepalive()

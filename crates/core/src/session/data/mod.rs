@@ -95,9 +95,9 @@ pub enum IgnoredMessageReason {
 pub enum DataSendError {
     #[error("the peer has no data channels")]
     NotConnected,
-    #[error("the message is longer than the peer receives")]
+    #[error("the message is longer than the peer accepts (`a=max-message-size` in its SDP)")]
     TooLong,
-    #[error("no further data channel can be opened to the peer")]
+    #[error("no further data channel can be opened to the peer: all SCTP stream ids of the gateway are in use")]
     TooManyChannels,
     #[error("message not sent: the send buffer of the data channels of this peer is full")]
     TooSlow,
@@ -130,7 +130,7 @@ impl DataTransport {
             Ok(()) => {}
             Err(SctpRejection::Drop(reason)) => return self.events.push_back(DataEvent::PacketDropped(reason)),
             Err(SctpRejection::End(limit)) => {
-                debug!(%limit, "the data channels of a session are being closed");
+                debug!(%limit, "data channels of a session are being closed: the peer exceeded a limit (see `limit`)");
                 self.events.push_back(DataEvent::PacketDropped(SctpDropReason::Limit));
                 return self.end();
             }

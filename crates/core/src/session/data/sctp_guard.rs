@@ -82,7 +82,7 @@ pub(super) enum SctpLimitExceeded {
     #[error("the peer used an SCTP stream id above {}", MAX_STREAMS - 1)]
     StreamId,
     #[error(
-        "the peer moved its SCTP sequence by more than {} numbers at once",
+        "the peer advanced its SCTP TSN by more than {} at once (FORWARD-TSN)",
         TsnWindow::MAX_TSNS_AHEAD
     )]
     SequenceJump,

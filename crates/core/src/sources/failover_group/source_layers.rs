@@ -300,7 +300,7 @@ impl SourceLayer {
             self.is_active = false;
         }
         if self.has_failed && !before.1 {
-            warn!(%stream, layer = &*self.rid.0, "layer of the stream unavailable; its viewers get another one");
+            warn!(%stream, layer = &*self.rid.0, "layer of the stream unavailable; its viewers are switched to another layer");
         } else if before.1 && self.is_active {
             info!(%stream, layer = &*self.rid.0, "layer of the stream available again");
         }
