@@ -26,9 +26,11 @@ pub struct CameraDiscoveryOptions {
 /// Why cameras cannot be searched for.
 #[derive(Debug, Error)]
 pub enum CameraDiscoveryError {
-    #[error("{0:?} is not the address of a camera: expected an IP address, or one with a port such as 192.0.2.10:3702")]
+    #[error(
+        "{0:?} is not the address of a camera: expected an IP address, or an IP address and a port, such as 192.0.2.10:3702"
+    )]
     BadAddress(String),
-    #[error("`--username` and `--password-file` need each other")]
+    #[error("`--username` and `--password-file` must be given together")]
     IncompleteCredentials,
     #[error(
         "`--username` needs `--at`: without it anything in the network that answers would get a digest of the password; \
@@ -65,7 +67,10 @@ pub async fn discover(options: &CameraDiscoveryOptions, print: impl Fn(&str)) ->
         }
     };
     if devices.is_empty() {
-        print("no camera answered. Cameras answer only in their own network, if ONVIF is enabled in their settings\n");
+        print(
+            "no camera answered. Cameras answer only if ONVIF is enabled in their settings, and a search (without `--at`) \
+             reaches only cameras in the subnets of this host\n",
+        );
     }
     for device in &devices {
         let streams = fetch_stream_urls(device, credentials.as_ref()).await;
@@ -117,7 +122,7 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
         Ok(streams) => {
             for stream in streams {
                 let note = match url_names_other_host(&stream.url, device.address) {
-                    true => "  (!) another host than the camera",
+                    true => "  (!) the host of this URL is not the address of the camera",
                     false => "",
                 };
                 let _ = writeln!(text, "  {}{}{note}", stream.url, format_stream_details(stream));
@@ -127,7 +132,8 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
             let address = device.address;
             let _ = writeln!(
                 text,
-                "  URLs unknown: the camera requires credentials. Add `--at {address}`, `--username` and `--password-file`"
+                "  URLs unknown: the camera requires credentials, or rejected the given ones. Add `--at {address}`, and \
+                 `--username` and `--password-file` of an ONVIF user"
             );
         }
         Err(error) => {

@@ -209,7 +209,7 @@ pub struct OutputTrackKinds {
 pub enum WorkerFailure {
     #[error("missing GStreamer elements: {}", .0.join(", "))]
     Missing(Vec<String>),
-    #[error("invalid launch line: {0}")]
+    #[error("invalid GStreamer launch line: {0}")]
     Launch(String),
     #[error("the pipeline property `{target}` cannot be set: {problem}")]
     Property { target: String, problem: String },

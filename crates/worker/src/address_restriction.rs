@@ -86,12 +86,17 @@ impl AddressRestriction {
     /// of another host could stand for another address when GStreamer resolves it.
     fn park_unless_connection_allowed(&self, host: Result<String, AmbiguousUrlHost>) {
         let Ok(host) = host else {
-            self.report_and_park_thread("the server refers to a URL whose host is ambiguous".to_owned());
+            self.report_and_park_thread(
+                "the RTSP server redirects to a URL whose host can be read in more than one way: the gateway does not \
+                 connect to it"
+                    .to_owned(),
+            );
         };
         let configured = self.configured_host.get_or_init(|| host.clone());
         if self.has_network_restriction() && host != *configured && host.parse::<IpAddr>().is_err() {
             self.report_and_park_thread(format!(
-                "the server refers to {host}: with `sources.allow` only its own host or an IP address"
+                "the RTSP server redirects to {host}: while `sources.allow` is set, it may redirect only to the configured \
+                 host, or to an IP address in one of these networks"
             ));
         }
         self.park_unless_host_allowed(&host);
@@ -103,12 +108,18 @@ impl AddressRestriction {
         let problem = match resolve_host(host) {
             Ok(addresses) => match addresses.into_iter().find(|address| !self.allows_address(*address)) {
                 Some(address) if self.has_network_restriction() => {
-                    format!("the server refers to {address}, which is not in a network of `sources.allow`")
+                    format!(
+                        "the RTSP server refers (by a redirect, or in its `Transport` header) to {address}, which is not in \
+                         a network of `sources.allow`: the gateway does not connect to it"
+                    )
                 }
-                Some(address) => format!("the server refers to {address}, which is link-local"),
+                Some(address) => format!(
+                    "the RTSP server refers (by a redirect, or in its `Transport` header) to {address}, which is link-local: \
+                     the gateway does not connect to it"
+                ),
                 None => return,
             },
-            Err(_) => format!("the server refers to {host}, which cannot be resolved"),
+            Err(_) => format!("cannot resolve the host name {host}, to which the pipeline is about to connect"),
         };
         self.report_and_park_thread(problem);
     }

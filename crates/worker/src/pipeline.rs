@@ -78,7 +78,7 @@ pub(crate) fn build_pipeline(job: &PipelineJob) -> Result<PreparedPipeline, Work
     };
     if built.appsinks.is_empty() {
         return Err(WorkerFailure::Launch(
-            "the pipeline has no `appsink name=video` and no `appsink name=audio`".to_owned(),
+            "the pipeline needs an `appsink name=video`, an `appsink name=audio`, or both".to_owned(),
         ));
     }
     Ok(built)
@@ -105,28 +105,28 @@ fn missing_elements(launch: &str, context: &gst::ParseContext) -> Vec<String> {
 
 /// Sets a property, parsing the value according to the property's type. A value can never become launch syntax.
 fn set_property(pipeline: &gst::Pipeline, target: &str, value: &str) -> Result<(), WorkerFailure> {
-    let refused = |problem: &str| WorkerFailure::Property {
+    let refused = |problem: String| WorkerFailure::Property {
         target: target.to_owned(),
-        problem: problem.to_owned(),
+        problem,
     };
     let (name, property) = target
         .split_once('.')
-        .ok_or_else(|| refused("the property name must have the form element.property"))?;
+        .ok_or_else(|| refused("the property name must have the form element.property".to_owned()))?;
     let element = pipeline
         .by_name(name)
-        .ok_or_else(|| refused("the pipeline has no such element"))?;
+        .ok_or_else(|| refused(format!("the pipeline has no element named `{name}`")))?;
     let spec = element
         .find_property(property)
-        .ok_or_else(|| refused("the element has no such property"))?;
+        .ok_or_else(|| refused(format!("the element `{name}` has no property `{property}`")))?;
     let value = if spec.value_type() == gst::glib::Type::STRING {
         // Deserialization would interpret quotes and escapes in it.
         value.to_value()
     } else {
         gst::glib::Value::deserialize_with_pspec(value, &spec)
-            .map_err(|_| refused("the property value has the wrong type"))?
+            .map_err(|_| refused(format!("the value is not of the type {}", spec.value_type().name())))?
     };
     if !spec.flags().contains(gst::glib::ParamFlags::WRITABLE) {
-        return Err(refused("the property is not writable"));
+        return Err(refused("the property is read-only".to_owned()));
     }
     element.set_property_from_value(property, &value);
     Ok(())
@@ -270,7 +270,7 @@ fn run_bus_loop_with_repeat_and_heartbeats(
 ) -> Result<(), WorkerFailure> {
     let bus = pipeline
         .bus()
-        .ok_or_else(|| WorkerFailure::Stream("the pipeline has no bus".to_owned()))?;
+        .ok_or_else(|| WorkerFailure::Stream("internal error: the GStreamer pipeline has no bus".to_owned()))?;
     let mut played = false;
     loop {
         let message = bus.timed_pop(HEARTBEAT_INTERVAL);
@@ -308,7 +308,10 @@ fn run_bus_loop_with_repeat_and_heartbeats(
                         .is_ok()
                 });
                 sought.then_some(()).ok_or_else(|| {
-                    WorkerFailure::Stream("the stream cannot be repeated: the seek to its beginning failed".to_owned())
+                    WorkerFailure::Stream(
+                        "the stream cannot be restarted at its end (`repeat`): seeking to its beginning failed"
+                            .to_owned(),
+                    )
                 })?;
             }
             _ if over => return Ok(()),
@@ -434,9 +437,12 @@ fn configure_appsrc(source: &AppSrc, media: &TrackFormat) -> Result<(), WorkerFa
             format!("audio/mpeg,mpegversion=4,stream-format=raw,codec_data=(buffer){hex}")
         }
     };
-    let mut caps: gst::Caps = caps
-        .parse()
-        .map_err(|_| WorkerFailure::Launch("the caps of an appsrc are invalid".to_owned()))?;
+    let mut caps: gst::Caps = caps.parse().map_err(|_| {
+        WorkerFailure::Launch(format!(
+            "the caps of the appsrc `{}` are invalid: {caps}",
+            source.name()
+        ))
+    })?;
     if let TrackFormat::Aac(config) = media
         && let Some(config) = millstream_core::media::aac::AacConfig::parse(config)
     {
@@ -467,7 +473,7 @@ fn configure_appsink(
     };
     let caps: gst::Caps = caps
         .parse()
-        .map_err(|_| WorkerFailure::Launch("the caps of an appsink are invalid".to_owned()))?;
+        .map_err(|_| WorkerFailure::Launch(format!("the caps of the appsink `{}` are invalid: {caps}", sink.name())))?;
     sink.set_caps(Some(&caps));
     sink.set_max_buffers(MAX_BUFFERS_PER_APPSINK);
     sink.set_drop(false);

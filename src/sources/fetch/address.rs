@@ -24,12 +24,13 @@ pub enum AddressError {
     #[error("the address {0} is not in a network of `sources.allow`")]
     OutsideAllowedNetworks(IpAddr),
     #[error(
-        "the HLS origin refers to {0}, which is not a public address: add its network to `sources.allow` to permit it"
+        "the HLS origin refers to {0}, which is not a public address; to permit it, set `sources.allow` to the networks of \
+         all sources: addresses in other networks are refused then"
     )]
     NotPublic(IpAddr),
     #[error(
         "the address {0} cannot belong to a server: it is link-local, multicast, broadcast or unspecified; to permit it, \
-         list the networks of all sources in `sources.allow`"
+         set `sources.allow` to the networks of all sources: addresses in other networks are refused then"
     )]
     NotServerAddress(IpAddr),
 }

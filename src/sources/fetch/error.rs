@@ -19,10 +19,10 @@ pub enum FetchError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The source is read in another way from now on.
-    #[error("the RTSP camera was switched to a GStreamer pipeline")]
+    #[error("the RTSP camera was switched to a relay inside the gateway or to a GStreamer pipeline")]
     SwitchedToPipeline,
     /// Another variant of the source has other renditions.
-    #[error("the HLS source is opened again")]
+    #[error("the HLS source has to be reopened, because its variant or its renditions changed")]
     Reopened,
     #[error("the stream already has a publisher or another source of media")]
     StreamOccupied,

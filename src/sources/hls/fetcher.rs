@@ -284,8 +284,8 @@ impl RenditionFetcher {
     /// Passes over a segment without media. The leading rendition is followed as long as its playlist goes on. Returns whether
     /// another variant is played now.
     async fn pass_over_gap_segment(&mut self, list: &MediaPlaylist, duration: Duration) -> bool {
-        let encrypted = (list.encryption.as_ref()).map(|how| format!("it is encrypted with {how}"));
-        let why = encrypted.unwrap_or_else(|| "the origin marks it as missing".to_owned());
+        let encrypted = (list.encryption.as_ref()).map(|how| format!("the segment is encrypted with {how}"));
+        let why = encrypted.unwrap_or_else(|| "the origin marks the segment as missing (EXT-X-GAP)".to_owned());
         self.record_skipped_segment(why.clone());
         self.consecutive_gap_segments = self.consecutive_gap_segments.saturating_add(1);
         if list.has_ended && self.consecutive_gap_segments > list.segments.len() {

@@ -79,9 +79,9 @@ impl<'a> LeftOutMediaReport<'a> {
         let (gap, stream) = (gap.get(), &self.entry.stream);
         match &gap {
             Some(gap) => {
-                info!(%stream, why = gap.reason, "HLS source has nothing to play: its playlist goes on with segments that are left out");
+                info!(%stream, why = gap.reason, "HLS source has nothing to play: the gateway has to skip each new segment of its playlist (see `why`)");
             }
-            None => info!(%stream, "HLS source resumed: its playlist lists playable segments once more"),
+            None => info!(%stream, "HLS source resumed: its playlist lists playable segments again"),
         }
         self.entry.modify_status_without_notifying(|status| status.gap = gap);
         self.update_skipped_segments();
@@ -96,7 +96,7 @@ impl<'a> LeftOutMediaReport<'a> {
         }
         let what = skipped.first_description.or_else(|| self.by_worker.reason.clone());
         if self.shown_count == 0 {
-            info!(%stream, what, "segment of the HLS source left out; more of them are only counted");
+            info!(%stream, what, "segment of the HLS source skipped; further skipped segments are counted, but not logged");
         }
         self.shown_count = count;
         self.entry.modify_status_without_notifying(|status| {

@@ -184,7 +184,7 @@ impl VariantResolver {
             if let Some(opened) = opened.ok().filter(|opened| opened.playlist.has_media_at_live_edge()) {
                 info!(
                     host = self.host(),
-                    "variant of the HLS origin has a gap; the gateway plays another variant"
+                    "variant of the HLS origin has a gap; the gateway reads another variant"
                 );
                 let left = without_media.iter();
                 left.for_each(|(id, reason)| self.failed_variants.add(id, *reason));

@@ -38,16 +38,18 @@ pub struct StreamUrl {
 pub enum DeviceError {
     #[error("the camera cannot be reached by HTTP: {0}")]
     Unreachable(String),
-    #[error("the camera requires credentials, or rejects these: give those of an ONVIF user")]
+    #[error(
+        "the camera requires credentials, or rejected the given ones: give the user name and password of an ONVIF user"
+    )]
     Unauthorized,
     #[error("the camera answered with HTTP status {0}")]
     Status(u16),
-    #[error("the answer of the camera is too large, or no text")]
+    #[error("the response of the camera is too large, or is not text")]
     BadAnswer,
     #[error("the camera has no ONVIF media service")]
     NoMediaService,
-    #[error("the HTTP client cannot be made")]
-    Client,
+    #[error("cannot create the HTTP client: {0}")]
+    Client(String),
 }
 
 /// Maximum time of one request.
@@ -79,7 +81,7 @@ pub async fn fetch_stream_urls(
         // Cameras make their own certificates. The password is not sent, only its digest.
         .tls_danger_accept_invalid_certs(true)
         .build()
-        .map_err(|_| DeviceError::Client)?;
+        .map_err(|error| DeviceError::Client(error.to_string()))?;
     let mut client = SoapClient {
         http,
         credentials,

@@ -36,7 +36,8 @@ const MAX_DEVICES: usize = 1_000;
 #[derive(Debug, Error)]
 pub enum ProbeError {
     #[error(
-        "this host has no network interface with an IPv4 address other than loopback: name a camera by its address"
+        "a search for cameras needs a network interface with an IPv4 address, and this host has none but loopback: give \
+         the address of a camera with `--at`"
     )]
     NoInterface,
     #[error("cannot list the network interfaces: {0}")]

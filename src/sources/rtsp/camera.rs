@@ -71,6 +71,18 @@ pub enum RtspStep {
     Receive,
 }
 
+impl std::fmt::Display for RtspStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connecting to the camera",
+            Self::Describe => "RTSP request DESCRIBE",
+            Self::Setup => "RTSP request SETUP",
+            Self::Play => "RTSP request PLAY",
+            Self::Receive => "receiving media from the camera",
+        })
+    }
+}
+
 /// Why a session with a camera failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CameraError {
@@ -80,7 +92,7 @@ pub enum CameraError {
     ConnectionRefused(u16),
     #[error("the camera cannot be reached: {0}")]
     Unreachable(String),
-    #[error("the camera did not answer in time (RTSP step {0:?})")]
+    #[error("the camera did not respond in time ({0})")]
     Timeout(RtspStep),
     #[error("the camera rejected the credentials")]
     CredentialsRejected,
@@ -92,7 +104,7 @@ pub enum CameraError {
     NotFound,
     #[error("the camera redirects to another URL (RTSP status {0}): configure that URL, or use the pipeline `rtsp`")]
     Redirected(u16),
-    #[error("RTSP step {step:?} failed: {text}")]
+    #[error("{step} failed: {text}")]
     StepFailed { step: RtspStep, text: String },
     #[error(
         "the camera offers no supported codec: neither video in H.264, H.265 or JPEG nor audio in Opus, G.711 or AAC{}",
@@ -106,7 +118,7 @@ pub enum CameraError {
         "the camera sends no media, although it accepted PLAY: change `transport` from \"tcp\" to \"udp\", or from \"udp\" to \"tcp\""
     )]
     NoMedia,
-    #[error("the camera sends RTP packets, but they make no complete frame")]
+    #[error("the camera sends RTP packets, but no complete frame could be assembled from them")]
     NoDecodableFrames,
     #[error("the camera supports neither RTP over the RTSP connection nor RTP over UDP (RTSP status 461)")]
     UnsupportedTransport,

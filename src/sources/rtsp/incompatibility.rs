@@ -12,7 +12,7 @@ pub enum CameraIncompatibility {
     UnusualAuthentication,
     KeepaliveUnanswered,
     ShortSessions,
-    /// Its answers to SETUP name no channels, or odd ones.
+    /// Its responses to SETUP name no interleaved channels, or unusable ones, or no session.
     UnclearChannels,
     /// It sends bytes between messages and frames that belong to neither.
     GarbageBetweenMessages,
@@ -44,14 +44,16 @@ impl CameraIncompatibility {
             Self::SequenceNumberJumpsBack => "the camera's RTP sequence numbers jump back",
             Self::NonstandardResponse => "the camera's RTSP responses deviate from the RTSP or SDP standard",
             Self::RequestBeforeResponse => "the camera sends RTSP requests before it responds to the gateway's request",
-            Self::UnusualAuthentication => "the camera authenticates each request anew, or with `auth-int`",
+            Self::UnusualAuthentication => "the camera demands a new Digest nonce for each request, or `qop=auth-int`",
             Self::KeepaliveUnanswered => "the camera does not respond to RTSP keepalive requests",
             Self::ShortSessions => "the camera ends its RTSP sessions after a short time",
-            Self::UnclearChannels => "the camera's answers to SETUP name no channels of the connection, or odd ones",
-            Self::GarbageBetweenMessages => "the camera sends bytes between its RTSP messages that belong to none",
-            Self::Audio => "the camera's audio is converted to Opus",
+            Self::UnclearChannels => {
+                "the camera's responses to SETUP have no usable `Transport` header (interleaved channels), or no `Session` header"
+            }
+            Self::GarbageBetweenMessages => "the camera sends stray bytes between its RTSP messages",
+            Self::Audio => "the camera's audio has to be transcoded to Opus, which only a GStreamer pipeline does",
             Self::UncheckedUdpAddress => {
-                "the addresses of media over UDP can be checked against `sources.allow` by the pipeline only"
+                "with RTP over UDP, only a GStreamer pipeline can check the media addresses against `sources.allow`"
             }
         }
     }

@@ -91,7 +91,7 @@ pub async fn run_camera_source<P: FrameSink>(
     fallback.activate_fallback(incompatibility, by_relay);
     let (stream, reason) = (&entry.stream, incompatibility.text());
     if by_relay {
-        warn!(%stream, reason, "RTSP camera is read through a relay that corrects its RTSP messages from now on");
+        warn!(%stream, reason, "RTSP camera switched to a relay inside the gateway, which corrects what the camera sends");
     } else {
         let (_, pipeline) = fallback.pipeline_for_incompatibility(incompatibility);
         warn!(%stream, reason, pipeline, "RTSP camera switched to a GStreamer pipeline: the built-in RTSP client cannot read it");
@@ -131,7 +131,7 @@ async fn run_rtsp_client_session<P: FrameSink>(
             Ok((next, frame)) => (next, Some(frame)),
             Err(error) => return error,
         };
-        debug!(stream = %entry.stream, "RTSP session with the camera replaced by a new one before its expected end");
+        debug!(stream = %entry.stream, "RTSP session replaced by a new one, before the camera ends it");
     }
 }
 

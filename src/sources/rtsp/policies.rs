@@ -24,23 +24,24 @@ pub struct CameraQuirkPolicies {
 pub const QUIRK_KEYS_AND_ALLOWED_VALUES: [(&str, &str); 7] = [
     (
         "initial_timestamp",
-        "\"permissive\" (default), \"require\" or \"ignore\": the RTP timestamps in the response to PLAY",
+        "\"permissive\" (default), \"require\" or \"ignore\": how to treat the RTP timestamps in the response to PLAY",
     ),
     (
         "initial_seq",
-        "\"default\" (of retina), \"respect\" or \"ignore\" (used unless set): the sequence numbers in the response to PLAY",
+        "\"ignore\" (default), \"respect\" or \"default\" (the choice of the RTSP library): how to treat the sequence numbers \
+         in the response to PLAY",
     ),
     (
         "unknown_rtcp_ssrc",
-        "\"process-packets\" (default), \"drop-packets\" or \"abort-session\": RTCP of an unannounced SSRC",
+        "\"process-packets\" (default), \"drop-packets\" or \"abort-session\": how to treat RTCP packets of an unannounced SSRC",
     ),
     (
         "unassigned_data",
-        "\"auto\" (default), \"ignore\" or \"error\": interleaved data that belongs to no track",
+        "\"auto\" (default), \"ignore\" or \"error\": how to treat interleaved data of a channel without a track",
     ),
     (
         "session_id",
-        "\"use-first\" (default) or \"require-match\": a session id that changes between tracks",
+        "\"use-first\" (default) or \"require-match\": how to treat a session id that differs between tracks",
     ),
     (
         "teardown",

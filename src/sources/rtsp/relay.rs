@@ -49,7 +49,7 @@ impl CameraRelayEndpoint {
         let mut url = camera.url.clone();
         let is_set = url.set_host(Some("127.0.0.1")).is_ok() && url.set_port(Some(port)).is_ok();
         if !is_set {
-            return Err(CameraError::Unreachable("its URL has no host".to_owned()));
+            return Err(CameraError::Unreachable("the camera URL has no host".to_owned()));
         }
         let user_agent = format!("millstream-{:032x}", rand::rng().random::<u128>());
         let mut messages = RtspMessageRelay::new(RtspRelayEndpoints {
@@ -65,7 +65,10 @@ impl CameraRelayEndpoint {
             if let Ok(Ok((retina, _))) = accepted {
                 let ended = forward_until_closed(retina, camera_connection, &mut messages).await;
                 let skipped_bytes = messages.skipped_byte_count();
-                debug!(?ended, skipped_bytes, "RTSP relay ended");
+                debug!(
+                    ?ended,
+                    skipped_bytes, "relay between the RTSP client and the camera ended"
+                );
             }
         });
         Ok(Self { url, user_agent })
@@ -95,7 +98,7 @@ async fn forward_until_closed(
             let camera = camera.peer_addr().ok();
             info!(
                 ?camera,
-                "RTSP camera sends bytes between messages that belong to none; they are skipped"
+                "RTSP camera sends stray bytes between its RTSP messages; the gateway skips them"
             );
         }
         camera.write_all(&messages.to_camera).await?;

@@ -86,7 +86,7 @@ fn discover(port: u16, arguments: &[&str]) -> String {
 #[test]
 fn a_camera_is_listed_with_its_urls() {
     let expected = "127.0.0.1 (Front door, C1)\n  rtsp://192.0.2.1:554/ch1?a=1&b=2  (main, H264, 1920x1080)  \
-                    (!) another host than the camera\n";
+                    (!) the host of this URL is not the address of the camera\n";
     assert_eq!(discover(camera(false), &[]), expected);
     let with_password = camera(true);
     let unknown = discover(with_password, &[]);
@@ -139,7 +139,7 @@ fn what_cannot_be_searched_for_is_named() {
         ),
         (
             &["discover", "--username", "a"],
-            "`--username` and `--password-file` need each other",
+            "`--username` and `--password-file` must be given together",
         ),
         (
             &["discover", "--username", "a", "--password-file", "/nonexistent"],

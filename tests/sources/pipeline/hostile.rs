@@ -141,14 +141,17 @@ async fn launch_lines_that_write_are_refused() {
             "videotestsrc ! udpsink host=127.0.0.1 port=9 appsink name=video".to_owned(),
             "`udpsink` is not allowed",
         ),
-        ("videotestsrc ! fakesink".to_owned(), "no `appsink name=video`"),
+        (
+            "videotestsrc ! fakesink".to_owned(),
+            "needs an `appsink name=video`, an `appsink name=audio`, or both",
+        ),
         (
             "videotestsrc ! nosuchelement ! appsink name=video".to_owned(),
             "missing GStreamer elements: nosuchelement",
         ),
         ("videotestsrc nosuch=1 ! appsink name=video".to_owned(), "no property"),
         ("videotestsrc ! fakesink name=video".to_owned(), "must be an appsink"),
-        ("! ! !".to_owned(), "invalid launch line"),
+        ("! ! !".to_owned(), "invalid GStreamer launch line"),
     ] {
         let text = format!("description = \"x\"\nlaunch = {}\n", quoted(&launch));
         let job = PipelineDescription::from_toml(&text)

@@ -174,7 +174,10 @@ async fn segments_that_are_left_out_are_counted_and_named() {
     let encrypted = list(&format!("{DRM}#EXTINF:1,\nfilm1.ts\n#EXT-X-KEY:METHOD=NONE\n"));
     for (text, why) in [
         (list("#EXTINF:1,\nnone.ts\n"), "answered with status 404"),
-        (list("#EXT-X-GAP\n#EXTINF:1,\nfilm1.ts\n"), "marks it as missing"),
+        (
+            list("#EXT-X-GAP\n#EXTINF:1,\nfilm1.ts\n"),
+            "marks the segment as missing (EXT-X-GAP)",
+        ),
         (list("#EXTINF:1,\nnoise.ts\n"), "unknown HLS segment format"),
         (encrypted, "keys of com.apple.streamingkeydelivery"),
     ] {

@@ -70,7 +70,7 @@ async fn audio_that_browsers_lack_is_converted() {
         assert!(arrived.is_ok(), "{encoding}: {source:?}");
         assert_eq!(
             source.fallback,
-            Some("the camera's audio is converted to Opus"),
+            Some("the camera's audio has to be transcoded to Opus, which only a GStreamer pipeline does"),
             "{encoding}"
         );
         assert!(

@@ -71,7 +71,7 @@ async fn a_camera_that_takes_connections_and_never_answers_is_given_up() {
     let port = silent.local_addr().expect("it is bound").port();
     let gateway = gateway(&format!("rtsp = \"rtsp://127.0.0.1:{port}/cam\"")).await;
     let said = async {
-        while trouble(&gateway) != "the camera did not answer in time (RTSP step Describe)" {
+        while trouble(&gateway) != "the camera did not respond in time (RTSP request DESCRIBE)" {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -26,10 +26,12 @@ pub struct PlaylistContext {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum VariableError {
     #[error(
-        "the playlist uses the variable {0}, but does not define it (EXT-X-DEFINE), nor do its multivariant playlist and its URL"
+        "the playlist uses the variable {0}, but does not define it (EXT-X-DEFINE), and neither do its multivariant playlist and its URL"
     )]
     Undefined(String),
-    #[error("the playlist is longer than {MAX_REPLACED_BYTES} bytes with its variables (EXT-X-DEFINE) replaced")]
+    #[error(
+        "the playlist is longer than {MAX_REPLACED_BYTES} bytes after the substitution of its variables (EXT-X-DEFINE)"
+    )]
     TooLong,
 }
 
