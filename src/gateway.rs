@@ -228,7 +228,7 @@ impl Gateway {
         let media = self.http_state.control.media_plane.clone();
         let stopped = tokio::task::spawn_blocking(move || media.stop());
         if tokio::time::timeout(SHARD_SHUTDOWN_TIMEOUT, stopped).await.is_err() {
-            warn!("media shards did not stop in time; the gateway continues its shutdown without them");
+            warn!("media threads (shards) did not stop in time; the gateway continues its shutdown without them");
         }
         self.background_tasks.shutdown().await;
         self.deliver_last_events().await;
@@ -298,7 +298,7 @@ fn server_options(config: &Config, state: &HttpState, tls: Option<Arc<ReloadingC
 /// Logs the warnings of a configuration.
 fn log_config_warnings(config: &Config) {
     for warning in &config.warnings {
-        warn!(%warning, "configuration accepted, but the setting in this warning should be changed");
+        warn!(%warning, "configuration accepted with a warning (see `warning`)");
     }
 }
 

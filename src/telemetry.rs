@@ -156,7 +156,10 @@ mod otlp {
         pub(super) fn flush_and_stop_otlp(self) {
             for result in [self.log_provider.shutdown(), self.span_provider.shutdown()] {
                 if let Err(error) = result {
-                    tracing::warn!(%error, "OTLP export (log.otlp): the last log events or spans were not exported");
+                    tracing::warn!(
+                        %error,
+                        "OTLP export (log.otlp) failed at shutdown: log events or spans that were queued are lost"
+                    );
                 }
             }
         }

@@ -42,9 +42,9 @@ pub struct TokenLifetime {
 /// Why a token cannot be issued.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum IssueError {
-    #[error("the token would expire after the end of time")]
+    #[error("`expires_in` is too large: a token can expire in the year 5138 at the latest")]
     NoSuchTime,
-    #[error("`expires_in` is longer than the token that issues it is valid: that one expires in {0} s")]
+    #[error("`expires_in` exceeds the remaining lifetime of the token that authorizes this request: {0} s")]
     LongerThanIssuer(u64),
 }
 

@@ -18,9 +18,9 @@ pub enum AccessAction {
     Play,
     /// Send audio to the camera of a stream.
     Talk,
-    /// Read by the control API, or read the metrics.
+    /// Read through the control API, or read the metrics.
     ApiRead,
-    /// Change something by the control API.
+    /// Make changes through the control API.
     ApiFull,
 }
 
@@ -49,9 +49,9 @@ impl AccessAction {
         match self {
             Self::Publish => "publish",
             Self::Play => "watch",
-            Self::Talk => "talk to the camera of",
+            Self::Talk => "talk to the camera",
             Self::ApiRead => "use the API",
-            Self::ApiFull => "change anything by the API",
+            Self::ApiFull => "make changes through the API",
         }
     }
 }

@@ -41,7 +41,9 @@ pub async fn check_loaded_config(
         &WorkerExecutablesAndProcessSlots::find_installed(),
     );
     for mistake in unbuildable.unwrap_or_default() {
-        print(&format!("warning: a stream set by the API cannot run: {mistake}\n"));
+        print(&format!(
+            "warning: a stream created through the API cannot run: {mistake}\n"
+        ));
     }
     mistakes.extend(self::find_source_credential_certificate_mistakes(config, &mistakes));
     for failure in find_bind_failures(config, &mistakes) {

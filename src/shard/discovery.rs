@@ -35,7 +35,7 @@ pub async fn track_and_announce_public_address(media: MediaPlane, server: String
             None if !is_failure_logged => {
                 warn!(
                     server,
-                    "no response from the STUN server of webrtc.announce_by_stun; keeping the announced addresses"
+                    "no response from the STUN server (webrtc.announce_by_stun); the gateway goes on announcing the same addresses"
                 );
                 is_failure_logged = true;
             }

@@ -12,9 +12,9 @@ use millstream_core::hub::session_registry::ReachedLimit;
 pub enum MediaPlaneStartError {
     #[error("cannot listen on UDP {address}: {source}")]
     Bind { address: SocketAddr, source: io::Error },
-    #[error("cannot start a media shard: {0}")]
+    #[error("cannot start a media thread (shard): {0}")]
     ShardSetup(#[source] io::Error),
-    #[error("no address to announce as ICE candidate: the host has none, and webrtc.announce is empty")]
+    #[error("no address to announce as ICE candidate: this host has none, so set webrtc.announce")]
     NoCandidateAddress,
 }
 

@@ -540,7 +540,7 @@ impl MediaPlane {
         let threads = std::mem::take(&mut *self.inner.shard_threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.join().is_err() {
-                error!("the thread of a media shard panicked");
+                error!("a media thread (shard) panicked");
             }
         }
         let watchdog = self

@@ -53,7 +53,10 @@ fn raise_thread_priority() {
         return;
     };
     if let Err(error) = rustix::process::setpriority_process(None, nice - SHARD_NICE_REDUCTION) {
-        debug!(%error, "media threads keep the priority of the process");
+        debug!(
+            %error,
+            "cannot raise the priority of a media thread (needs CAP_SYS_NICE or RLIMIT_NICE): it keeps that of the process"
+        );
     }
 }
 
@@ -89,14 +92,14 @@ impl ShardRunner {
         let Some(mailbox) = self.shared.mailbox(self.index) else {
             return;
         };
-        info!(shard = self.index.0, "media shard started");
+        info!(shard = self.index.0, "media thread (shard) started");
         while !core.is_done() {
             self.wait_for_work(&core);
             for _ in 0..MAX_RECEIVE_BATCHES_PER_TICK {
                 self.enter_phase(ShardPhase::Receiving);
                 let count = receiver.receive(&self.socket).unwrap_or_else(|error| {
                     // An ICMP error of an earlier send; the socket remains usable.
-                    debug!(%error, "receiving from the UDP media port failed; the media shard keeps receiving");
+                    debug!(%error, "receiving from the UDP media port failed; the media thread (shard) keeps receiving");
                     0
                 });
                 // Messages are handled after receiving and before the datagrams: a session or a route that was announced
@@ -113,7 +116,7 @@ impl ShardRunner {
             }
             self.finish_tick(&mut core);
         }
-        info!(shard = self.index.0, "media shard stopped for shutdown");
+        info!(shard = self.index.0, "media thread (shard) stopped for shutdown");
     }
 
     /// Waits for a datagram, a message or the next timer.
@@ -177,7 +180,7 @@ fn catch_and_log_panic<T>(shard: ShardIndex, what: &str, subject: &mut T, work: 
     if !completed {
         error!(
             shard = shard.0,
-            what, "panic caught in the thread of a media shard (a bug in the gateway): the thread continues"
+            what, "panic caught in a media thread (shard), which is a bug in the gateway: the thread continues"
         );
     }
     completed

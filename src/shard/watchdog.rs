@@ -103,7 +103,10 @@ impl fmt::Display for StalledShard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.stalled_for.as_secs_f64();
         let (shard, phase) = (self.shard.0, self.phase.label());
-        write!(f, "shard {shard} has not ticked for {seconds:.1} s (phase: {phase})")
+        write!(
+            f,
+            "media thread (shard) {shard} has not run its event loop for {seconds:.1} s (phase: {phase})"
+        )
     }
 }
 
@@ -307,14 +310,15 @@ fn log_shard_states(stalled: &StalledShard, ticks: &ShardTicks, mailboxes: &[Sha
             thread,
             wchan,
             syscall,
-            "state of a media shard at the time of a stall"
+            "state of a media thread (shard) at the time of a stall"
         );
     }
     let shard = stalled.shard.0;
     error!(
         shard,
         stalled_for = ?stalled.stalled_for,
-        "media forwarding stopped because a shard is stalled: the gateway exits, to be restarted by its process supervisor"
+        "media forwarding stopped because a media thread (shard) is stalled: the gateway exits, to be restarted by its \
+         process supervisor"
     );
 }
 
@@ -348,7 +352,7 @@ mod tests {
         );
         assert_eq!(
             stalled.to_string(),
-            "shard 1 has not ticked for 2.0 s (phase: messages)"
+            "media thread (shard) 1 has not run its event loop for 2.0 s (phase: messages)"
         );
         ticks.record_tick(ShardIndex(1), t + 2 * SECOND);
         assert_eq!(ticks.find_stalled_shard(t + 2 * SECOND, UNHEALTHY_STALL_TIMEOUT), None);

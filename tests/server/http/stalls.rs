@@ -92,7 +92,13 @@ async fn a_shard_that_stands_still_is_unhealthy_until_it_goes_on() {
     for probe in ["/healthz", "/readyz"] {
         let reply = until(&gateway, probe, 503).await;
         assert_eq!(reply.problem(), "shard_stalled");
-        assert!(reply.text().contains("shard 0 has not ticked for"), "{}", reply.text());
+        assert!(
+            reply
+                .text()
+                .contains("media thread (shard) 0 has not run its event loop for"),
+            "{}",
+            reply.text()
+        );
         assert!(reply.text().contains("phase: messages"), "{}", reply.text());
     }
     GATE.open();
@@ -112,10 +118,10 @@ fn a_shard_that_stands_still_for_good_ends_the_process_with_its_state_in_the_log
     let log = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(watchdog::STALL_EXIT_STATUS), "{log}");
     for fact in [
-        "state of a media shard at the time of a stall",
+        "state of a media thread (shard) at the time of a stall",
         "phase=\"messages\"",
         "futex",
-        "a shard is stalled",
+        "a media thread (shard) is stalled",
     ] {
         assert!(log.contains(fact), "{fact} is missing: {log}");
     }
