@@ -118,7 +118,7 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
     }
     text.push('\n');
     match streams {
-        Ok(streams) if streams.is_empty() => text.push_str("  no streams\n"),
+        Ok(streams) if streams.is_empty() => text.push_str("  the camera lists no streams\n"),
         Ok(streams) => {
             for stream in streams {
                 let note = match url_names_other_host(&stream.url, device.address) {

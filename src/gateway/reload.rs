@@ -94,7 +94,7 @@ impl Reloader {
         };
         if let Err(error) = &reloaded {
             for mistake in &error.mistakes {
-                error!(%mistake, "configuration not reloaded because of this mistake; the previous configuration remains in effect");
+                error!(%mistake, "configuration not reloaded because of a mistake (see `mistake`); the previous configuration remains in effect");
             }
         }
         if let ReloadTrigger::Api(reply) = trigger {

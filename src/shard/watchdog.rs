@@ -280,7 +280,7 @@ impl Watchdog {
     pub fn stop(self) {
         drop(self.stop_sender);
         if self.thread.join().is_err() {
-            error!("the shard watchdog thread panicked");
+            error!("the watchdog of the media threads (shards) panicked");
         }
     }
 }

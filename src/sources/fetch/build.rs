@@ -253,7 +253,7 @@ fn parse_http_headers(table: &toml::Table, mistakes: &mut Vec<ConfigMistake>) ->
         let header = HeaderName::from_bytes(name.as_bytes()).ok();
         let text = value.as_str().and_then(|text| HeaderValue::from_str(text).ok());
         let (Some(header), Some(mut text)) = (header, text) else {
-            let problem = "is not an HTTP header: expected a header name and a string of one line";
+            let problem = "is not an HTTP header: expected a valid name, and a string of one line as its value";
             mistakes.push(ConfigMistake::new(join_key_path("headers", name), problem));
             continue;
         };

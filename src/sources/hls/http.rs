@@ -52,9 +52,9 @@ pub enum HttpError {
     Timeout,
     #[error("cannot connect to the HTTP server: {0}")]
     Connect(String),
-    #[error("the HTTP connection broke: {0}")]
+    #[error("the HTTP connection was lost: {0}")]
     ConnectionLost(String),
-    #[error("the HTTP response does not contain the byte range that the playlist gives for the file")]
+    #[error("the HTTP response does not contain the requested byte range")]
     RangeUnavailable,
     #[error("cannot create the HTTP client: {0}")]
     ClientSetup(String),

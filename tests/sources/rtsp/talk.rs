@@ -323,6 +323,10 @@ async fn talking_needs_a_right_of_its_own_and_audio_alone() {
     ] {
         let (refused, given, detail) = refusal(&gateway, "door", token).await;
         assert_eq!((refused, given.as_str()), (status, code), "{token:?}: {detail}");
+        assert!(
+            !detail.ends_with(" of"),
+            "{token:?}: the sentence is complete: {detail}"
+        );
     }
     let identity = PeerIdentity::generate();
     let offered = offer(&Credentials::from_seed(4), &identity.fingerprint(), true);
