@@ -218,7 +218,9 @@ fn check_open_file_limit() -> CheckFinding {
         CheckFinding::ok(format!("limit of open files: {current}"))
     } else {
         CheckFinding::warning(
-            format!("limit of open files: {current}; many HLS viewers need {RECOMMENDED_OPEN_FILE_LIMIT}"),
+            format!(
+                "limit of open files: {current}; at least {RECOMMENDED_OPEN_FILE_LIMIT} is recommended for many HLS viewers"
+            ),
             "run `ulimit -n 65536` in the shell that starts the gateway, or set LimitNOFILE=65536 in its systemd unit; \
              then restart the gateway",
         )

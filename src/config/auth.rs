@@ -90,15 +90,15 @@ section! {
     /// A token for particular streams.
     pub struct TokenConfig("auth.tokens[]") {
         /// The token.
-        #[key("token", Live, "one of the three", "value_parsers::parse_trimmed_secret", secret)]
+        #[key("token", Live, "one of `token`, `token_file` and `token_env`", "value_parsers::parse_trimmed_secret", secret)]
         pub token: Option<Secret> = None,
 
         /// File that contains only the token.
-        #[key("token_file", Live, "one of the three", "value_parsers::parse_path")]
+        #[key("token_file", Live, "one of `token`, `token_file` and `token_env`", "value_parsers::parse_path")]
         pub token_file: Option<PathBuf> = None,
 
         /// Environment variable that contains the token.
-        #[key("token_env", Live, "one of the three", "value_parsers::parse_short_string")]
+        #[key("token_env", Live, "one of `token`, `token_file` and `token_env`", "value_parsers::parse_short_string")]
         pub token_env: Option<String> = None,
 
         /// Streams that the token may publish: a pattern such as `studio/*`, or a list.

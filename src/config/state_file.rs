@@ -169,7 +169,7 @@ impl ApiStream {
             .find(|end| name.as_str().ends_with(*end))
         {
             let problem = format!(
-                "cannot be set through the API, where `NAME{end}` is a resource of the stream `NAME`: use another name"
+                "cannot be set through the API, because `NAME{end}` is an endpoint of the API for the stream `NAME`: use another name"
             );
             return Err(found(vec![ConfigMistake::new(path.clone(), problem)]));
         }

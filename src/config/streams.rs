@@ -483,7 +483,8 @@ fn deserialize_stream_source<'a>(
         }
         [(kind, _)] => kind,
         [(first, _), (second, at), ..] => {
-            let problem = format!("cannot be combined with `{first}`: a stream has one source");
+            let problem =
+                format!("cannot be combined with `{first}`: leave out one of them, or list both in `sources`");
             reader.add_mistake_unless_caused_by_syntax_error(
                 *at,
                 ConfigMistake::new(join_key_path(path, second), problem),

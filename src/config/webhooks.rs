@@ -28,11 +28,11 @@ section! {
         pub events: Vec<WebhookEventType> = WebhookEventType::ALL_EVENT_TYPES.to_vec(),
 
         /// Secret that events are signed with, at least 16 characters, or `whsec_` and base64.
-        #[key("secret", Live, "one of the two", "value_parsers::parse_jwt_secret", secret)]
+        #[key("secret", Live, "one of `secret` and `secret_file`", "value_parsers::parse_jwt_secret", secret)]
         pub secret: Option<Secret> = None,
 
         /// File that contains only the secret.
-        #[key("secret_file", Live, "one of the two", "value_parsers::parse_path")]
+        #[key("secret_file", Live, "one of `secret` and `secret_file`", "value_parsers::parse_path")]
         pub secret_file: Option<PathBuf> = None,
     }
 }

@@ -39,6 +39,6 @@ pub fn banner(gateway: &Gateway, has_demo: bool) -> String {
          Service        WHIP\n    \
          Server         {scheme}://{host}/whip/live\n    \
          Bearer Token   {token}\n\n  \
-         Replace `live` by any stream name.\n\n"
+         Replace `live` with any stream name.\n\n"
     )
 }

@@ -33,7 +33,7 @@ pub enum CameraDiscoveryError {
     #[error("`--username` and `--password-file` must be given together")]
     IncompleteCredentials,
     #[error(
-        "`--username` needs `--at`: without it anything in the network that answers would get a digest of the password; \
+        "`--username` needs `--at`: without it, every device of the network that answers would get a digest of the password; \
          name each camera, such as `--at 192.0.2.10`"
     )]
     CredentialsWithoutDevice,

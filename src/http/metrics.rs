@@ -28,7 +28,7 @@ pub fn render_metrics_text(state: &HttpState) -> String {
     page.begin_metric_family(
         "millstream_http_responses_total",
         "counter",
-        "HTTP responses by class of status.",
+        "HTTP responses by status class, such as 2xx.",
     );
     let control = &state.control;
     for (class, count) in state.counters.responses_by_class() {
@@ -339,12 +339,12 @@ fn write_transport_and_close_metrics(page: &mut MetricsText, control: &ControlPl
     for (name, help, counter) in [
         (
             "millstream_received_datagrams_total",
-            "Datagrams received.",
+            "Datagrams received on the media ports.",
             &counters.received_datagrams,
         ),
         (
             "millstream_received_bytes_total",
-            "Bytes received, without UDP and IP headers.",
+            "Bytes received on the media ports, without UDP, TCP and IP headers.",
             &counters.received_bytes,
         ),
         (

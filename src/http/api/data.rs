@@ -57,7 +57,7 @@ pub(super) fn target_stream_of_data_message(method: &Method, uri: &Uri) -> Optio
     request_body = DataPost,
     responses(
         (status = 202, description = "the message is being sent; slow viewers may miss it"),
-        (status = 400, description = "the body is not a data channel message as JSON"),
+        (status = 400, description = "the body is not JSON of a data channel message"),
         (status = 422, description = "the label or the base64 is not valid, or there is not exactly one of `text` and `base64`"),
         (status = 404, description = "no such stream: it is neither published nor watched"),
         (status = 409, description = "the stream has eight labels already, or data channels are switched off"),
@@ -101,7 +101,7 @@ fn parse_data_message(body: &[u8]) -> Result<DataMessage, Problem> {
         problem
     };
     let post: DataPost = serde_json::from_slice(body).map_err(|error| {
-        let detail = format!("the body is not a data channel message as JSON: {error}");
+        let detail = format!("the body is not JSON of a data channel message: {error}");
         Problem::new(StatusCode::BAD_REQUEST, "bad_json", detail)
     })?;
     let label = DataLabel::parse(&post.label).map_err(|error| bad_member("/label", error.to_string()))?;

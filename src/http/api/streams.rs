@@ -263,9 +263,9 @@ fn gap_warning(stream: &Stream) -> Option<Warning> {
 /// Says that an HLS origin does not count its segments.
 fn media_sequence_warning(stream: &Stream) -> Option<Warning> {
     let source = stream.source.as_ref()?;
-    let text = "The media sequence numbers of the HLS source are wrong: EXT-X-MEDIA-SEQUENCE is missing, does not \
-                increase or decreases while segments are removed. The gateway identifies segments by their names or \
-                dates instead; other players stall."
+    let text = "EXT-X-MEDIA-SEQUENCE of the HLS source is wrong: it is missing, or it stays the same or decreases while \
+                segments are removed. The gateway identifies segments by their names or dates instead; other players may \
+                stall."
         .to_owned();
     source.has_corrected_media_sequence.then_some(Warning {
         code: "media_sequence",

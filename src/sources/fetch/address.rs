@@ -29,7 +29,7 @@ pub enum AddressError {
     )]
     NotPublic(IpAddr),
     #[error(
-        "the address {0} cannot belong to a server: it is link-local, multicast, broadcast or unspecified; to permit it, \
+        "the address {0} is not accepted as that of a source: it is link-local, multicast, broadcast or unspecified; to permit it, \
          set `sources.allow` to the networks of all sources: addresses in other networks are refused then"
     )]
     NotServerAddress(IpAddr),

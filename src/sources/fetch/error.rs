@@ -19,7 +19,9 @@ pub enum FetchError {
     #[error(transparent)]
     Address(#[from] AddressError),
     /// The source is read in another way from now on.
-    #[error("the RTSP camera was switched to a relay inside the gateway or to a GStreamer pipeline")]
+    #[error(
+        "the RTSP session was ended because the camera is now read through a relay inside the gateway or by a GStreamer pipeline"
+    )]
     SwitchedToPipeline,
     /// Another variant of the source has other renditions.
     #[error("the HLS source has to be reopened, because its variant or its renditions changed")]

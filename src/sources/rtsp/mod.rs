@@ -91,10 +91,10 @@ pub async fn run_camera_source<P: FrameSink>(
     fallback.activate_fallback(incompatibility, by_relay);
     let (stream, reason) = (&entry.stream, incompatibility.text());
     if by_relay {
-        warn!(%stream, reason, "RTSP camera switched to a relay inside the gateway, which corrects what the camera sends");
+        warn!(%stream, reason, "RTSP camera is now read through a relay inside the gateway, which corrects what the camera sends");
     } else {
         let (_, pipeline) = fallback.pipeline_for_incompatibility(incompatibility);
-        warn!(%stream, reason, pipeline, "RTSP camera switched to a GStreamer pipeline: the built-in RTSP client cannot read it");
+        warn!(%stream, reason, pipeline, "RTSP camera is now read by a GStreamer pipeline: the built-in RTSP client cannot read it");
     }
     FetchError::SwitchedToPipeline
 }

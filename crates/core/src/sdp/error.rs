@@ -27,7 +27,9 @@ pub enum OfferError {
     BadVersion { line: usize },
     #[error("SDP line {line} is invalid: {rule}")]
     SyntaxRuleViolated { line: usize, rule: &'static str },
-    #[error("SDP line {line} is invalid or in the wrong place")]
+    #[error(
+        "SDP line {line} is not valid there: its value is malformed, or it belongs before or after other lines (RFC 8866)"
+    )]
     RejectedByParser {
         line: usize,
         #[source]

@@ -284,7 +284,7 @@ impl IncomingEncoding {
             tracing::warn!(
                 ssrc = ssrc.0,
                 codec = format.codec.name(),
-                "RTP publisher sends {odd}, which the gateway drops because no decoder can use them"
+                "publisher sends {odd}, which the gateway drops: they are invalid or not supported"
             );
         }
         let Some(seq) = self.continuation.map_to_continued_seq(arrival.ext_seq) else {

@@ -109,7 +109,7 @@ async fn an_origin_does_not_lead_into_other_networks() {
         let is_refusal = [
             "not a public address",
             "neither http",
-            "cannot belong to a server: it is link-local, multicast, broadcast or unspecified",
+            "is not accepted as that of a source: it is link-local, multicast, broadcast or unspecified",
             "cannot be used",
         ];
         assert!(is_refusal.iter().any(|words| said.contains(words)), "{name}: {said}");
