@@ -339,12 +339,12 @@ fn write_transport_and_close_metrics(page: &mut MetricsText, control: &ControlPl
     for (name, help, counter) in [
         (
             "millstream_received_datagrams_total",
-            "Datagrams received on the media ports.",
+            "UDP datagrams received on the media ports.",
             &counters.received_datagrams,
         ),
         (
             "millstream_received_bytes_total",
-            "Bytes received on the media ports, without UDP, TCP and IP headers.",
+            "Bytes received in UDP datagrams on the media ports, without UDP and IP headers.",
             &counters.received_bytes,
         ),
         (
