@@ -54,8 +54,8 @@ function explainRetry(reason, detail) {
 export function explainHls(why, pathLost) {
   if (why === 'connection' && pathLost?.addresses.length > 0) return pathLost.message;
   const reasons = {
-    chosen: 'HLS was selected', connection: 'WebRTC did not connect', codec: 'WebRTC does not support the codec of the stream',
-    silence: 'no media arrived over WebRTC',
+    chosen: 'HLS was selected', connection: 'WebRTC did not connect',
+    codec: 'this browser cannot play the codec of the stream over WebRTC', silence: 'no media arrived over WebRTC',
   };
   return reasons[why] ?? '';
 }

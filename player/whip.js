@@ -83,14 +83,14 @@ function preferred(codec) {
  * `microphone`, `screen` or `none`; `height` is the preferred height in pixels.
  */
 export async function capture({ source, camera, microphone, sound, height }) {
-  if (!navigator.mediaDevices) throw new DOMException('not a secure page', 'SecurityError');
+  if (!navigator.mediaDevices) throw new DOMException('Media capture needs a secure page (https:// or localhost).', 'SecurityError');
   const microphoneConstraints = sound === 'microphone' && { deviceId: microphone ? { exact: microphone } : undefined };
   const size = { height: { ideal: height }, width: { ideal: Math.round((height * 16) / 9) }, frameRate: { ideal: 30 } };
   if (source === 'camera') {
     const deviceId = camera ? { exact: camera } : undefined;
     return navigator.mediaDevices.getUserMedia({ video: { ...size, deviceId }, audio: microphoneConstraints });
   }
-  if (!navigator.mediaDevices.getDisplayMedia) throw new DOMException('no screen capture', 'NotSupportedError');
+  if (!navigator.mediaDevices.getDisplayMedia) throw new DOMException('This browser does not support screen capture.', 'NotSupportedError');
   const stream = await navigator.mediaDevices.getDisplayMedia({
     video: { frameRate: { ideal: 30 }, height: { max: height } },
     // Screen audio is often music or film: speech processing would degrade it.
@@ -129,7 +129,7 @@ export function explainCapture(error, source) {
     case 'NotFoundError':
     case 'OverconstrainedError':
       return {
-        title: `No ${device} found`,
+        title: `The ${device} was not found`,
         text: 'Connect a device, choose another one, or choose “No audio” if there is a camera but no microphone.',
       };
     case 'NotReadableError':

@@ -54,8 +54,8 @@ pub enum ApiStreamError {
     #[error("no stream of this name was set through the API")]
     NotFound,
     #[error(
-        "the current settings of the stream do not match `If-Match` or `If-None-Match`: GET the stream again for its \
-         `ETag`"
+        "a condition of the request is not met (with `If-None-Match: *`: the stream already exists; with `If-Match`: \
+         its settings have changed, or it does not exist): GET the stream for its current settings and `ETag`"
     )]
     PreconditionFailed,
     #[error("there are already {0} streams that were set through the API: remove one, or raise `api.max_streams`")]
@@ -225,7 +225,7 @@ impl ApiStreams {
             .unwrap_or_else(|error| Err(io::Error::other(error)))
             .map_err(|error| {
                 let path = self.state_file.display().to_string();
-                warn!(path, %error, "change through the API rejected: the state file cannot be written");
+                warn!(path, %error, "change through the API rejected: the state file (see `path`) cannot be written");
                 ApiStreamError::NotWritten { path, error }
             })
     }

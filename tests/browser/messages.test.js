@@ -31,7 +31,7 @@ test('other failures are explained as what they are', () => {
   assert.equal(explain('failed', new Refusal(401), false)[0], 'Enter the playback token');
   assert.equal(explain('waiting', new Refusal(409), true), undefined);
   assert.equal(explain('paused', null, false)[0], 'Waiting for the stream');
-  assert.equal(explainHls('codec', null), 'WebRTC does not support the codec of the stream');
+  assert.equal(explainHls('codec', null), 'this browser cannot play the codec of the stream over WebRTC');
   assert.equal(explainHls('connection', null), 'WebRTC did not connect');
   assert.equal(unsupported('H265'), 'The video of this stream is H.265, which your browser cannot play: only the audio is played');
   assert.equal(unsupported('VP8', true), 'The video of this stream is VP8, which HLS does not support: only the audio is played');

@@ -111,7 +111,7 @@ test('a missing camera is explained', async (t) => {
   t.after(() => bare.close());
   const page = await publish(bare, gateway, 'bare');
   await fails(page, 'NotFoundError');
-  assert.match(await problem(page), /No camera or microphone found/);
+  assert.match(await problem(page), /The camera or microphone was not found/);
 });
 
 /** Whether a row of the player above its texts has one colour; `null` if the screenshot is of nothing. */

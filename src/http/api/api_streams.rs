@@ -66,9 +66,10 @@ pub(super) async fn add_stream(
     responses(
         (status = 200, body = Stream, description = "the settings were replaced, or already had these values"),
         (status = 201, body = Stream, description = "the stream was added"),
-        (status = 409, description = "the stream is in the configuration file, or the limit `api.max_streams` is \
-                                      reached"),
-        (status = 412, description = "the current settings do not match `If-Match` or `If-None-Match`"),
+        (status = 409, description = "the stream is in the configuration file, so it cannot be set through the API, or \
+                                      the limit `api.max_streams` is reached"),
+        (status = 412, description = "with `If-None-Match: *`: the stream already exists; with `If-Match`: its \
+                                      settings have changed, or it does not exist"),
         (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
     )
 )]
@@ -95,8 +96,8 @@ pub(super) async fn put_stream(
     responses(
         (status = 200, body = Stream, description = "the settings were changed, or already had these values"),
         (status = 404, description = "no stream of this name was set through the API"),
-        (status = 409, description = "the stream is in the configuration file"),
-        (status = 412, description = "the current settings do not match `If-Match`: they have changed"),
+        (status = 409, description = "the stream is in the configuration file, so the API cannot change it"),
+        (status = 412, description = "the settings have changed: `If-Match` does not list their current `ETag`"),
         (status = 422, description = "the settings have mistakes, or lack secrets that were set for another server and \
                                       have to be sent again: `errors` lists them with their JSON pointers"),
     )
@@ -158,8 +159,8 @@ fn secrets_needed_problem(pointers: Vec<String>) -> Problem {
     responses(
         (status = 204, description = "the stream was removed"),
         (status = 404, description = "no stream of this name was set through the API"),
-        (status = 409, description = "the stream is in the configuration file"),
-        (status = 412, description = "the current settings do not match `If-Match`: they have changed"),
+        (status = 409, description = "the stream is in the configuration file, so the API cannot remove it"),
+        (status = 412, description = "the settings have changed: `If-Match` does not list their current `ETag`"),
     )
 )]
 pub(super) async fn remove_stream(

@@ -60,7 +60,8 @@ pub(super) fn target_stream_of_data_message(method: &Method, uri: &Uri) -> Optio
         (status = 400, description = "the body is not JSON of a data channel message"),
         (status = 422, description = "the label or the base64 is not valid, or there is not exactly one of `text` and `base64`"),
         (status = 404, description = "no such stream: it is neither published nor watched"),
-        (status = 409, description = "the stream has eight labels already, or data channels are switched off"),
+        (status = 409, description = "the label is new, and the stream already has eight data channel labels, which is \
+                                      the maximum; or data channels are switched off (`webrtc.data_channels`)"),
         (status = 413, description = "the message is longer than 64 KiB"),
         (status = 415, description = "the `Content-Type` of the body is not `application/json`"),
         (status = 429, description = "more than 100 messages a second were posted for the stream"),

@@ -25,7 +25,9 @@ impl Modify for CommonOperationParts {
         let components = document.components.get_or_insert_with(Components::new);
         let token = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("`auth.api_token`, or another token with `api = true`"))
+            .description(Some(
+                "`auth.api_token`, or another token with `api = true`; for `GET`, `api = \"read\"` is enough",
+            ))
             .build();
         components
             .security_schemes

@@ -43,7 +43,7 @@ pub(super) async fn one_session(State(api): State<ApiState>, Path(id): Path<Stri
     path = "/api/v1/sessions/{id}",
     params(("id" = String, Path, description = "the id in the list of sessions")),
     responses(
-        (status = 204, description = "the session is being ended"),
+        (status = 204, description = "success: the session ends now, or has ended in the last minute"),
         (status = 404, description = "no such session: it never existed, or it ended more than a minute ago"),
     )
 )]

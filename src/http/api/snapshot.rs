@@ -111,7 +111,8 @@ pub async fn take_snapshot(
             })
             .await;
             let unreadable = || {
-                let detail = "the key frame cannot be converted to PNG because it is not a valid JPEG or is too large: request `/snapshot.jpg`, which needs no conversion";
+                let detail = "the JPEG image of the snapshot cannot be converted to PNG, because it is invalid or too \
+                              large: request `/snapshot.jpg`, which returns it unconverted";
                 Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_picture", detail)
             };
             ("image/png", made.ok().flatten().ok_or_else(unreadable)?.into())

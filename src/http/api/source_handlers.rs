@@ -47,7 +47,7 @@ fn parse_source_stream_key(control: &ControlPlane, stream: &str, which: &SourceQ
     path = "/api/v1/sources/start/{stream}",
     params(("stream" = String, Path, description = "the name of the stream"), SourceQuery),
     responses(
-        (status = 204, description = "the source is being started"),
+        (status = 204, description = "success: the source starts, or restarts if it was running"),
         (status = 404, description = "no source is configured for this stream"),
     )
 )]
@@ -72,7 +72,7 @@ pub(super) async fn start_source(
     path = "/api/v1/sources/stop/{stream}",
     params(("stream" = String, Path, description = "the name of the stream"), SourceQuery),
     responses(
-        (status = 204, description = "the source was stopped"),
+        (status = 204, description = "success: the source was stopped"),
         (status = 404, description = "no source is configured for this stream"),
     )
 )]

@@ -65,13 +65,15 @@ pub struct BrowserTracks {
 }
 
 /// Tests a source: connects to it, reads it for some seconds, and describes what it sends. The members of the body are the
-/// keys of `[streams."NAME"]`, or `url` for the URL of a camera or a playlist; `snapshot: false` leaves out the snapshot.
+/// keys of `[streams."NAME"]`; `url` may take the place of `rtsp` or `hls`. `snapshot: false` leaves out the snapshot.
 #[utoipa::path(
     post,
     path = "/api/v1/sources/test",
-    request_body(content = Object, description = "the keys of `[streams.\"NAME\"]`, or `url`"),
+    request_body(content = Object, description = "the keys of `[streams.\"NAME\"]`; `url` may take the place of \
+                                                         `rtsp` or `hls`, which its scheme decides"),
     responses(
-        (status = 200, body = SourceTestResult, description = "the result, even if the source cannot be read"),
+        (status = 200, body = SourceTestResult, description = "the result of the test. If the source cannot be read, \
+                                                             `ok` is false, and `cause` and `detail` say why"),
         (status = 422, description = "the settings have mistakes, which `errors` lists with their JSON pointers"),
         (status = 503, description = "too many sources are being tested"),
     )

@@ -54,7 +54,7 @@ pub(super) async fn authorize_and_take_snapshot(
     responses(
         (status = 200, description = "the snapshot", content_type = "image/jpeg"),
         (status = 409, description = "the stream is not live or has no video: retry while it is published with video"),
-        (status = 422, description = "this host cannot make snapshots"),
+        (status = 422, description = "this host cannot make snapshots of this codec"),
     )
 )]
 #[expect(
@@ -71,7 +71,8 @@ pub(super) fn take_snapshot() {}
     responses(
         (status = 200, description = "the snapshot", content_type = "image/png"),
         (status = 409, description = "the stream is not live or has no video: retry while it is published with video"),
-        (status = 422, description = "this host cannot make snapshots, or the frame is not a valid JPEG or too large for PNG"),
+        (status = 422, description = "this host cannot make snapshots of this codec, or the JPEG image of the snapshot \
+                                      is invalid or too large to convert to PNG"),
     )
 )]
 #[expect(
@@ -88,7 +89,8 @@ pub(super) fn take_png() {}
     params(("stream" = String, Path, description = "the name of the stream, which may contain slashes")),
     request_body = ChooseSourceRequest,
     responses(
-        (status = 204, description = "the choice was accepted: the stream changes to the source at its next key frame"),
+        (status = 204, description = "the choice was accepted: the stream changes at the next key frame of the chosen \
+                                      source; with `null`, the gateway selects the source automatically again"),
         (status = 400, description = "the body is not a valid choice of a source"),
         (status = 404, description = "the stream does not have several sources, or has no source of this name"),
     )

@@ -213,7 +213,7 @@ fn parse_token_request(request: TokenRequest) -> Result<(Permissions, Option<Dur
     };
     if permissions.publish.is_empty() && permissions.play.is_empty() && permissions.talk.is_empty() {
         return Err(bad_token_request_problem(
-            "the token has no permission: set `publish`, `play` or `talk`",
+            "the new token would have no permission: set `publish`, `play` or `talk`",
         ));
     }
     if request

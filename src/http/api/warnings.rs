@@ -103,8 +103,8 @@ pub fn source_warnings(source: SourceWarningInputs) -> Vec<Warning> {
     }
     if video.lacks_idr_frames {
         let text = "The video has no IDR frames (open GOPs or intra refresh): browsers cannot start decoding it, so \
-                    they get this video only if the gateway can transcode it; turn on closed GOPs in the encoder to \
-                    avoid this.";
+                    they get this video only if the gateway can transcode it; set the encoder to closed GOPs without \
+                    intra refresh to avoid this.";
         add("no_idr_frames", text.to_owned());
     }
     if video.codec == Codec::Vp8 && source.hls_viewer_count > 0 {
