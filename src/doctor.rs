@@ -189,7 +189,7 @@ fn check_udp_buffer(which: &str, key: &str, wanted: usize) -> CheckFinding {
             ),
             format!(
                 "run `sysctl -w {key}={wanted}`, and add the line `{key}={wanted}` to a file in /etc/sysctl.d to keep \
-                 it after a reboot"
+                 it after a reboot; then restart the gateway"
             ),
         )
     }

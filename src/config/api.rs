@@ -11,7 +11,8 @@ section! {
     pub struct ApiConfig("api") {
         /// File in which the gateway keeps streams and tokens that were set through the API. It is rewritten at each
         /// change. See Streams set through the API.
-        #[key("state_file", Restart, "beside the configuration file", "value_parsers::parse_path")]
+        #[key("state_file", Restart, "`millstream.state.toml` beside `millstream.toml`; with systemd, `state.toml` in \
+              its `STATE_DIRECTORY` folder", "value_parsers::parse_path")]
         pub state_file: Option<PathBuf> = None,
 
         /// Files, devices and folders of them that streams of the API may use, such as `["/srv/video", "/dev/video0"]`.

@@ -12,7 +12,7 @@ section! {
     /// Authorization.
     pub struct AuthConfig("auth") {
         /// Bearer token for publishing. It also permits watching.
-        #[key("publish_token", Live, "generated at start", "value_parsers::parse_secret", secret)]
+        #[key("publish_token", Live, "a new one at each start", "value_parsers::parse_secret", secret)]
         pub publish_token: Option<Secret> = None,
 
         /// Bearer token for watching. Without it and without another credential for watching, everyone may watch.

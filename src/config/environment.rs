@@ -73,9 +73,9 @@ fn unknown_variable_mistake_kind(name: &str, keys: &[&ConfigKey]) -> MistakeKind
     let near = nearest_name(&own(name), parts.iter().map(String::as_str));
     let hint = match near {
         Some(near) => MistakeHint::SimilarNames(vec![format!("{ENVIRONMENT_VARIABLE_PREFIX}{near}")]),
-        None if name.starts_with("MILLSTREAM_STREAM") => {
-            MistakeHint::FreeText("; streams can be configured in the file only")
-        }
+        None if name.starts_with("MILLSTREAM_STREAM") => MistakeHint::FreeText(
+            "; environment variables cannot configure streams: use the configuration file or the API",
+        ),
         None => MistakeHint::FreeText("; `millstream --help` lists all keys"),
     };
     MistakeKind::UnknownName {
@@ -153,7 +153,7 @@ mod tests {
             ("MILLSTREAM_HTTP_PORT", "; `millstream --help` lists all keys"),
             (
                 "MILLSTREAM_STREAMS__DOOR",
-                "; streams can be configured in the file only",
+                "; environment variables cannot configure streams: use the configuration file or the API",
             ),
         ] {
             assert_eq!(

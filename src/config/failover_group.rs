@@ -161,8 +161,8 @@ fn read_failover_source<'a>(
     }
     for key in ON_DEMAND_KEYS {
         if let Some((name, _)) = pulled.remove_entry(key) {
-            let problem = "has no effect in a list of sources: set `standby = \"cold\"` for a source that runs only \
-                           while no source before it is live";
+            let problem = "has no effect in a list of sources: to run a source only while no source before it is \
+                           live, set its `standby = \"cold\"`";
             let mistake =
                 ConfigMistake::with_kind(join_key_path(&path, key), MistakeKind::MissingKey(problem.to_owned()));
             reader.add_mistake_unless_caused_by_syntax_error(name.span().start, mistake);

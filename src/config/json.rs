@@ -27,7 +27,10 @@ fn toml_from_json(value: &Json) -> Result<Toml, (String, &'static str)> {
         Json::Number(number) => match (number.as_i64(), number.as_f64()) {
             (Some(whole), _) => Ok(Toml::Integer(whole)),
             (None, Some(float)) if !number.is_u64() => Ok(Toml::Float(float)),
-            _ => refused("is a number out of range: expected at most 64 bits with a sign"),
+            _ => refused(
+                "is a number out of range: expected a signed 64-bit integer, from -9223372036854775808 to \
+                 9223372036854775807",
+            ),
         },
         Json::Array(items) => {
             let convert = |(index, item)| match toml_from_json(item) {

@@ -117,9 +117,10 @@ impl StateFile {
             &[],
         );
         let configs = streams::read_streams(&mut reader, MAX_STREAMS_IN_STATE_FILE).pulled;
-        let tokens = reader
-            .take_top_level_value(TOKENS_LIST)
-            .map(|list| reader.read_list_of_tables(TOKENS_LIST, list, "has to be a table with the header [[tokens]]"));
+        let tokens = reader.take_top_level_value(TOKENS_LIST).map(|list| {
+            let problem = "has to be a table with the header [[tokens]] in the state file";
+            reader.read_list_of_tables(TOKENS_LIST, list, problem)
+        });
         let findings = reader.into_findings();
         ConfigError::result_from_mistakes(findings.mistakes)?;
         // Without mistakes this is the same document.

@@ -122,7 +122,10 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
         Ok(streams) => {
             for stream in streams {
                 let note = match url_names_other_host(&stream.url, device.address) {
-                    true => "  (!) the host of this URL is not the address of the camera",
+                    true => {
+                        "  (!) this URL names another host than the camera's address: check that it is the camera \
+                         before you configure the URL, because the password is sent there"
+                    }
                     false => "",
                 };
                 let _ = writeln!(text, "  {}{}{note}", stream.url, format_stream_details(stream));
@@ -132,8 +135,8 @@ fn discovered_device_text(device: &DiscoveredDevice, streams: &Result<Vec<Stream
             let address = device.address;
             let _ = writeln!(
                 text,
-                "  URLs unknown: the camera requires credentials, or rejected the given ones. Add `--at {address}`, and \
-                 `--username` and `--password-file` of an ONVIF user"
+                "  URLs unknown: the camera requires credentials, or rejected the given ones: run this again with \
+                 `--at {address}`, and the right `--username` and `--password-file` of an ONVIF user"
             );
         }
         Err(error) => {

@@ -48,7 +48,8 @@ pub fn render_metrics_text(state: &HttpState) -> String {
         "Rejected connections and requests, by the limit that was reached: connections_per_address, request_rate, \
          failure_rate (wrong tokens), webhook_queue (too many requests waited for the authorization webhook), \
          response_unread (HTTP/2 responses that were reset because the client did not read them), open_files \
-         (connections made while all file descriptors were in use: health checks are answered, all else is rejected).",
+         (connections made while all file descriptors were in use, including those with health checks, which are still \
+         answered).",
         state
             .counters
             .rejections()
@@ -177,8 +178,8 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
     );
     page.add_histogram(
         "millstream_forward_seconds",
-        "Time from the arrival of a packet until it was sent to all viewers of a shard (media thread); one value for \
-         each loop iteration of the shard that forwards packets, the longest.",
+        "Time from the arrival of a packet until it was sent to all viewers of a shard (media thread). Each iteration \
+         of a shard's loop in which it forwards packets adds one value: the time of the packet that arrived first.",
         &counters.forwarding_delay,
     );
 }
@@ -196,8 +197,8 @@ fn write_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
     );
     page.add_counter(
         "millstream_workers_refused_total",
-        "Refusals because a limit of worker processes was reached: worker processes that were not started, and viewers \
-         that were rejected.",
+        "Attempts that failed because `pipelines.max_workers` or `pipelines.max_workers_per_address` was reached: to \
+         start a worker process, to watch a stream that has to be transcoded, and to take a snapshot.",
         control.worker_slots.refusal_count(),
     );
 }
@@ -405,7 +406,7 @@ fn write_data_metrics(page: &mut MetricsText, counters: &DataCounters) {
     page.begin_metric_family(
         "millstream_data_messages_received_total",
         "counter",
-        "Data channel messages received, by their origin.",
+        "Data channel messages received, by who sent them: publisher, viewer or api.",
     );
     for (origin, count) in counters.received_message_counts() {
         page.add_sample_with_label("origin", origin.label(), count);

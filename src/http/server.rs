@@ -309,7 +309,7 @@ async fn serve_https(
         }
     };
     if let Err(error) = result {
-        debug!(%peer, %error, "HTTP connection failed");
+        debug!(%peer, %error, "HTTP connection of a client ended with an error");
     }
 }
 
@@ -405,7 +405,7 @@ async fn serve_http1(
         }
     };
     if let Err(error) = result {
-        debug!(%peer, %error, "HTTP connection failed");
+        debug!(%peer, %error, "HTTP connection of a client ended with an error");
     }
     linger_close(connection.into_parts().io.into_inner().into_inner()).await;
 }

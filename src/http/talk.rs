@@ -75,8 +75,12 @@ async fn accept_talker(
         .reserve(target.source_key())
         .ok_or_else(already_talking_problem)?;
     let connected = BackChannel::connect(&target.camera).await;
-    let back_channel = connected
-        .inspect_err(|error| warn!(%stream, %error, "two-way audio rejected: no back channel to the camera"))?;
+    let back_channel = connected.inspect_err(|error| {
+        warn!(
+            %stream, %error,
+            "two-way audio rejected: the camera cannot be reached, or offers no back channel that the gateway can use"
+        );
+    })?;
     let codec = choose_talk_codec(offer, &back_channel.codecs())?;
     let media = &control.media_plane;
     let placement = media.choose_next_shard_and_make_ice_credentials();
@@ -88,7 +92,7 @@ async fn accept_talker(
     let (publication, answer) = answer_talk_offer(offer, &local, codec)?;
     let started = back_channel.start(codec).await;
     let back_channel = started.inspect_err(
-        |error| warn!(%stream, %error, "two-way audio rejected: the back channel to the camera did not start"),
+        |error| warn!(%stream, %error, "two-way audio rejected: the back channel to the camera could not be started"),
     )?;
     let ice = IceSession::new(
         publication.transport.remote_credentials.clone(),

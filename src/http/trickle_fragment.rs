@@ -21,7 +21,9 @@ pub struct TrickleFragmentCredentials<'a> {
 pub enum TrickleFragmentError {
     #[error("the trickle ICE fragment is empty")]
     Empty,
-    #[error("the trickle ICE fragment is not text: expected UTF-8 without control characters")]
+    #[error(
+        "the trickle ICE fragment is not text: expected UTF-8 without control characters, except line breaks and tabs"
+    )]
     NotText,
     #[error("line {line} of the trickle ICE fragment is not SDP: expected a line like `a=candidate:..`")]
     NotSdpLine { line: usize },

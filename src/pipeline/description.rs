@@ -144,7 +144,7 @@ impl PipelineDescription {
             if parameter.kind == ParameterType::Url && parameter.schemes.is_empty() {
                 return invalid(
                     &format!("{key}.schemes"),
-                    "the list of allowed schemes is missing: a URL parameter needs it",
+                    "the key is missing: a parameter of type `url` needs this list of its allowed URL schemes",
                 );
             }
             if parameter.required && parameter.default.is_some() {

@@ -134,7 +134,7 @@ async fn detect_supported_conversions(
     let findings = match pipeline_check::check_pipelines(programs, trials).await {
         Ok(findings) => findings,
         Err(error) => {
-            warn!(%error, "transcoding disabled: the check of the conversion pipelines failed");
+            warn!(%error, "transcoding disabled: the conversion pipelines could not be checked");
             return Vec::new();
         }
     };

@@ -207,7 +207,7 @@ pub struct OutputTrackKinds {
 /// Why a pipeline does not run.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 pub enum WorkerFailure {
-    #[error("missing GStreamer elements: {}", .0.join(", "))]
+    #[error("GStreamer elements not installed: {}", .0.join(", "))]
     Missing(Vec<String>),
     #[error("invalid GStreamer launch line: {0}")]
     Launch(String),

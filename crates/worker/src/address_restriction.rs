@@ -95,8 +95,8 @@ impl AddressRestriction {
         let configured = self.configured_host.get_or_init(|| host.clone());
         if self.has_network_restriction() && host != *configured && host.parse::<IpAddr>().is_err() {
             self.report_and_park_thread(format!(
-                "the RTSP server redirects to {host}: while `sources.allow` is set, it may redirect only to the configured \
-                 host, or to an IP address in one of these networks"
+                "the RTSP server redirects to {host}: while `sources.allow` is set, it may redirect only to the host \
+                 of the configured URL, or to an IP address (not a host name) in a network of `sources.allow`"
             ));
         }
         self.park_unless_host_allowed(&host);

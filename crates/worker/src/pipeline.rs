@@ -439,7 +439,7 @@ fn configure_appsrc(source: &AppSrc, media: &TrackFormat) -> Result<(), WorkerFa
     };
     let mut caps: gst::Caps = caps.parse().map_err(|_| {
         WorkerFailure::Launch(format!(
-            "the caps of the appsrc `{}` are invalid: {caps}",
+            "GStreamer cannot parse the caps that the gateway sets on the appsrc `{}`: {caps}",
             source.name()
         ))
     })?;
@@ -471,9 +471,12 @@ fn configure_appsink(
         MediaKind::Video => APPSINK_VIDEO_CAPS,
         MediaKind::Audio => APPSINK_AUDIO_CAPS,
     };
-    let caps: gst::Caps = caps
-        .parse()
-        .map_err(|_| WorkerFailure::Launch(format!("the caps of the appsink `{}` are invalid: {caps}", sink.name())))?;
+    let caps: gst::Caps = caps.parse().map_err(|_| {
+        WorkerFailure::Launch(format!(
+            "GStreamer cannot parse the caps that the gateway sets on the appsink `{}`: {caps}",
+            sink.name()
+        ))
+    })?;
     sink.set_caps(Some(&caps));
     sink.set_max_buffers(MAX_BUFFERS_PER_APPSINK);
     sink.set_drop(false);

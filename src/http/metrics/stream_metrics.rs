@@ -78,8 +78,8 @@ const STREAM_TRAFFIC_METRIC_FAMILIES: [TrafficMetricFamily; 7] = [
     ),
     (
         "millstream_source_missing_packets_total",
-        "Packets of the publisher that were missing as of the last RTCP receiver report to it; some arrive later as \
-         retransmissions.",
+        "Packets of the publisher that were missing in the interval of each RTCP receiver report to it, summed; one \
+         that arrives after the report, as a retransmission, reduces the count of the next interval.",
         |traffic| read_counter_as_f64(&traffic.missing_packet_count),
     ),
     (
@@ -180,7 +180,11 @@ pub(super) fn write_stream_metrics(page: &mut MetricsText, control: &ControlPlan
         .map(|stream| StreamMetrics::from_stream(stream, control.hls_service.viewer_count(&stream.key.name), now))
         .collect();
     let live = streams.iter().filter(|stream| stream.is_live).count();
-    page.add_gauge("millstream_streams_live", "Streams with a live source.", live);
+    page.add_gauge(
+        "millstream_streams_live",
+        "Streams that are live now, from a publisher or another source.",
+        live,
+    );
     page.add_gauge(
         "millstream_streams_stalled",
         "Live streams whose publisher is connected and has sent nothing for 5 s.",

@@ -403,7 +403,7 @@ mod tests {
                 &[
                     "`streams.far` has a password but no `username`",
                     "unknown key `streams.far.quirks.teardwn` (did you mean `teardown`?)",
-                    "`streams.far.quirks.initial_seq` is 3: expected \"default\"",
+                    "`streams.far.quirks.initial_seq` is 3: expected \"ignore\"",
                     "`streams.far.rtsp`: the URL has a user name or password with reserved characters: percent-encode `/` as %2F",
                 ],
             ),

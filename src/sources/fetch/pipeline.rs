@@ -183,8 +183,8 @@ impl<'a, P: FrameSink> WorkerFrameForwarder<'a, P> {
         let formats = &self.pending_tracks.track_formats;
         let announced: Vec<AnnouncedTrack> = formats.iter().filter_map(announced_track).collect();
         let Ok(mut frame_source) = FrameSource::new(self.stream.clone(), random_session_id(), &announced) else {
-            let failure = "the gateway cannot forward the frames of the worker to viewers: it does not support their codec \
-                           or AAC configuration";
+            let failure = "the gateway cannot forward to viewers what the pipeline delivers: the codec or the AAC \
+                           configuration of its frames is not supported";
             let failure = WorkerFailure::Stream(failure.to_owned());
             return Err(WorkerProcessError::WorkerFailed(failure).into());
         };

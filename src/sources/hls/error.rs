@@ -38,7 +38,10 @@ pub enum HlsError {
     Playlist(#[from] PlaylistError),
     #[error("the multivariant playlist refers to another multivariant playlist")]
     NestedMultivariant,
-    #[error("the multivariant playlist has no variant in H.264 or H.265 with AAC or Opus; its codecs are: {0}")]
+    #[error(
+        "each variant of the multivariant playlist has video that is not supported (only H.264 and H.265 are); the \
+         codecs of the variants are: {0}"
+    )]
     NoPlayableVariant(String),
     #[error("an HLS segment cannot be decrypted: its AES-128 key, its initialization vector or its content is wrong")]
     UndecryptableSegment,

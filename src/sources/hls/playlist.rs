@@ -178,7 +178,7 @@ pub enum PlaylistError {
     UnsupportedEncryption(String),
     #[error("the playlist lists neither segments nor variants")]
     Empty,
-    #[error("the playlist lists more than {MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST} segments")]
+    #[error("the playlist lists more than {MAX_SEGMENTS_OR_VARIANTS_PER_PLAYLIST} segments or variants")]
     TooManySegments,
     #[error(transparent)]
     Variable(#[from] VariableError),

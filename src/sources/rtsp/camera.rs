@@ -102,7 +102,10 @@ pub enum CameraError {
     PasswordFileUnreadable(String),
     #[error("the camera does not know the path of the URL (RTSP status 404): check the URL")]
     NotFound,
-    #[error("the camera redirects to another URL (RTSP status {0}): configure that URL, or use the pipeline `rtsp`")]
+    #[error(
+        "the camera redirects to another URL (RTSP status {0}), which the gateway does not follow: use the pipeline \
+         `rtsp`, which does, or configure the URL that the camera redirects to"
+    )]
     Redirected(u16),
     #[error("{step} failed: {text}")]
     StepFailed { step: RtspStep, text: String },

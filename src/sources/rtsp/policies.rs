@@ -24,12 +24,13 @@ pub struct CameraQuirkPolicies {
 pub const QUIRK_KEYS_AND_ALLOWED_VALUES: [(&str, &str); 7] = [
     (
         "initial_timestamp",
-        "\"permissive\" (default), \"require\" or \"ignore\": how to treat the RTP timestamps in the response to PLAY",
+        "\"permissive\" (default: they are used if each track has one), \"require\" (the session fails if a track has \
+         none) or \"ignore\": how to treat the RTP timestamps in the response to PLAY if there are several tracks",
     ),
     (
         "initial_seq",
-        "\"ignore\" (default), \"respect\" or \"default\" (the choice of the RTSP library): how to treat the sequence numbers \
-         in the response to PLAY",
+        "\"ignore\" (used if the key is not set), \"respect\" or \"default\" (use them, except 0 and 1): how to treat \
+         the sequence numbers in the response to PLAY",
     ),
     (
         "unknown_rtcp_ssrc",
@@ -37,7 +38,8 @@ pub const QUIRK_KEYS_AND_ALLOWED_VALUES: [(&str, &str); 7] = [
     ),
     (
         "unassigned_data",
-        "\"auto\" (default), \"ignore\" or \"error\": how to treat interleaved data of a channel without a track",
+        "\"auto\" (default), \"ignore\" or \"error\" (end the session): how to treat interleaved data of a channel \
+         without a track; \"auto\" ends the session only for LIVE555 versions that send data of closed sessions",
     ),
     (
         "session_id",
@@ -45,7 +47,9 @@ pub const QUIRK_KEYS_AND_ALLOWED_VALUES: [(&str, &str); 7] = [
     ),
     (
         "teardown",
-        "\"auto\" (default), \"always\" or \"never\": whether TEARDOWN is sent at the end of the session",
+        "\"auto\" (default), \"always\" (until it succeeds or the session expires) or \"never\": whether TEARDOWN is \
+         sent at the end of the session; \"auto\" is as \"always\" over UDP and for LIVE555 versions that send \
+         data of closed sessions, otherwise it is sent once",
     ),
     (
         "max_timestamp_jump",

@@ -86,7 +86,8 @@ fn discover(port: u16, arguments: &[&str]) -> String {
 #[test]
 fn a_camera_is_listed_with_its_urls() {
     let expected = "127.0.0.1 (Front door, C1)\n  rtsp://192.0.2.1:554/ch1?a=1&b=2  (main, H264, 1920x1080)  \
-                    (!) the host of this URL is not the address of the camera\n";
+                    (!) this URL names another host than the camera's address: check that it is the camera before you \
+                    configure the URL, because the password is sent there\n";
     assert_eq!(discover(camera(false), &[]), expected);
     let with_password = camera(true);
     let unknown = discover(with_password, &[]);

@@ -72,7 +72,7 @@ impl Drop for Plugins {
 #[test]
 fn a_missing_plugin_is_named_with_the_command_that_brings_it() {
     let plugins = Plugins::without("x264");
-    let remedy = "missing GStreamer elements: x264enc; install the missing Debian packages with: apt-get install gstreamer1.0-plugins-ugly";
+    let remedy = "GStreamer elements not installed: x264enc; install the missing Debian packages with: apt-get install gstreamer1.0-plugins-ugly";
     for suffix in ["", "_1_0"] {
         let mut command = program(&["check"]);
         command.env(format!("GST_PLUGIN_SYSTEM_PATH{suffix}"), &plugins.0).env(

@@ -147,7 +147,7 @@ async fn launch_lines_that_write_are_refused() {
         ),
         (
             "videotestsrc ! nosuchelement ! appsink name=video".to_owned(),
-            "missing GStreamer elements: nosuchelement",
+            "GStreamer elements not installed: nosuchelement",
         ),
         ("videotestsrc nosuch=1 ! appsink name=video".to_owned(), "no property"),
         ("videotestsrc ! fakesink name=video".to_owned(), "must be an appsink"),

@@ -45,8 +45,8 @@ impl fmt::Display for PayloadDiscardReason {
             Self::UndefinedNalType => "NAL units of undefined types",
             Self::ZeroTemporalId => "H.265 NAL units without a valid temporal ID",
             Self::InterleavedMode => "RTP packets of the interleaved packetization mode",
-            Self::StrayFragment => "NAL unit fragments (FU) without start or end",
-            Self::AfterFrameEnd => "RTP packets after the end of their frame",
+            Self::StrayFragment => "fragmented NAL units or AV1 OBUs whose first or last fragment was not sent",
+            Self::AfterFrameEnd => "RTP packets of a frame that a marker bit had already ended",
         })
     }
 }

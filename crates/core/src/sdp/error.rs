@@ -139,8 +139,9 @@ pub enum OfferError {
     #[error("the m-section at line {line} is not in the BUNDLE group of the others: use bundlePolicy `max-bundle`")]
     BundleRequired { line: usize },
     #[error(
-        "the m-section at line {line} offers simulcast without a usable header extension for the RID: offer an `a=extmap` \
-         of urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id with an id from 1 to 14, and no direction or `sendonly`"
+        "the m-section at line {line} offers simulcast without a usable header extension for the RID: offer \
+         `a=extmap:ID urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id` with an ID from 1 to 14; if a direction follows \
+         the ID, it must be `/sendonly` or `/sendrecv`"
     )]
     RidExtensionMissing { line: usize },
 }

@@ -87,8 +87,8 @@ impl CloseReason {
                 "the access token of the session was revoked through the API, or by a change of the configuration"
             }
             Self::SourceRemoved => {
-                "the configuration no longer has the source for this publisher, or the camera of this talker: use another source or \
-                 stream"
+                "the source that this publisher published to is no longer configured, or the camera that this talker \
+                 spoke to is no longer configured, or was stopped or restarted: try again, or use another stream"
             }
             Self::BackChannelClosed => {
                 "the camera closed its audio back channel, or did not respond on it: see the log of the gateway for the cause"

@@ -74,7 +74,8 @@ pub enum DtlsLimitExceeded {
     #[error("the peer sent a DTLS handshake message of more than {MAX_HANDSHAKE_MESSAGE_LEN} bytes")]
     MessageLength,
     #[error(
-        "the peer sent a DTLS handshake message in more than {MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE} fragments, or more than {MAX_HANDSHAKE_MESSAGES} messages"
+        "the peer exceeded a limit of the DTLS handshake: {MAX_FRAGMENTS_PER_HANDSHAKE_MESSAGE} fragments per message, \
+         or {MAX_HANDSHAKE_MESSAGES} messages in total"
     )]
     FragmentCount,
     #[error("the peer sent a DTLS handshake fragment that does not match its header")]

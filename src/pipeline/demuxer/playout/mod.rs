@@ -53,7 +53,7 @@ pub(super) struct DueFrame {
 pub(super) enum PlayoutError {
     #[error(transparent)]
     Container(#[from] ContainerError),
-    #[error("an HLS segment is larger than the limit of {} MiB", MAX_SEGMENT_BYTES >> 20)]
+    #[error("a segment of the HLS source is larger than the limit of {} MiB", MAX_SEGMENT_BYTES >> 20)]
     SegmentTooLarge,
 }
 

@@ -243,7 +243,7 @@ impl<'a> PlaylistParser<'a> {
                 self.next_segment.has_unsupported_encryption = self.next_segment.decryption_key.is_none();
                 if self.next_segment.has_unsupported_encryption {
                     self.unsupported_encryption =
-                        Some("AES-128 without a valid key URI and initialization vector".to_owned());
+                        Some("AES-128 without a key URI, or with an invalid initialization vector".to_owned());
                 }
             }
             ("AES-128" | "SAMPLE-AES", format) => {

@@ -93,11 +93,14 @@ pub enum IgnoredMessageReason {
 /// Why a message was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DataSendError {
-    #[error("the peer has no data channels")]
+    #[error("no SCTP association for data channels is open with the peer")]
     NotConnected,
     #[error("the message is longer than the peer accepts (`a=max-message-size` in its SDP)")]
     TooLong,
-    #[error("no further data channel can be opened to the peer: all SCTP stream ids of the gateway are in use")]
+    #[error(
+        "no further data channel can be opened to the peer: all SCTP stream ids that the gateway may use in this \
+         session are in use"
+    )]
     TooManyChannels,
     #[error("message not sent: the send buffer of the data channels of this peer is full")]
     TooSlow,
@@ -130,7 +133,11 @@ impl DataTransport {
             Ok(()) => {}
             Err(SctpRejection::Drop(reason)) => return self.events.push_back(DataEvent::PacketDropped(reason)),
             Err(SctpRejection::End(limit)) => {
-                debug!(%limit, "data channels of a session are being closed: the peer exceeded a limit (see `limit`)");
+                debug!(
+                    %limit,
+                    "all data channels of a session are being closed, because the peer exceeded a limit (see `limit`); \
+                     the session continues"
+                );
                 self.events.push_back(DataEvent::PacketDropped(SctpDropReason::Limit));
                 return self.end();
             }

@@ -194,7 +194,7 @@ impl SampleEntry {
             b"hvc1" | b"hev1" => parse_hevc_entry(body).unwrap_or_else(other),
             b"Opus" => Self::Audio(SampleCodec::Opus),
             b"mp4a" => aac_config_of_mp4a_entry(body).map_or_else(
-                || Self::Unsupported("mp4a without AAC".to_owned()),
+                || Self::Unsupported("mp4a without a supported AAC configuration".to_owned()),
                 |config| Self::Audio(SampleCodec::Aac(config)),
             ),
             b"encv" | b"enca" => Self::Encrypted,
