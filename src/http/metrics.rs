@@ -207,7 +207,7 @@ fn write_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
 fn write_connection_queue_and_worker_metrics(page: &mut MetricsText, control: &ControlPlane) {
     page.add_gauge(
         "millstream_media_tcp_connections",
-        "Peers connected by ICE-TCP.",
+        "Peers currently connected over ICE-TCP.",
         control.media_plane.tcp_connection_count(),
     );
     page.add_gauge(

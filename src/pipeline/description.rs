@@ -115,7 +115,10 @@ impl PipelineDescription {
         }
         let limits = &self.limits;
         if !(32..=16_384).contains(&limits.memory) {
-            return invalid("limits.memory", "the memory limit must be between 32 and 16384 (MiB)");
+            return invalid(
+                "limits.memory",
+                "the memory limit of the worker must be between 32 and 16384 (MiB)",
+            );
         }
         if !(1.0..=300.0).contains(&limits.start_timeout) {
             return invalid(

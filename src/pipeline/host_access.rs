@@ -33,7 +33,7 @@ pub struct ApiHostAccess {
 pub enum HostAccessError {
     #[error(
         "this file or device is not permitted through the API: add it, or a folder that it is in, to `api.files` in \
-         the configuration file, or configure the stream in the configuration file"
+         the configuration file, or configure the stream there"
     )]
     FileNotPermitted,
     #[error(
@@ -42,7 +42,7 @@ pub enum HostAccessError {
     NotFoundInPermittedFiles,
     #[error(
         "listening on a port of this host is not permitted through the API: set `api.listeners = true` in the \
-         configuration file, or configure the stream in the configuration file"
+         configuration file, or configure the stream there"
     )]
     ListenerNotPermitted,
 }

@@ -439,7 +439,7 @@ fn configure_appsrc(source: &AppSrc, media: &TrackFormat) -> Result<(), WorkerFa
     };
     let mut caps: gst::Caps = caps.parse().map_err(|_| {
         WorkerFailure::Launch(format!(
-            "GStreamer cannot parse the caps that the gateway sets on the appsrc `{}`: {caps}",
+            "internal error: GStreamer cannot parse the caps that the gateway sets on the appsrc `{}`: {caps}",
             source.name()
         ))
     })?;
@@ -473,7 +473,7 @@ fn configure_appsink(
     };
     let caps: gst::Caps = caps.parse().map_err(|_| {
         WorkerFailure::Launch(format!(
-            "GStreamer cannot parse the caps that the gateway sets on the appsink `{}`: {caps}",
+            "internal error: GStreamer cannot parse the caps that the gateway sets on the appsink `{}`: {caps}",
             sink.name()
         ))
     })?;

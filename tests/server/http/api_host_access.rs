@@ -88,8 +88,8 @@ fn file(path: &str) -> Value {
 }
 
 const NOT_PERMITTED: &str = "`streams.x.params.path`: this file or device is not permitted through the API: add it, or \
-                             a folder that it is in, to `api.files` in the configuration file, or set the stream in \
-                             that file";
+                             a folder that it is in, to `api.files` in the configuration file, or configure the \
+                             stream there";
 const NOT_FOUND: &str = "`streams.x.params.path`: there is no such file or device, or its path leads through a \
                          symbolic link to a place outside of the folders in `api.files`";
 
