@@ -329,7 +329,7 @@ async fn viewers_get_different_layers_from_two_connections_and_the_loss_of_one_l
         let named = stream
             .warnings
             .iter()
-            .any(|warning| warning.text.contains("`main` cannot be read"));
+            .any(|warning| warning.text.contains("`main` of the camera cannot be read"));
         let main = stream.sources.iter().find(|source| source.name == "main");
         let error = main.and_then(|source| source.connection.as_ref()?.last_error.clone());
         named && stream.live && error.is_some()
