@@ -40,6 +40,8 @@ struct FallbackState {
     short_session_count: u32,
     /// How long the last of them was.
     last_session_duration: Option<Duration>,
+    /// Sessions in a row through the relay that brought no frame.
+    failed_relay_session_count: u32,
     /// The camera ends each session after this time.
     camera_session_duration: Option<Duration>,
 }
@@ -68,6 +70,9 @@ const MAX_INTERRUPTING_AUDIO_RETRIES: u32 = 3;
 
 /// Short sessions in a row after which the pipeline is tried.
 const MAX_SHORT_SESSIONS: u32 = 5;
+
+/// Sessions in a row through the relay without a frame after which the pipeline is tried.
+const MAX_FAILED_RELAY_SESSIONS: u32 = 3;
 
 impl PipelineFallback {
     /// Returns `None` if the library has no such pipeline.
@@ -100,9 +105,22 @@ impl PipelineFallback {
     /// Uses the pipeline or the relay from now on.
     pub(super) fn activate_fallback(&self, refusal: CameraIncompatibility, by_relay: bool) {
         let mut state = self.lock();
-        state.uses_pipeline = !by_relay;
+        (state.uses_pipeline, state.failed_relay_session_count) = (!by_relay, 0);
         (state.reason, state.has_received_frames, state.short_session_count) = (Some(refusal), false, 0);
         (state.last_session_duration, state.camera_session_duration) = (None, None);
+    }
+
+    /// A session through the relay ended. Returns why the relay is used if the pipeline is to be tried, because sessions in
+    /// a row brought no frame.
+    pub(super) fn record_relay_session(&self, had_frames: bool) -> Option<CameraIncompatibility> {
+        let mut state = self.lock();
+        state.failed_relay_session_count = if had_frames {
+            0
+        } else {
+            state.failed_relay_session_count + 1
+        };
+        let is_failing = state.failed_relay_session_count >= MAX_FAILED_RELAY_SESSIONS;
+        state.reason.filter(|_| is_failing)
     }
 
     /// The stream receives frames.
@@ -295,6 +313,24 @@ mod tests {
         assert_eq!(fallback.reason(), Some(CameraIncompatibility::Audio));
         assert_eq!(fail_audio(&fallback, &mut now), 60);
         assert_eq!(fallback.time_until_audio_retry(now - S), Some(S));
+    }
+
+    #[test]
+    fn a_relay_that_brings_no_frame_leads_to_the_pipeline() {
+        let fallback = fallback();
+        assert_eq!(
+            (0..9).find_map(|_| fallback.record_relay_session(false)),
+            None,
+            "it is not used"
+        );
+        let reason = CameraIncompatibility::NonstandardResponse;
+        fallback.activate_fallback(reason, true);
+        let failed: Vec<_> = [false, false, true, false, false, false]
+            .map(|had_frames| fallback.record_relay_session(had_frames))
+            .into();
+        assert_eq!(failed, [None, None, None, None, None, Some(reason)]);
+        fallback.activate_fallback(reason, false);
+        assert!(fallback.uses_pipeline() && !fallback.uses_relay());
     }
 
     #[test]

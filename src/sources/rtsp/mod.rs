@@ -6,11 +6,14 @@
 //! RTSPS, redirects, multicast and a jitter buffer. The [`relay`] authenticates, and corrects a few RTSP messages that
 //! retina cannot cope with.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::camera::{Camera, CameraError};
 use self::client::{CameraEvent, CameraFrame, RtspClient};
@@ -21,6 +24,7 @@ use super::fetch::error::FetchError;
 use super::fetch::registry::RegisteredSource;
 use crate::config::RtspTransport;
 use crate::pipeline::worker_slots::WorkerSlotReservation;
+use millstream_core::hub::name::StreamKey;
 use millstream_core::media::MediaKind;
 use millstream_core::sources::frame_source::{FrameSink, FrameSource};
 
@@ -71,18 +75,36 @@ pub async fn run_camera_source<P: FrameSink>(
         since = Some(Instant::now());
         live(tracks);
     };
-    let error = run_rtsp_client_session(camera, entry, plane, &mut on_live).await;
+    let error = catch_panic(
+        &entry.stream,
+        run_rtsp_client_session(camera, entry, plane, &mut on_live),
+    )
+    .await;
     let (Some(fallback), FetchError::Camera(camera_error)) = (&camera.fallback, &error) else {
         return error;
     };
-    let by_camera = matches!(camera_error, CameraError::SessionEnded | CameraError::StepFailed { .. });
+    // The relay answers keepalives: a camera that does not take them stops sending instead of refusing them.
+    let is_stopped_behind_relay = camera.uses_rtsp_relay() && matches!(camera_error, CameraError::StoppedSendingMedia);
+    let by_camera =
+        is_stopped_behind_relay || matches!(camera_error, CameraError::SessionEnded | CameraError::StepFailed { .. });
     let lasted = since.filter(|_| by_camera).map(|since: Instant| since.elapsed());
     let is_too_often = fallback.record_session_end_and_check_short_session_limit(lasted);
     // One that was read through the relay already gets nothing new by it.
     let can_relay = !camera.uses_rtsp_relay() && camera.transport == RtspTransport::Tcp;
     let incompatibility = match camera_error {
         CameraError::Incompatible(found) => Some(*found),
-        _ => is_too_often.then_some(CameraIncompatibility::ShortSessions),
+        _ if is_too_often => Some(CameraIncompatibility::ShortSessions),
+        CameraError::Timeout(_)
+        | CameraError::StepFailed { .. }
+        | CameraError::NoMedia
+        | CameraError::StoppedSendingMedia
+        | CameraError::NoDecodableFrames
+        | CameraError::SessionEnded
+            if fallback.uses_relay() =>
+        {
+            fallback.record_relay_session(since.is_some())
+        }
+        _ => None,
     };
     let Some(incompatibility) = incompatibility else {
         return error;
@@ -97,6 +119,18 @@ pub async fn run_camera_source<P: FrameSink>(
         warn!(%stream, reason, pipeline, "RTSP camera is now read by a GStreamer pipeline: the built-in RTSP client cannot read it");
     }
     FetchError::SwitchedToPipeline
+}
+
+/// Runs a session. The library panics at some answers, such as a `Session` header with a space behind the identifier.
+async fn catch_panic(stream: &StreamKey, session: impl Future<Output = FetchError>) -> FetchError {
+    let mut session = pin!(session);
+    poll_fn(|context| {
+        catch_unwind(AssertUnwindSafe(|| session.as_mut().poll(context))).unwrap_or_else(|_| {
+            error!(%stream, "RTSP client panicked at an answer of the camera, a bug: please report it with this log");
+            Poll::Ready(CameraError::Incompatible(CameraIncompatibility::NonstandardResponse).into())
+        })
+    })
+    .await
 }
 
 async fn run_rtsp_client_session<P: FrameSink>(

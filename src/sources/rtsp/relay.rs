@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use rand::Rng as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 use url::{Position, Url};
 
@@ -92,7 +92,7 @@ async fn forward_until_closed(
             read = camera.read_buf(&mut from_camera) => read?,
         };
         let is_valid = messages.forward_client_messages_and_frames(&mut from_retina)
-            && messages.forward_camera_messages_and_frames(&mut from_camera);
+            && messages.forward_camera_messages_and_frames(Instant::now().into_std(), &mut from_camera);
         if !is_garbage_told && messages.skipped_byte_count() > 0 {
             is_garbage_told = true;
             let camera = camera.peer_addr().ok();

@@ -15,8 +15,10 @@ pub(super) fn correct_description(description: &[u8]) -> Vec<u8> {
     let text: Cow<'_, str> = String::from_utf8_lossy(description);
     let mut out = "v=0\r\no=- 0 0 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n".to_owned();
     let mut section = Section::Session;
-    for line in text.split(['\n', '\r']).take(MAX_LINES) {
-        let line = line.trim_matches(|c: char| c.is_whitespace() || c == '\0' || c == '\u{feff}');
+    let trimmed = text
+        .split(['\n', '\r'])
+        .map(|line| line.trim_matches(|c: char| c.is_whitespace() || c == '\0' || c == '\u{feff}'));
+    for line in trimmed.filter(|line| !line.is_empty()).take(MAX_LINES) {
         if line.len() > MAX_LINE_CHARS {
             continue;
         }
@@ -97,17 +99,18 @@ fn correct_rtpmap(value: &str) -> Option<String> {
 }
 
 /// Returns the base of the control URLs (RFC 2326 appendix C.1.1) that a client can read; `None` if the camera names none.
-pub(super) fn correct_content_base(named: Option<&str>, request: &str) -> Option<String> {
+pub(super) fn correct_content_base(named: Option<&str>, request: &str) -> Option<Url> {
     let named = named.map(str::trim).filter(|named| !named.is_empty())?;
     let scheme_less = || Url::parse(&format!("rtsp://{named}"));
     let is_usable = |url: &Url| url.scheme() == "rtsp" && url.host_str().is_some_and(|host| !host.is_empty());
-    let url = match Url::parse(named) {
+    let mut url = match Url::parse(named) {
         Ok(url) if is_usable(&url) => url,
         _ if named.starts_with('/') => Url::parse(request).ok()?.join(named).ok()?,
         _ if named.contains("://") => return None,
         _ => scheme_less().ok().filter(is_usable)?,
     };
-    Some(url.into())
+    let is_without_credentials = url.set_username("").is_ok() && url.set_password(None).is_ok();
+    is_without_credentials.then_some(url)
 }
 
 /// Whether a client can read an `RTP-Info` header (RFC 2326 §12.33).
@@ -186,7 +189,8 @@ mod tests {
             (Some("rtsp://"), None),
             (None, None),
         ] {
-            assert_eq!(correct_content_base(named, request).as_deref(), wanted, "{named:?}");
+            let base = correct_content_base(named, request);
+            assert_eq!(base.as_ref().map(Url::as_str), wanted, "{named:?}");
         }
     }
 

@@ -7,9 +7,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
 
 use bytes::BytesMut;
 use http_auth::{PasswordClient, PasswordParams};
+use url::Position;
 
 use super::garbage::{BufferStart, GarbageSkipper};
 use super::lenient_challenge::read_challenges;
@@ -48,9 +50,12 @@ pub(super) struct RtspMessageRelay {
     rtp_streams: BTreeMap<u8, RtpStreamJoiner>,
     garbage_skipper: GarbageSkipper,
     is_playing: bool,
-    /// Keepalives are sent as GET_PARAMETER: the camera says that it supports it, and did not refuse it.
-    sends_get_parameter: bool,
-    refuses_get_parameter: bool,
+    /// The method of keepalives.
+    keepalive_method: &'static str,
+    /// Methods of keepalives that the camera refused.
+    refused_keepalive_methods: Vec<&'static str>,
+    /// Scheme, host and port that the camera names as the base of its control URLs, instead of those that it was asked by.
+    named_authority: Option<String>,
 }
 
 /// A request that waits for its answer.
@@ -92,8 +97,9 @@ impl RtspMessageRelay {
             rtp_streams: BTreeMap::new(),
             garbage_skipper: GarbageSkipper::default(),
             is_playing: false,
-            sends_get_parameter: false,
-            refuses_get_parameter: false,
+            keepalive_method: "OPTIONS",
+            refused_keepalive_methods: Vec::new(),
+            named_authority: None,
         }
     }
 
@@ -144,7 +150,10 @@ impl RtspMessageRelay {
             return false;
         };
         let uri = match uri.strip_prefix(&self.target.relay_authority) {
-            Some(path) => format!("{}{path}", self.target.camera_authority),
+            Some(path) => {
+                let authority = self.named_authority.as_ref().unwrap_or(&self.target.camera_authority);
+                format!("{authority}{path}")
+            }
             None => uri.to_owned(),
         };
         let is_own = |name: &str| {
@@ -161,11 +170,7 @@ impl RtspMessageRelay {
                 .extend(format!("RTSP/1.0 200 OK\r\nCSeq: {client_cseq}\r\n\r\n").into_bytes());
             // Those that the camera left unanswered.
             self.requests.retain(|request| !request.is_keepalive);
-            method = if self.sends_get_parameter {
-                "GET_PARAMETER"
-            } else {
-                "OPTIONS"
-            };
+            method = self.keepalive_method;
         }
         let request = RelayedRequest {
             client_cseq,
@@ -215,7 +220,7 @@ impl RtspMessageRelay {
     }
 
     /// Takes the complete items that the camera sent. Returns whether the connection may go on.
-    pub(super) fn forward_camera_messages_and_frames(&mut self, buffer: &mut BytesMut) -> bool {
+    pub(super) fn forward_camera_messages_and_frames(&mut self, now: Instant, buffer: &mut BytesMut) -> bool {
         loop {
             let channels = &self.channels;
             let is_known = |channel| channels.iter().any(|(camera, _)| *camera == channel);
@@ -228,16 +233,7 @@ impl RtspMessageRelay {
                 Err(InvalidRtspData) => return false,
                 Ok(None) => return true,
                 Ok(Some(InterleavedFrameOrMessage::Interleaved { channel, data })) => {
-                    let known = self.channels.iter().find(|(camera, _)| *camera == channel);
-                    let client_channel = known.map_or(channel, |(_, client_channel)| *client_channel);
-                    let mut packets = Vec::new();
-                    match self.rtp_streams.get_mut(&channel) {
-                        Some(stream) => stream.push_packet(data, &mut packets),
-                        None => packets.push(data),
-                    }
-                    for packet in packets {
-                        push_interleaved(&mut self.to_client, client_channel, &packet);
-                    }
+                    self.forward_packet_of_camera(now, channel, data);
                     continue;
                 }
                 Ok(Some(InterleavedFrameOrMessage::Message { first, headers, body })) => (first, headers, body),
@@ -246,7 +242,12 @@ impl RtspMessageRelay {
                 .strip_prefix("RTSP/")
                 .and_then(|rest| rest.split_ascii_whitespace().nth(1)?.parse().ok());
             let Some(status) = status else {
-                self.answer_request_of_camera(&first, &headers);
+                if first.starts_with("RTSP/") {
+                    // The client refuses it, and the camera is read in another way.
+                    self.to_client.extend(format!("{first}\r\n\r\n").into_bytes());
+                } else {
+                    self.answer_request_of_camera(&first, &headers);
+                }
                 continue;
             };
             if (100..200).contains(&status) {
@@ -260,6 +261,24 @@ impl RtspMessageRelay {
             if !self.forward_response_or_retry(request, status, &headers, &body) {
                 return false;
             }
+        }
+    }
+
+    fn forward_packet_of_camera(&mut self, now: Instant, channel: u8, mut data: Vec<u8>) {
+        let known = self.channels.iter().find(|(camera, _)| *camera == channel);
+        let client_channel = known.map_or(channel, |(_, client_channel)| *client_channel);
+        let mut packets = Vec::new();
+        if let Some(stream) = self.rtp_streams.get_mut(&channel) {
+            stream.push_packet(now, data, &mut packets);
+        } else {
+            // RTCP has the channel after that of its RTP packets.
+            let stream = channel.checked_sub(1).and_then(|rtp| self.rtp_streams.get(&rtp));
+            if stream.is_none_or(|stream| stream.correct_rtcp(&mut data)) {
+                packets.push(data);
+            }
+        }
+        for packet in packets {
+            push_interleaved(&mut self.to_client, client_channel, &packet);
         }
     }
 
@@ -311,7 +330,12 @@ impl RtspMessageRelay {
             let base = named
                 .into_iter()
                 .find_map(|named| correct_content_base(named, &request.uri));
-            lines += &base.map(|base| format!("Content-Base: {base}\r\n")).unwrap_or_default();
+            if let Some(base) = base {
+                // The client knows the relay alone, and may open a connection to what is named here.
+                self.named_authority = Some(base[..Position::BeforePath].to_owned());
+                let path = &base[Position::BeforePath..];
+                lines += &format!("Content-Base: {}{path}\r\n", self.target.relay_authority);
+            }
         }
         if !body.is_empty() {
             lines += &format!("Content-Length: {}\r\n", body.len());
@@ -335,16 +359,24 @@ impl RtspMessageRelay {
         true
     }
 
-    /// Learns from the answer to a keepalive how the next one is sent.
+    /// Learns from the answer to a keepalive how the next one is sent: by a method that the camera names and has not
+    /// refused. Some renew the session by GET_PARAMETER or SET_PARAMETER alone.
     fn learn_keepalive_method(&mut self, request: &RelayedRequest, status: u16, headers: &[(String, String)]) {
-        if request.method == "GET_PARAMETER" {
-            self.sends_get_parameter = status < 400;
-            self.refuses_get_parameter |= status >= 400;
+        let methods = ["GET_PARAMETER", "SET_PARAMETER"];
+        if let Some(method) = methods.into_iter().find(|method| *method == request.method) {
+            if status >= 400 {
+                self.refused_keepalive_methods.push(method);
+                self.keepalive_method = "OPTIONS";
+            }
             return;
         }
         let public = find_header_value(headers, "public").unwrap_or_default();
-        let has_get_parameter = public.split(',').any(|method| method.trim() == "GET_PARAMETER");
-        self.sends_get_parameter = has_get_parameter && !self.refuses_get_parameter;
+        let is_named = |method: &&str| public.split(',').any(|named| named.trim() == *method);
+        let usable = methods.into_iter().filter(is_named);
+        let first = usable
+            .into_iter()
+            .find(|method| !self.refused_keepalive_methods.contains(method));
+        self.keepalive_method = first.unwrap_or("OPTIONS");
     }
 
     /// Answers a request of the camera (RFC 2326 §10): it may ask whether the client is still there.
@@ -397,7 +429,9 @@ impl RtspMessageRelay {
 /// Writes the session and its timeout as RFC 2326 §12.37 has it.
 fn normalize_session_header(session: &str) -> String {
     let mut parts = session.split(';').map(str::trim);
-    let id = parts.next().unwrap_or_default();
+    // A client cannot send back an empty one.
+    let is_valid = |id: &&str| !id.is_empty() && id.chars().all(|c| c.is_ascii_graphic());
+    let id = parts.next().filter(is_valid).unwrap_or("0");
     let timeout = parts
         .filter_map(|part| part.split_once('='))
         .find(|(name, _)| name.trim().eq_ignore_ascii_case("timeout"))

@@ -339,9 +339,19 @@ fn records_that_come_after_the_handshake_was_released_do_no_harm() {
             .filter(|(to, datagram)| *to != SERVER && (20..=63).contains(&datagram[0]));
         assert_eq!(from_us.count(), 0, "nothing is answered");
         world.send_rtp(1);
-        world.run(SECOND);
+        world.run(5 * SECOND);
         assert_eq!((world.reason(), world.rtp().len()), (None, 1), "{role:?}");
+        // The stack was made for them, and released again.
+        let (before, session) = (heap::live(), world.session);
+        drop(session);
+        let freed = before - heap::live();
+        assert!(freed <= MAX_SESSION, "{role:?}: {freed} bytes");
+
+        let mut world = released(role);
         world.peer.close(world.now);
+        let goodbye = world.intercept().pop().expect("a close_notify");
+        let with_late_handshake = [&record(22, 1, 9, &[0x5a; 48])[..], &goodbye].concat();
+        world.inject(PEER, &with_late_handshake);
         world.run(SECOND);
         assert_eq!(world.reason(), Some(CloseReason::PeerClosed), "{role:?}");
     }

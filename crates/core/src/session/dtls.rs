@@ -14,8 +14,7 @@ use rtc_srtp::protection_profile::ProtectionProfile;
 
 use super::client_hello::{ClientHelloAssembler, MAX_DATAGRAMS_BUFFERED_FOR_HELLO};
 use super::dtls_filter::{
-    self, DtlsRecordFilter, PacketDropCounts, PacketDropReason, handshake_fragments, has_handshake_records,
-    has_only_plain_handshake_records,
+    self, DtlsRecordFilter, PacketDropCounts, PacketDropReason, handshake_fragments, has_only_plain_handshake_records,
 };
 use super::identity::{DtlsIdentity, compute_certificate_fingerprint};
 use super::srtp::SrtpProfile;
@@ -197,12 +196,11 @@ impl DtlsAssociation {
         fingerprints: &[Fingerprint],
         application_data: &mut Vec<Bytes>,
     ) -> Result<DtlsProgress, DtlsError> {
-        let records = self.guard.filter_datagram(datagram)?;
-        if records.is_empty() || matches!(self.state, DtlsState::Closed) {
-            return Ok(DtlsProgress::Nothing);
+        let mut records = self.guard.filter_datagram(datagram)?;
+        if self.is_handshake_released {
+            records = dtls_filter::remove_handshake_records(&records);
         }
-        if self.is_handshake_released && has_handshake_records(&records) {
-            self.guard.count_drop(PacketDropReason::Malformed);
+        if records.is_empty() || matches!(self.state, DtlsState::Closed) {
             return Ok(DtlsProgress::Nothing);
         }
         self.restore_stack(now);
@@ -377,7 +375,7 @@ impl DtlsAssociation {
     /// The peer has sent an authentic SRTP packet, so it has completed the handshake: what the stack keeps of it, three
     /// quarters of its memory, is released soon. Called only if no application data will be sent.
     pub(crate) fn schedule_handshake_release(&mut self, now: Instant) {
-        if matches!(self.state, DtlsState::Established) && !self.is_handshake_released {
+        if matches!(self.state, DtlsState::Established) {
             self.release_at.get_or_insert(now + HANDSHAKE_RETENTION);
         }
     }

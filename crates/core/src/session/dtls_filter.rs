@@ -314,10 +314,18 @@ pub(crate) fn has_only_plain_handshake_records(datagram: &[u8]) -> bool {
     true
 }
 
-/// Returns whether a datagram has handshake records, encrypted or not.
-pub(crate) fn has_handshake_records(datagram: &[u8]) -> bool {
-    let types = dtls_record_types_and_epochs(datagram);
-    types.iter().any(|(content, _)| *content == CONTENT_TYPE_HANDSHAKE)
+/// Returns the records of a datagram without those of handshakes, encrypted or not.
+pub(crate) fn remove_handshake_records(datagram: &[u8]) -> Vec<u8> {
+    let (mut kept, mut rest) = (Vec::with_capacity(datagram.len()), datagram);
+    while let Some((header, _)) = rest.split_first_chunk::<DTLS_RECORD_HEADER_LEN>() {
+        let length = DTLS_RECORD_HEADER_LEN + usize::from(u16::from_be_bytes([header[11], header[12]]));
+        let (record, after) = rest.split_at(length.min(rest.len()));
+        if header[0] != CONTENT_TYPE_HANDSHAKE {
+            kept.extend_from_slice(record);
+        }
+        rest = after;
+    }
+    kept
 }
 
 /// Returns the content type and the epoch of each record of a datagram (RFC 6347 §4.1).

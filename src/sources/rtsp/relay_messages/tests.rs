@@ -25,7 +25,9 @@ fn setup(relay: &mut RtspMessageRelay, cseq: u32, channel: u8) -> String {
 }
 
 fn answer(relay: &mut RtspMessageRelay, answer: &str) -> String {
-    assert!(relay.forward_camera_messages_and_frames(&mut answer.as_bytes().into()));
+    assert!(
+        relay.forward_camera_messages_and_frames(tokio::time::Instant::now().into_std(), &mut answer.as_bytes().into())
+    );
     text(&mut relay.to_client)
 }
 
@@ -87,7 +89,7 @@ fn garbage_between_frames_is_skipped_and_counted() {
         b"$\x04\0\x08\x80rtprtp!",
     ] {
         buffer.extend_from_slice(part);
-        assert!(relay.forward_camera_messages_and_frames(&mut buffer));
+        assert!(relay.forward_camera_messages_and_frames(tokio::time::Instant::now().into_std(), &mut buffer));
     }
     let wanted = b"$\0\0\x08\x80rtprtp!$\x01\0\x08\x80rtcprt!$\0\0\x08\x80rtprtp!";
     assert_eq!(relay.to_client, wanted);
@@ -161,7 +163,7 @@ fn descriptions_are_written_as_a_strict_client_reads_them() {
     assert_eq!(
         head,
         format!(
-            "RTSP/1.0 200 OK\r\nCSeq: 4\r\nContent-Type: application/sdp\r\nContent-Base: rtsp://cam:554/a/\r\n\
+            "RTSP/1.0 200 OK\r\nCSeq: 4\r\nContent-Type: application/sdp\r\nContent-Base: rtsp://127.0.0.1:9/a/\r\n\
              Content-Length: {}",
             body.len()
         )
@@ -170,6 +172,42 @@ fn descriptions_are_written_as_a_strict_client_reads_them() {
         body.ends_with("m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"),
         "{body}"
     );
+}
+
+#[test]
+fn the_client_gets_no_address_but_that_of_the_relay_as_its_base() {
+    for (base, wanted) in [
+        ("rtsp://u:p@10.0.0.5/live/", "rtsp://10.0.0.5/live/t0"),
+        ("rtsp://10.0.0.5:8554/live/", "rtsp://10.0.0.5:8554/live/t0"),
+        ("", "rtsp://cam:554/live/t0"),
+    ] {
+        let mut relay = relay();
+        request(&mut relay, "DESCRIBE", 4);
+        let answered = answer(&mut relay, &format!("RTSP/1.0 200 OK\r\nContent-Base: {base}\r\n\r\n"));
+        assert!(
+            !answered.contains("10.0.0.5") && !answered.contains("u:p"),
+            "{answered}"
+        );
+        assert_eq!(
+            answered.contains("Content-Base: rtsp://127.0.0.1:9/live/\r\n"),
+            !base.is_empty()
+        );
+        let request = "SETUP rtsp://127.0.0.1:9/live/t0 RTSP/1.0\r\nCSeq: 5\r\n\r\n";
+        assert!(relay.forward_client_messages_and_frames(&mut request.as_bytes().into()));
+        let asked = text(&mut relay.to_camera);
+        assert!(asked.starts_with(&format!("SETUP {wanted} RTSP/1.0\r\n")), "{asked}");
+    }
+}
+
+#[test]
+fn a_status_line_without_a_status_reaches_the_client() {
+    let mut relay = relay();
+    request(&mut relay, "DESCRIBE", 4);
+    assert_eq!(
+        answer(&mut relay, "RTSP/1.0 20x OK\r\nCSeq: 1\r\n\r\n"),
+        "RTSP/1.0 20x OK\r\n\r\n"
+    );
+    assert!(relay.to_camera.is_empty());
 }
 
 #[test]
@@ -188,6 +226,11 @@ fn keepalives_are_answered_at_once_and_sent_as_the_camera_supports_them() {
         ("GET_PARAMETER", ""),
         ("GET_PARAMETER", "RTSP/1.0 501 Not Implemented\r\n\r\n"),
         ("OPTIONS", "RTSP/1.0 200 OK\r\nPublic: GET_PARAMETER\r\n\r\n"),
+        (
+            "OPTIONS",
+            "RTSP/1.0 200 OK\r\nPublic: GET_PARAMETER, SET_PARAMETER\r\n\r\n",
+        ),
+        ("SET_PARAMETER", "RTSP/1.0 451 Invalid Parameter\r\n\r\n"),
         ("OPTIONS", ""),
     ] {
         let asked = request(&mut relay, "OPTIONS", 6);
@@ -218,10 +261,18 @@ fn only_the_gateway_is_relayed_and_only_rtsp() {
     assert!(!relay().forward_client_messages_and_frames(&mut stranger.as_bytes().into()));
     assert!(!relay().forward_client_messages_and_frames(&mut b"\xff\xfe"[..].into()));
     let endless = [&b"RTSP/1.0 200 OK\r\nA: "[..], &vec![b'A'; MAX_HEADER_BYTES + 1]].concat();
-    assert!(!relay().forward_camera_messages_and_frames(&mut endless[..].into()));
-    assert!(!relay().forward_camera_messages_and_frames(&mut vec![b'A'; 1 << 17][..].into()));
+    assert!(
+        !relay().forward_camera_messages_and_frames(tokio::time::Instant::now().into_std(), &mut endless[..].into())
+    );
+    assert!(!relay().forward_camera_messages_and_frames(
+        tokio::time::Instant::now().into_std(),
+        &mut vec![b'A'; 1 << 17][..].into()
+    ));
     let huge = format!("RTSP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY_BYTES + 1);
-    assert!(!relay().forward_camera_messages_and_frames(&mut huge.as_bytes().into()));
+    assert!(
+        !relay()
+            .forward_camera_messages_and_frames(tokio::time::Instant::now().into_std(), &mut huge.as_bytes().into())
+    );
     let request = "OPTIONS * RTSP/1.0\r\nUser-Agent: secret\r\n\r\n".repeat(MAX_PENDING_REQUESTS + 1);
     assert!(!relay().forward_client_messages_and_frames(&mut request.as_bytes().into()));
 }

@@ -144,6 +144,9 @@ pub(super) fn answers() -> Vec<Quirk> {
         by_relay("a timeout in upper case", session("7;Timeout=60")),
         by_relay("a timeout with a unit", session("7; timeout=60s")),
         by_relay("a timeout of zero", session("7;timeout=0")),
+        // The client panics at a space behind the identifier, and at an empty one.
+        by_relay("a session with a space", session("7 ;timeout=60")),
+        by_relay("a session without a name", session(";timeout=60")),
         // The answer is on its way.
         by_relay(
             "an interim answer",
