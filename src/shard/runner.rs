@@ -159,8 +159,10 @@ impl ShardRunner {
             core.send_datagrams(super::clock::now());
         });
         if let Some(arrival) = core.take_oldest_forwarded_arrival() {
-            let took = super::clock::now().saturating_duration_since(arrival);
+            let sent_at = super::clock::now();
+            let took = sent_at.saturating_duration_since(arrival);
             self.shared.counters.forwarding_delay.record(took);
+            core.record_forwarding_delay(took, sent_at);
         }
     }
 

@@ -140,5 +140,6 @@ fn received(packet: &Packet) -> ReceivedPacket {
         parameter_sets_to_insert: Vec::new(),
         payload: packet.payload.clone(),
         arrival: packet.arrival,
+        captured_at: None,
     }
 }

@@ -4,6 +4,7 @@ mod absence;
 mod adaptation;
 mod camera_layers;
 mod data;
+mod delays;
 mod failover_group;
 mod joins;
 mod layers;

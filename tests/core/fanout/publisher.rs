@@ -49,6 +49,8 @@ pub(super) struct Publisher {
     pub loses_packet_of: Option<u32>,
     /// From the capture of a frame, according to sender reports, until it is sent.
     pub encoding: Duration,
+    /// The same according to the header extension `abs-capture-time`, which it offers then for its video.
+    pub encoding_by_abs_capture_time: Option<Duration>,
 }
 
 /// Whose habits a publisher has.
@@ -74,6 +76,10 @@ pub(super) enum AudioRetransmission {
 
 /// Payload type of retransmitted audio.
 const AUDIO_RTX_PT: u8 = 112;
+
+/// Id of the header extension for capture times.
+const ABS_CAPTURE_TIME_ID: u8 = 7;
+const ABS_CAPTURE_TIME_URI: &str = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time";
 
 /// As many packets as OBS keeps.
 const HISTORY: usize = 4_000;
@@ -109,6 +115,7 @@ impl Publisher {
             is_audio_paused: false,
             loses_packet_of: None,
             encoding: Duration::ZERO,
+            encoding_by_abs_capture_time: None,
         }
     }
 
@@ -162,7 +169,10 @@ impl Publisher {
 
     /// Its offer, with retransmission of audio if it takes requests for it.
     pub(super) fn offer_text(&self, offer: &OfferParameters) -> String {
-        let text = offer.whip();
+        let mut text = offer.whip();
+        if self.encoding_by_abs_capture_time.is_some() {
+            text += &format!("a=extmap:{ABS_CAPTURE_TIME_ID} {ABS_CAPTURE_TIME_URI}\r\n");
+        }
         let opus = "a=rtpmap:111 opus/48000/2\r\n";
         match self.audio_retransmission {
             None => text,
@@ -204,9 +214,15 @@ impl Publisher {
         let started = *self.started.get_or_insert(now);
         let mut rtp = std::mem::take(&mut self.pending);
         while started + self.video.next_at() <= now {
-            let frame = self.video.next_frame();
+            let mut frame = self.video.next_frame();
             if self.paused || self.is_best_layer_paused {
                 continue;
+            }
+            if let Some(encoding) = self.encoding_by_abs_capture_time {
+                let captured = self.ntp_time(now) - clock_ticks_of_ntp(encoding);
+                for packet in &mut frame.packets {
+                    add_abs_capture_time(packet, captured);
+                }
             }
             self.sent_at.insert(frame.number, now);
             self.history.extend(frame.packets.iter().cloned());
@@ -251,11 +267,16 @@ impl Publisher {
         }
     }
 
+    /// The time of its wall clock.
+    fn ntp_time(&self, now: Instant) -> u64 {
+        let running = now.duration_since(self.switched_on.unwrap_or(now));
+        clock::unix_to_ntp(Duration::from_secs(1_700_000_000) + running)
+    }
+
     fn report(&mut self, now: Instant, started: Instant) -> Vec<u8> {
         self.next_report = Some(now + Duration::from_secs(1));
         let elapsed = now.duration_since(started);
-        let running = now.duration_since(self.switched_on.unwrap_or(started));
-        let ntp = clock::unix_to_ntp(Duration::from_secs(1_700_000_000) + running);
+        let ntp = self.ntp_time(now);
         let mut compound = Vec::new();
         let first = self.config.first_time;
         for (ssrc, rate, first) in [(self.config.ssrc, 90_000, first), (self.audio_ssrc, 48_000, 0)] {
@@ -344,4 +365,17 @@ impl Publisher {
         }
         self.pending.push(packet);
     }
+}
+
+fn clock_ticks_of_ntp(duration: Duration) -> u64 {
+    u64::try_from((duration.as_nanos() << 32) / 1_000_000_000).expect("less than a century")
+}
+
+/// Adds the header extension, with an offset of zero: the sender is the capturer.
+fn add_abs_capture_time(packet: &mut Vec<u8>, captured: u64) {
+    packet[0] |= 0x10;
+    let mut extension = vec![0xbe, 0xde, 0, 5, ABS_CAPTURE_TIME_ID << 4 | 15];
+    extension.extend(captured.to_be_bytes());
+    extension.extend([0; 8 + 3]);
+    packet.splice(12..12, extension);
 }

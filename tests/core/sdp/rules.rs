@@ -488,6 +488,20 @@ fn a_header_extension_of_one_direction_is_answered_with_the_reverse() {
 }
 
 #[test]
+fn capture_times_are_accepted_from_publishers_that_offer_them_and_not_sent_to_viewers() {
+    let uri = "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time";
+    let add = |offer: &str| format!("{offer}a=extmap:13 {uri}\r\n");
+    let (plan, answer) = publish(&add(&recorded(OBS))).unwrap();
+    let ids: Vec<Option<u8>> = plan.tracks.iter().map(|t| t.extension_ids.abs_capture_time).collect();
+    assert_eq!(ids, [None, Some(13)]);
+    assert!(answer.contains(&format!("a=extmap:13 {uri}\r\n")), "{answer}");
+    let (_, answer) = publish(&recorded(OBS)).unwrap();
+    assert!(!answer.contains(uri), "{answer}");
+    let (_, answer) = play(&add(&recorded(FIREFOX_VIEWER)), high_and_opus()).unwrap();
+    assert!(!answer.contains(uri), "{answer}");
+}
+
+#[test]
 fn the_longest_answer_fits_into_what_ffmpeg_reads() {
     let mut section = String::new();
     let pts: Vec<u32> = (0..32).map(|n| 96 + n).chain(20..52).collect();

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::viewer_quality::CaptureDelay;
+use crate::media::clock::CaptureTimeSource;
+
 /// Measures bitrate and frame rate over windows of one second, by arrival.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RateMeter {
@@ -93,6 +96,8 @@ pub struct CaptureDelayStats {
     pub measurement_count: u64,
     pub delay_sum: Duration,
     recent_mean: Option<(f64, Instant)>,
+    /// Where the capture time of the last measurement came from.
+    source: Option<CaptureTimeSource>,
 }
 
 /// Larger delays are ignored: the clock of the source was changed or is not synchronized.
@@ -103,10 +108,11 @@ const CAPTURE_DELAY_SMOOTHING_DIVISOR: f64 = 16.0;
 
 impl CaptureDelayStats {
     /// Records a measurement.
-    pub fn record(&mut self, delay: Duration, now: Instant) {
+    pub fn record(&mut self, delay: Duration, source: CaptureTimeSource, now: Instant) {
         if delay > MAX_CAPTURE_DELAY {
             return;
         }
+        self.source = Some(source);
         self.measurement_count += 1;
         self.delay_sum += delay;
         let seconds = delay.as_secs_f64();
@@ -123,6 +129,14 @@ impl CaptureDelayStats {
     pub fn recent_mean_capture_delay_seconds(&self, now: Instant) -> Option<f64> {
         let (mean, at) = self.recent_mean?;
         (now.saturating_duration_since(at) < MAX_MEASUREMENT_AGE).then_some(mean)
+    }
+
+    /// Returns the recent mean, and where the capture times come from; `None` without recent measurements.
+    pub fn recent_capture_delay(&self, now: Instant) -> Option<CaptureDelay> {
+        Some(CaptureDelay {
+            delay: Duration::from_secs_f64(self.recent_mean_capture_delay_seconds(now)?),
+            source: self.source?,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ pub use super::half_open::{ReachedLimit, SessionLimits, SessionRequester};
 use super::lock::{LockRank, RankedGuard, RankedMutex};
 use super::shrink_sparse::{shrink_sparse_map, shrink_sparse_queue};
 use super::stream::{SessionId, ShardIndex};
-use super::viewer_quality::ViewerQuality;
+use super::viewer_quality::{ViewerDelays, ViewerQuality};
 use crate::congestion::QualityLimitationReason;
 use crate::congestion::ladder::FrameSelection;
 use crate::session::CloseReason;
@@ -202,6 +202,13 @@ impl SessionRegistry {
     /// What a viewer is sent; `None` for publishers, and before anything is.
     pub fn viewer_quality(&self, id: SessionId) -> Option<ViewerQuality> {
         self.lock_entries().viewer_quality.get(&id).cloned()
+    }
+
+    /// The measured delays of all viewers.
+    pub fn all_viewer_delays(&self) -> Vec<(SessionId, ViewerDelays)> {
+        let entries = self.lock_entries();
+        let delays = entries.viewer_quality.iter();
+        delays.map(|(id, quality)| (*id, quality.delays)).collect()
     }
 
     /// Viewers whose path is too small for more than they are sent, by what is sent of the video.

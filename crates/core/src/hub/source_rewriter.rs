@@ -33,6 +33,8 @@ pub struct ReceivedPacket {
     pub parameter_sets_to_insert: Vec<Bytes>,
     pub payload: Bytes,
     pub arrival: Instant,
+    /// By its header extension `abs-capture-time`, in the time of [`CaptureTimeReport::captured_at`].
+    pub captured_at: Option<Instant>,
 }
 
 /// A sender report of the source.
@@ -412,8 +414,11 @@ fn insert_frame_packets_and_update_track(
             .on_packet(packet.arrival, packet.payload.len(), newest != Some(time));
         // A frame is complete with its last packet.
         let is_whole = packet.marker || track.kind == MediaKind::Audio;
-        if is_whole && let Some(delay) = track.clock.capture_to_arrival_delay(time, packet.arrival) {
-            track.capture_delay_stats.record(delay, packet.arrival);
+        if let Some(captured) = packet.captured_at {
+            track.clock.on_abs_capture_time(time, captured);
+        }
+        if is_whole && let Some((delay, source)) = track.clock.capture_to_arrival_delay(time, packet.arrival) {
+            track.capture_delay_stats.record(delay, source, packet.arrival);
         }
         if seq >= track.ring.end_seq() && !packet.payload.is_empty() {
             track.observe_frame_order(packet.codec, time);
@@ -456,6 +461,7 @@ mod tests {
             parameter_sets_to_insert: Vec::new(),
             payload: Bytes::from_static(b"x"),
             arrival,
+            captured_at: None,
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::congestion::QualityLimitationReason;
 use crate::congestion::ladder::FrameSelection;
 use crate::media::Rid;
+use crate::media::clock::CaptureTimeSource;
 
 /// The state of one viewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,26 @@ pub struct ViewerQuality {
     pub retransmitted_packet_count: u64,
     /// Packets that were sent again to find out what the path carries.
     pub probe_packet_count: u64,
+    pub delays: ViewerDelays,
+}
+
+/// The parts of the delay from capture to display that the gateway measures. What it cannot know is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ViewerDelays {
+    /// From capture to arrival, by the capture times of the source. The one-way delay of its fastest sender report is not
+    /// included: that would take synchronized clocks.
+    pub capture_to_gateway: Option<CaptureDelay>,
+    /// From the arrival of the last packet of a frame until it was sent to this viewer.
+    pub gateway: Option<Duration>,
+    /// To the viewer: half of the round-trip time.
+    pub network: Option<Duration>,
+}
+
+/// A delay from capture to arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaptureDelay {
+    pub delay: Duration,
+    pub source: CaptureTimeSource,
 }
 
 impl ViewerQuality {

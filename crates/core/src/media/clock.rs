@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::abs_capture_time;
 use super::packet::TrackTime;
 
 /// Maps [`TrackTime`] to [`Instant`].
@@ -15,6 +16,17 @@ pub struct TrackClock {
     report_anchor: Option<ClockAnchor>,
     /// `report_anchor` comes from the source's own sender reports, so it refers to capture times.
     has_capture_times: bool,
+    /// A capture time in a packet, in the time of the sender reports.
+    abs_capture_anchor: Option<ClockAnchor>,
+}
+
+/// Where capture times come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureTimeSource {
+    /// The sender reports of the source: NTP and RTP timestamp of one instant (RFC 3550 §6.4.1).
+    SenderReports,
+    /// The header extension `abs-capture-time` of its packets; its sender reports relate that to the clock of the gateway.
+    AbsCaptureTime,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +63,10 @@ impl TimestampCompression {
     }
 }
 
+/// Senders leave the capture time out of packets whose time follows from an earlier one, for at most 5 s (libwebrtc). An older
+/// one may be that of another encoder.
+const MAX_ABS_CAPTURE_TIME_AGE: Duration = Duration::from_secs(30);
+
 /// Fraction of a later arrival that moves the reference: 1/256 follows clock drift, but not jitter.
 const CLOCK_DRIFT_SMOOTHING_DIVISOR: u32 = 256;
 
@@ -62,6 +78,7 @@ impl TrackClock {
             arrival_anchor: None,
             report_anchor: None,
             has_capture_times: false,
+            abs_capture_anchor: None,
         }
     }
 
@@ -96,6 +113,15 @@ impl TrackClock {
         self.has_capture_times = true;
     }
 
+    /// Records the header extension `abs-capture-time` of a packet: media with this timestamp was captured at `at`, in the
+    /// time of [`Self::on_sender_report`].
+    pub(crate) fn on_abs_capture_time(&mut self, time: TrackTime, at: Instant) {
+        self.abs_capture_anchor = Some(ClockAnchor {
+            track_time: time,
+            instant: at,
+        });
+    }
+
     /// Records the alignment with the other tracks of a source that sends no capture times: media with timestamp `track_time`
     /// would have arrived at `instant` with the least delay of the source.
     pub(crate) fn align_without_sender_reports(&mut self, time: TrackTime, at: Instant) {
@@ -113,16 +139,26 @@ impl TrackClock {
             .map(|anchor| anchor.track_time_at(at, self.clock_rate))
     }
 
-    /// Returns the delay from capture to arrival for media with timestamp `track_time` that arrives at `instant`, based on the
-    /// sender reports. The one-way delay of the fastest report (half a round trip) is not included: measuring it
-    /// requires synchronized clocks. `None` before the first sender report, and for sources that send none.
-    pub(crate) fn capture_to_arrival_delay(&self, time: TrackTime, at: Instant) -> Option<Duration> {
-        let anchor = self.report_anchor.filter(|_| self.has_capture_times)?;
-        let since_report = at.saturating_duration_since(anchor.instant);
-        let before_report = anchor.instant.saturating_duration_since(at);
+    /// Returns the delay from capture to arrival for media with timestamp `track_time` that arrives at `instant`, by the capture
+    /// times of its packets if they are younger than [`MAX_ABS_CAPTURE_TIME_AGE`], or else by the sender reports. The one-way
+    /// delay of the fastest report (half a round trip) is not included: measuring it requires synchronized clocks. `None` before
+    /// the first sender report, and for sources that send none.
+    pub(crate) fn capture_to_arrival_delay(
+        &self,
+        time: TrackTime,
+        at: Instant,
+    ) -> Option<(Duration, CaptureTimeSource)> {
+        let by_report = self.report_anchor.filter(|_| self.has_capture_times)?;
+        let is_recent = |anchor: &ClockAnchor| at.saturating_duration_since(anchor.instant) < MAX_ABS_CAPTURE_TIME_AGE;
+        let (anchor, source) = match self.abs_capture_anchor.filter(is_recent) {
+            Some(anchor) => (anchor, CaptureTimeSource::AbsCaptureTime),
+            None => (by_report, CaptureTimeSource::SenderReports),
+        };
+        let since_anchor = at.saturating_duration_since(anchor.instant);
+        let before_anchor = anchor.instant.saturating_duration_since(at);
         let ahead = ticks_to_duration(time.saturating_sub(anchor.track_time), self.clock_rate);
         let behind = ticks_to_duration(anchor.track_time.saturating_sub(time), self.clock_rate);
-        Some((since_report + behind).saturating_sub(before_report + ahead))
+        Some(((since_anchor + behind).saturating_sub(before_anchor + ahead), source))
     }
 
     /// Returns the timestamp of media captured at `instant` by the last sender report; `None` without one.
@@ -206,6 +242,23 @@ impl SenderNtpMapper {
         }
     }
 
+    /// Returns the instant of a 64-bit NTP timestamp of the same wall clock, by the reports so far; `None` before the first, and
+    /// for one that is far from the last: of another clock.
+    fn convert_ntp_to_instant(&self, ntp: u64) -> Option<Instant> {
+        let (reference, at) = self.reference?;
+        let ahead = ntp_to_duration(ntp.saturating_sub(reference));
+        let behind = ntp_to_duration(reference.saturating_sub(ntp));
+        if ahead + behind > MAX_CAPTURE_TIME_REPORT_DISTANCE {
+            return None;
+        }
+        at.checked_add(ahead)?.checked_sub(behind)
+    }
+
+    /// Returns the instant of an element `abs-capture-time` of the sender's packets, by its reports so far.
+    pub(crate) fn abs_capture_instant(&self, element: &[u8]) -> Option<Instant> {
+        self.convert_ntp_to_instant(abs_capture_time::sender_ntp_timestamp(element)?)
+    }
+
     fn update_reference_and_convert_to_instant(&mut self, ntp: u64, now: Instant) -> Instant {
         let Some((first, at)) = self.reference else {
             self.reference = Some((ntp, now));
@@ -235,6 +288,9 @@ impl SenderNtpMapper {
 
 /// Reports of several tracks may carry one NTP timestamp, if they arrive together.
 const MAX_REPEATED_NTP_AGE: Duration = Duration::from_millis(200);
+
+/// Sender reports come every few seconds, and delays are shorter than a minute.
+const MAX_CAPTURE_TIME_REPORT_DISTANCE: Duration = Duration::from_secs(120);
 
 /// A report up to one second older than the last one was reordered; the wall clock was not set back.
 const MAX_REORDERED_REPORT_AGE_NTP_UNITS: u64 = 1 << 32;
@@ -299,7 +355,7 @@ mod tests {
         for (time, arrives, delay) in [(9_000, 130, 30), (0, 70, 70), (18_000, 260, 60), (18_000, 190, 0)] {
             assert_eq!(
                 clock.capture_to_arrival_delay(time, t + ms(arrives)),
-                Some(ms(delay)),
+                Some((ms(delay), CaptureTimeSource::SenderReports)),
                 "{time} at {arrives} ms"
             );
         }
@@ -309,6 +365,50 @@ mod tests {
             None,
             "no capture times"
         );
+    }
+
+    #[test]
+    fn the_capture_time_of_a_packet_counts_more_than_the_sender_reports_as_long_as_it_is_recent() {
+        let (mut clock, t) = (TrackClock::new(90_000), Instant::now());
+        let (ms, minute) = (Duration::from_millis, 90_000 * 60);
+        clock.on_abs_capture_time(9_000, t + ms(60));
+        assert_eq!(
+            clock.capture_to_arrival_delay(9_000, t + ms(100)),
+            None,
+            "no report relates the clock of the sender to ours"
+        );
+        clock.on_sender_report(9_000, t + ms(100));
+        assert_eq!(
+            clock.capture_to_arrival_delay(9_000, t + ms(100)),
+            Some((ms(40), CaptureTimeSource::AbsCaptureTime))
+        );
+        // A packet without the extension: its capture time follows from its timestamp.
+        assert_eq!(
+            clock.capture_to_arrival_delay(18_000, t + ms(210)),
+            Some((ms(50), CaptureTimeSource::AbsCaptureTime))
+        );
+        assert_eq!(
+            clock.capture_to_arrival_delay(9_000 + minute, t + ms(60_130)),
+            Some((ms(30), CaptureTimeSource::SenderReports))
+        );
+    }
+
+    #[test]
+    fn an_ntp_timestamp_is_converted_by_the_reports_and_one_of_another_clock_is_not() {
+        let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
+        let second = 1_u64 << 32;
+        assert_eq!(ntp.convert_ntp_to_instant(1_000 * second), None, "no report yet");
+        ntp.observe_ntp_and_convert_to_instant(1_000 * second, t + Duration::from_secs(10));
+        for (stamp, expected) in [(1_000 * second, 10), (1_001 * second, 11), (997 * second, 7)] {
+            assert_eq!(
+                ntp.convert_ntp_to_instant(stamp),
+                Some(t + Duration::from_secs(expected)),
+                "{stamp:x}"
+            );
+        }
+        for other in [0, 500 * second, 2_000 * second, u64::MAX] {
+            assert_eq!(ntp.convert_ntp_to_instant(other), None, "{other:x}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 pub mod aac;
 pub mod aac_depacketizer;
+mod abs_capture_time;
 pub mod clock;
 pub mod codec;
 pub mod container;

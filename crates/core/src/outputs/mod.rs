@@ -1,6 +1,7 @@
 //! Outputs of a stream: WHEP viewers.
 mod adaptation;
 mod adaptation_limits;
+pub(crate) mod forwarding_delay;
 mod playout_delay;
 mod reference_frame_selector;
 mod retransmission_limiter;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::forwarding_delay::ForwardingDelay;
 use super::playout_delay::PlayoutDelayControl;
 use super::reference_frame_selector::ReferenceFrameSelector;
 use super::retransmission_limiter::{RetransmissionLimiter, SenderReportCounts};
@@ -70,6 +71,7 @@ pub struct TrackSender {
     /// Packets for probes while nothing of the video is sent, and whether newer ones were sent.
     probe_reserve: Vec<PendingRetransmission>,
     is_probe_reserve_old: bool,
+    forwarding_delay: ForwardingDelay,
 }
 
 /// State of a track.
@@ -181,6 +183,7 @@ impl TrackSender {
                 .map(|id| Box::new(PlayoutDelayControl::new(id))),
             probe_reserve: Vec::new(),
             is_probe_reserve_old: false,
+            forwarding_delay: ForwardingDelay::default(),
         }
     }
 
@@ -197,6 +200,11 @@ impl TrackSender {
     /// Returns what was sent so far, without retransmissions.
     pub fn sender_report_counts(&self) -> SenderReportCounts {
         self.sender_report_counts
+    }
+
+    /// Returns how long packets have waited in the gateway of late; `None` if none was sent.
+    pub fn recent_forwarding_delay(&self, now: Instant) -> Option<Duration> {
+        self.forwarding_delay.recent_mean(now)
     }
 
     /// Returns whether the track waits for a key frame.
@@ -300,6 +308,7 @@ impl TrackSender {
             });
         self.burst_count += 1;
         self.last_burst_is_replay = false;
+        self.forwarding_delay.ignore_arrivals_before(now);
         self.reference_frames.forget_frames();
         self.rtp_sequence_rewriter
             .continue_from_track_position(self.sent_end_position, key_frame, compression);
@@ -453,6 +462,10 @@ impl TrackSender {
             transport_cc_id: self.transport_cc_id,
         };
         let number = egress.send(header, payload, PacketPurpose::Media)?;
+        // A frame is complete with its last packet.
+        if packet.marker || self.kind == MediaKind::Audio {
+            self.forwarding_delay.record(packet.arrival, egress.now());
+        }
         if let Some(number) = number.filter(|_| self.rtx_ssrc.is_none() || rtx_pt.is_none()) {
             let sent = self
                 .sent_numbers

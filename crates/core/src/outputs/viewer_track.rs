@@ -8,6 +8,7 @@ use crate::congestion::ladder::FrameSelection;
 use crate::congestion::{self, NewLayerStartPoint};
 use crate::hub::ring::PacketRing;
 use crate::hub::stream::{SimulcastLayer, Stream, StreamId, StreamState};
+use crate::hub::viewer_quality::CaptureDelay;
 use crate::media::packet::TrackSeq;
 use crate::media::track_delivery::TrackDelivery;
 use crate::media::{Codec, MediaKind};
@@ -59,6 +60,17 @@ impl ViewerTrack {
             pending_stream_switch: None,
             next_switch: None,
         }
+    }
+
+    /// Returns the delay from capture to the gateway, if it is known, and that in the gateway; `None` if nothing was sent of
+    /// late.
+    pub(super) fn recent_delays(&self, now: Instant) -> Option<(Option<CaptureDelay>, Duration)> {
+        let in_gateway = self.track_sender.recent_forwarding_delay(now)?;
+        let kind = self.kind();
+        let captured = self
+            .current_stream
+            .with_state(move |state| state.track(kind).capture_delay_stats().recent_capture_delay(now));
+        Some((captured, in_gateway))
     }
 
     pub(super) fn kind(&self) -> MediaKind {

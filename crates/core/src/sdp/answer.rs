@@ -358,6 +358,7 @@ pub(super) fn answer_header_extensions(
             RtpHeaderExtension::RepairedRid => &mut ids.repaired_rid,
             RtpHeaderExtension::TransportCc => &mut ids.transport_cc,
             RtpHeaderExtension::AbsSendTime => &mut ids.abs_send_time,
+            RtpHeaderExtension::AbsCaptureTime => &mut ids.abs_capture_time,
             RtpHeaderExtension::PlayoutDelay => &mut ids.playout_delay,
         };
         *id = Some(extmap.id);

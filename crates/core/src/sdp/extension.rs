@@ -13,6 +13,7 @@ pub(super) enum RtpHeaderExtension {
     RepairedRid,
     TransportCc,
     AbsSendTime,
+    AbsCaptureTime,
     PlayoutDelay,
 }
 
@@ -26,17 +27,19 @@ impl RtpHeaderExtension {
                 "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01"
             }
             RtpHeaderExtension::AbsSendTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time",
+            RtpHeaderExtension::AbsCaptureTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time",
             RtpHeaderExtension::PlayoutDelay => "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
         }
     }
 
     fn from_uri(uri: &str) -> Option<Self> {
-        const ALL_EXTENSIONS: [RtpHeaderExtension; 6] = [
+        const ALL_EXTENSIONS: [RtpHeaderExtension; 7] = [
             RtpHeaderExtension::Mid,
             RtpHeaderExtension::Rid,
             RtpHeaderExtension::RepairedRid,
             RtpHeaderExtension::TransportCc,
             RtpHeaderExtension::AbsSendTime,
+            RtpHeaderExtension::AbsCaptureTime,
             RtpHeaderExtension::PlayoutDelay,
         ];
         ALL_EXTENSIONS.into_iter().find(|known| known.uri() == uri)

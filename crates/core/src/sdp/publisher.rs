@@ -179,7 +179,7 @@ fn parameter_sets_by_codec(media: &MediaSection) -> Vec<(Codec, Vec<Bytes>)> {
         .collect()
 }
 
-/// Accepts the extensions that identify streams. Congestion feedback uses transport-cc if it is offered with its header
+/// Accepts the extensions that identify streams, and capture times. Congestion feedback uses transport-cc if it is offered with its header
 /// extension, or else REMB.
 fn choose_header_extensions(media: &MediaSection) -> (RtpHeaderExtensionIds, Vec<Attribute>) {
     let offers_transport_cc = media.codecs.iter().any(|codec| codec.rtcp_feedback.transport_cc);
@@ -194,6 +194,7 @@ fn choose_header_extensions(media: &MediaSection) -> (RtpHeaderExtensionIds, Vec
                 RtpHeaderExtension::Mid | RtpHeaderExtension::Rid | RtpHeaderExtension::RepairedRid => true,
                 RtpHeaderExtension::TransportCc => has_transport_cc,
                 RtpHeaderExtension::AbsSendTime => offers_remb && !has_transport_cc,
+                RtpHeaderExtension::AbsCaptureTime => true,
                 RtpHeaderExtension::PlayoutDelay => false,
             }
     })

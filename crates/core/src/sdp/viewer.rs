@@ -176,9 +176,10 @@ impl AcceptedCodecsAndExtensions {
                     RtpHeaderExtension::Mid => true,
                     RtpHeaderExtension::TransportCc => uses_transport_cc,
                     RtpHeaderExtension::PlayoutDelay => uses_playout_delay,
-                    RtpHeaderExtension::Rid | RtpHeaderExtension::RepairedRid | RtpHeaderExtension::AbsSendTime => {
-                        false
-                    }
+                    RtpHeaderExtension::Rid
+                    | RtpHeaderExtension::RepairedRid
+                    | RtpHeaderExtension::AbsSendTime
+                    | RtpHeaderExtension::AbsCaptureTime => false,
                 }
         });
         Self {

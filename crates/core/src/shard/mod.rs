@@ -11,7 +11,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::counters::RoutingDropReason;
 use self::message::ShardMessage;
@@ -19,6 +19,7 @@ use self::peers::{Peer, PeerRole, PeerSlotIndex, Peers};
 use crate::congestion::sent::FlushTimes;
 use crate::hub::log_limit::LogRateLimiter;
 use crate::hub::stream::{ShardIndex, StreamId};
+use crate::outputs::forwarding_delay::ForwardingDelay;
 use crate::session::outbox::Outbox;
 use crate::session::{CloseReason, ice};
 
@@ -62,6 +63,8 @@ pub struct ShardCore {
     publishers_with_pending_packets: Vec<PeerSlotIndex>,
     /// Arrival of the oldest packet that was forwarded in this tick.
     oldest_forwarded_arrival: Option<Instant>,
+    /// Time from there to the end of the tick, of late.
+    tick_forwarding_delay: ForwardingDelay,
     random: Box<dyn FnMut() -> u32 + Send>,
     /// Limits of the warnings about sessions that failed, which any viewer can cause, by role and reason.
     failure_log_limiters: HashMap<(&'static str, CloseReason), LogRateLimiter>,
@@ -88,6 +91,7 @@ impl ShardCore {
             peer_timers: BinaryHeap::new(),
             publishers_with_pending_packets: Vec::new(),
             oldest_forwarded_arrival: None,
+            tick_forwarding_delay: ForwardingDelay::default(),
             random,
             failure_log_limiters: HashMap::new(),
             stopping: false,
@@ -246,6 +250,11 @@ impl ShardCore {
     /// Returns the arrival of the oldest packet that was forwarded since the last call.
     pub fn take_oldest_forwarded_arrival(&mut self) -> Option<Instant> {
         self.oldest_forwarded_arrival.take()
+    }
+
+    /// Records how long the oldest packet of a tick took until it was sent to all viewers.
+    pub fn record_forwarding_delay(&mut self, took: Duration, now: Instant) {
+        self.tick_forwarding_delay.record_delay(took, now);
     }
 
     fn send_or_handle_message(&mut self, now: Instant, shard: ShardIndex, message: ShardMessage) {

@@ -88,7 +88,10 @@ impl ShardCore {
                     self.subscribe_and_switch_to_stream(now, key, kind, &stream)
                 }
                 ViewerShardAction::Unsubscribe(stream) => self.unsubscribe(&stream, key),
-                ViewerShardAction::ReportQuality(quality) => {
+                ViewerShardAction::ReportQuality(mut quality) => {
+                    let took = self.tick_forwarding_delay.recent_mean(now).unwrap_or_default();
+                    let waited = quality.delays.gateway;
+                    quality.delays.gateway = waited.map(|waited| waited + took);
                     if let Some(peer) = self.peers.get(key) {
                         record_path_capacity(now, peer, &self.shared.path_capacities);
                         self.shared

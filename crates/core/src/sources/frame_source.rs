@@ -374,6 +374,7 @@ impl FrameTrack {
                 parameter_sets_to_insert: Vec::new(),
                 payload: payload.bytes,
                 arrival: now,
+                captured_at: None,
             });
             self.next_seq += 1;
         }

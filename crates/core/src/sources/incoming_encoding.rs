@@ -43,6 +43,8 @@ pub struct IncomingEncoding {
     /// When the last packet arrived.
     last_packet_at: Option<Instant>,
     continuation: SsrcContinuation,
+    /// Capture time of the packet that is handled next, if that has one.
+    pub next_packet_captured_at: Option<Instant>,
     /// Sequence number of the last FIR.
     fir_seq: u8,
 }
@@ -133,6 +135,7 @@ impl IncomingEncoding {
             byte_rate: ByteRate::default(),
             last_packet_at: None,
             continuation: SsrcContinuation::default(),
+            next_packet_captured_at: None,
             fir_seq: 0,
         }
     }
@@ -260,6 +263,7 @@ impl IncomingEncoding {
         payload: Bytes,
         format: PayloadTypeProperties,
     ) {
+        let captured_at = self.next_packet_captured_at.take();
         let ssrc = self.ssrc.unwrap_or(header.ssrc);
         let reception = self
             .reception_stats
@@ -312,6 +316,7 @@ impl IncomingEncoding {
             parameter_sets_to_insert: Vec::new(),
             payload: if part.is_ok() { payload } else { Bytes::new() },
             arrival: now,
+            captured_at,
         };
         let change = self.inspect_payload_and_annotate_packet(&mut packet);
         if packet.identifies_key_frame

@@ -344,6 +344,7 @@ mod switches {
             parameter_sets_to_insert: Vec::new(),
             payload: Bytes::from_static(&[0; 1_000]),
             arrival: t,
+            captured_at: None,
         });
         hub.open_and_update_stream(name.lower_simulcast_layer_key(&Rid(rid.into())), |state| {
             state.replace_source(source, &AudioVideoFormats::default());

@@ -12,7 +12,7 @@ use crate::congestion::{ControllerAction, PacketPurpose, QualityLimitationReason
 use crate::hub::name::StreamVariant;
 use crate::hub::ring::RingEntry;
 use crate::hub::stream::{LayerSelection, SimulcastLayer, StreamId, StreamState};
-use crate::hub::viewer_quality::ViewerQuality;
+use crate::hub::viewer_quality::{ViewerDelays, ViewerQuality};
 use crate::media::Rid;
 use crate::media::rtcp::{self, ReportBlock};
 use crate::outputs::adaptation::{BurstRate, QualityLadderInputs, chosen_layer_unless_outdated};
@@ -363,6 +363,18 @@ impl Viewer {
             rtt: self.reported.rtt,
             retransmitted_packet_count: self.reported.retransmitted_packet_count,
             probe_packet_count: self.reported.probe_packet_count,
+            delays: self.measured_delays(now),
+        }
+    }
+
+    /// Returns the delays of the video, or of the audio if no video is sent.
+    fn measured_delays(&self, now: Instant) -> ViewerDelays {
+        let mut played = [&self.video, &self.audio].into_iter().flatten();
+        let (capture_to_gateway, gateway) = played.find_map(|track| track.recent_delays(now)).unzip();
+        ViewerDelays {
+            capture_to_gateway: capture_to_gateway.flatten(),
+            gateway,
+            network: self.reported.rtt.map(|rtt| rtt / 2),
         }
     }
 

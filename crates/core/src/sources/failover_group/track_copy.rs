@@ -146,6 +146,7 @@ impl TrackCopy {
                 parameter_sets_to_insert: Vec::new(),
                 payload: packet.payload.clone(),
                 arrival: arrival.unwrap_or(packet.arrival),
+                captured_at: None,
             }
         });
         self.numbering_rewriter.rewrite_packets_into_ring(target, received, out);
