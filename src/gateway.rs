@@ -26,6 +26,7 @@ use crate::control::failover_groups::run_failover_timeouts;
 use crate::control::reload::{ReloadReplySender, ReloadRequestSender};
 use crate::control::sessions::SessionTable;
 use crate::control::stream_provider::GatewayStreamProvider;
+use crate::control::viewer_delay_check::check_viewer_delays_periodically;
 use crate::control::worker_limit::find_transcode_worker_owner;
 use crate::doctor::ports::{BindFailure, TransportProtocol};
 use crate::doctor::{self, FindingLevel};
@@ -138,6 +139,7 @@ impl Gateway {
             (&programs.slots, api_streams),
             &mut tasks,
         );
+        tasks.spawn(check_viewer_delays_periodically(control.clone()));
         tasks.spawn(run_failover_timeouts(
             media.clone(),
             control.failover_groups_changed.clone(),

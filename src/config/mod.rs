@@ -57,7 +57,7 @@ pub use self::secret::{Redacted, Secret};
 pub use self::section::{ConfigKey, ConfigSection, ReloadMode};
 pub use self::sections::{
     AllowedOrigins, CounterOfferMode, HttpConfig, IceConfig, LimitsConfig, LogConfig, LogFormat, PipelineWorkersConfig,
-    SourcesConfig, TurnUser, WebRtcConfig,
+    QualityConfig, SourcesConfig, TurnUser, WebRtcConfig,
 };
 pub use self::streams::{
     HlsSourceConfig, PipelineSourceConfig, RtspConfig, RtspTransport, StreamConfig, StreamSourceConfig,
@@ -73,6 +73,7 @@ pub struct Config {
     pub ice: IceConfig,
     pub auth: AuthConfig,
     pub limits: LimitsConfig,
+    pub quality: QualityConfig,
     pub pipelines: PipelineWorkersConfig,
     pub sources: SourcesConfig,
     pub api: ApiConfig,
@@ -103,6 +104,7 @@ pub fn all_keys_except_streams() -> Vec<&'static ConfigKey> {
         IceConfig::CONFIG_KEYS,
         AuthConfig::CONFIG_KEYS,
         LimitsConfig::CONFIG_KEYS,
+        QualityConfig::CONFIG_KEYS,
         PipelineWorkersConfig::CONFIG_KEYS,
         SourcesConfig::CONFIG_KEYS,
         ApiConfig::CONFIG_KEYS,
@@ -203,6 +205,7 @@ impl Config {
             ice: reader.read_section(),
             auth: reader.read_auth(),
             limits: reader.read_section(),
+            quality: reader.read_section(),
             pipelines: reader.read_section(),
             sources: reader.read_section(),
             api: reader.read_section(),
@@ -230,6 +233,7 @@ impl Config {
             self.ice.changed_keys(&other.ice),
             self.auth.changed_keys(&other.auth),
             self.limits.changed_keys(&other.limits),
+            self.quality.changed_keys(&other.quality),
             self.pipelines.changed_keys(&other.pipelines),
             self.sources.changed_keys(&other.sources),
             self.api.changed_keys(&other.api),

@@ -224,6 +224,17 @@ section! {
 }
 
 section! {
+    /// What is told of the quality that viewers get.
+    #[derive(Copy)]
+    pub struct QualityConfig("quality") {
+        /// Known delay of a viewer in milliseconds, from capture to display, above which an alarm is raised for it, 0 to 60000.
+        /// 0 raises none. See docs/quality.md.
+        #[key("delay_alarm_ms", Live, "`1000`", "value_parsers::parse_milliseconds_within::<0, 60_000, _, _>")]
+        pub delay_alarm: Duration = Duration::from_secs(1),
+    }
+}
+
+section! {
     /// GStreamer pipelines.
     pub struct PipelineWorkersConfig("pipelines") {
         /// Folder with your own pipeline files. They take precedence over the built-in ones of the same name.

@@ -19,6 +19,8 @@ pub struct ClientSettings {
     pub legacy_server_offer: bool,
     /// Maximum time that a viewer's POST waits for a publisher.
     pub max_publisher_wait: Duration,
+    /// Delay of a viewer above which an alarm is raised; `None` for no alarms.
+    pub delay_alarm: Option<Duration>,
 }
 
 impl ClientSettings {
@@ -32,6 +34,7 @@ impl ClientSettings {
             counter_offer: config.http.counter_offer,
             legacy_server_offer: config.http.legacy_server_offer,
             max_publisher_wait: config.http.wait_for_publisher,
+            delay_alarm: Some(config.quality.delay_alarm).filter(|delay| !delay.is_zero()),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! * [`reload`]: requests to reload the configuration.
 //! * [`source_tests`]: tests of sources that are no streams.
 //! * [`talk`], [`talkers`]: sessions that send audio to cameras, and which cameras have one.
+//! * [`viewer_delays`], [`viewer_delay_check`], [`viewer_delay_histograms`]: the delay of each viewer by its parts, and alarms.
 //! * [`worker_limit`]: for whom workers transcode, and whether a further one may run.
 //!
 //! [`ControlPlane`] holds them together with the handle of the media plane, the configured sources and the LL-HLS service.
@@ -30,6 +31,9 @@ pub mod stream_provider;
 pub mod talk;
 pub mod talkers;
 mod token_expiries;
+pub mod viewer_delay_check;
+pub mod viewer_delay_histograms;
+pub mod viewer_delays;
 pub mod worker_limit;
 
 use self::api_streams::ApiStreams;
@@ -38,6 +42,7 @@ use self::reload::ReloadRequestSender;
 use self::sessions::SessionTable;
 use self::source_tests::SourceTestService;
 use self::talkers::Talkers;
+use self::viewer_delay_histograms::ViewerDelayHistograms;
 use crate::outputs::hls::service::HlsService;
 use crate::pipeline::worker_slots::WorkerSlots;
 use crate::shard::MediaPlane;
@@ -71,6 +76,7 @@ pub struct ControlPlane {
     pub talkers: Talkers,
     /// Notified when there may be the first stream with several sources.
     pub failover_groups_changed: Arc<Notify>,
+    pub viewer_delay_histograms: ViewerDelayHistograms,
     client_settings: RwLock<Arc<ClientSettings>>,
     draining: AtomicBool,
 }
@@ -97,6 +103,7 @@ impl ControlPlane {
             source_tests: SourceTestService::default(),
             talkers: Talkers::default(),
             failover_groups_changed: Arc::default(),
+            viewer_delay_histograms: ViewerDelayHistograms::default(),
             client_settings: RwLock::new(Arc::new(client_settings)),
             draining: AtomicBool::new(false),
         }

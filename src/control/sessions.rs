@@ -11,10 +11,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::session_record::{IceSession, SessionRecord};
 use super::token_expiries::TokenExpiries;
+use super::viewer_delays::{DelayAlarm, DelayAlarmChange, DelayWatch, KnownDelays, PlayerDelay};
 use crate::access::AccessControl;
 use crate::shard::{MediaPlane, SessionId, SessionPlacement, SessionState};
 use millstream_core::hub::changes::ChangeTopic;
 use millstream_core::hub::shrink_sparse::shrink_sparse_map;
+use millstream_core::hub::viewer_quality::ViewerDelays;
 use millstream_core::sdp::LocalDescription;
 use millstream_core::session::CloseReason;
 
@@ -101,6 +103,7 @@ struct OpenSession {
     ice: IceSession,
     record: SessionRecord,
     event_streams: Vec<OpenEventStream>,
+    delay_watch: DelayWatch,
     /// Its URL was deleted: no request may use it, although its shard has not closed it yet.
     is_deleted: bool,
 }
@@ -191,6 +194,7 @@ impl SessionTable {
             ice,
             record,
             event_streams: Vec::new(),
+            delay_watch: DelayWatch::default(),
             is_deleted: false,
         };
         let mut entries = self.lock_state();
@@ -398,6 +402,66 @@ impl SessionTable {
             .change_notifier()
             .notify(&ChangeTopic::Session(session));
         closed.unwrap_or(false)
+    }
+
+    /// Takes what the player of a running session reports. Returns `None` if the session is not running, and `false` if the
+    /// last report was just before.
+    pub fn record_player_delay(&self, now: std::time::Instant, id: SessionId, report: PlayerDelay) -> Option<bool> {
+        self.with_running_session_mut(id, |session| session.delay_watch.record_player_report(now, report))
+    }
+
+    /// Returns the known parts of a viewer's delay, of which these were measured, and its alarm.
+    pub fn viewer_delays_and_alarm(
+        &self,
+        now: std::time::Instant,
+        id: SessionId,
+        measured: ViewerDelays,
+    ) -> Option<(KnownDelays, Option<DelayAlarm>)> {
+        let entries = self.lock_state();
+        let watch = &entries.open_sessions.get(&id)?.delay_watch;
+        Some((watch.known_delays(now, measured), watch.alarm()))
+    }
+
+    /// Observes the delays of all viewers, and passes each to `record`. Returns the alarms that have begun, changed or ended.
+    pub fn observe_viewer_delays(
+        &self,
+        now: std::time::Instant,
+        measured: &[(SessionId, ViewerDelays)],
+        threshold: Option<Duration>,
+        record: impl Fn(&KnownDelays),
+    ) -> Vec<DelayAlarmChange> {
+        let mut entries = self.lock_state();
+        let mut changes = Vec::new();
+        for (id, measured) in measured {
+            let Some(session) = entries.open_sessions.get_mut(id) else {
+                continue;
+            };
+            let watch = &mut session.delay_watch;
+            let delays = watch.known_delays(now, *measured);
+            record(&delays);
+            let before = watch.alarm();
+            watch.observe(now, &delays, threshold);
+            if watch.alarm() != before {
+                changes.push(DelayAlarmChange {
+                    session: *id,
+                    stream: session.record.stream.clone(),
+                    alarm: watch.alarm(),
+                    delays,
+                });
+            }
+        }
+        changes
+    }
+
+    /// Returns the number of viewers with each alarm.
+    pub fn delay_alarm_counts(&self) -> [(DelayAlarm, usize); DelayAlarm::ALL.len()] {
+        let entries = self.lock_state();
+        let open = || entries.open_sessions.iter();
+        DelayAlarm::ALL.map(|alarm| {
+            let alarmed = open().filter(|(_, session)| session.delay_watch.alarm() == Some(alarm));
+            let live = alarmed.filter(|(id, _)| self.is_media_session_open(**id));
+            (alarm, live.count())
+        })
     }
 
     fn with_running_session_mut<T>(&self, id: SessionId, work: impl FnOnce(&mut OpenSession) -> T) -> Option<T> {

@@ -14,7 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::session_url::{EVENTS_PATH_SUFFIX, LAYER_PATH_SUFFIX};
+use super::session_url::{DELAY_PATH_SUFFIX, EVENTS_PATH_SUFFIX, LAYER_PATH_SUFFIX};
 use crate::control::client_settings::{IceServers, TurnAuth};
 use crate::control::sessions::SessionEventType;
 
@@ -65,6 +65,9 @@ fn add_ice_server_link(url: &str, attributes: &str, headers: &mut HeaderMap) {
 const EVENTS_LINK_RELATION: &str = "urn:ietf:params:whep:ext:core:server-sent-events";
 const LAYER_LINK_RELATION: &str = "urn:ietf:params:whep:ext:core:layer";
 
+/// Not an extension of the draft: only the players of this gateway know it.
+const DELAY_LINK_RELATION: &str = "urn:millstream:whep:ext:delay";
+
 /// Adds a line for each extension of a viewer's session (WHEP §4.10).
 pub fn add_extension_links(session: &str, headers: &mut HeaderMap) {
     let events = format!(
@@ -73,7 +76,8 @@ pub fn add_extension_links(session: &str, headers: &mut HeaderMap) {
         SessionEventType::comma_separated_event_names()
     );
     let layer = format!("<{session}{LAYER_PATH_SUFFIX}>; rel=\"{}\"", LAYER_LINK_RELATION);
-    for line in [events, layer] {
+    let delay = format!("<{session}{DELAY_PATH_SUFFIX}>; rel=\"{DELAY_LINK_RELATION}\"");
+    for line in [events, layer, delay] {
         if let Ok(line) = HeaderValue::from_str(&line) {
             headers.append(header::LINK, line);
         }

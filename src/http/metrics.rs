@@ -166,6 +166,23 @@ fn write_viewer_feedback_and_delay_metrics(page: &mut MetricsText, control: &Con
     for (frames, count) in control.media_plane.path_limited_viewer_counts() {
         page.add_sample_with_label("video", sessions::frame_selection_label(frames), count);
     }
+    page.begin_metric_family(
+        "millstream_viewers_delayed",
+        "gauge",
+        "Viewers with a delay alarm: high (above `quality.delay_alarm_ms`) or rising (above their own minimum).",
+    );
+    for (alarm, count) in control.sessions.delay_alarm_counts() {
+        page.add_sample_with_label("alarm", alarm.label(), count);
+    }
+    page.begin_metric_family(
+        "millstream_viewer_delay_seconds",
+        "histogram",
+        "Delays of viewers, each observed once a second, by part: capture_to_gateway, gateway, network and player, where they \
+         are known, and total, which is the sum of those.",
+    );
+    for (part, delays) in control.viewer_delay_histograms.by_label() {
+        page.add_histogram_with_labels(&format!("part=\"{part}\""), delays);
+    }
     page.add_histogram(
         "millstream_viewer_round_trip_seconds",
         "Round-trip times to viewers, one for each report block of a receiver report.",

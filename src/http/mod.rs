@@ -21,6 +21,7 @@ pub mod auth;
 pub mod body;
 mod content_coding;
 pub mod cors;
+pub mod delay_resource;
 pub mod forwarded_headers;
 pub mod health_and_metrics;
 pub mod hls;
@@ -63,6 +64,7 @@ pub fn router(state: HttpState, extra_routes: Router) -> Router {
         .route("/hls/{*path}", any(hls::serve_hls_file))
         .route("/session/{id}", any(session_resource::serve_session_resource))
         .route("/session/{id}/layer", any(layer_resource::serve_layer_resource))
+        .route("/session/{id}/delay", any(delay_resource::serve_delay_resource))
         .route("/session/{id}/events", any(session_events::serve_events_resource))
         .route(
             "/session/{id}/events/{stream}",

@@ -39,7 +39,9 @@ pub async fn trace_limit_and_add_headers(State(state): State<HttpState>, mut req
         url.path = path,
         http.response.status_code = Empty
     );
-    let mut response = match limit_state_changing_request_rate(&state, start, &method, client) {
+    // Players report by themselves, and sessions limit that: they must not use up what viewers of the same address need to join.
+    let limited_client = client.filter(|_| !session_url::is_delay_report_path(request.uri().path()));
+    let mut response = match limit_state_changing_request_rate(&state, start, &method, limited_client) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => problem.into_response(),
     };

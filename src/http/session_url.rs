@@ -13,10 +13,18 @@ use crate::shard::SessionId;
 /// Path prefix of session URLs.
 pub(super) const SESSION_PATH_PREFIX: &str = "/session/";
 
-/// Path suffixes of a session URL for its layers and events.
+/// Path suffixes of a session URL for its layers, its events and reports of its delay.
 pub(super) const LAYER_PATH_SUFFIX: &str = "/layer";
 
 pub(super) const EVENTS_PATH_SUFFIX: &str = "/events";
+
+pub(super) const DELAY_PATH_SUFFIX: &str = "/delay";
+
+/// Whether this is the path of the delay reports of a session.
+pub(super) fn is_delay_report_path(path: &str) -> bool {
+    let session = path.strip_suffix(DELAY_PATH_SUFFIX);
+    session.is_some_and(|session| session_id_from_path(session).is_ok())
+}
 
 /// Returns the running viewer session of a URL that has the suffix `below`.
 pub(super) fn find_viewer_session(

@@ -46,7 +46,7 @@ use millstream_core::hub::session_registry::SessionRegistry;
 pub use millstream_core::hub::session_registry::{SessionLimits, SessionRequester, SessionState};
 pub use millstream_core::hub::stream::{LayerSelection, SessionId, SimulcastLayer};
 use millstream_core::hub::stream::{ShardIndex, SourceRef};
-use millstream_core::hub::viewer_quality::ViewerQuality;
+use millstream_core::hub::viewer_quality::{ViewerDelays, ViewerQuality};
 pub use millstream_core::sdp::negotiation_result::AudioVideoFormats;
 use millstream_core::sdp::negotiation_result::{
     AvailableTracks, Fingerprint, IceCredentials, NegotiatedPlayback, NegotiatedPublication,
@@ -454,6 +454,11 @@ impl MediaPlane {
     /// Returns what a viewer is sent; `None` for publishers, and before anything is.
     pub fn viewer_quality(&self, id: SessionId) -> Option<ViewerQuality> {
         self.inner.shared.session_registry.viewer_quality(id)
+    }
+
+    /// Returns the measured delays of all viewers.
+    pub fn all_viewer_delays(&self) -> Vec<(SessionId, ViewerDelays)> {
+        self.inner.shared.session_registry.all_viewer_delays()
     }
 
     /// Returns the number of viewers whose path is too small for more than they are sent, by what is sent of the video.

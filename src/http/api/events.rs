@@ -85,7 +85,7 @@ pub struct EventRecorder {
     log: Arc<EventLog>,
     previous_streams: BTreeMap<String, Value>,
     seen_switches: BTreeMap<String, u64>,
-    previous_sessions: BTreeMap<String, &'static str>,
+    previous_sessions: BTreeMap<String, (&'static str, Option<&'static str>)>,
     logged_warnings: LoggedWarnings,
 }
 
@@ -144,12 +144,20 @@ impl EventRecorder {
     fn record_session_events(&mut self) {
         let mut now = BTreeMap::new();
         for (_, session) in sessions::describe_all_sessions(&self.control) {
-            if self.previous_sessions.get(&session.id) != Some(&session.state)
+            let alarm = session.delay.as_ref().and_then(|delay| delay.alarm);
+            let previous = self.previous_sessions.get(&session.id);
+            if previous.is_none_or(|(state, _)| *state != session.state)
                 && let Ok(shown) = serde_json::to_value(&session)
             {
                 self.log.add("session", shown);
             }
-            now.insert(session.id, session.state);
+            // The end of a session ends its alarm: that has an event already.
+            if session.state == "connected" && previous.and_then(|(_, alarm)| *alarm) != alarm {
+                let (id, stream) = (&session.id, &session.stream);
+                let shown = json!({ "id": id, "stream": stream, "alarm": alarm, "delay": session.delay });
+                self.log.add("viewer_delay", shown);
+            }
+            now.insert(session.id, (session.state, alarm));
         }
         self.previous_sessions = now;
     }

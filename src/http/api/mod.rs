@@ -29,6 +29,7 @@ use crate::http::state::HttpState;
 mod api_streams;
 mod authorization;
 pub mod data;
+pub mod delay;
 pub mod events;
 mod extract;
 mod openapi;

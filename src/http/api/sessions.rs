@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use utoipa::{IntoParams, ToSchema};
 
+use super::delay::Delay;
 use crate::access::AccessAction;
 use crate::control::ControlPlane;
 use crate::control::session_record::SessionRecord;
@@ -45,6 +46,8 @@ pub struct Session {
     pub client: Option<String>,
     /// What a viewer is sent, why it is not more, and what its path is like. About once a second.
     pub quality: Option<Quality>,
+    /// The delay of a viewer from capture to display. About once a second.
+    pub delay: Option<Delay>,
 }
 
 /// What a viewer is sent, why it is not more, and what its path is like.
@@ -151,6 +154,11 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
         SessionState::Ended(reason) => ("ended", Some(reason)),
         SessionState::Unknown => return None,
     };
+    let quality = control.media_plane.viewer_quality(id);
+    let measured = quality.as_ref().map(|quality| quality.delays).unwrap_or_default();
+    let is_live_viewer = record.action == AccessAction::Play && cause.is_none();
+    let delays = control.sessions.viewer_delays_and_alarm(now, id, measured);
+    let delays = delays.filter(|_| is_live_viewer);
     Some(Session {
         id: public_session_id(id),
         role: match record.action {
@@ -168,7 +176,8 @@ fn describe_session(control: &ControlPlane, id: SessionId, record: &SessionRecor
             .offer_sender_address
             .map(|address| address.to_canonical().to_string()),
         client: record.user_agent.clone(),
-        quality: control.media_plane.viewer_quality(id).map(Quality::from),
+        quality: quality.map(Quality::from),
+        delay: delays.map(|(delays, alarm)| Delay::new(&delays, alarm)),
     })
 }
 

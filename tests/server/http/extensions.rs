@@ -103,6 +103,7 @@ async fn the_answer_names_the_extensions() {
                  events=\"active,inactive,layers,reconnect,viewercount,quality\""
             ),
             format!("<{session}/layer>; rel=\"urn:ietf:params:whep:ext:core:layer\""),
+            format!("<{session}/delay>; rel=\"urn:millstream:whep:ext:delay\""),
         ]
     );
     gateway.stop().await;

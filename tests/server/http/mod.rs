@@ -30,5 +30,6 @@ mod stalls;
 mod stream_tokens;
 mod talking;
 mod tls;
+mod viewer_delays;
 mod watching;
 mod webhook;
