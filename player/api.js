@@ -98,6 +98,17 @@ export const totalBitrate = ({ video, audio }) => (video?.bitrate ?? 0) + (audio
 
 export const isLimited = ({ quality, state }) => state !== 'ended' && quality?.limitation === 'bandwidth';
 
+export const isDelayed = ({ delay, state }) => state !== 'ended' && Boolean(delay?.alarm);
+
+const milliseconds = (seconds) => `${Math.round(seconds * 1000)} ms`;
+
+/** Returns the delay of a viewer and its parts from capture to display, such as `143 ms: 31 + 1 + 20 + 91`; empty if unknown. */
+export function delayText(delay) {
+  if (delay?.total == null) return '';
+  const parts = [delay.capture_to_gateway, delay.gateway, delay.network, delay.player];
+  return `${milliseconds(delay.total)}: ${parts.map((part) => (part ? Math.round(part.seconds * 1000) : '?')).join(' + ')}`;
+}
+
 /** Returns the code that shows the stream on another page. */
 export function embedCode(name) {
   return `<script type="module" src="${location.origin}/player.js"></script>\n`

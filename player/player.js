@@ -35,6 +35,7 @@
 
 import { Controls } from './controls.js';
 import { DataTracks } from './data.js';
+import { DelayReport } from './delay-report.js';
 import { HlsClient, playlistOf, prepare } from './hls.js';
 import { QualityLimit } from './limit.js';
 import { MediaElement } from './media-element.js';
@@ -76,6 +77,9 @@ export class MillstreamPlayer extends MediaElement {
   /** A frame of this stream has been displayed, over any transport. */
   #hasShownFrame = false;
   #stats;
+  #delayReport = new DelayReport();
+  /** The delay of the session by its parts, as the gateway answered the last report; null while that is unknown. */
+  #delay = null;
   #limit = new QualityLimit();
   /** No frame has been decoded for some time although there is video. */
   #isInGap = false;
@@ -342,7 +346,19 @@ export class MillstreamPlayer extends MediaElement {
     this.#countFrames(stats.frames, now);
     // There is no callback for audio.
     this.#updateLive();
-    this.#stats.update(stats, Boolean(this.#hls));
+    this.#reportDelay(client, stats);
+    this.#stats.update({ ...stats, delay: this.#delay }, Boolean(this.#hls));
+  }
+
+  /** Reports the delay of this player to the gateway, unless nobody sees what it plays. */
+  async #reportDelay(client, stats) {
+    if (document.hidden || this.#parts.video.paused) {
+      this.#delayReport.pause();
+      this.#delay = null;
+      return;
+    }
+    const report = this.#delayReport.update(stats, client.sessions, !this.#parts.stats.hidden);
+    if (report) this.#delay = await client.reportDelay(report);
   }
 
   #updateFlow(stats, now) {

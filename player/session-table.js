@@ -1,12 +1,13 @@
 // The table of the sessions of one stream, updated in place.
 
-import { api, bits, duration, isLimited } from './api.js';
+import { api, bits, delayText, duration, isDelayed, isLimited } from './api.js';
 import { arrange, button, element, setText } from './page.js';
 
 const COLUMNS = [
   ['Role'], ['State'], ['Duration'], ['Layer'], ['Received', 'Bitrate that arrives at the viewer, as reported by its RTCP feedback'],
   ['Limit', 'Why the viewer is sent less than the best quality'], ['RTT', 'Round-trip time'],
   ['Loss', 'Packets that were lost on the way to the viewer'],
+  ['Delay', 'Delay of the viewer: from capture to the gateway + in the gateway + network + player; ? is not known'],
   ['Client'], ['Action'],
 ];
 
@@ -17,6 +18,8 @@ function videoText({ layer: rid, video }, layers) {
   const layer = layers?.find((layer) => layer.rid === rid);
   return [rid, layer?.height && `${layer.height}p`, names[video]].filter(Boolean).join(', ');
 }
+
+const alarmText = (alarm) => (alarm === 'high' ? 'The delay is high' : 'The delay has risen above its minimum');
 
 const milliseconds = (seconds) => `${Math.round(seconds * 1000)} ms`;
 
@@ -31,17 +34,20 @@ class Row {
   }
 
   update(session, layers) {
-    const { role, state, cause, explanation, seconds, address, client, quality } = session;
+    const { role, state, cause, explanation, seconds, address, client, quality, delay } = session;
     const known = state === 'ended' ? null : quality;
     const texts = [
       role, cause ?? state, duration(seconds), (known && videoText(known, layers)) || '–',
       known?.received_bitrate == null ? '–' : bits(known.received_bitrate), isLimited(session) ? 'bandwidth' : '–',
       known?.rtt == null ? '–' : milliseconds(known.rtt), known?.loss == null ? '–' : `${(known.loss * 100).toFixed(1)} %`,
+      (known && delayText(delay)) || '–',
       [address, client?.slice(0, 40)].filter(Boolean).join(' '),
     ];
     texts.forEach((text, index) => setText(this.#cells[index], text));
     this.#cells[1].title = explanation ?? '';
     this.#cells[5].classList.toggle('limited', isLimited(session));
+    this.#cells[8].classList.toggle('limited', isDelayed(session));
+    this.#cells[8].title = isDelayed(session) ? alarmText(delay.alarm) : '';
     this.#cells.at(-1).firstChild.hidden = state === 'ended';
   }
 }

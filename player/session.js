@@ -419,7 +419,7 @@ function iceServers(link) {
 }
 
 function extensions(link, base) {
-  const found = [...link.matchAll(/<([^>]*)>; *rel="urn:ietf:params:whep:ext:core:([a-z-]+)"/g)];
+  const found = [...link.matchAll(/<([^>]*)>; *rel="urn:(?:ietf:params:whep:ext:core|millstream:whep:ext):([a-z-]+)"/g)];
   return Object.fromEntries(found.map(([, url, name]) => [name, new URL(url, base)]));
 }
 

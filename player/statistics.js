@@ -13,7 +13,7 @@ export class Statistics {
   /**
    * Takes statistics; returns the rows as `[name, value]` pairs once per second, else undefined. `bytes` and `frames` are
    * counts. `lost` of `expected` packets were lost over WebRTC; frames were dropped over HLS (`isHls`), where `bitrate` is
-   * that of the playlist.
+   * that of the playlist. `delay` is that of the session in the API of the gateway, if it is known.
    */
   update(now, isHls) {
     const before = this.#samples.at(-1);
@@ -36,9 +36,21 @@ export class Statistics {
       ['Bitrate', `${Math.max(0, kilobits).toFixed(0)} kbit/s`],
       ['Buffer', now.buffered === undefined ? '–' : `${(now.buffered * 1_000).toFixed(0)} ms`],
       ['Round-trip time', now.roundTrip === undefined ? '–' : `${(now.roundTrip * 1_000).toFixed(0)} ms`],
+      ...delayRows(isHls ? null : now.delay),
       [isHls ? 'Dropped frames' : 'Packet loss', lossText(now, this.#samples[0])],
     ];
   }
+}
+
+/** Returns the known parts of the delay from capture to display, and their sum, as the gateway has them; none if it is unknown. */
+function delayRows(delay) {
+  if (delay?.total == null) return [];
+  const milliseconds = (seconds) => `${(seconds * 1_000).toFixed(0)} ms`;
+  const parts = [
+    ['Capture to gateway', delay.capture_to_gateway], ['Gateway', delay.gateway], ['Network', delay.network], ['Player', delay.player],
+  ];
+  const known = parts.filter(([, part]) => part);
+  return [['Delay', milliseconds(delay.total)], ...known.map(([name, { seconds }]) => [name, milliseconds(seconds)])];
 }
 
 /** Returns the loss since `before` as a percentage, and the total. */

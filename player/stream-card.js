@@ -1,6 +1,6 @@
 // The card of one stream on the dashboard, updated in place.
 
-import { api, bits, embedCode, facts, isFaulty, isLimited, stateText, totalBitrate } from './api.js';
+import { api, bits, embedCode, facts, isDelayed, isFaulty, isLimited, stateText, totalBitrate } from './api.js';
 import { Chart } from './chart.js';
 import { button, copyButton, element, setText, showWarnings } from './page.js';
 import { SessionTable } from './session-table.js';
@@ -12,10 +12,14 @@ function audience({ viewers, hls_viewers: hlsViewers }) {
   return hlsViewers ? `${viewers + hlsViewers}, of which ${hlsViewers} over HLS` : String(viewers);
 }
 
-/** Returns how many viewers are sent less than the best. `isPartial`: there are more sessions than these. */
+/**
+ * Returns how many viewers are sent less than the best, and how many have a delay that is high or has risen. `isPartial`: there
+ * are more sessions than these.
+ */
 function limitedText(sessions, isPartial) {
-  const count = sessions.filter(isLimited).length;
-  return count > 0 ? `${isPartial ? 'at least ' : ''}${count} limited by bandwidth` : '';
+  const counts = [[isLimited, 'limited by bandwidth'], [isDelayed, 'delayed']];
+  const texts = counts.map(([isCounted, text]) => [sessions.filter(isCounted).length, text]).filter(([count]) => count > 0);
+  return texts.map(([count, text]) => `${isPartial ? 'at least ' : ''}${count} ${text}`).join(', ');
 }
 
 export class StreamCard {
@@ -41,7 +45,7 @@ export class StreamCard {
       state: element('span', { class: 'state' }),
       facts: element('p', { class: 'quiet' }),
       problem: element('p', { class: 'problem' }),
-      limited: element('p', { class: 'limited', title: 'Viewers whose bandwidth is too low for the best quality' }),
+      limited: element('p', { class: 'limited', title: 'Viewers whose bandwidth is too low for the best quality, or whose delay is high or has risen' }),
       warnings: element('ul', { class: 'warnings' }),
       measures: element('div', { class: 'measures' }, ...Object.values(this.#charts).map(({ node }) => node)),
       toggle: button('', () => this.#toggle()),

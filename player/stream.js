@@ -1,7 +1,7 @@
 // The page of one stream for its operator: player, status, charts, sessions, events, and what is needed to share and publish it.
 
 import './player.js';
-import { api, bits, duration, embedCode, facts, isFaulty, stateText, totalBitrate } from './api.js';
+import { api, bits, delayText, duration, embedCode, facts, isFaulty, stateText, totalBitrate } from './api.js';
 import { ApiPage } from './api-page.js';
 import { Chart } from './chart.js';
 import { byId, copyOnClick, element, setText, showWarnings, streamName } from './page.js';
@@ -20,6 +20,7 @@ const charts = {
   bitrate: new Chart('Bitrate', bits, POINTS),
   viewers: new Chart('Viewers', String, POINTS),
   loss: new Chart('Packet loss, worst viewer', (loss) => `${(loss * 100).toFixed(1)} %`, POINTS),
+  delay: new Chart('Delay, worst viewer', (delay) => `${Math.round(delay * 1000)} ms`, POINTS),
   rtt: new Chart('Round-trip time, worst viewer', (rtt) => `${Math.round(rtt * 1000)} ms`, POINTS),
 };
 let source = null;
@@ -107,15 +108,16 @@ function show(stream, sessions) {
 }
 
 function showCharts(stream, sessions) {
-  const known = sessions.filter(({ state, quality }) => state === 'connected' && quality).map(({ quality }) => quality);
-  const highest = (key) => {
-    const values = known.map((quality) => quality[key]).filter((value) => value != null);
+  const known = sessions.filter(({ state, quality }) => state === 'connected' && quality);
+  const highest = (key, of = 'quality') => {
+    const values = known.map((session) => session[of]?.[key]).filter((value) => value != null);
     return values.length > 0 ? Math.max(...values) : null;
   };
   charts.bitrate.push(stream.live ? totalBitrate(stream) : null);
   charts.viewers.push(stream.viewers + stream.hls_viewers);
   charts.loss.push(highest('loss'));
   charts.rtt.push(highest('rtt'));
+  charts.delay.push(highest('total', 'delay'));
 }
 
 function showSource() {
@@ -146,6 +148,11 @@ function eventText(event, data) {
   if (event === 'session') {
     const parts = [`${data.role} ${data.id.slice(0, 6)}`, data.state, data.cause && `(${data.cause})`, data.address];
     return parts.filter(Boolean).join(' ');
+  }
+  if (event === 'viewer_delay') {
+    const viewer = `viewer ${data.id.slice(0, 6)}`;
+    if (!data.alarm) return `${viewer}: the delay is as usual again`;
+    return `${viewer}: the delay ${data.alarm === 'high' ? 'is high' : 'has risen'}, ${delayText(data.delay)}`;
   }
   if (data.gone) return 'stream no longer exists';
   const parts = [

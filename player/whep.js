@@ -7,6 +7,8 @@ import { Client, missingVideo, receivedBy } from './session.js';
 const LAYER_POLL_DELAYS = [2_000, 8_000, 30_000];
 /** Timeout of a layer selection request, in milliseconds. */
 const SELECTION_TIMEOUT = 3_000;
+/** Timeout of a report, in milliseconds: the next one follows soon. */
+const REPORT_TIMEOUT = 3_000;
 /** An event stream that was opened for the quality alone is closed after this time without a limitation, in milliseconds. */
 const QUALITY_TIMEOUT = 30_000;
 /** Timeout of the request that opens an event stream, in milliseconds: it may come through on a path that carries little. */
@@ -78,6 +80,19 @@ export class WhepClient extends Client {
     }
     this.#sendingSelection = false;
     return accepted;
+  }
+
+  /**
+   * Reports how long media waits in the player. Resolves with the delay of this session by its parts, as in the API of the
+   * gateway; null where that takes no reports.
+   */
+  async reportDelay(report) {
+    const { delay } = this.extensions;
+    if (!delay) return null;
+    const headers = { 'Content-Type': 'application/json' };
+    const signal = AbortSignal.timeout(REPORT_TIMEOUT);
+    const reply = await fetch(delay, { method: 'POST', headers, body: JSON.stringify(report), signal }).catch(() => null);
+    return reply?.ok ? reply.json().catch(() => null) : null;
   }
 
   /**
@@ -239,6 +254,12 @@ export class WhepClient extends Client {
       codec: report.get(video.codecId)?.mimeType?.split('/')[1],
       buffered: video.jitterBufferEmittedCount ? video.jitterBufferDelay / video.jitterBufferEmittedCount : undefined,
       roundTrip: pair?.currentRoundTripTime,
+      playout: playoutOf(video.jitterBufferEmittedCount ? video : audio),
     };
   }
 }
+
+/** Returns for how long the frames of a track, and how many, have waited in the jitter buffer and the decoder so far. */
+const playoutOf = ({ jitterBufferDelay, jitterBufferEmittedCount = 0, totalDecodeTime = 0, framesDecoded = 0 }) => ({
+  buffered: jitterBufferDelay, emitted: jitterBufferEmittedCount, decoding: totalDecodeTime, decoded: framesDecoded,
+});

@@ -36,6 +36,23 @@ export interface DataTrack extends EventTarget {
   addEventListener(type: string, listener: EventListenerOrEventListenerObject, options?: boolean | AddEventListenerOptions): void;
 }
 
+/** One part of a delay, in seconds, and where it comes from. */
+export interface DelayPart {
+  readonly seconds: number;
+  readonly source: string;
+}
+
+/** The delay from capture to display by its parts; null for those that are not known. */
+export interface Delay {
+  readonly capture_to_gateway: DelayPart | null;
+  readonly gateway: DelayPart | null;
+  readonly network: DelayPart | null;
+  readonly player: DelayPart | null;
+  /** Sum of the known parts, in seconds; null while nothing is sent. */
+  readonly total: number | null;
+  readonly alarm: 'high' | 'rising' | null;
+}
+
 /** A WHEP client without a user interface. */
 export class WhepClient extends EventTarget {
   constructor(endpoint: string | URL, options?: { token?: string });
@@ -51,6 +68,11 @@ export class WhepClient extends EventTarget {
   data(label: string): DataTrack;
   /** Selects the layer with this rid; without a rid, the gateway chooses. */
   choose(rid?: string): Promise<boolean>;
+  /**
+   * Reports how long media waits in the player, in seconds; `<millstream-player>` does so by itself. Resolves with the delay of the
+   * session by its parts; null where the gateway takes no reports.
+   */
+  reportDelay(report: { jitter_buffer: number; decoding?: number }): Promise<Delay | null>;
 }
 
 export interface MillstreamPlayerEventMap extends HTMLElementEventMap {

@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { DelayReport } from '../../player/delay-report.js';
 import { QualityLimit } from '../../player/limit.js';
 import { autoName, explain, explainHls, explainLimit, unsupported } from '../../player/messages.js';
 import { blocked, PathLost, Refusal } from '../../player/session.js';
@@ -113,6 +114,59 @@ test('a selected layer, or one that is not known, is not called limited', () => 
   assert.equal(saidAfter([down[0], none], 20_000, { isSelected: true }), 'Audio only until your connection is better');
   assert.equal(autoName('360p'), 'Auto (360p)');
   assert.equal(autoName(undefined), 'Auto');
+});
+
+/** A second of 25 frames, each `buffered` seconds in the jitter buffer and 10 ms in the decoder. */
+const playedFor = (report, from, seconds, buffered, { session = 1, isWatched = false, frames = 0, sum = 0 } = {}) => {
+  const reports = [];
+  for (let quarter = 1; quarter <= seconds * 4; quarter += 1) {
+    const count = frames + quarter * 6;
+    const playout = { buffered: sum + quarter * 6 * buffered, emitted: count, decoding: count * 0.01, decoded: count };
+    const due = report.update({ at: (from + quarter / 4) * 1_000, playout }, session, isWatched);
+    if (due) reports.push([from + quarter / 4, Math.round(due.jitter_buffer * 1_000), Math.round(due.decoding * 1_000)]);
+  }
+  return reports;
+};
+
+test('a player reports its delay when it changes, and seldom while it stays', () => {
+  const report = new DelayReport();
+  assert.deepEqual(playedFor(report, 0, 60, 0.05), [[5.25, 50, 10], [35.25, 50, 10]]);
+  const watched = new DelayReport();
+  assert.deepEqual(playedFor(watched, 0, 16, 0.05, { isWatched: true }).map(([at]) => at), [5.25, 10.25, 15.25]);
+  // 200 ms more are a change, 10 ms are none; what comes next is that of the last five seconds alone.
+  const changing = new DelayReport();
+  playedFor(changing, 0, 10.25, 0.05);
+  const before = { frames: 41 * 6, sum: 41 * 6 * 0.05 };
+  assert.deepEqual(playedFor(changing, 10.25, 5, 0.25, before), [[15.25, 250, 10]]);
+  const small = { frames: 61 * 6, sum: before.sum + 20 * 6 * 0.25 };
+  assert.deepEqual(playedFor(changing, 15.25, 10, 0.26, small), []);
+});
+
+test('a player reports nothing of the time when nobody saw it, and starts anew with each session', () => {
+  const report = new DelayReport();
+  assert.equal(playedFor(report, 0, 10, 0.05).length, 1);
+  report.pause();
+  // Ten seconds of frames waited for the page to be shown.
+  const hidden = { frames: 40 * 6 + 250, sum: 40 * 6 * 0.05 + 250 * 10 };
+  assert.deepEqual(playedFor(report, 20, 5.25, 0.05, hidden), []);
+  assert.deepEqual(playedFor(report, 26, 5.25, 0.05, { session: 2 }), [[31.25, 50, 10]]);
+  assert.equal(new DelayReport().update({ at: 0, playout: { buffered: undefined, emitted: 0 } }, 1, true), null);
+});
+
+test('the panel has the known parts of the delay, and over HLS none', () => {
+  const names = (delay, isHls) => {
+    const statistics = new Statistics();
+    const counts = { frames: 0, bytes: 0, lost: 0, expected: 0, delay };
+    statistics.update({ at: 0, ...counts }, isHls);
+    const rows = statistics.update({ at: 1_000, ...counts }, isHls);
+    return rows.slice(rows.findIndex(([name]) => name === 'Round-trip time') + 1, -1);
+  };
+  const part = (seconds) => ({ seconds, source: 'measured' });
+  const delay = { capture_to_gateway: null, gateway: part(0.001), network: part(0.02), player: part(0.0916), total: 0.1126 };
+  assert.deepEqual(names(delay, false), [['Delay', '113 ms'], ['Gateway', '1 ms'], ['Network', '20 ms'], ['Player', '92 ms']]);
+  assert.deepEqual(names({ ...delay, total: null }, false), []);
+  assert.deepEqual(names(null, false), []);
+  assert.deepEqual(names(delay, true), []);
 });
 
 test('loss is that of the last seconds, with the total', () => {
