@@ -158,11 +158,8 @@ impl ShardRunner {
             core.publish_pending_packets(now);
             core.send_datagrams(super::clock::now());
         });
-        if let Some(arrival) = core.take_oldest_forwarded_arrival() {
-            let sent_at = super::clock::now();
-            let took = sent_at.saturating_duration_since(arrival);
+        if let Some(took) = core.record_sending_of_tick(now, super::clock::now()) {
             self.shared.counters.forwarding_delay.record(took);
-            core.record_forwarding_delay(took, sent_at);
         }
     }
 

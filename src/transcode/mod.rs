@@ -434,10 +434,10 @@ impl WorkerFrameConverter {
     fn copy_capture_time(&self, input: &TranscodeInput<'_>, output: &mut FrameSource) -> Option<Instant> {
         let now = Instant::now();
         let stream = &input.tap.stream;
-        let time =
-            stream.with_state(|state| state.track(self.kind).clock().track_time_for_capture_at(now.into_std()))?;
-        output.record_capture_time(self.kind, self.to_output_clock_rate(time), now.into_std());
-        Some(now)
+        let clock = stream.with_state(|state| *state.track(self.kind).clock());
+        let to_output_time = |time| self.to_output_clock_rate(time);
+        let is_known = output.copy_capture_time(self.kind, &clock, now.into_std(), to_output_time);
+        is_known.then_some(now)
     }
 
     /// Sends new frames to the worker. Returns `None` if the stream has changed, else when to retry after a gap.

@@ -69,6 +69,7 @@ pub(super) enum CameraEvent {
         kind: MediaKind,
         time: u64,
         at: std::time::Instant,
+        standing_delay: Duration,
     },
 }
 
@@ -451,6 +452,7 @@ impl RtspClient {
                         track.to_codec_clock_rate(time)
                     },
                     at,
+                    standing_delay: self.ntp_clock.standing_delay(),
                 });
             }
         }

@@ -260,8 +260,13 @@ impl<P: FrameSink> CameraSession<'_, P> {
             let feed = &mut attached.frame_source;
             let frame = match event {
                 CameraEvent::Frame(frame) => frame,
-                CameraEvent::CaptureTime { kind, time, at } => {
-                    feed.record_capture_time(kind, time, at);
+                CameraEvent::CaptureTime {
+                    kind,
+                    time,
+                    at,
+                    standing_delay,
+                } => {
+                    feed.record_capture_time(kind, time, at, standing_delay);
                     continue;
                 }
             };

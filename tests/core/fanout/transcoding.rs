@@ -325,3 +325,46 @@ fn without_a_repairer_nothing_is_opened() {
     assert!(world.viewer(index).video.packets.len() > 20);
     assert_eq!(names(&world), ["live"]);
 }
+
+/// The capture delay of what comes from a worker must not be invented.
+#[test]
+fn a_transcoded_stream_has_capture_times_only_if_its_source_reports_them() {
+    let mut world = World::new(617, 1, 8192);
+    let mut home = Source::new(1, &[aac()]);
+    Source::play(&mut world, &mut [&mut home], SECOND);
+    let mut opus = Source::transcoded(&world, 101, TranscodeTarget::Opus);
+    let original = world.shared.hub.find_stream(name()).expect("it plays");
+    let transcoded = name().transcode_key(TranscodeTarget::Opus);
+    let clock = |world: &World, is_original: bool| {
+        let other = || world.shared.hub.find_stream(transcoded.clone()).expect("it plays");
+        let stream = if is_original { original.clone() } else { other() };
+        stream.with_state(|state| {
+            let track = state.track(MediaKind::Audio);
+            let delay = track.capture_delay_stats().recent_capture_delay(world.now);
+            (*track.clock(), delay)
+        })
+    };
+    let standing_delay = Duration::from_millis(300);
+    for is_reported in [false, true] {
+        if is_reported {
+            let time = home.first + home.frames * 1_920;
+            home.feed
+                .record_capture_time(MediaKind::Audio, time, world.now, standing_delay);
+            Source::play(&mut world, &mut [&mut home], SECOND);
+        }
+        let (input, _) = clock(&world, true);
+        let is_known = opus
+            .feed
+            .copy_capture_time(MediaKind::Audio, &input, world.now, |time| time);
+        assert!(is_known);
+        Source::play(&mut world, &mut [&mut home, &mut opus], SECOND);
+        let (output, delay) = clock(&world, false);
+        assert_eq!(output.reported_standing_delay(), is_reported.then_some(standing_delay));
+        assert_eq!(delay.is_some(), is_reported, "{delay:?}");
+        assert_eq!(
+            output.track_time_for_capture_at(world.now),
+            clock(&world, true).0.track_time_for_capture_at(world.now),
+            "both have the same times in either case"
+        );
+    }
+}

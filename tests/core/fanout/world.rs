@@ -1,7 +1,7 @@
 //! A gateway, its publishers and its viewers in virtual time: real shards without sockets, real peers, lossy links.
 
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,8 +34,7 @@ use crate::fanout::publisher::Publisher;
 use crate::fanout::viewer::Viewer;
 
 /// Where the shards listen.
-pub(super) const GATEWAY: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(203, 0, 113, 1)), 8189);
+pub(super) const GATEWAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 8189);
 
 /// Steps between two looks at the sources of the failover groups, as in the gateway.
 const FAILOVER_INTERVAL_STEPS: u64 = 50;
@@ -67,6 +66,7 @@ pub(super) struct World {
     failover_steps: u64,
     /// Whether the gateway takes congestion feedback.
     pub congestion_control: bool,
+    pub tick_times: super::delays::TickTimes,
 }
 
 /// What a shard has sent.
@@ -183,6 +183,7 @@ impl World {
             timeouts: 0,
             failover_steps: 0,
             congestion_control: true,
+            tick_times: Default::default(),
         }
     }
 
@@ -487,7 +488,7 @@ impl World {
                 self.timeouts += 1;
                 core.handle_timeout(now);
             }
-            core.finish_tick(now);
+            self.tick_times.finish_tick(core, now);
         }
         self.failover_steps += 1;
         if self.failover_steps.is_multiple_of(FAILOVER_INTERVAL_STEPS) {

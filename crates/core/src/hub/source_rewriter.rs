@@ -33,7 +33,7 @@ pub struct ReceivedPacket {
     pub parameter_sets_to_insert: Vec<Bytes>,
     pub payload: Bytes,
     pub arrival: Instant,
-    /// By its header extension `abs-capture-time`, in the time of [`CaptureTimeReport::captured_at`].
+    /// By its header extension `abs-capture-time`, by the fastest sender report.
     pub captured_at: Option<Instant>,
 }
 
@@ -45,6 +45,8 @@ pub struct CaptureTimeReport {
     pub timestamp: u64,
     /// When the media with this timestamp was captured, on a clock that all tracks of the source share.
     pub captured_at: Instant,
+    /// [`SenderNtpMapper::standing_delay`](crate::media::clock::SenderNtpMapper::standing_delay).
+    pub standing_delay: Duration,
 }
 
 /// Rewriting state of one source on one track.
@@ -170,7 +172,7 @@ impl IngestSeqAndTimestampRewriter {
             time += lag;
             self.set_lag_reference_to_newest_packet();
         }
-        track.record_capture_time(time, report.captured_at);
+        track.record_capture_time(time, report.captured_at, report.standing_delay);
     }
 
     /// How far the timestamps are behind the arrivals since they were last aligned.

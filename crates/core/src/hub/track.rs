@@ -245,9 +245,10 @@ impl Track {
         self.timeline_anchor = Some((time, at));
     }
 
-    /// Records that the media with this timestamp was captured at `captured`, by the source's own report.
-    pub fn record_capture_time(&mut self, time: TrackTime, captured: Instant) {
-        self.clock.on_sender_report(time, captured);
+    /// Records that the media with this timestamp was captured at `captured`, by the source's own report, and `standing_delay`
+    /// earlier by the fastest of its reports.
+    pub fn record_capture_time(&mut self, time: TrackTime, captured: Instant, standing_delay: Duration) {
+        self.clock.on_sender_report(time, captured, standing_delay);
     }
 
     /// Records when the media with this timestamp would have arrived with the smallest observed delay; for a source that

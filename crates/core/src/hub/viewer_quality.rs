@@ -36,12 +36,12 @@ pub struct ViewerQuality {
 /// The parts of the delay from capture to display that the gateway measures. What it cannot know is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ViewerDelays {
-    /// From capture to arrival, by the capture times of the source. The one-way delay of its fastest sender report is not
+    /// From capture to arrival, by the capture times of the source and its fastest sender report. The one-way delay of its fastest sender report is not
     /// included: that would take synchronized clocks.
     pub capture_to_gateway: Option<CaptureDelay>,
     /// From the arrival of the last packet of a frame until it was sent to this viewer.
     pub gateway: Option<Duration>,
-    /// To the viewer: half of the round-trip time.
+    /// To the viewer: half of the round-trip time, and all of what waits on the way, where that is known.
     pub network: Option<Duration>,
 }
 

@@ -16,7 +16,9 @@ pub struct TrackClock {
     report_anchor: Option<ClockAnchor>,
     /// `report_anchor` comes from the source's own sender reports, so it refers to capture times.
     has_capture_times: bool,
-    /// A capture time in a packet, in the time of the sender reports.
+    /// [`SenderNtpMapper::standing_delay`] of the report of `report_anchor`.
+    standing_delay: Duration,
+    /// A capture time in a packet, by [`SenderNtpMapper::abs_capture_instant`].
     abs_capture_anchor: Option<ClockAnchor>,
 }
 
@@ -78,6 +80,7 @@ impl TrackClock {
             arrival_anchor: None,
             report_anchor: None,
             has_capture_times: false,
+            standing_delay: Duration::ZERO,
             abs_capture_anchor: None,
         }
     }
@@ -104,17 +107,19 @@ impl TrackClock {
         ));
     }
 
-    /// Records a sender report: `track_time` was captured at `instant`. All tracks of the source share the clock of `instant`.
-    pub(crate) fn on_sender_report(&mut self, time: TrackTime, at: Instant) {
+    /// Records a sender report: `track_time` was captured at `instant`, and `standing_delay` earlier by the fastest reports
+    /// ([`SenderNtpMapper::standing_delay`]). All tracks of the source share the clock of `instant`.
+    pub(crate) fn on_sender_report(&mut self, time: TrackTime, at: Instant, standing_delay: Duration) {
         self.report_anchor = Some(ClockAnchor {
             track_time: time,
             instant: at,
         });
         self.has_capture_times = true;
+        self.standing_delay = standing_delay;
     }
 
-    /// Records the header extension `abs-capture-time` of a packet: media with this timestamp was captured at `at`, in the
-    /// time of [`Self::on_sender_report`].
+    /// Records the header extension `abs-capture-time` of a packet: media with this timestamp was captured at `at`, by
+    /// [`SenderNtpMapper::abs_capture_instant`].
     pub(crate) fn on_abs_capture_time(&mut self, time: TrackTime, at: Instant) {
         self.abs_capture_anchor = Some(ClockAnchor {
             track_time: time,
@@ -150,15 +155,16 @@ impl TrackClock {
     ) -> Option<(Duration, CaptureTimeSource)> {
         let by_report = self.report_anchor.filter(|_| self.has_capture_times)?;
         let is_recent = |anchor: &ClockAnchor| at.saturating_duration_since(anchor.instant) < MAX_ABS_CAPTURE_TIME_AGE;
-        let (anchor, source) = match self.abs_capture_anchor.filter(is_recent) {
-            Some(anchor) => (anchor, CaptureTimeSource::AbsCaptureTime),
-            None => (by_report, CaptureTimeSource::SenderReports),
+        let (anchor, standing, source) = match self.abs_capture_anchor.filter(is_recent) {
+            Some(anchor) => (anchor, Duration::ZERO, CaptureTimeSource::AbsCaptureTime),
+            None => (by_report, self.standing_delay, CaptureTimeSource::SenderReports),
         };
         let since_anchor = at.saturating_duration_since(anchor.instant);
         let before_anchor = anchor.instant.saturating_duration_since(at);
         let ahead = ticks_to_duration(time.saturating_sub(anchor.track_time), self.clock_rate);
         let behind = ticks_to_duration(anchor.track_time.saturating_sub(time), self.clock_rate);
-        Some(((since_anchor + behind).saturating_sub(before_anchor + ahead), source))
+        let delay = (since_anchor + behind + standing).saturating_sub(before_anchor + ahead);
+        Some((delay, source))
     }
 
     /// Returns the timestamp of media captured at `instant` by the last sender report; `None` without one.
@@ -167,11 +173,16 @@ impl TrackClock {
         Some(anchor.track_time_at(at, self.clock_rate))
     }
 
-    /// Returns the last report or alignment of the source: a timestamp, the instant that belongs to it, and whether that is
-    /// a capture time of the source's own.
-    pub(crate) fn last_sender_report_or_alignment(&self) -> Option<(TrackTime, Instant, bool)> {
+    /// Returns the last report or alignment of the source: a timestamp, the instant that belongs to it, and for a report
+    /// [`Self::reported_standing_delay`].
+    pub(crate) fn last_sender_report_or_alignment(&self) -> Option<(TrackTime, Instant, Option<Duration>)> {
         let anchor = self.report_anchor?;
-        Some((anchor.track_time, anchor.instant, self.has_capture_times))
+        Some((anchor.track_time, anchor.instant, self.reported_standing_delay()))
+    }
+
+    /// Returns [`SenderNtpMapper::standing_delay`] of the last sender report; `None` if the source reports no capture times.
+    pub fn reported_standing_delay(&self) -> Option<Duration> {
+        self.has_capture_times.then_some(self.standing_delay)
     }
 
     /// Returns the timestamp of media captured at `instant`. `None` before the first packet.
@@ -224,7 +235,17 @@ pub fn ticks_to_duration(ticks: u64, rate: u32) -> Duration {
 /// Maps the NTP timestamps of a publisher's sender reports to instants. Shared by all tracks of a source.
 #[derive(Debug, Default)]
 pub struct SenderNtpMapper {
-    reference: Option<(u64, Instant)>,
+    reference: Option<NtpReference>,
+}
+
+/// An NTP timestamp, and when it was written.
+#[derive(Clone, Copy, Debug)]
+struct NtpReference {
+    ntp: u64,
+    /// Follows the delay of the reports, so that media is played when it arrives.
+    instant: Instant,
+    /// By the report with the least delay. It follows nothing but the drift of clocks, so that delay stays visible.
+    by_fastest_report: Instant,
 }
 
 impl SenderNtpMapper {
@@ -237,17 +258,28 @@ impl SenderNtpMapper {
             return None;
         }
         match self.reference {
-            Some((origin, at)) if origin == ntp && now.saturating_duration_since(at) > MAX_REPEATED_NTP_AGE => None,
+            Some(last) if last.ntp == ntp && now.saturating_duration_since(last.instant) > MAX_REPEATED_NTP_AGE => None,
             _ => Some(self.update_reference_and_convert_to_instant(ntp, now)),
         }
     }
 
-    /// Returns the instant of a 64-bit NTP timestamp of the same wall clock, by the reports so far; `None` before the first, and
+    /// Returns how much longer the reports take of late than the fastest one did: it waits in the uplink, as media does.
+    pub fn standing_delay(&self) -> Duration {
+        self.reference.map_or(Duration::ZERO, |last| {
+            last.instant.saturating_duration_since(last.by_fastest_report)
+        })
+    }
+
+    /// Returns the instant of a 64-bit NTP timestamp of the same wall clock, by the fastest report; `None` before the first, and
     /// for one that is far from the last: of another clock.
     fn convert_ntp_to_instant(&self, ntp: u64) -> Option<Instant> {
-        let (reference, at) = self.reference?;
-        let ahead = ntp_to_duration(ntp.saturating_sub(reference));
-        let behind = ntp_to_duration(reference.saturating_sub(ntp));
+        let NtpReference {
+            ntp: last,
+            by_fastest_report: at,
+            ..
+        } = self.reference?;
+        let ahead = ntp_to_duration(ntp.saturating_sub(last));
+        let behind = ntp_to_duration(last.saturating_sub(ntp));
         if ahead + behind > MAX_CAPTURE_TIME_REPORT_DISTANCE {
             return None;
         }
@@ -260,31 +292,59 @@ impl SenderNtpMapper {
     }
 
     fn update_reference_and_convert_to_instant(&mut self, ntp: u64, now: Instant) -> Instant {
-        let Some((first, at)) = self.reference else {
-            self.reference = Some((ntp, now));
+        let start_over = NtpReference {
+            ntp,
+            instant: now,
+            by_fastest_report: now,
+        };
+        let Some(last) = self.reference else {
+            self.reference = Some(start_over);
             return now;
         };
-        let expected = match ntp.checked_sub(first) {
-            Some(ahead) if ahead < NTP_UNITS_PER_DAY => at + ntp_to_duration(ahead),
+        let elapsed = match ntp.checked_sub(last.ntp) {
+            Some(ahead) if ahead < NTP_UNITS_PER_DAY => ntp_to_duration(ahead),
             // Reports of two tracks may arrive out of order.
-            None if first - ntp < MAX_REORDERED_REPORT_AGE_NTP_UNITS => {
-                return at.checked_sub(ntp_to_duration(first - ntp)).unwrap_or(now).min(now);
+            None if last.ntp - ntp < MAX_REORDERED_REPORT_AGE_NTP_UNITS => {
+                let earlier = last.instant.checked_sub(ntp_to_duration(last.ntp - ntp));
+                return earlier.unwrap_or(now).min(now);
             }
             _ => {
-                // The publisher's wall clock was changed, or the publisher is another one: start over.
-                self.reference = Some((ntp, now));
+                // The publisher's wall clock was changed, or the publisher is another one.
+                self.reference = Some(start_over);
                 return now;
             }
         };
+        let expected = last.instant + elapsed;
         let instant = match now.checked_duration_since(expected) {
-            Some(late) if late < Duration::from_secs(5) => expected + late / 16,
+            Some(late) if late < Duration::from_secs(5) => expected + late / REPORT_SMOOTHING_DIVISOR,
             Some(_) => now,
             None => now,
         };
-        self.reference = Some((ntp, instant));
+        let expected = last.by_fastest_report + elapsed;
+        let by_fastest_report = match now.checked_duration_since(expected) {
+            Some(late) if late < MAX_REPORT_DELAY => {
+                expected + (late / REPORT_SMOOTHING_DIVISOR).min(elapsed / CLOCK_DRIFT_DIVISOR)
+            }
+            Some(_) => now,
+            None => now,
+        };
+        self.reference = Some(NtpReference {
+            ntp,
+            instant,
+            by_fastest_report,
+        });
         instant
     }
 }
+
+/// Fraction of a later report that moves the reference.
+const REPORT_SMOOTHING_DIVISOR: u32 = 16;
+
+/// Clocks drift by at most 500 ppm.
+const CLOCK_DRIFT_DIVISOR: u32 = 2_000;
+
+/// A report that is later was not delayed: the wall clock of the publisher was set back between two.
+const MAX_REPORT_DELAY: Duration = Duration::from_secs(30);
 
 /// Reports of several tracks may carry one NTP timestamp, if they arrive together.
 const MAX_REPEATED_NTP_AGE: Duration = Duration::from_millis(200);
@@ -332,11 +392,16 @@ mod tests {
         video.on_packet(0, t + Duration::from_millis(300));
         audio.on_packet(0, t);
         let captured = 1_000 << 32;
-        video.on_sender_report(0, ntp.observe_ntp_and_convert_to_instant(captured, t).expect("a clock"));
+        video.on_sender_report(
+            0,
+            ntp.observe_ntp_and_convert_to_instant(captured, t).expect("a clock"),
+            Duration::ZERO,
+        );
         audio.on_sender_report(
             480,
             ntp.observe_ntp_and_convert_to_instant(captured + (1 << 32) / 100, t + Duration::from_millis(10))
                 .expect("a clock"),
+            Duration::ZERO,
         );
         let now = t + Duration::from_secs(1);
         let (v, a) = (
@@ -351,7 +416,7 @@ mod tests {
         let (mut clock, t) = (TrackClock::new(90_000), Instant::now());
         let ms = Duration::from_millis;
         assert_eq!(clock.capture_to_arrival_delay(0, t), None);
-        clock.on_sender_report(9_000, t + ms(100));
+        clock.on_sender_report(9_000, t + ms(100), Duration::ZERO);
         for (time, arrives, delay) in [(9_000, 130, 30), (0, 70, 70), (18_000, 260, 60), (18_000, 190, 0)] {
             assert_eq!(
                 clock.capture_to_arrival_delay(time, t + ms(arrives)),
@@ -377,7 +442,7 @@ mod tests {
             None,
             "no report relates the clock of the sender to ours"
         );
-        clock.on_sender_report(9_000, t + ms(100));
+        clock.on_sender_report(9_000, t + ms(100), Duration::ZERO);
         assert_eq!(
             clock.capture_to_arrival_delay(9_000, t + ms(100)),
             Some((ms(40), CaptureTimeSource::AbsCaptureTime))
@@ -409,6 +474,41 @@ mod tests {
         for other in [0, 500 * second, 2_000 * second, u64::MAX] {
             assert_eq!(ntp.convert_ntp_to_instant(other), None, "{other:x}");
         }
+    }
+
+    /// Reports and frames of a publisher each second, of which the first ten are not delayed. Returns the delays from capture to
+    /// the gateway by both sources, at the end.
+    fn delays_after(seconds: u64, uplink: Duration) -> [Duration; 2] {
+        let (mut ntp, t) = (SenderNtpMapper::default(), Instant::now());
+        let mut clock = TrackClock::new(90_000);
+        let mut delays = [Duration::ZERO; 2];
+        for second in 0..seconds + 10 {
+            let (captured, time) = ((1_000 + second) << 32, second * 90_000);
+            let arrival = t + Duration::from_secs(second) + if second < 10 { Duration::ZERO } else { uplink };
+            let at = ntp
+                .observe_ntp_and_convert_to_instant(captured, arrival)
+                .expect("a clock");
+            clock.on_sender_report(time, at, ntp.standing_delay());
+            let mut with_capture_times = clock;
+            with_capture_times.on_abs_capture_time(time, ntp.convert_ntp_to_instant(captured).expect("of that clock"));
+            delays = [clock, with_capture_times].map(|clock| {
+                let (delay, _) = clock.capture_to_arrival_delay(time, arrival).expect("it reports");
+                delay
+            });
+        }
+        delays
+    }
+
+    #[test]
+    fn a_delay_of_the_uplink_that_stays_for_minutes_is_not_taken_for_drift_of_the_clock() {
+        for uplink in [Duration::from_millis(1_500), Duration::from_secs(8)] {
+            for delay in delays_after(120, uplink) {
+                assert!(delay <= uplink && delay > uplink * 9 / 10, "{uplink:?}: {delay:?}");
+            }
+        }
+        assert_eq!(delays_after(120, Duration::ZERO), [Duration::ZERO; 2]);
+        // The clock was set back.
+        assert_eq!(delays_after(120, Duration::from_secs(31)), [Duration::ZERO; 2]);
     }
 
     #[test]

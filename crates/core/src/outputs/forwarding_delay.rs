@@ -12,8 +12,8 @@ pub(crate) struct ForwardingDelay {
 /// Each measurement contributes one of so many parts to the mean: half a second of video.
 const SMOOTHING_DIVISOR: u32 = 16;
 
-/// An older mean is outdated.
-const MAX_AGE: Duration = Duration::from_secs(5);
+/// An older mean is outdated. A viewer who is sent key frames alone gets one every few seconds.
+const MAX_AGE: Duration = Duration::from_secs(15);
 
 impl ForwardingDelay {
     /// A burst starts: the packets of it that have arrived before are not late, but older.

@@ -63,8 +63,8 @@ pub struct ShardCore {
     publishers_with_pending_packets: Vec<PeerSlotIndex>,
     /// Arrival of the oldest packet that was forwarded in this tick.
     oldest_forwarded_arrival: Option<Instant>,
-    /// Time from there to the end of the tick, of late.
-    tick_forwarding_delay: ForwardingDelay,
+    /// Time from the end of a tick until what it forwarded is sent to all viewers, of late.
+    sending_delay: ForwardingDelay,
     random: Box<dyn FnMut() -> u32 + Send>,
     /// Limits of the warnings about sessions that failed, which any viewer can cause, by role and reason.
     failure_log_limiters: HashMap<(&'static str, CloseReason), LogRateLimiter>,
@@ -91,7 +91,7 @@ impl ShardCore {
             peer_timers: BinaryHeap::new(),
             publishers_with_pending_packets: Vec::new(),
             oldest_forwarded_arrival: None,
-            tick_forwarding_delay: ForwardingDelay::default(),
+            sending_delay: ForwardingDelay::default(),
             random,
             failure_log_limiters: HashMap::new(),
             stopping: false,
@@ -247,14 +247,14 @@ impl ShardCore {
             .record_flush_time_of_batches_before(self.outbox.current_batch_number(), now);
     }
 
-    /// Returns the arrival of the oldest packet that was forwarded since the last call.
-    pub fn take_oldest_forwarded_arrival(&mut self) -> Option<Instant> {
-        self.oldest_forwarded_arrival.take()
-    }
-
-    /// Records how long the oldest packet of a tick took until it was sent to all viewers.
-    pub fn record_forwarding_delay(&mut self, took: Duration, now: Instant) {
-        self.tick_forwarding_delay.record_delay(took, now);
+    /// Records that all datagrams of the tick that ended at `tick_end` were sent at `sent_at`. Returns how long the oldest packet
+    /// that was forwarded in it took from its arrival; `None` if none was.
+    pub fn record_sending_of_tick(&mut self, tick_end: Instant, sent_at: Instant) -> Option<Duration> {
+        let oldest = self.oldest_forwarded_arrival.take()?;
+        // Each viewer has the time until the end of the tick by its own packets.
+        self.sending_delay
+            .record_delay(sent_at.saturating_duration_since(tick_end), sent_at);
+        Some(sent_at.saturating_duration_since(oldest))
     }
 
     fn send_or_handle_message(&mut self, now: Instant, shard: ShardIndex, message: ShardMessage) {

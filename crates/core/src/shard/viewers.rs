@@ -89,9 +89,9 @@ impl ShardCore {
                 }
                 ViewerShardAction::Unsubscribe(stream) => self.unsubscribe(&stream, key),
                 ViewerShardAction::ReportQuality(mut quality) => {
-                    let took = self.tick_forwarding_delay.recent_mean(now).unwrap_or_default();
+                    let sending = self.sending_delay.recent_mean(now).unwrap_or_default();
                     let waited = quality.delays.gateway;
-                    quality.delays.gateway = waited.map(|waited| waited + took);
+                    quality.delays.gateway = waited.map(|waited| waited + sending);
                     if let Some(peer) = self.peers.get(key) {
                         record_path_capacity(now, peer, &self.shared.path_capacities);
                         self.shared

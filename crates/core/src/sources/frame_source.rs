@@ -5,7 +5,7 @@
 //! from another publisher.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -16,6 +16,8 @@ use crate::hub::packet_batch::PacketBatchToDeliver;
 use crate::hub::ring::RingEntry;
 use crate::hub::source_rewriter::{CaptureTimeReport, IngestSeqAndTimestampRewriter, ReceivedPacket};
 use crate::hub::stream::{SessionId, ShardIndex, SourceRef, Stream, StreamState};
+use crate::media::clock::TrackClock;
+use crate::media::packet::TrackTime;
 use crate::media::packetizer::{Packetizer, PacketizerError, RtpPayload, split_annex_b, split_length_prefixed_nals};
 use crate::media::{Codec, CodecFormat, MediaKind};
 use crate::sdp::negotiation_result::AudioVideoFormats;
@@ -91,8 +93,8 @@ struct FrameTrack {
 struct CaptureTime {
     timestamp: u64,
     captured_at: Instant,
-    /// Reported by the source; otherwise estimated from arrival.
-    is_reported: bool,
+    /// Of the report of the source, if it reports; otherwise the time is estimated from arrivals.
+    standing_delay: Option<Duration>,
 }
 
 /// Maximum number of packets kept until the next publish; more than the longest access unit has.
@@ -201,15 +203,16 @@ impl FrameSource {
         }
     }
 
-    /// Records that the media with timestamp `timestamp` was captured `captured_at`, on a clock that all tracks of the source share.
-    pub fn record_capture_time(&mut self, kind: MediaKind, time: u64, at: Instant) {
-        let is_reported = true;
+    /// Records that the media with timestamp `timestamp` was captured `captured_at`, on a clock that all tracks of the source share,
+    /// and `standing_delay` earlier by the fastest of its reports.
+    pub fn record_capture_time(&mut self, kind: MediaKind, time: u64, at: Instant, standing_delay: Duration) {
+        let standing_delay = Some(standing_delay);
         self.set_capture_time(
             kind,
             CaptureTime {
                 timestamp: time,
                 captured_at: at,
-                is_reported,
+                standing_delay,
             },
         );
     }
@@ -217,15 +220,34 @@ impl FrameSource {
     /// As [`Self::record_capture_time`], for a source that does not report capture times: `captured_at` is when the media with
     /// timestamp `timestamp` would have arrived with the smallest observed delay.
     pub fn record_estimated_capture_time(&mut self, kind: MediaKind, time: u64, at: Instant) {
-        let is_reported = false;
+        let standing_delay = None;
         self.set_capture_time(
             kind,
             CaptureTime {
                 timestamp: time,
                 captured_at: at,
-                is_reported,
+                standing_delay,
             },
         );
+    }
+
+    /// Gives the output of a conversion of this track the capture time of its input, converted by `to_output_time`: as reported if
+    /// it is. Returns `false` before the first packet of the input.
+    pub fn copy_capture_time(
+        &mut self,
+        kind: MediaKind,
+        input: &TrackClock,
+        now: Instant,
+        to_output_time: impl Fn(TrackTime) -> TrackTime,
+    ) -> bool {
+        let Some(time) = input.track_time_for_capture_at(now).map(to_output_time) else {
+            return false;
+        };
+        match input.reported_standing_delay() {
+            Some(standing_delay) => self.record_capture_time(kind, time, now, standing_delay),
+            None => self.record_estimated_capture_time(kind, time, now),
+        }
+        true
     }
 
     fn set_capture_time(&mut self, kind: MediaKind, captured: CaptureTime) {
@@ -396,16 +418,17 @@ impl FrameTrack {
         let Some(CaptureTime {
             timestamp: time,
             captured_at: at,
-            is_reported,
+            standing_delay,
         }) = self.capture_time.take()
         else {
             return;
         };
-        if is_reported {
+        if let Some(standing_delay) = standing_delay {
             let report = CaptureTimeReport {
                 numbering_epoch: 0,
                 timestamp: time,
                 captured_at: at,
+                standing_delay,
             };
             self.numbering_rewriter
                 .realign_timestamps_and_record_capture_time(track, report);

@@ -313,6 +313,7 @@ impl Publisher {
                 numbering_epoch: encoding.numbering_epoch(),
                 timestamp: time,
                 captured_at: captured,
+                standing_delay: self.ntp_clock.standing_delay(),
             };
             if track.negotiated_track.kind == MediaKind::Video {
                 self.layer_streams

@@ -367,6 +367,14 @@ impl Viewer {
         }
     }
 
+    /// Returns half of the round-trip time, but all of what waits on the way to the viewer, where that is known.
+    fn delay_to_viewer(&self, rtt: Duration) -> Duration {
+        let controller = &self.adaptation.controller;
+        let queued = controller.received_bitrate().map(|_| controller.excess_delay());
+        let queued = queued.unwrap_or_default().min(rtt);
+        (rtt - queued) / 2 + queued
+    }
+
     /// Returns the delays of the video, or of the audio if no video is sent.
     fn measured_delays(&self, now: Instant) -> ViewerDelays {
         let mut played = [&self.video, &self.audio].into_iter().flatten();
@@ -374,7 +382,7 @@ impl Viewer {
         ViewerDelays {
             capture_to_gateway: capture_to_gateway.flatten(),
             gateway,
-            network: self.reported.rtt.map(|rtt| rtt / 2),
+            network: self.reported.rtt.map(|rtt| self.delay_to_viewer(rtt)),
         }
     }
 

@@ -155,7 +155,7 @@ impl TrackCopy {
 
     /// Capture times relate audio to video.
     fn copy_capture_time(&mut self, target: &mut Track, source: &TrackSourceProperties) {
-        let Some((time, at, is_reported)) = source.clock.last_sender_report_or_alignment() else {
+        let Some((time, at, standing_delay)) = source.clock.last_sender_report_or_alignment() else {
             return;
         };
         if self.last_sender_report_or_alignment == Some((time, at)) {
@@ -165,10 +165,9 @@ impl TrackCopy {
             return;
         };
         self.last_sender_report_or_alignment = Some((time, at));
-        if is_reported {
-            target.record_capture_time(target_time, at);
-        } else {
-            target.align_clock_without_sender_reports(target_time, at);
+        match standing_delay {
+            Some(standing_delay) => target.record_capture_time(target_time, at, standing_delay),
+            None => target.align_clock_without_sender_reports(target_time, at),
         }
     }
 }

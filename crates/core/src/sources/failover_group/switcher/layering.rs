@@ -104,7 +104,7 @@ mod tests {
         let mut clock = TrackClock::new(CLOCK_RATE_HZ);
         clock.on_packet(time, now);
         if let Some(age) = age {
-            clock.on_sender_report(time, now - age);
+            clock.on_sender_report(time, now - age, Duration::ZERO);
         }
         clock
     }
