@@ -68,8 +68,8 @@ impl KnownDelays {
         Some(DelayPart::ALL.into_iter().filter_map(|part| self.part(part)).sum())
     }
 
-    fn known_parts(&self) -> [bool; DelayPart::ALL.len()] {
-        DelayPart::ALL.map(|part| self.part(part).is_some())
+    fn parts(&self) -> [Option<Duration>; DelayPart::ALL.len()] {
+        DelayPart::ALL.map(|part| self.part(part))
     }
 }
 
@@ -119,10 +119,30 @@ const SMOOTHING_DIVISOR: u32 = 8;
 #[derive(Debug, Default)]
 pub struct DelayWatch {
     player_report: Option<(PlayerDelay, Instant)>,
-    known_parts: [bool; DelayPart::ALL.len()],
-    smoothed_and_least: Option<(Duration, Duration)>,
+    smoothed_parts: [Option<SmoothedPart>; DelayPart::ALL.len()],
     high: SustainedCondition,
     rising: SustainedCondition,
+}
+
+/// A part of the delay, and the least that it was.
+#[derive(Clone, Copy, Debug)]
+struct SmoothedPart {
+    smoothed: Duration,
+    least: Duration,
+}
+
+impl SmoothedPart {
+    fn observe(before: Option<Self>, delay: Duration) -> Self {
+        let Self { smoothed, least } = before.unwrap_or(Self {
+            smoothed: delay,
+            least: delay,
+        });
+        let smoothed = smoothed - smoothed / SMOOTHING_DIVISOR + delay / SMOOTHING_DIVISOR;
+        Self {
+            smoothed,
+            least: least.min(smoothed),
+        }
+    }
 }
 
 /// A condition that begins or ends only after it has held, or not, for some time.
@@ -178,21 +198,21 @@ impl DelayWatch {
         let is_high = total.is_some_and(|total| total > threshold);
         self.high
             .observe(now, is_high, HIGH_DELAY_DURATION, HIGH_DELAY_DURATION);
-        let has_risen = self.smooth_and_check_rise(total, delays.known_parts());
+        let has_risen = total.is_some() && self.smooth_and_check_rise(delays.parts());
         self.rising
             .observe(now, has_risen, RISING_DELAY_DURATION, RISE_END_DURATION);
     }
 
-    /// Whether the delay is above its minimum since the same parts of it are known.
-    fn smooth_and_check_rise(&mut self, total: Option<Duration>, known: [bool; DelayPart::ALL.len()]) -> bool {
-        let Some(total) = total else { return false };
-        if std::mem::replace(&mut self.known_parts, known) != known {
-            self.smoothed_and_least = None;
+    /// Whether the parts that are known now are above the minima of the same parts. A part keeps its minimum while it is not
+    /// known.
+    fn smooth_and_check_rise(&mut self, parts: [Option<Duration>; DelayPart::ALL.len()]) -> bool {
+        let (mut smoothed, mut least) = (Duration::ZERO, Duration::ZERO);
+        for (delay, kept) in parts.into_iter().zip(&mut self.smoothed_parts) {
+            let Some(delay) = delay else { continue };
+            let part = SmoothedPart::observe(*kept, delay);
+            *kept = Some(part);
+            (smoothed, least) = (smoothed + part.smoothed, least + part.least);
         }
-        let (smoothed, least) = self.smoothed_and_least.unwrap_or((total, total));
-        let smoothed = smoothed - smoothed / SMOOTHING_DIVISOR + total / SMOOTHING_DIVISOR;
-        let least = least.min(smoothed);
-        self.smoothed_and_least = Some((smoothed, least));
         smoothed > least + (least / 2).max(MIN_DELAY_RISE)
     }
 
@@ -282,6 +302,18 @@ mod tests {
             watch.observe(t + second * SECOND, &known, Some(SECOND));
         }
         assert_eq!(watch.alarm(), None);
+    }
+
+    #[test]
+    fn a_rise_is_seen_although_another_part_comes_and_goes() {
+        let (mut watch, t) = (DelayWatch::default(), Instant::now());
+        for second in 0..300 {
+            let mut known = delays(if second < 30 { 20 * MS } else { 620 * MS });
+            // The page of the player is hidden half of the time.
+            known.player = (second / 50 % 2 == 1).then_some(100 * MS);
+            watch.observe(t + second * SECOND, &known, Some(SECOND));
+        }
+        assert_eq!(watch.alarm(), Some(DelayAlarm::Rising));
     }
 
     #[test]

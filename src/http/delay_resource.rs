@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 
@@ -63,10 +63,18 @@ fn bad_report(detail: String) -> Problem {
 }
 
 /// Handles `/session/{id}/delay`.
-pub async fn serve_delay_resource(
-    State(control): State<Arc<ControlPlane>>,
-    request: Request,
-) -> Result<Response, Problem> {
+pub async fn serve_delay_resource(State(control): State<Arc<ControlPlane>>, request: Request) -> Response {
+    let version = request.version();
+    let mut response = answer_delay_request(&control, request).await.into_response();
+    // The next report comes after the connection would have been closed as idle; meanwhile it would count as one of the address.
+    if version <= Version::HTTP_11 {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
+}
+
+async fn answer_delay_request(control: &ControlPlane, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
         Method::OPTIONS => {
@@ -75,7 +83,7 @@ pub async fn serve_delay_resource(
             Ok(response)
         }
         Method::POST => {
-            let (session, _) = find_viewer_session(&control, &parts.uri, DELAY_PATH_SUFFIX)?;
+            let (session, _) = find_viewer_session(control, &parts.uri, DELAY_PATH_SUFFIX)?;
             require_json(&parts.headers)?;
             let bytes = body::read_uncompressed_request_body(&parts.headers, body, MAX_REPORT_BYTES).await?;
             let report: DelayReport = serde_json::from_slice(&bytes).map_err(|error| bad_report(error.to_string()))?;

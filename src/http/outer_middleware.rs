@@ -40,7 +40,7 @@ pub async fn trace_limit_and_add_headers(State(state): State<HttpState>, mut req
         http.response.status_code = Empty
     );
     // Players report by themselves, and sessions limit that: they must not use up what viewers of the same address need to join.
-    let limited_client = client.filter(|_| !session_url::is_delay_report_path(request.uri().path()));
+    let limited_client = client.filter(|_| !session_url::is_delay_report(&state.control, &method, request.uri()));
     let mut response = match limit_state_changing_request_rate(&state, start, &method, limited_client) {
         Ok(()) => next.run(request).instrument(span.clone()).await,
         Err(problem) => problem.into_response(),

@@ -1,6 +1,6 @@
 //! URLs of sessions: `/session/ID`, and below it the extensions of WHEP. The id is a capability.
 
-use axum::http::Uri;
+use axum::http::{Method, Uri};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -20,10 +20,9 @@ pub(super) const EVENTS_PATH_SUFFIX: &str = "/events";
 
 pub(super) const DELAY_PATH_SUFFIX: &str = "/delay";
 
-/// Whether this is the path of the delay reports of a session.
-pub(super) fn is_delay_report_path(path: &str) -> bool {
-    let session = path.strip_suffix(DELAY_PATH_SUFFIX);
-    session.is_some_and(|session| session_id_from_path(session).is_ok())
+/// Whether this is a report of the delay of a running session.
+pub(super) fn is_delay_report(control: &ControlPlane, method: &Method, uri: &Uri) -> bool {
+    *method == Method::POST && find_viewer_session(control, uri, DELAY_PATH_SUFFIX).is_ok()
 }
 
 /// Returns the running viewer session of a URL that has the suffix `below`.

@@ -23,15 +23,44 @@ const MIN_STATE_COMPARE_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_STATE_COMPARE_INTERVAL: Duration = Duration::from_secs(2);
 /// Number of recent events that are kept.
 const MAX_KEPT_EVENTS: usize = 200;
+/// Name of the events about delay alarms.
+const VIEWER_DELAY_EVENT: &str = "viewer_delay";
+/// So many of the kept events are about delay alarms: any viewer can cause them, and they must not push out the others.
+const MAX_KEPT_VIEWER_DELAY_EVENTS: usize = 50;
+/// Further changes of delay alarms in one comparison have no events: the sessions have them.
+const MAX_VIEWER_DELAY_EVENTS_PER_COMPARISON: usize = 20;
 
 /// The most recent events with their ids.
 #[derive(Default)]
 pub struct EventLog {
-    recent_events: Mutex<(u64, VecDeque<(u64, String)>)>,
+    recent_events: Mutex<KeptEvents>,
     /// Notified of each new event.
     changes: Arc<ChangeNotifier>,
     /// Is told of each event, also of those that readers are too slow for.
     observer: OnceLock<EventObserver>,
+}
+
+/// The text of events by their ids, which ascend.
+#[derive(Default)]
+struct KeptEvents {
+    last_id: u64,
+    events: VecDeque<(u64, String)>,
+    viewer_delay_events: VecDeque<(u64, String)>,
+}
+
+impl KeptEvents {
+    fn add(&mut self, name: &str, data: &Value) {
+        self.last_id += 1;
+        let (kept, max_count) = match name {
+            VIEWER_DELAY_EVENT => (&mut self.viewer_delay_events, MAX_KEPT_VIEWER_DELAY_EVENTS),
+            _ => (&mut self.events, MAX_KEPT_EVENTS),
+        };
+        let id = self.last_id;
+        kept.push_back((id, format!("id: {id}\nevent: {name}\ndata: {data}\n\n")));
+        if kept.len() > max_count {
+            kept.pop_front();
+        }
+    }
 }
 
 /// Is called with the name of an event and its data. It must not wait.
@@ -52,12 +81,7 @@ impl EventLog {
             observer(name, &data);
         }
         let mut kept = self.recent_events.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, events) = &mut *kept;
-        *last += 1;
-        events.push_back((*last, format!("id: {last}\nevent: {name}\ndata: {data}\n\n")));
-        if events.len() > MAX_KEPT_EVENTS {
-            events.pop_front();
-        }
+        kept.add(name, &data);
         drop(kept);
         self.changes.notify(&ChangeTopic::Everything);
     }
@@ -66,9 +90,11 @@ impl EventLog {
     fn sse_text_of_events_after(&self, number: u64) -> (u64, String) {
         let kept = self.recent_events.lock().unwrap_or_else(PoisonError::into_inner);
         // A higher one is of an earlier run of the gateway.
-        let number = if number > kept.0 { 0 } else { number };
-        let new = kept.1.iter().filter(|(id, _)| *id > number);
-        (kept.0.max(number), new.map(|(_, text)| text.as_str()).collect())
+        let number = if number > kept.last_id { 0 } else { number };
+        let all = kept.events.iter().chain(&kept.viewer_delay_events);
+        let mut new: Vec<_> = all.filter(|(id, _)| *id > number).collect();
+        new.sort_unstable_by_key(|(id, _)| *id);
+        (kept.last_id, new.into_iter().map(|(_, text)| text.as_str()).collect())
     }
 }
 
@@ -142,7 +168,7 @@ impl EventRecorder {
     }
 
     fn record_session_events(&mut self) {
-        let mut now = BTreeMap::new();
+        let (mut now, mut alarm_changes) = (BTreeMap::new(), 0);
         for (_, session) in sessions::describe_all_sessions(&self.control) {
             let alarm = session.delay.as_ref().and_then(|delay| delay.alarm);
             let previous = self.previous_sessions.get(&session.id);
@@ -153,9 +179,12 @@ impl EventRecorder {
             }
             // The end of a session ends its alarm: that has an event already.
             if session.state == "connected" && previous.and_then(|(_, alarm)| *alarm) != alarm {
-                let (id, stream) = (&session.id, &session.stream);
-                let shown = json!({ "id": id, "stream": stream, "alarm": alarm, "delay": session.delay });
-                self.log.add("viewer_delay", shown);
+                alarm_changes += 1;
+                if alarm_changes <= MAX_VIEWER_DELAY_EVENTS_PER_COMPARISON {
+                    let (id, stream) = (&session.id, &session.stream);
+                    let shown = json!({ "id": id, "stream": stream, "alarm": alarm, "delay": session.delay });
+                    self.log.add(VIEWER_DELAY_EVENT, shown);
+                }
             }
             now.insert(session.id, (session.state, alarm));
         }
@@ -253,5 +282,26 @@ mod tests {
         assert_eq!((last, &data["stream"]), (1, &json!("live")));
         let time = data["time"].as_f64().expect("time");
         assert!((before..=current_unix_time_secs()).contains(&time), "{time}");
+    }
+
+    #[test]
+    fn delay_alarms_do_not_push_out_other_events() {
+        let log = EventLog::default();
+        for n in 0..10 {
+            log.add("session", json!({ "n": n }));
+        }
+        for n in 0..1_000 {
+            log.add(VIEWER_DELAY_EVENT, json!({ "n": n }));
+        }
+        log.add("stream", json!({ "stream": "live" }));
+        let (last, text) = log.sse_text_of_events_after(0);
+        let ids: Vec<u64> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("id: ")?.parse().ok())
+            .collect();
+        let expected: Vec<u64> = (1..=10).chain(961..=1_010).chain([1_011]).collect();
+        assert_eq!((last, ids), (1_011, expected));
+        let (_, text) = log.sse_text_of_events_after(1_009);
+        assert_eq!(text.matches("id: ").count(), 2, "{text}");
     }
 }

@@ -161,8 +161,8 @@ async fn reload(State(api): State<ApiState>) -> Result<Json<Reloaded>, Problem> 
     }
 }
 
-/// Server-sent events `stream`, `session` and `source_switch`, each with its `time` in seconds since 1970. The last 200 events
-/// are sent first, or those after `Last-Event-ID`. The
+/// Server-sent events `stream`, `session`, `source_switch` and `viewer_delay`, each with its `time` in seconds since 1970. The
+/// last 200 events are sent first, and the last 50 `viewer_delay`, or those after `Last-Event-ID`. The
 /// stream ends within 15 s after the token has expired or was removed.
 #[utoipa::path(
     get,
