@@ -77,9 +77,10 @@ export class MillstreamPlayer extends MediaElement {
   /** A frame of this stream has been displayed, over any transport. */
   #hasShownFrame = false;
   #stats;
-  #delayReport = new DelayReport();
+  #delayReport = new DelayReport(Math.random());
   /** The delay of the session by its parts, as the gateway answered the last report; null while that is unknown. */
   #delay = null;
+  #delaySession = 0;
   #limit = new QualityLimit();
   /** No frame has been decoded for some time although there is video. */
   #isInGap = false;
@@ -337,7 +338,10 @@ export class MillstreamPlayer extends MediaElement {
     if (stats) this.#updateFlow(stats, now);
     this.#updateLimit();
     this.#chooseTransport(now);
-    if (this.#hls) return this.#pollHls();
+    if (this.#hls) {
+      this.#forgetDelay();
+      return this.#pollHls();
+    }
     if (!stats || client.state !== 'live') return;
     this.dataset.frames = stats.frames;
     this.dataset.audioEnergy = stats.audioEnergy;
@@ -352,13 +356,22 @@ export class MillstreamPlayer extends MediaElement {
 
   /** Reports the delay of this player to the gateway, unless nobody sees what it plays. */
   async #reportDelay(client, stats) {
-    if (document.hidden || this.#parts.video.paused) {
-      this.#delayReport.pause();
-      this.#delay = null;
-      return;
-    }
-    const report = this.#delayReport.update(stats, client.sessions, !this.#parts.stats.hidden);
-    if (report) this.#delay = await client.reportDelay(report);
+    const isSeen = !document.hidden || document.pictureInPictureElement;
+    const { sessions } = client;
+    if (!isSeen || this.#parts.video.paused || sessions !== this.#delaySession) this.#forgetDelay();
+    this.#delaySession = sessions;
+    if (!isSeen || this.#parts.video.paused) return;
+    const report = this.#delayReport.update(stats, sessions, !this.#parts.stats.hidden);
+    const delay = report && await client.reportDelay(report);
+    // Without an answer, the last one stays.
+    if (!delay || this.#hls || client !== this.#client || client.sessions !== sessions) return;
+    this.#delayReport.confirm(stats.at, report);
+    this.#delay = delay;
+  }
+
+  #forgetDelay() {
+    this.#delayReport.pause();
+    this.#delay = null;
   }
 
   #updateFlow(stats, now) {

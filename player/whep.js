@@ -254,7 +254,7 @@ export class WhepClient extends Client {
       codec: report.get(video.codecId)?.mimeType?.split('/')[1],
       buffered: video.jitterBufferEmittedCount ? video.jitterBufferDelay / video.jitterBufferEmittedCount : undefined,
       roundTrip: pair?.currentRoundTripTime,
-      playout: playoutOf(video.jitterBufferEmittedCount ? video : audio),
+      playouts: [playoutOf(video), playoutOf(audio)],
     };
   }
 }

@@ -116,13 +116,16 @@ test('a selected layer, or one that is not known, is not called limited', () => 
   assert.equal(autoName(undefined), 'Auto');
 });
 
-/** A second of 25 frames, each `buffered` seconds in the jitter buffer and 10 ms in the decoder. */
-const playedFor = (report, from, seconds, buffered, { session = 1, isWatched = false, frames = 0, sum = 0 } = {}) => {
+/** Frames, six each quarter of a second, each `buffered` seconds in the jitter buffer and 10 ms in the decoder. */
+const playedFor = (report, from, seconds, buffered, { session = 1, isWatched = false, frames = 0, sum = 0, isTaken = true, isAudio = false } = {}) => {
   const reports = [];
   for (let quarter = 1; quarter <= seconds * 4; quarter += 1) {
-    const count = frames + quarter * 6;
-    const playout = { buffered: sum + quarter * 6 * buffered, emitted: count, decoding: count * 0.01, decoded: count };
-    const due = report.update({ at: (from + quarter / 4) * 1_000, playout }, session, isWatched);
+    const [at, count] = [(from + quarter / 4) * 1_000, frames + quarter * 6];
+    const played = { buffered: sum + quarter * 6 * buffered, emitted: count, decoding: count * 0.01, decoded: count };
+    const before = { buffered: sum, emitted: frames, decoding: frames * 0.01, decoded: frames };
+    const playouts = isAudio ? [before, played] : [played, { buffered: undefined, emitted: 0, decoding: 0, decoded: 0 }];
+    const due = report.update({ at, playouts }, session, isWatched);
+    if (due && isTaken) report.confirm(at, due);
     if (due) reports.push([from + quarter / 4, Math.round(due.jitter_buffer * 1_000), Math.round(due.decoding * 1_000)]);
   }
   return reports;
@@ -137,9 +140,31 @@ test('a player reports its delay when it changes, and seldom while it stays', ()
   const changing = new DelayReport();
   playedFor(changing, 0, 10.25, 0.05);
   const before = { frames: 41 * 6, sum: 41 * 6 * 0.05 };
-  assert.deepEqual(playedFor(changing, 10.25, 5, 0.25, before), [[15.25, 250, 10]]);
-  const small = { frames: 61 * 6, sum: before.sum + 20 * 6 * 0.25 };
-  assert.deepEqual(playedFor(changing, 15.25, 10, 0.26, small), []);
+  assert.deepEqual(playedFor(changing, 10.25, 10, 0.25, before), [[20.25, 250, 10]], 'fifteen seconds after the last one');
+  const small = { frames: 81 * 6, sum: before.sum + 40 * 6 * 0.25 };
+  assert.deepEqual(playedFor(changing, 20.25, 20, 0.26, small), []);
+});
+
+test('players that start together do not report together', () => {
+  const reports = [0, 0.5, 0.99].map((phase) => playedFor(new DelayReport(phase), 0, 41, 0.05).map(([at]) => at));
+  assert.deepEqual(reports, [[5.25, 35.25], [7.75, 37.75], [10.25, 40.25]]);
+});
+
+test('a report that the gateway did not take is due again', () => {
+  const report = new DelayReport();
+  assert.deepEqual(playedFor(report, 0, 40, 0.05, { isTaken: false }).map(([at]) => at), [5.25, 20.25, 35.25]);
+  const changing = new DelayReport();
+  playedFor(changing, 0, 5.25, 0.05);
+  const before = { frames: 21 * 6, sum: 21 * 6 * 0.05 };
+  assert.deepEqual(playedFor(changing, 5.25, 25, 0.25, { ...before, isTaken: false }).map(([at]) => at), [20.25]);
+  const later = { frames: 121 * 6, sum: before.sum + 100 * 6 * 0.25 };
+  assert.deepEqual(playedFor(changing, 30.25, 10, 0.25, later).map(([at]) => at), [35.25]);
+});
+
+test('while no video is played, a player reports the delay of the audio', () => {
+  const report = new DelayReport();
+  const before = { frames: 600, sum: 600 * 0.05, isAudio: true };
+  assert.deepEqual(playedFor(report, 0, 6, 0.08, before), [[5.25, 80, 10]]);
 });
 
 test('a player reports nothing of the time when nobody saw it, and starts anew with each session', () => {
@@ -150,7 +175,8 @@ test('a player reports nothing of the time when nobody saw it, and starts anew w
   const hidden = { frames: 40 * 6 + 250, sum: 40 * 6 * 0.05 + 250 * 10 };
   assert.deepEqual(playedFor(report, 20, 5.25, 0.05, hidden), []);
   assert.deepEqual(playedFor(report, 26, 5.25, 0.05, { session: 2 }), [[31.25, 50, 10]]);
-  assert.equal(new DelayReport().update({ at: 0, playout: { buffered: undefined, emitted: 0 } }, 1, true), null);
+  const nothing = { buffered: undefined, emitted: 0 };
+  assert.equal(new DelayReport().update({ at: 0, playouts: [nothing, nothing] }, 1, true), null);
 });
 
 test('the panel has the known parts of the delay, and over HLS none', () => {
