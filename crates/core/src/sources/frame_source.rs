@@ -443,7 +443,6 @@ impl FrameTrack {
 mod tests {
     use super::*;
     use crate::hub::name::StreamName;
-    use std::time::Duration;
 
     const SPS: &[u8] = &[0x67, 0x42, 0xe0, 0x1f, 0xda, 0x11, 0xe4];
     const PPS: &[u8] = &[0x68, 0xce, 0x3c, 0x80];

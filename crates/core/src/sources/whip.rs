@@ -242,9 +242,8 @@ impl Publisher {
         if encoding.ssrc.is_none() || (role.is_rtx && encoding.is_newer_than_highest(seq)) {
             return;
         }
-        let capture_time_id = track.negotiated_track.extension_ids.abs_capture_time;
-        let element = capture_time_id.and_then(|id| header.extension(id));
-        encoding.next_packet_captured_at = element.and_then(|element| self.ntp_clock.abs_capture_instant(element));
+        let id = track.negotiated_track.extension_ids.abs_capture_time;
+        encoding.next_packet_captured_at = id.and_then(|id| self.ntp_clock.abs_capture_instant(header.extension(id)?));
         encoding.handle_packet(now, &header, seq, payload, format);
         if encoding.take_ssrc_started_mid_gop_flag() && track.negotiated_track.accepts_key_frame_requests() {
             encoding.key_frame_request_scheduler.request_key_frame_at_once(now);
