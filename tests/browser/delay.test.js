@@ -86,7 +86,7 @@ test('a viewer above the threshold is named in the API, the events, the metrics,
   await until(() => text('#sessions'), (seen) => /\d+ ms: \d+ \+ \d+ \+ \d+ \+ (\d+|\?)/.test(seen), 'the parts');
   await until(() => page.$$eval('#sessions td.limited', (cells) => cells.map(({ title }) => title)), ([title]) => title === 'The delay is high', 'the mark');
   await until(() => text('#events'), (seen) => /viewer \w+: the delay is high, \d+ ms: /.test(seen), 'the event');
-  await until(() => text('#charts'), (seen) => /Delay, longest\s+\d+ ms/.test(seen), 'the chart');
+  await until(() => text('#charts'), (seen) => /Delay, worst viewer\s+\d+ ms/.test(seen), 'the chart');
   assert.deepEqual(page.faults, []);
 });
 
