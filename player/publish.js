@@ -142,6 +142,11 @@ async function goLive() {
 
 function onClientState() {
   const { state, reason, sessions } = client;
+  if (root.dataset.sessions !== String(sessions)) {
+    // The counters of a connection begin at 0.
+    previous = null;
+    root.dataset.frames = 0;
+  }
   root.dataset.sessions = sessions;
   if (reason) {
     root.dataset.error = reason.status ? `http-${reason.status}` : reason.name;
