@@ -2,6 +2,7 @@
 //! no authorization.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse as _, Response};
 
 use crate::config::AllowedOrigins;
 
@@ -88,6 +89,13 @@ fn requested_header_names(headers: &HeaderMap) -> Vec<String> {
 const MAX_REQUESTED_HEADER_NAMES: usize = 32;
 /// Longest header name of a preflight that is allowed, in bytes.
 const MAX_HEADER_NAME_BYTES: usize = 64;
+
+/// Returns the response to OPTIONS of a resource with these methods.
+pub fn preflight_response(allowed_methods: &'static str) -> Response {
+    let mut response = [(header::ALLOW, allowed_methods)].into_response();
+    add_preflight_headers(response.headers_mut());
+    response
+}
 
 /// Adds the headers of a preflight response. Responses to other OPTIONS requests have them too, because one player
 /// reads the methods from there. [`add_cors_headers`] adds the header names that the preflight asks for.

@@ -77,11 +77,7 @@ pub async fn serve_delay_resource(State(control): State<Arc<ControlPlane>>, requ
 async fn answer_delay_request(control: &ControlPlane, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
-        Method::OPTIONS => {
-            let mut response = [(header::ALLOW, ALLOW_HEADER_METHODS)].into_response();
-            cors::add_preflight_headers(response.headers_mut());
-            Ok(response)
-        }
+        Method::OPTIONS => Ok(cors::preflight_response(ALLOW_HEADER_METHODS)),
         Method::POST => {
             let (session, _) = find_viewer_session(control, &parts.uri, DELAY_PATH_SUFFIX)?;
             require_json(&parts.headers)?;

@@ -85,11 +85,7 @@ pub async fn serve_hls_file(
 ) -> Result<Response, Problem> {
     match *request.method() {
         Method::GET | Method::HEAD => {}
-        Method::OPTIONS => {
-            let mut response = [(header::ALLOW, ALLOW_HEADER_METHODS)].into_response();
-            cors::add_preflight_headers(response.headers_mut());
-            return Ok(response);
-        }
+        Method::OPTIONS => return Ok(cors::preflight_response(ALLOW_HEADER_METHODS)),
         _ => return Err(Problem::method_not_allowed(ALLOW_HEADER_METHODS)),
     }
     let path = request.uri().path().strip_prefix("/hls/").unwrap_or_default();

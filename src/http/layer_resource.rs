@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -49,11 +49,7 @@ pub async fn serve_layer_resource(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
-        Method::OPTIONS => {
-            let mut response = [(header::ALLOW, ALLOW_HEADER_METHODS)].into_response();
-            cors::add_preflight_headers(response.headers_mut());
-            Ok(response)
-        }
+        Method::OPTIONS => Ok(cors::preflight_response(ALLOW_HEADER_METHODS)),
         Method::GET | Method::HEAD => {
             let (_, record) = find_viewer_session(&control, &parts.uri, LAYER_PATH_SUFFIX)?;
             let mut response = Json(layers_json_by_mline_index(

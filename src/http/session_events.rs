@@ -46,7 +46,7 @@ pub async fn serve_events_resource(
 ) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
     match parts.method {
-        Method::OPTIONS => Ok(options_response(ALLOW_HEADER_METHODS)),
+        Method::OPTIONS => Ok(cors::preflight_response(ALLOW_HEADER_METHODS)),
         Method::POST => {
             let (session, _) = find_viewer_session(&control, &parts.uri, EVENTS_PATH_SUFFIX)?;
             let bytes =
@@ -71,12 +71,6 @@ fn random_event_stream_id() -> String {
     let mut id = [0; 16];
     rand::rng().fill_bytes(&mut id);
     URL_SAFE_NO_PAD.encode(id)
-}
-
-fn options_response(allow: &'static str) -> Response {
-    let mut response = [(header::ALLOW, allow)].into_response();
-    cors::add_preflight_headers(response.headers_mut());
-    response
 }
 
 /// Parses the body, a JSON array of event names. An empty body means all events.
@@ -123,7 +117,7 @@ pub async fn serve_event_stream_resource(
         return Err(Problem::not_found());
     };
     match parts.method {
-        Method::OPTIONS => Ok(options_response(EVENT_STREAM_ALLOW_HEADER_METHODS)),
+        Method::OPTIONS => Ok(cors::preflight_response(EVENT_STREAM_ALLOW_HEADER_METHODS)),
         Method::GET => {
             let (session, record) = find_viewer_session(&control, &uri, EVENTS_PATH_SUFFIX)?;
             let reader = control

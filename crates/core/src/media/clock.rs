@@ -325,8 +325,7 @@ impl SenderNtpMapper {
             Some(late) if late < MAX_REPORT_DELAY => {
                 expected + (late / REPORT_SMOOTHING_DIVISOR).min(elapsed / CLOCK_DRIFT_DIVISOR)
             }
-            Some(_) => now,
-            None => now,
+            _ => now,
         };
         self.reference = Some(NtpReference {
             ntp,
