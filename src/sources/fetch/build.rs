@@ -21,7 +21,7 @@ use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 use crate::sources::hls::http::DnsRebindingGuard;
 use crate::sources::hls::{FailedVariants, HlsOrigin, VariantLimits};
 use crate::sources::rtsp::camera::{Camera, PasswordSource};
-use crate::sources::rtsp::fallback::PipelineFallback;
+use crate::sources::rtsp::fallback::CameraFallback;
 use crate::sources::rtsp::policies::{self, CameraQuirkPolicies};
 
 /// What building a source needs besides its own table.
@@ -111,7 +111,7 @@ fn build_camera(
             camera.allowed_networks = context.allowed_networks.clone();
             camera.policies = policies;
             camera.silence_timeout = config.silence_timeout;
-            camera.fallback = PipelineFallback::new(context.pipeline_library, context.worker_programs);
+            camera.fallback = CameraFallback::new(context.pipeline_library, context.worker_programs);
             Some(camera)
         }
         Err(error) => {

@@ -22,7 +22,7 @@ pub enum FetchError {
     #[error(
         "the RTSP session was ended because the camera is now read through a relay inside the gateway or by a GStreamer pipeline"
     )]
-    SwitchedToPipeline,
+    ReaderSwitched,
     /// Another variant of the source has other renditions.
     #[error("the HLS source has to be reopened, because its variant or its renditions changed")]
     Reopened,

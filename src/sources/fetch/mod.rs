@@ -123,7 +123,7 @@ pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: Sour
         };
         if !matches!(
             error,
-            FetchError::StreamOccupied | FetchError::SwitchedToPipeline | FetchError::Reopened
+            FetchError::StreamOccupied | FetchError::ReaderSwitched | FetchError::Reopened
         ) {
             let text = error.to_string();
             if logged.as_ref() != Some(&text) {
@@ -141,7 +141,7 @@ pub async fn run_source<P: FrameSink>(entry: Arc<RegisteredSource>, config: Sour
 fn retry_delay(error: &FetchError, backoff: &mut Backoff, random: u32) -> Duration {
     match error {
         FetchError::StreamOccupied => DEMAND_POLL_INTERVAL,
-        FetchError::SwitchedToPipeline | FetchError::Reopened => Duration::ZERO,
+        FetchError::ReaderSwitched | FetchError::Reopened => Duration::ZERO,
         FetchError::Camera(CameraError::CredentialsRejected) => backoff.next_delay_after_credential_rejection(random),
         FetchError::Camera(_) | FetchError::Worker(_) | FetchError::Hls(_) | FetchError::Address(_) => {
             backoff.next_delay_after_failure(random)

@@ -124,7 +124,7 @@ async fn run_trial_source_until_failure(
     let mut live = |_: &dyn std::fmt::Debug| entry.set_state(SourceState::Live);
     loop {
         match run_source_once(entry, config, plane, &reservation, &mut live).await {
-            FetchError::SwitchedToPipeline | FetchError::Reopened => {}
+            FetchError::ReaderSwitched | FetchError::Reopened => {}
             error => return error,
         }
     }

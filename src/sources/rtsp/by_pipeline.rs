@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::camera::{Camera, CameraError};
-use super::fallback::PipelineFallback;
+use super::fallback::CameraFallback;
 use super::incompatibility::CameraIncompatibility;
 use crate::config::RtspTransport;
 use crate::pipeline::worker_process::WorkerProcessError;
@@ -22,7 +22,7 @@ const MIN_STALL_TIMEOUT_SECS: f64 = 60.0;
 /// Runs the pipeline until it fails. `live` is called once the stream receives frames.
 pub(super) async fn run_camera_pipeline<P: FrameSink>(
     camera: &Camera,
-    fallback: &PipelineFallback,
+    fallback: &CameraFallback,
     incompatibility: CameraIncompatibility,
     (stream, plane): (&StreamKey, &P),
     reservation: &WorkerSlotReservation,
@@ -61,7 +61,7 @@ pub(super) async fn run_camera_pipeline<P: FrameSink>(
 /// Returns the pipeline with the parameters of the camera.
 fn camera_pipeline_spec(
     camera: &Camera,
-    fallback: &PipelineFallback,
+    fallback: &CameraFallback,
     incompatibility: CameraIncompatibility,
 ) -> Result<PipelineSpec, CameraError> {
     let (description, name) = fallback.pipeline_for_incompatibility(incompatibility);

@@ -1,6 +1,6 @@
 //! A camera: its URL, credentials and policies, and why a session with it fails.
 
-use super::fallback::PipelineFallback;
+use super::fallback::CameraFallback;
 use super::incompatibility::CameraIncompatibility;
 use super::policies::CameraQuirkPolicies;
 use crate::config::RtspTransport;
@@ -30,7 +30,7 @@ pub struct Camera {
     /// `silence_timeout` of the configuration.
     pub silence_timeout: Option<Duration>,
     /// `None` if there is no pipeline for it.
-    pub fallback: Option<PipelineFallback>,
+    pub fallback: Option<CameraFallback>,
     /// Tracks sessions that the camera may still consider open.
     pub(super) session_group: Arc<SessionGroup>,
 }
@@ -222,7 +222,7 @@ impl Camera {
         if self.transport != RtspTransport::Tcp {
             return false;
         }
-        self.username.is_some() || self.fallback.as_ref().is_some_and(PipelineFallback::uses_relay)
+        self.username.is_some() || self.fallback.as_ref().is_some_and(CameraFallback::uses_relay)
     }
 
     /// Whether it has credentials.

@@ -14,9 +14,9 @@ use crate::pipeline::worker_executables::WorkerExecutablesAndProcessSlots;
 pub const FALLBACK_PIPELINE: &str = "rtsp";
 pub const AUDIO_CONVERTING_PIPELINE: &str = "rtsp-audio";
 
-/// Reads a camera by the pipeline, once that was found necessary.
+/// How a camera is read that the client refuses: through the relay, or by a pipeline.
 #[derive(Clone)]
-pub struct PipelineFallback {
+pub struct CameraFallback {
     description: Arc<PipelineDescription>,
     /// `None` if there is no such pipeline.
     audio: Option<Arc<PipelineDescription>>,
@@ -74,7 +74,7 @@ const MAX_SHORT_SESSIONS: u32 = 5;
 /// Sessions in a row through the relay without a frame after which the pipeline is tried.
 const MAX_FAILED_RELAY_SESSIONS: u32 = 3;
 
-impl PipelineFallback {
+impl CameraFallback {
     /// Returns `None` if the library has no such pipeline.
     pub fn new(library: &PipelineLibrary, programs: &WorkerExecutablesAndProcessSlots) -> Option<Self> {
         Some(Self {
@@ -229,13 +229,13 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    fn fallback() -> PipelineFallback {
+    fn fallback() -> CameraFallback {
         let programs = WorkerExecutablesAndProcessSlots {
             pipeline_worker: "/nonexistent/millstream-worker".into(),
             demuxer: "/nonexistent/millstream".into(),
             ..WorkerExecutablesAndProcessSlots::find_installed()
         };
-        PipelineFallback::new(&PipelineLibrary::with_shipped_pipelines(), &programs).expect("it is shipped")
+        CameraFallback::new(&PipelineLibrary::with_shipped_pipelines(), &programs).expect("it is shipped")
     }
 
     /// Returns after how many seconds sessions are replaced, after some that the camera ended.
@@ -279,7 +279,7 @@ mod tests {
     }
 
     /// Fails at the time at which it is tried again. Returns the delay before the next try in seconds.
-    fn fail_audio(fallback: &PipelineFallback, now: &mut Instant) -> u64 {
+    fn fail_audio(fallback: &CameraFallback, now: &mut Instant) -> u64 {
         fallback.activate_fallback(CameraIncompatibility::Audio, false);
         assert_eq!(
             fallback.pipeline_for_incompatibility(CameraIncompatibility::Audio).1,

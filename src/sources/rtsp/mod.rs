@@ -17,7 +17,7 @@ use tracing::{debug, error, info, warn};
 
 use self::camera::{Camera, CameraError};
 use self::client::{CameraEvent, CameraFrame, RtspClient};
-use self::fallback::PipelineFallback;
+use self::fallback::CameraFallback;
 use self::incompatibility::{CameraIncompatibility, IgnoredInputStats};
 use super::fetch::attached_source::{AttachedSource, random_session_id};
 use super::fetch::error::FetchError;
@@ -58,11 +58,11 @@ pub async fn run_camera_source<P: FrameSink>(
     reservation: &WorkerSlotReservation,
     live: &mut (dyn FnMut(&dyn std::fmt::Debug) + Send),
 ) -> FetchError {
-    let incompatibility = camera.fallback.as_ref().and_then(PipelineFallback::reason);
+    let incompatibility = camera.fallback.as_ref().and_then(CameraFallback::reason);
     entry.modify_status_without_notifying(|status| {
         status.fallback_reason = incompatibility.map(CameraIncompatibility::text)
     });
-    let uses_pipeline = camera.fallback.as_ref().is_some_and(PipelineFallback::uses_pipeline);
+    let uses_pipeline = camera.fallback.as_ref().is_some_and(CameraFallback::uses_pipeline);
     let by_pipeline = incompatibility.filter(|_| uses_pipeline);
     if let (Some(fallback), Some(incompatibility)) = (&camera.fallback, by_pipeline) {
         entry.modify_status_without_notifying(|status| status.unsupported_tracks.clear());
@@ -118,7 +118,7 @@ pub async fn run_camera_source<P: FrameSink>(
         let (_, pipeline) = fallback.pipeline_for_incompatibility(incompatibility);
         warn!(%stream, reason, pipeline, "RTSP camera is now read by a GStreamer pipeline: the built-in RTSP client cannot read it");
     }
-    FetchError::SwitchedToPipeline
+    FetchError::ReaderSwitched
 }
 
 /// Runs a session. The library panics at some answers, such as a `Session` header with a space behind the identifier.
@@ -149,7 +149,7 @@ async fn run_rtsp_client_session<P: FrameSink>(
         let renew_after = camera
             .fallback
             .as_ref()
-            .and_then(PipelineFallback::camera_session_renewal_age);
+            .and_then(CameraFallback::camera_session_renewal_age);
         let renewed = open_replacement_session(camera, entry, renew_after);
         let audio_retry = wait_for_audio_retry(camera, &client);
         let session = CameraSession {
